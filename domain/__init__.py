@@ -1,0 +1,1 @@
+"""What is true: events, commands, decide and evolve; pure."""

@@ -1,0 +1,1 @@
+"""What operators and developers run: setup, checks, bench and the sandbox."""

@@ -1,0 +1,1 @@
+"""What can be asked: SQL text and pure functions from events to statements; executes nothing."""
