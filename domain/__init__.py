@@ -1,1 +1,1 @@
-"""What is true: events, commands, decide and evolve; pure."""
+"""What is true: events, commands, decide and evolve; pure, so that replay never lies."""

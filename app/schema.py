@@ -1,0 +1,155 @@
+"""The ledger's tables: made by `migrate`, checked at start, and closed to UPDATE and DELETE by the database.
+
+Schema `ledger` holds what must never be lost; schema `views` (made by the projector) can be dropped at any time.
+"""
+
+from psycopg import AsyncConnection, sql
+
+VERSION = 1
+LEDGER = "ledger"
+EVENTS = "stored_events"
+CHANNEL = "ledger_stored_events"
+APPEND_LOCK = 0x6368_6174_0001
+MIGRATE_LOCK = 0x6368_6174_0002
+PROJECT_LOCK = 0x6368_6174_0003
+RELAY_LOCK = 0x6368_6174_0004
+PARTITION_LOCK = 0x6368_6174_1000
+ROLE = "chatledger"
+
+TABLES = """
+CREATE SCHEMA IF NOT EXISTS ledger;
+CREATE TABLE IF NOT EXISTS ledger.meta (
+  one boolean PRIMARY KEY DEFAULT true CHECK (one),
+  id uuid NOT NULL DEFAULT gen_random_uuid(), version integer NOT NULL);
+CREATE TABLE IF NOT EXISTS ledger.stored_events (
+  originator_id uuid NOT NULL, originator_version bigint NOT NULL, topic text, state bytea,
+  notification_id bigint NOT NULL, PRIMARY KEY (originator_id, originator_version))
+  WITH (autovacuum_analyze_threshold = 1000, autovacuum_analyze_scale_factor = 0.05);
+CREATE UNIQUE INDEX IF NOT EXISTS stored_events_notification_id_idx
+  ON ledger.stored_events (notification_id);
+ALTER TABLE ledger.stored_events ALTER COLUMN state SET STORAGE EXTERNAL;
+CREATE TABLE IF NOT EXISTS ledger.clocks (conversation uuid PRIMARY KEY, msec bigint NOT NULL)
+  WITH (fillfactor = 70);
+CREATE TABLE IF NOT EXISTS ledger.secrets (
+  channel text PRIMARY KEY, channel_id text NOT NULL UNIQUE, sealed bytea NOT NULL);
+CREATE TABLE IF NOT EXISTS ledger.refused (
+  id uuid PRIMARY KEY, scope_id text NOT NULL, received_at timestamptz NOT NULL,
+  reason text NOT NULL, body bytea NOT NULL);
+"""
+
+# READ COMMITTED, because the snapshot of `max` must be taken after the lock; positions have no gaps because
+# they are assigned under it; one statement is one transaction, so a batch is stored or not, never half.
+# A unit (all commands of a batch that share a stream or a conversation) stands or falls together: it is `bad`
+# if one of its events' versions is taken or another writer moved one of its conversations' clocks.
+APPEND = """
+CREATE OR REPLACE FUNCTION ledger.append(
+  unit int[], stream uuid[], version bigint[], topic text[], state bytea[],
+  clock_unit int[], conversation uuid[], before bigint[], after bigint[],
+  OUT bad int[], OUT head bigint) LANGUAGE plpgsql AS $$
+BEGIN
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    RAISE 'ledger.append needs READ COMMITTED';
+  END IF;
+  PERFORM pg_advisory_xact_lock({lock});
+  SELECT array_agg(DISTINCT i.u) INTO bad FROM unnest(unit, stream, version) AS i(u, o, v)
+    JOIN ledger.stored_events e ON e.originator_id = i.o AND e.originator_version = i.v;
+  IF cardinality(conversation) > 0 THEN
+    SELECT bad || array_agg(DISTINCT i.u) INTO bad
+      FROM unnest(clock_unit, conversation, before) AS i(u, c, b)
+      JOIN ledger.clocks k ON k.conversation = i.c AND k.msec <> i.b;
+    INSERT INTO ledger.clocks AS k
+      SELECT i.c, i.a FROM unnest(clock_unit, conversation, after) AS i(u, c, a)
+      WHERE bad IS NULL OR i.u <> ALL (bad)
+      ON CONFLICT (conversation) DO UPDATE SET msec = excluded.msec;
+  END IF;
+  SELECT coalesce(max(notification_id), 0) INTO head FROM ledger.stored_events;
+  IF bad IS NULL THEN
+    INSERT INTO ledger.stored_events
+        (originator_id, originator_version, topic, state, notification_id)
+      SELECT i.o, i.v, i.t, i.s, head + i.n
+      FROM unnest(stream, version, topic, state) WITH ORDINALITY AS i(o, v, t, s, n);
+  ELSE
+    INSERT INTO ledger.stored_events
+        (originator_id, originator_version, topic, state, notification_id)
+      SELECT i.o, i.v, i.t, i.s, head + row_number() OVER (ORDER BY i.n)
+      FROM unnest(unit, stream, version, topic, state) WITH ORDINALITY AS i(u, o, v, t, s, n)
+      WHERE i.u <> ALL (bad);
+  END IF;
+  NOTIFY {channel};
+END $$
+"""
+
+IMMUTABLE = """
+CREATE OR REPLACE FUNCTION ledger.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE EXCEPTION 'the ledger is append-only: % is refused', TG_OP USING ERRCODE = 'restrict_violation';
+END $$;
+CREATE OR REPLACE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON ledger.stored_events
+  FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
+"""
+
+# The role that the service works as: it may append to the ledger and read it, and owns only the views.
+GRANTS = """
+GRANT USAGE ON SCHEMA ledger TO {role};
+GRANT SELECT, INSERT ON ledger.stored_events TO {role};
+GRANT SELECT ON ledger.meta TO {role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.clocks, ledger.secrets, ledger.refused TO {role};
+"""
+
+
+class OldSchema(Exception):
+    """The database has no chatledger tables of this version: run `chatledger migrate`."""
+
+
+async def migrate(connection: AsyncConnection[tuple[object, ...]]) -> None:
+    """Bring the database to this version's tables, once, whoever calls; needs an owner's rights.
+
+    Makes the role `chatledger` too; the service runs as it (`SET ROLE`), so that not even a mistake in it can
+    change the ledger.
+    """
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATE_LOCK,))
+        await connection.execute(TABLES)
+        names = {"lock": sql.Literal(APPEND_LOCK), "channel": sql.Identifier(CHANNEL)}
+        await connection.execute(sql.SQL(APPEND).format(**names))
+        await connection.execute(IMMUTABLE)
+        await _role(connection)
+        await connection.execute(
+            "INSERT INTO ledger.meta (version) VALUES (%s)"
+            " ON CONFLICT (one) DO UPDATE SET version = excluded.version",
+            (VERSION,),
+        )
+
+
+async def _role(connection: AsyncConnection[tuple[object, ...]]) -> None:
+    role = sql.Identifier(ROLE)
+    found = await (await connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (ROLE,))).fetchone()
+    if found is None:
+        await connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(role))
+    await connection.execute(sql.SQL(GRANTS).format(role=role))
+    row = await (await connection.execute("SELECT current_database(), current_user")).fetchone()
+    assert row is not None
+    database, user = (sql.Identifier(str(name)) for name in row)
+    await connection.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(database, role))
+    await connection.execute(sql.SQL("GRANT {} TO {}").format(role, user))
+
+
+async def check(connection: AsyncConnection[tuple[object, ...]]) -> str:
+    """The ledger's id (a UUID as text); raises OldSchema if the tables are not this version's."""
+    found = await (await connection.execute("SELECT to_regclass('ledger.meta')::text")).fetchone()
+    if found is None or found[0] is None:
+        raise OldSchema("the database has no chatledger tables: run `chatledger migrate`")
+    row = await (await connection.execute("SELECT id::text, version FROM ledger.meta")).fetchone()
+    if row is None or row[1] != VERSION:
+        raise OldSchema(
+            f"the database is at schema version {row and row[1]}, this program needs {VERSION}: "
+            "run `chatledger migrate`"
+        )
+    return str(row[0])
+
+
+async def connect(url: str) -> AsyncConnection[tuple[object, ...]]:
+    """An autocommit connection that works as the role `chatledger`."""
+    connection = await AsyncConnection.connect(url, autocommit=True)
+    await connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(ROLE)))
+    return connection

@@ -1,0 +1,317 @@
+"""What happened: immutable facts with permanent tags; fields are only ever added, with defaults.
+
+An event is encoded once, by `encode`; the same bytes are stored, published and hashed. Personal data lives
+only in `sender`, `receiver` and `content`. Times are text, `2026-11-22T08:00:00.000Z`. An event with `push`
+causes a delivery to that side ("kommo" or "messenger"); the fields it carries are all that the push needs.
+"""
+
+from typing import Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+SCHEMA = 1
+EVENT_BYTES_MAX = 384 * 1024
+
+Json: TypeAlias = dict[str, object]
+Side: TypeAlias = Literal["kommo", "messenger"]
+Direction: TypeAlias = Literal["in", "out"]
+
+
+class Party(Struct, frozen=True, omit_defaults=True, gc=False):
+    """Somebody who writes or reads. `id` is the side's own; `client_id` is what the messenger calls them."""
+
+    id: str | None = None
+    name: str | None = None
+    phone: str | None = None
+    email: str | None = None
+    avatar: str | None = None
+    profile_link: str | None = None
+    client_id: str | None = None
+
+
+class Location(Struct, frozen=True, gc=False):
+    """Degrees, WGS 84."""
+
+    lon: float
+    lat: float
+
+
+class Contact(Struct, frozen=True, gc=False):
+    """A shared address-book entry."""
+
+    name: str
+    phone: str
+
+
+class Reply(Struct, frozen=True, omit_defaults=True, gc=False):
+    """What a message answers. `id` is as its sender named it; the rest is known once that is resolved.
+
+    `message` is our id, `sent_by` the side that sent it, `own_id` that side's id, `remote_id` the other's.
+    """
+
+    id: str
+    message: str | None = None
+    sent_by: Side | None = None
+    own_id: str | None = None
+    remote_id: str | None = None
+
+
+class Ends(Struct, frozen=True, omit_defaults=True, gc=False):
+    """A conversation's names: the messenger's `conversation_id` and Kommo's `chat_id`."""
+
+    conversation_id: str | None = None
+    chat_id: str | None = None
+
+
+class Content(Struct, frozen=True, omit_defaults=True):
+    """A message's content, and the conversation as both sides name it.
+
+    type: text, picture, file, video, voice, audio, sticker, location or contact. `file_size` is in bytes,
+    `media_duration` in seconds. `forwards_cut` says how many forwarded messages were too long to keep.
+    """
+
+    type: str
+    text: str | None = None
+    media: str | None = None
+    thumbnail: str | None = None
+    file_name: str | None = None
+    file_size: int | None = None
+    media_duration: int | None = None
+    media_group_id: str | None = None
+    sticker_id: str | None = None
+    location: Location | None = None
+    contact: Contact | None = None
+    callback_data: str | None = None
+    shared_post: Json | None = None
+    post: Json | None = None
+    markup: Json | None = None
+    template: Json | None = None
+    tag: str | None = None
+    reply_to: Reply | None = None
+    forwards: Json | None = None
+    forwards_cut: int = 0
+    conversation_id: str | None = None
+    chat_id: str | None = None
+
+
+class Event(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True, gc=False):
+    """A fact. `at` is the source's clock, `recorded_at` ours, `cause` the event that brought it about."""
+
+    id: str
+    stream: str
+    version: int
+    channel: str
+    account: str | None = None
+    conversation: str | None = None
+    message: str | None = None
+    at: str
+    recorded_at: str
+    by: str
+    cause: str | None = None
+    schema: int
+
+
+class ChannelRegistered(Event, frozen=True, kw_only=True, gc=False, tag="channel.registered"):
+    """A chat channel of Kommo and the messenger behind it are known; their secrets are kept elsewhere."""
+
+    channel_id: str
+    kind: str
+    url: str
+    bot_id: str | None = None
+
+
+class ChannelChanged(Event, frozen=True, kw_only=True, gc=False, tag="channel.changed"):
+    """The messenger's address or a secret was changed."""
+
+    url: str
+    bot_id: str | None = None
+    secrets: list[str] = []
+
+
+class ChannelConnected(Event, frozen=True, kw_only=True, gc=False, tag="channel.connected"):
+    """Kommo connected the channel to the account."""
+
+    scope_id: str
+    title: str = ""
+
+
+class ChannelDisconnected(Event, frozen=True, kw_only=True, gc=False, tag="channel.disconnected"):
+    """The channel no longer serves the account."""
+
+    scope_id: str
+
+
+class ConversationStarted(Event, frozen=True, kw_only=True, gc=False, tag="conversation.started"):
+    """A chat is seen first, by this side's name."""
+
+    side: Side
+    content: Ends
+
+
+class ConversationBound(Event, frozen=True, kw_only=True, gc=False, tag="conversation.bound"):
+    """The other side's name of the chat is learned; recorded in the chat's stream and in the name's."""
+
+    side: Side
+    content: Ends
+
+
+class ConversationMerged(Event, frozen=True, kw_only=True, gc=False, tag="conversation.merged"):
+    """Two chats turned out to be one; `into` is the earlier."""
+
+    into: str
+
+
+class ConversationLinked(Event, frozen=True, kw_only=True, gc=False, tag="conversation.linked"):
+    """The chat belongs to a Kommo contact, and perhaps a lead; the latest link counts."""
+
+    contact_id: int
+    lead_id: int | None = None
+
+
+class MessageSent(Event, frozen=True, kw_only=True, gc=False, tag="message.sent"):
+    """Somebody wrote. `own_id` is the sender's own id; `msec` orders the chat in Kommo's feed."""
+
+    direction: Direction
+    own_id: str
+    msec: int
+    sender: Party
+    content: Content
+    receiver: Party | None = None
+    source: str | None = None
+    silent: bool = False
+    imported: bool = False
+    push: Side | None = None
+
+
+class MessageEdited(Event, frozen=True, kw_only=True, gc=False, tag="message.edited"):
+    """The content was changed; the latest `at` wins, then the event's id."""
+
+    content: Content
+    push: Side | None = None
+
+
+class MessageDeleted(Event, frozen=True, kw_only=True, gc=False, tag="message.deleted"):
+    """Taken back; final."""
+
+
+class MessageAccepted(Event, frozen=True, kw_only=True, gc=False, tag="message.accepted"):
+    """The receiving side took the message and calls it `remote_id` (None: it did not say)."""
+
+    side: Side
+    remote_id: str | None = None
+
+
+class MessageNamed(Event, frozen=True, kw_only=True, gc=False, tag="message.named"):
+    """This stream's name is another name of `message`."""
+
+
+class MessageDelivered(Event, frozen=True, kw_only=True, gc=False, tag="message.delivered"):
+    """The receiver's device has it. `remote_id` is Kommo's id of the message."""
+
+    remote_id: str | None = None
+    push: Side | None = None
+
+
+class MessageRead(Event, frozen=True, kw_only=True, gc=False, tag="message.read"):
+    """The receiver saw it. `remote_id` is Kommo's id of the message."""
+
+    remote_id: str | None = None
+    push: Side | None = None
+
+
+class MessageFailed(Event, frozen=True, kw_only=True, gc=False, tag="message.failed"):
+    """It will not arrive: a code of Kommo's (901..905) and a text. `remote_id` is Kommo's id of it."""
+
+    code: int
+    text: str
+    remote_id: str | None = None
+    push: Side | None = None
+
+
+class ReactionAdded(Event, frozen=True, kw_only=True, gc=False, tag="reaction.added"):
+    """Somebody reacted. `sent_by` and `own_id` say who sent the message and what they call it."""
+
+    sender: Party
+    content: Ends
+    emoji: str = ""
+    sent_by: Side | None = None
+    own_id: str | None = None
+    push: Side | None = None
+
+
+class ReactionRemoved(Event, frozen=True, kw_only=True, gc=False, tag="reaction.removed"):
+    """Somebody took a reaction back."""
+
+    sender: Party
+    content: Ends
+    emoji: str = ""
+    sent_by: Side | None = None
+    own_id: str | None = None
+    push: Side | None = None
+
+
+class TypingStarted(Event, frozen=True, kw_only=True, gc=False, tag="typing.started"):
+    """Somebody is writing; worth nothing after `expires_at`."""
+
+    sender: Party
+    content: Ends
+    expires_at: str
+    push: Side | None = None
+
+
+class DeliveryCompleted(Event, frozen=True, kw_only=True, gc=False, tag="delivery.completed"):
+    """What event `cause` asked for was pushed, or `superseded` says why it is no longer wanted."""
+
+    superseded: str | None = None
+
+
+class DeliveryDeferred(Event, frozen=True, kw_only=True, gc=False, tag="delivery.deferred"):
+    """An attempt to deliver event `cause` failed and will be repeated."""
+
+    reason: str
+
+
+class DeliveryParked(Event, frozen=True, kw_only=True, gc=False, tag="delivery.parked"):
+    """The delivery of event `cause` is given up until someone looks."""
+
+    reason: str
+
+
+class DeliveryResumed(Event, frozen=True, kw_only=True, gc=False, tag="delivery.resumed"):
+    """The delivery of event `cause` is taken up again."""
+
+
+class ConflictNoticed(Event, frozen=True, kw_only=True, gc=False, tag="conflict.noticed"):
+    """The same id came again with other content; the first recorded stands."""
+
+    sender: Party
+    content: Content
+
+
+Status: TypeAlias = MessageDelivered | MessageRead | MessageFailed
+Reaction: TypeAlias = ReactionAdded | ReactionRemoved
+ChannelEvent: TypeAlias = ChannelRegistered | ChannelChanged | ChannelConnected | ChannelDisconnected
+ConversationEvent: TypeAlias = (
+    ConversationStarted | ConversationBound | ConversationMerged | ConversationLinked
+)
+DeliveryEvent: TypeAlias = DeliveryCompleted | DeliveryDeferred | DeliveryParked | DeliveryResumed
+MessageEvent: TypeAlias = (
+    MessageSent
+    | MessageEdited
+    | MessageDeleted
+    | MessageAccepted
+    | MessageNamed
+    | Status
+    | Reaction
+    | ConflictNoticed
+)
+AnyEvent: TypeAlias = ChannelEvent | ConversationEvent | MessageEvent | TypingStarted | DeliveryEvent
+
+encode = msgspec.json.Encoder().encode
+decode = msgspec.json.Decoder(AnyEvent).decode
+
+
+def tag(event: AnyEvent) -> str:
+    """The permanent name of the event's type."""
+    return str(type(event).__struct_config__.tag)

@@ -1,0 +1,83 @@
+"""Names of streams: the same outside id always gives the same stream, so a repeat meets its own past."""
+
+from hashlib import sha1
+from zlib import crc32
+
+from msgspec import Struct
+
+KOMMO = "kommo"
+MESSENGER = "messenger"
+PARTITIONS = 64
+TYPING_WINDOW_MS = 5_000
+_ROOT = bytes.fromhex("a1f0c3d25b8e4c4f9d6e2b7a90c1e853")
+
+
+class Link(Struct, frozen=True):
+    """A channel connected to one Kommo account: where an action belongs, and the namespace of its ids."""
+
+    channel: str
+    account: str
+    scope_id: str
+    namespace: bytes
+
+
+def link(channel: str, channel_id: str, account: str) -> Link:
+    """The link of a channel and an account; its scope id is `{channel_id}_{account}` as in Kommo."""
+    scope_id = f"{channel_id}_{account}"
+    namespace = sha1(_ROOT + scope_id.encode(), usedforsecurity=False).digest()[:16]
+    return Link(channel, account, scope_id, namespace)
+
+
+def other(side: str) -> str:
+    """The side across: what Kommo sends goes to the messenger, and the reverse."""
+    return MESSENGER if side == KOMMO else KOMMO
+
+
+def uuid5(namespace: bytes, name: str) -> str:
+    """RFC 9562 UUIDv5 as 36 characters; a third of the cost of `uuid.uuid5` and `str`."""
+    raw = bytearray(sha1(namespace + name.encode(), usedforsecurity=False).digest()[:16])
+    raw[6] = raw[6] & 0x0F | 0x50
+    raw[8] = raw[8] & 0x3F | 0x80
+    text = raw.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def message_id(where: Link, side: str, own_id: str) -> str:
+    """The id of a message, which is the stream named by `own_id`, the sender's own id for it."""
+    return uuid5(where.namespace, f"{side}:{own_id}")
+
+
+def conversation_id(where: Link, side: str, own_id: str) -> str:
+    """The stream named by a side's own id of a conversation."""
+    return uuid5(where.namespace, f"conversation:{side}:{own_id}")
+
+
+def typing_id(where: Link, conversation: str, sender: str, at_ms: int) -> str:
+    """One stream per sender and window of 5 seconds, so typing is recorded at most once in it."""
+    return uuid5(where.namespace, f"typing:{conversation}:{sender}:{at_ms // TYPING_WINDOW_MS}")
+
+
+def channel_stream(name: str) -> str:
+    """The stream of a channel's registration."""
+    return uuid5(_ROOT, f"channel:{name}")
+
+
+def connection_stream(where: Link) -> str:
+    """The stream of a channel's connection to one account."""
+    return uuid5(where.namespace, "connection")
+
+
+def nth(base: str, n: int) -> str:
+    """The id of the n-th event (0..255) of a command whose base id ends in `00`."""
+    return f"{base[:-2]}{n:02x}"
+
+
+def partition(conversation: str | None) -> int:
+    """crc32 of the conversation id mod 64; 0 without a conversation. Fixed for ever."""
+    return crc32(conversation.encode()) % PARTITIONS if conversation else 0
+
+
+def subject(conversation: str | None, account: str | None, tag: str) -> str:
+    """`ledger.<p00..p63>.<account>.<conversation>.<type>`, a dash where there is none."""
+    where = f"p{partition(conversation):02d}.{account or '-'}.{conversation or '-'}"
+    return f"ledger.{where}.{tag.replace('.', '_')}"
