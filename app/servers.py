@@ -1,0 +1,151 @@
+"""The servers we use are there and new enough: the operator's own, or private ones that we start and stop.
+
+AlreadyRunning   another chatledger has this data folder
+ServerFailed     a private server does not start
+OldServer        the operator's server is not one that we build on
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import nats
+import nats.errors
+import psycopg
+from msgspec import Struct
+
+from app.children import Child, ServerFailed
+from app.nats import PrivateNats
+from app.postgres import PrivatePostgres
+from app.settings import Settings, prepare_folder
+
+__all__ = ["AlreadyRunning", "OldServer", "ServerFailed", "Servers", "check_versions", "servers"]
+
+POSTGRES_OLDEST, POSTGRES_NEWEST = 15, 18
+NATS_OLDEST = (2, 14)
+CONNECT_SECONDS = 10
+LOCK_BYTES_MAX = 20
+
+
+class AlreadyRunning(Exception):
+    """Another chatledger has this data folder; the message names both."""
+
+
+class OldServer(Exception):
+    """A server is older than what chatledger needs, or a PostgreSQL not yet tried; the message names it."""
+
+
+class Servers(Struct, frozen=True):
+    """Where to connect. The URLs carry the credentials: they belong in no log."""
+
+    database_url: str
+    nats_url: str
+    database_private: bool
+    nats_private: bool
+
+    @property
+    def nats_urls(self) -> list[str]:
+        """One for each server of a cluster, as clients take them."""
+        return self.nats_url.split(",")
+
+    def __repr__(self) -> str:
+        """Without the credentials."""
+        return f"Servers(database_private={self.database_private}, nats_private={self.nats_private})"
+
+
+@asynccontextmanager
+async def servers(settings: Settings) -> AsyncIterator[Servers]:
+    """Start the servers that have no URL in the settings, keep them running, and stop them at the end.
+
+    Must run in the main thread. Raises AlreadyRunning at once, ServerFailed, BadSettings.
+    """
+    postgres = None if settings.database_url else PrivatePostgres(settings.data / "postgres")
+    broker = None if settings.nats_url else PrivateNats(settings.data / "nats")
+    children: list[Child] = [child for child in (broker, postgres) if child]
+    with _instance(settings.data) if children else contextlib.nullcontext():
+        try:
+            await _together(*(child.start() for child in children))
+            yield Servers(
+                database_url=settings.database_url or (postgres.url if postgres else ""),
+                nats_url=settings.nats_url or (broker.url if broker else ""),
+                database_private=postgres is not None,
+                nats_private=broker is not None,
+            )
+        finally:
+            # Together, for the callers have stopped and neither server needs the other.
+            await _together(*(child.stop() for child in children))
+
+
+async def check_versions(database_url: str, nats_url: str) -> None:
+    """Refuse servers that we were not made for. Raises OldServer; ServerFailed if one does not answer."""
+    await _together(_check_postgres(database_url), _check_nats(nats_url))
+
+
+async def _check_postgres(url: str) -> None:
+    try:
+        connection = await psycopg.AsyncConnection.connect(url, connect_timeout=CONNECT_SECONDS)
+    except psycopg.OperationalError as error:
+        raise ServerFailed(f"PostgreSQL at CHATLEDGER_DATABASE_URL does not answer: {error}") from error
+    async with connection:
+        number = connection.info.server_version
+    found = f"{number // 10000}.{number % 10000}"
+    if number // 10000 < POSTGRES_OLDEST:
+        raise OldServer(
+            f"PostgreSQL {found} is too old: chatledger needs {POSTGRES_OLDEST} to {POSTGRES_NEWEST}"
+        )
+    if number // 10000 > POSTGRES_NEWEST:
+        raise OldServer(
+            f"PostgreSQL {found} is too new: chatledger needs {POSTGRES_OLDEST} to {POSTGRES_NEWEST}"
+        )
+
+
+async def _check_nats(url: str) -> None:
+    try:
+        client = await nats.connect(
+            url.split(","), connect_timeout=CONNECT_SECONDS, allow_reconnect=False, error_cb=_quiet
+        )
+    except (nats.errors.Error, OSError) as error:
+        raise ServerFailed(f"NATS at CHATLEDGER_NATS_URL does not answer: {error}") from error
+    version = client.connected_server_version
+    await client.close()
+    if (version.major, version.minor) < NATS_OLDEST:
+        oldest = ".".join(map(str, NATS_OLDEST))
+        raise OldServer(
+            f"NATS {version.major}.{version.minor} is too old: chatledger needs {oldest} or newer"
+        )
+
+
+async def _quiet(_: Exception) -> None:
+    """The client's own report of an error that we raise ourselves."""
+
+
+@contextmanager
+def _instance(folder: Path) -> Iterator[None]:
+    """Hold the data folder for this process alone; the lock's file names the process."""
+    prepare_folder(folder)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, LOCK_BYTES_MAX, 0).decode().strip() or "unknown"
+            raise AlreadyRunning(
+                f"another chatledger (process {holder}) uses {folder}:"
+                " stop it, or set CHATLEDGER_DATA to another folder"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def _together(*steps: Coroutine[None, None, None]) -> None:
+    """Run all steps to their ends, then raise the first error."""
+    for outcome in await asyncio.gather(*steps, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome

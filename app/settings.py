@@ -1,0 +1,246 @@
+"""Settings are complete and typed before anything starts; what is wrong is named, with what to do."""
+
+import base64
+import binascii
+import difflib
+import os
+import pwd
+import secrets
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import Meta, Struct
+
+PREFIX = "CHATLEDGER_"
+MASTER_KEY_BYTES = 32
+CONFIG_BYTES_MAX = 1_000_000
+
+Role = Literal["web", "relay", "project", "deliver"]
+ROLES: frozenset[Role] = frozenset(get_args(Role))
+
+
+class BadSettings(Exception):
+    """A setting is missing or cannot be used; the message names it and says what to do."""
+
+
+class Settings(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename=lambda name: PREFIX + name.upper()
+):
+    """What the operator decided; each field is the variable CHATLEDGER_<FIELD>."""
+
+    data: Path
+    database_url: str | None = None
+    nats_url: str | None = None
+    host: Annotated[str, Meta(pattern=r"^[^\s/]+$")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    admin_key: Annotated[str, Meta(pattern=r"^[!-~]+$")] | None = None
+    master_key: str | None = None
+    kommo_url: Annotated[str, Meta(pattern=r"^https?://[^\s?#]+$")] = "https://amojo.kommo.com"
+    roles: frozenset[Role] = ROLES
+
+    def __repr__(self) -> str:
+        """Without the keys and URLs, which carry secrets."""
+        return f"Settings(data={self.data}, host={self.host}, port={self.port}, roles={sorted(self.roles)})"
+
+
+class Keys(Struct, frozen=True):
+    """The bearer key with every right, and the 32 bytes that seal secrets at rest."""
+
+    admin: str
+    master: bytes
+
+    def __repr__(self) -> str:
+        """Nothing: a key belongs in no log."""
+        return "Keys(…)"
+
+
+HINTS = {
+    "CHATLEDGER_DATA": "give a folder",
+    "CHATLEDGER_DATABASE_URL": "give a URL like postgresql://user:password@host/database",
+    "CHATLEDGER_NATS_URL": "give a URL like nats://user:password@host:4222, or several with commas between",
+    "CHATLEDGER_HOST": "give an address to listen on, like 127.0.0.1",
+    "CHATLEDGER_PORT": "give a whole number from 0 (any free port) to 65535",
+    "CHATLEDGER_ADMIN_KEY": "give printable ASCII characters without spaces",
+    "CHATLEDGER_MASTER_KEY": "give 32 bytes in base64, for example from: openssl rand -base64 32",
+    "CHATLEDGER_KOMMO_URL": "give an http or https URL, like https://amojo.kommo.com",
+    "CHATLEDGER_ROLES": "give some of web,relay,project,deliver with commas between",
+}
+
+
+def load_settings(
+    config: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read the settings: `overrides` (the command line) win over the environment, that over the file.
+
+    All three use the names CHATLEDGER_…; an empty text is the same as nothing. Raises BadSettings.
+    """
+    environment = os.environ if environment is None else environment
+    given = _read_file(config) if config else {}
+    for source in (environment, overrides or {}):
+        given |= {name: value for name, value in source.items() if name.startswith(PREFIX)}
+    given = {name: value for name, value in given.items() if value != ""}
+    _refuse_unknown(given)
+    home = environment.get("HOME", "")
+    given["CHATLEDGER_DATA"] = _data_folder(given.get("CHATLEDGER_DATA"), home)
+    return _checked(_convert(given))
+
+
+def load_keys(settings: Settings) -> Keys:
+    """The two keys: from the settings, else from the data folder, made there when first asked for."""
+    admin = settings.admin_key or _kept(settings.data / "admin.key", secrets.token_urlsafe(32))
+    made = base64.b64encode(secrets.token_bytes(MASTER_KEY_BYTES)).decode()
+    sealed = settings.master_key or _kept(settings.data / "master.key", made)
+    return Keys(admin, _master_key(sealed, str(settings.data / "master.key")))
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the data folder unless it is there, for its owner only. Raises BadSettings.
+
+    When we are root, others may pass through, for PostgreSQL runs as one of them.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.geteuid() == 0 and not any(folder.iterdir()):
+            folder.chmod(folder.stat().st_mode | 0o011)
+    except OSError as error:
+        raise BadSettings(
+            f"CHATLEDGER_DATA: {folder} cannot be made ({error.strerror}): give a folder you may write to"
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadSettings(f"CHATLEDGER_DATA: {folder} is not writable: give a folder you may write to")
+
+
+def _read_file(config: Path) -> dict[str, object]:
+    try:
+        if config.stat().st_size > CONFIG_BYTES_MAX:
+            raise BadSettings(f"{config} is too long for a configuration file")
+        with config.open("rb") as file:
+            found: dict[str, object] = tomllib.load(file)
+    except OSError as error:
+        raise BadSettings(
+            f"{config} cannot be read ({error.strerror}): check the path given by --config"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadSettings(f"{config} is not TOML: {error}") from error
+    return found
+
+
+def _refuse_unknown(given: Mapping[str, object]) -> None:
+    for name in sorted(given.keys() - HINTS.keys()):
+        near = difflib.get_close_matches(name, HINTS, n=1) or difflib.get_close_matches(
+            PREFIX + name.upper(), HINTS, n=1, cutoff=0.9
+        )
+        advice = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(HINTS)}"
+        raise BadSettings(f"{name} is not a setting: {advice}")
+
+
+def _data_folder(given: object, home: str) -> object:
+    """Absolute; HOME may be empty in containers and units, then the user database knows."""
+    if isinstance(given, str) and not given.startswith("~/"):
+        return os.path.abspath(given)
+    if given is not None and not isinstance(given, str):
+        return given
+    if given is None and os.geteuid() == 0:
+        return "/var/lib/chatledger"
+    if not home:
+        try:
+            home = pwd.getpwuid(os.geteuid()).pw_dir
+        except KeyError:
+            raise BadSettings("CHATLEDGER_DATA is needed, for this user has no home: give a folder") from None
+    return os.path.join(home, given[2:] if given else ".local/state/chatledger")
+
+
+def _convert(given: dict[str, Any]) -> Settings:
+    roles = given.get("CHATLEDGER_ROLES")
+    if isinstance(roles, str):
+        given["CHATLEDGER_ROLES"] = [role.strip() for role in roles.split(",")]
+    try:
+        return msgspec.convert(given, Settings, strict=False, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        name = next((name for name in HINTS if f"$.{name}" in str(error)), "settings")
+        raise BadSettings(f"{name}: {HINTS.get(name, error)}") from error
+
+
+def _path(kind: type, value: object) -> Path:
+    if kind is not Path or not isinstance(value, str):
+        raise msgspec.ValidationError("Expected a path")
+    return Path(value)
+
+
+def _checked(settings: Settings) -> Settings:
+    """The rules that types cannot say."""
+    database, nats = settings.database_url, settings.nats_url
+    if database and not database.startswith(("postgresql://", "postgres://")) and "=" not in database:
+        raise BadSettings(f"CHATLEDGER_DATABASE_URL: {HINTS['CHATLEDGER_DATABASE_URL']}")
+    if nats and not all(one.startswith(("nats://", "tls://")) for one in nats.split(",")):
+        raise BadSettings(f"CHATLEDGER_NATS_URL: {HINTS['CHATLEDGER_NATS_URL']}")
+    if settings.master_key:
+        _master_key(settings.master_key, "CHATLEDGER_MASTER_KEY")
+    if settings.roles != ROLES and not (database and nats):
+        missing = "CHATLEDGER_NATS_URL" if database else "CHATLEDGER_DATABASE_URL"
+        raise BadSettings(
+            f"{missing} is needed with CHATLEDGER_ROLES={','.join(sorted(settings.roles))}: several processes"
+            " share servers; set both URLs, or leave CHATLEDGER_ROLES out to run everything in one process"
+        )
+    return msgspec.structs.replace(settings, kommo_url=settings.kommo_url.rstrip("/"))
+
+
+def _master_key(text: str, source: str) -> bytes:
+    try:
+        key = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        key = b""
+    if len(key) != MASTER_KEY_BYTES:
+        raise BadSettings(f"{source}: {HINTS['CHATLEDGER_MASTER_KEY']}")
+    return key
+
+
+def _kept(path: Path, made: str) -> str:
+    """The line in the file; `made` goes there if there is no file. Two processes end with one line."""
+    try:
+        return _line(path)
+    except FileNotFoundError:
+        pass
+    prepare_folder(path.parent)
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "w", encoding="ascii") as file:
+            file.write(made + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)  # Unlike a rename, refuses when another process was first.
+        except FileExistsError:
+            return _line(path)
+    finally:
+        draft.unlink()
+    sync_folder(path.parent)
+    return made
+
+
+def _line(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSettings(f"{path} cannot be read ({error}): make it readable for this user") from error
+    if not text or any(not "!" <= letter <= "~" for letter in text):
+        raise BadSettings(f"{path} does not hold a key: put it back from a backup")
+    return text
+
+
+def sync_folder(folder: Path) -> None:
+    """Put on disk which files the folder has."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
