@@ -1,6 +1,6 @@
 """The ledger's tables: made by `migrate`, checked at start, and closed to UPDATE and DELETE by the database.
 
-Schema `ledger` holds what must never be lost; schema `views` (made by the projector) can be dropped at any time.
+Schema `ledger` holds what must never be lost; schema `views`, made by the projector, can be dropped at will.
 """
 
 from psycopg import AsyncConnection, sql

@@ -19,7 +19,9 @@ Direction: TypeAlias = Literal["in", "out"]
 
 
 class Party(Struct, frozen=True, omit_defaults=True, gc=False):
-    """Somebody who writes or reads. `id` is the side's own; `client_id` is what the messenger calls them."""
+    """Somebody who writes or reads. `id` is what the acting side calls them; `client_id` is the messenger's
+    name of a receiver that Kommo speaks of, `ref_id` Kommo's name of a sender that the messenger speaks of.
+    """
 
     id: str | None = None
     name: str | None = None
@@ -28,6 +30,7 @@ class Party(Struct, frozen=True, omit_defaults=True, gc=False):
     avatar: str | None = None
     profile_link: str | None = None
     client_id: str | None = None
+    ref_id: str | None = None
 
 
 class Location(Struct, frozen=True, gc=False):
@@ -143,10 +146,11 @@ class ChannelDisconnected(Event, frozen=True, kw_only=True, gc=False, tag="chann
 
 
 class ConversationStarted(Event, frozen=True, kw_only=True, gc=False, tag="conversation.started"):
-    """A chat is seen first, by this side's name."""
+    """A chat is seen first, by this side's name; `receiver` is whom Kommo wrote to first."""
 
     side: Side
     content: Ends
+    receiver: Party | None = None
 
 
 class ConversationBound(Event, frozen=True, kw_only=True, gc=False, tag="conversation.bound"):

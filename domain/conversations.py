@@ -1,0 +1,59 @@
+"""A conversation has one id for ever, that of the first name it was seen under; other names point to it."""
+
+from domain import events as e
+from domain.commands import End
+from domain.draft import Draft
+from domain.state import Chat
+
+HOPS_MAX = 8
+
+
+def root(draft: Draft, stream: str) -> str:
+    """The conversation that a stream stands for, through aliases and merges."""
+    for _ in range(HOPS_MAX):
+        chat = draft.chat(stream)
+        if chat is None or chat.into is None:
+            break
+        stream = chat.into
+    return stream
+
+
+def resolve(draft: Draft, ends: tuple[End, ...], receiver: e.Party | None = None) -> tuple[str, Chat]:
+    """The conversation that `ends` name, most trusted first: started, bound or merged if that is news."""
+    found = next((root(draft, end.stream) for end in ends if draft.chat(end.stream)), None)
+    if found is None:
+        first = ends[0]
+        found = first.stream
+        draft.add(
+            e.ConversationStarted,
+            found,
+            {"conversation": found, "side": first.side, "content": first.ends, "receiver": receiver},
+        )
+    for end in ends:
+        known = draft.chat(end.stream)
+        if known is None:
+            _bind(draft, found, end)
+        elif (other := root(draft, end.stream)) != found:
+            found = _merge(draft, found, other)
+    chat = draft.chat(found)
+    assert chat is not None
+    return found, chat
+
+
+def _bind(draft: Draft, conversation: str, end: End) -> None:
+    fields = {"conversation": conversation, "side": end.side, "content": end.ends}
+    for stream in (conversation, end.stream):
+        draft.add(e.ConversationBound, stream, fields)
+
+
+def _merge(draft: Draft, one: str, two: str) -> str:
+    """The earlier of two conversations takes the other in, with its names."""
+    first, second = draft.chat(one), draft.chat(two)
+    assert first is not None
+    assert second is not None
+    into, out, lost = (one, two, second) if first.started <= second.started else (two, one, first)
+    names = e.Ends(conversation_id=lost.conversation_id, chat_id=lost.chat_id)
+    draft.add(e.ConversationMerged, out, {"conversation": out, "into": into})
+    bound = {"conversation": into, "side": lost.started_by, "content": names}
+    draft.add(e.ConversationBound, into, bound)
+    return into

@@ -1,0 +1,311 @@
+"""Commands become events here, and only here: every rule of what may follow what, without a clock or an id.
+
+A message's stream is named by its sender's own id, so a repeat meets what it repeats. The receiving side's id
+is an alias: a stream that points to the message. A fact about a name that nothing is known by waits in that
+name's stream and is recorded again, with `cause`, once the name is known. Statuses only rise.
+"""
+
+from msgspec.structs import replace
+
+from domain import commands as c
+from domain import events as e
+from domain.conversations import resolve, root
+from domain.draft import Decision, Draft, Known
+from domain.facts import Fact, apply, asked, record
+from domain.ids import KOMMO, MESSENGER, TYPING_WINDOW_MS, other
+from domain.state import Message, State, comparable, conflict_key
+
+DIRECTIONS: dict[str, e.Direction] = {MESSENGER: "in", KOMMO: "out"}
+
+
+class OwnMessage(Exception):
+    """The messenger reports a status of its own message: only messages we sent have one."""
+
+
+class Unknown(Exception):
+    """Nothing is recorded under that id."""
+
+
+class NotConnected(Exception):
+    """The channel is not connected to that account."""
+
+
+def names(command: c.AnyCommand) -> list[str]:
+    """The streams that a command reads; `follow` may name more once these are known."""
+    match command:
+        case c.Send():
+            ends = [end.stream for end in command.ends]
+            reply = [command.reply_stream] if command.reply_stream else []
+            return [command.stream, *ends, *reply]
+        case c.React():
+            return list(command.streams)
+        case c.Type():
+            return [command.stream, *(end.stream for end in command.ends)]
+        case c.Accept():
+    X        case _:
+            return [command.stream]
+
+
+def follow(command: c.AnyCommand, state: State) -> list[str]:
+    """The streams that a stream points to, which its readers need as well."""
+    if not isinstance(state, Message):
+        into = getattr(state, "into", None)
+        return [into] if into else []
+    found = [state.alias] if state.alias else []
+    if isinstance(command, c.Accept) and state.sent and state.sent.conversation:
+        found.append(state.sent.conversation)
+    return found
+
+
+def clocked(command: c.AnyCommand) -> bool:
+    """Whether the command gives a message its place in time, and so reads its conversation's clock."""
+    return isinstance(command, c.Send)
+
+
+def decide(command: c.AnyCommand, known: Known) -> Decision:
+    """What follows from a command, given the streams it names; raises OwnMessage, Unknown, NotConnected."""
+    draft = Draft(command, known)
+    match command:
+        case c.Send():
+            return _send(draft, command)
+        case c.Edit() | c.Delete() | c.Confirm():
+            return _about(draft, command, command.stream)
+        case c.React():
+            named = next((s for s in command.streams if draft.message(s)), command.streams[0])
+            return _about(draft, command, named)
+        case c.Type():
+            return _type(draft, command)
+        case c.Accept():
+            return _accept(draft, command)
+        case c.Reject():
+            return _reject(draft, command)
+        case c.Complete() | c.Defer() | c.Park() | c.Resume():
+            return _deliver(draft, command)
+        case c.Register() | c.Change() | c.Connect() | c.Disconnect():
+            return _channel(draft, command)
+
+
+def _send(draft: Draft, command: c.Send) -> Decision:
+    stream = command.stream
+    before = draft.message(stream)
+    if before and before.alias:
+        return _echo(draft, before.alias)
+    if before and before.sent:
+        return _again(draft, command, before, before.sent)
+    conversation, chat = resolve(draft, command.ends, command.receiver)
+    msec = command.msec
+    if command.side == MESSENGER:
+        msec = max(msec, draft.clocks.get(conversation, 0) + 1)
+    sender = command.sender
+    if command.side == MESSENGER and chat.started_by == KOMMO:
+        sender = replace(sender, ref_id=chat.receiver_id)
+    content = replace(
+        command.content,
+        reply_to=_reply(draft, command),
+        conversation_id=command.content.conversation_id or chat.conversation_id,
+        chat_id=chat.chat_id if chat.started_by == KOMMO else None,
+    )
+    fields = {
+        "conversation": conversation,
+        "message": stream,
+        "direction": DIRECTIONS[command.side],
+        "own_id": command.own_id,
+        "msec": msec,
+        "sender": sender,
+        "receiver": command.receiver,
+        "content": content,
+        "source": command.source,
+        "silent": command.silent,
+        "push": other(command.side),
+    }
+    sent = draft.add(e.MessageSent, stream, fields)
+    for fact in before.waiting if before else ():
+        apply(draft, stream, fact)
+    clock = (conversation, max(msec, draft.clocks.get(conversation, 0)))
+    return draft.done(stream, sent.version, message=stream, clock=clock)
+
+
+def _echo(draft: Draft, message: str) -> Decision:
+    """Our own message comes back under the name that the other side gave it."""
+    target = draft.message(message)
+    version = target.seen.get("message.sent", 1) if target else 1
+    return draft.done(message, version, duplicate=True, message=message)
+
+
+def _again(draft: Draft, command: c.Send, before: Message, sent: e.MessageSent) -> Decision:
+    """The same id again: a repeat, or a conflict that is recorded once per distinct content."""
+    version = before.seen["message.sent"]
+    if _same(command, sent):
+        return draft.done(command.stream, version, duplicate=True, message=command.stream)
+    if conflict_key(command.sender, command.content) not in before.seen:
+        fields: dict[str, object] = {"conversation": sent.conversation, "message": command.stream}
+        fields |= {"sender": command.sender, "content": command.content}
+        draft.add(e.ConflictNoticed, command.stream, fields)
+    return draft.done(command.stream, version, conflict=True, message=command.stream)
+
+
+def _same(command: c.Send, sent: e.MessageSent) -> bool:
+    """Whether content, sender, reply and source are those first recorded; times and names may differ."""
+    first, again = (
+        replace(comparable(content), chat_id=None, conversation_id=None)
+        for content in (sent.content, command.content)
+    )
+    named = command.content.conversation_id
+    return (
+        first == again
+        and (command.side == KOMMO or named == sent.content.conversation_id)
+        and command.sender.id == sent.sender.id
+        and command.source == sent.source
+    )
+
+
+def _reply(draft: Draft, command: c.Send) -> e.Reply | None:
+    """The message that is answered, as far as it is known."""
+    reply = command.content.reply_to
+    if reply is None or command.reply_stream is None:
+        return reply
+    stream = command.reply_stream
+    named = draft.message(stream)
+    if named and named.alias:
+        stream = named.alias
+        named = draft.message(stream)
+    if named is None or named.sent is None:
+        return reply
+    sent = named.sent
+    side: e.Side = "messenger" if sent.direction == "in" else "kommo"
+    return e.Reply(reply.id, stream, side, sent.own_id, named.remote_id)
+
+
+def _about(draft: Draft, command: c.Edit | c.Delete | c.Confirm | c.React, stream: str) -> Decision:
+    """A fact about the message that a stream names: recorded there, or kept until the name is known."""
+    fact = asked(command)
+    named = draft.message(stream)
+    target = named.alias if named and named.alias else stream
+    message = draft.message(target)
+    known = target if message and message.sent else None
+    if named and (version := named.seen.get(fact.key)):
+        return draft.done(stream, version, duplicate=True, message=known)
+    if message and message.sent:
+        if isinstance(command, c.Confirm) and message.sent.direction == "in":
+            raise OwnMessage
+        if version := message.seen.get(fact.key):
+            return draft.done(target, version, duplicate=True, message=known)
+    event = record(draft, target if known else stream, fact)
+    return draft.done(event.stream, event.version, message=known)
+
+
+def _type(draft: Draft, command: c.Type) -> Decision:
+    """Typing is worth recording while it is fresh, and once in 5 seconds."""
+    if command.now_ms - command.at_ms > TYPING_WINDOW_MS:
+        return draft.done(command.stream, 0)
+    if draft.state(command.stream):
+        return draft.done(command.stream, 1, duplicate=True)
+    conversation, chat = resolve(draft, command.ends)
+    fields = {
+        "conversation": conversation,
+        "sender": command.sender,
+        "content": e.Ends(chat.conversation_id, chat.chat_id),
+        "expires_at": command.expires_at,
+        "push": other(command.side),
+    }
+    event = draft.add(e.TypingStarted, command.stream, fields)
+    return draft.done(command.stream, event.version)
+
+
+def _accept(draft: Draft, command: c.Accept) -> Decision:
+    """The other side took the message: its name for it becomes an alias, and what waited there is applied."""
+    message = draft.message(command.stream)
+    if message is None or message.sent is None:
+        raise Unknown
+    sent = message.sent
+    if version := message.seen.get("message.accepted"):
+        return draft.done(command.stream, version, duplicate=True, message=command.stream)
+    about: dict[str, object] = {"conversation": sent.conversation, "message": command.stream}
+    fields = {"cause": command.cause, "side": command.side, "remote_id": command.remote_id}
+    accepted = draft.add(e.MessageAccepted, command.stream, about | fields)
+    alias = draft.message(command.alias) if command.alias else None
+    if command.alias and not (alias and alias.alias):
+        draft.add(e.MessageNamed, command.alias, {**about, "cause": accepted.id})
+        for fact in alias.waiting if alias else ():
+            apply(draft, command.stream, fact)
+    if command.end and sent.conversation:
+        _learn(draft, sent.conversation, command.end)
+    return draft.done(command.stream, accepted.version, message=command.stream)
+
+
+def _learn(draft: Draft, conversation: str, end: c.End) -> None:
+    """The messenger's name of a conversation comes with the answer to a message."""
+    conversation = root(draft, conversation)
+    chat = draft.chat(conversation)
+    if chat and chat.started_by:
+        ends = e.Ends(chat.conversation_id, chat.chat_id)
+        resolve(draft, (c.End(chat.started_by, conversation, ends), end))
+
+
+def _reject(draft: Draft, command: c.Reject) -> Decision:
+    """The other side will never take the message."""
+    message = draft.message(command.stream)
+    if message is None or message.sent is None:
+        raise Unknown
+    if version := message.seen.get("message.failed"):
+        return draft.done(command.stream, version, duplicate=True, message=command.stream)
+    fields = {"code": command.code, "text": command.text, "cause": command.cause}
+    event = record(draft, command.stream, Fact(e.MessageFailed, command.at, command.by, fields))
+    return draft.done(command.stream, event.version, message=command.stream)
+
+
+def _deliver(draft: Draft, command: c.Complete | c.Defer | c.Park | c.Resume) -> Decision:
+    """How the push of an event stands; a completed one stays so."""
+    message = draft.message(command.stream)
+    if message is None:
+        raise Unknown
+    stand = message.deliveries.get(command.cause, "")
+    kind: type[e.DeliveryEvent]
+    fields: dict[str, object] = {}
+    match command:
+        case c.Complete():
+            news, kind = True, e.DeliveryCompleted
+            fields = {"superseded": command.superseded}
+        case c.Defer():
+            news, kind = stand != f"deferred: {command.reason}", e.DeliveryDeferred
+            fields = {"reason": command.reason}
+        case c.Park():
+            news, kind = not stand.startswith("parked"), e.DeliveryParked
+            fields = {"reason": command.reason}
+        case c.Resume():
+            news, kind = stand.startswith("parked"), e.DeliveryResumed
+    if stand == "completed" or not news:
+        return draft.done(command.stream, message.version, duplicate=True, message=command.stream)
+    conversation = message.sent and message.sent.conversation
+    where = {"conversation": conversation, "message": command.stream, "cause": command.cause}
+    event = draft.add(kind, command.stream, {**where, **fields})
+    return draft.done(command.stream, event.version, message=command.stream)
+
+
+def _channel(draft: Draft, command: c.Register | c.Change | c.Connect | c.Disconnect) -> Decision:
+    """A channel is registered once; it is connected to an account, or not."""
+    stream = command.stream
+    before = draft.connection(stream)
+    kind: type[e.ChannelEvent]
+    fields: dict[str, object]
+    match command:
+        case c.Register():
+            news, kind = before is None, e.ChannelRegistered
+            fields = {"channel_id": command.channel_id, "kind": command.kind}
+            fields |= {"url": command.url, "bot_id": command.bot_id}
+        case c.Change():
+            news, kind = True, e.ChannelChanged
+            fields = {"url": command.url, "bot_id": command.bot_id, "secrets": list(command.secrets)}
+        case c.Connect():
+            same = before and before.connected and before.title == command.title
+            news, kind = command.again or not same, e.ChannelConnected
+            fields = {"scope_id": command.link.scope_id, "title": command.title}
+        case c.Disconnect():
+            if before is None or not before.connected:
+                raise NotConnected
+            news, kind = True, e.ChannelDisconnected
+            fields = {"scope_id": command.link.scope_id}
+    if not news and before:
+        return draft.done(stream, before.version, duplicate=True)
+    event = draft.add(kind, stream, fields)
+    return draft.done(stream, event.version)

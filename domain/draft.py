@@ -1,0 +1,109 @@
+"""A decision being written: every event added is at once part of what the next step sees."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from msgspec import Struct
+
+from domain.commands import Command
+from domain.events import SCHEMA, AnyEvent
+from domain.ids import nth
+from domain.state import Chat, Connection, Message, State, evolve
+
+EVENTS_MAX = 255
+AnEvent = TypeVar("AnEvent", bound=AnyEvent)
+
+
+class Known(Struct, frozen=True):
+    """What the ledger says of the streams that a command reads, and the last `msec` of its conversations."""
+
+    streams: Mapping[str, State]
+    clocks: Mapping[str, int]
+
+
+class Decision(Struct, frozen=True, gc=False):
+    """What to record, and what to answer.
+
+    `stream` and `version` name the fact that the command is about, new or already recorded (0: nothing is).
+    `states` are the streams after `events`; `clock` is the conversation and the `msec` that it has reached.
+    """
+
+    events: list[AnyEvent]
+    states: dict[str, State]
+    stream: str
+    version: int
+    duplicate: bool = False
+    conflict: bool = False
+    message: str | None = None
+    clock: tuple[str, int] | None = None
+
+
+class Draft:
+    """The events decided so far for one command."""
+
+    def __init__(self, command: Command, known: Known) -> None:
+        self.command = command
+        self.clocks = known.clocks
+        self.events: list[AnyEvent] = []
+        self.states: dict[str, State] = {}
+        self._known = known.streams
+
+    def state(self, stream: str) -> State | None:
+        """The stream as it stands after the events added so far."""
+        return self.states.get(stream) or self._known.get(stream)
+
+    def message(self, stream: str) -> Message | None:
+        """The same for a stream named by a message's id."""
+        state = self.state(stream)
+        return state if isinstance(state, Message) else None
+
+    def chat(self, stream: str) -> Chat | None:
+        """The same for a stream named by a conversation's id."""
+        state = self.state(stream)
+        return state if isinstance(state, Chat) else None
+
+    def connection(self, stream: str) -> Connection | None:
+        """The same for the stream of a channel or a connection."""
+        state = self.state(stream)
+        return state if isinstance(state, Connection) else None
+
+    def add(
+        self,
+        kind: type[AnEvent],
+        stream: str,
+        fields: Mapping[str, object],
+        *,
+        at: str | None = None,
+        by: str | None = None,
+    ) -> AnEvent:
+        """Append an event with its kind's own `fields`; `at` and `by` are the command's unless given."""
+        command, link = self.command, self.command.link
+        state = self.state(stream)
+        event = kind(
+            id=nth(command.id, len(self.events)),
+            stream=stream,
+            version=state.version + 1 if state else 1,
+            channel=link.channel,
+            account=link.account or None,
+            at=at or command.at,
+            recorded_at=command.now,
+            by=by or command.by,
+            schema=SCHEMA,
+            **fields,  # type: ignore[arg-type]  # each caller names the fields of its kind
+        )
+        self.events.append(event)
+        self.states[stream] = evolve(state, event)
+        return event
+
+    def done(
+        self,
+        stream: str,
+        version: int,
+        *,
+        duplicate: bool = False,
+        conflict: bool = False,
+        message: str | None = None,
+        clock: tuple[str, int] | None = None,
+    ) -> Decision:
+        """The finished decision about the fact at `version` of `stream`."""
+        return Decision(self.events, self.states, stream, version, duplicate, conflict, message, clock)

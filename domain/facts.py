@@ -1,0 +1,105 @@
+"""Facts about a message: the same whether they come in a command or have waited for their name."""
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from domain import commands as c
+from domain import events as e
+from domain.draft import Draft
+from domain.ids import KOMMO, MESSENGER, other
+from domain.state import RANKS, Key, Message, edit_key, key, reaction_key
+
+AboutMessage: TypeAlias = c.Edit | c.Delete | c.Confirm | c.React
+FactEvent: TypeAlias = e.MessageEdited | e.MessageDeleted | e.Status | e.Reaction
+STATUS: dict[str, type[e.Status]] = {
+    "delivered": e.MessageDelivered,
+    "read": e.MessageRead,
+    "failed": e.MessageFailed,
+}
+
+
+class Fact(Struct, frozen=True):
+    """A kind of event to record about a message, when it happened, by whom, and the event's own fields."""
+
+    kind: type[FactEvent]
+    at: str
+    by: str
+    fields: Mapping[str, object]
+    key: Key = ""
+
+
+def asked(command: AboutMessage) -> Fact:
+    """The fact that a command reports."""
+    at, by = command.at, command.by
+    match command:
+        case c.Edit():
+            fields = {"content": command.content}
+            return Fact(e.MessageEdited, at, by, fields, edit_key(at, command.content))
+        case c.Delete():
+            return Fact(e.MessageDeleted, at, by, {}, "message.deleted")
+        case c.Confirm():
+            more = {"code": command.code, "text": command.text} if command.status == "failed" else {}
+            return Fact(STATUS[command.status], at, by, more, f"message.{command.status}")
+        case c.React():
+            kind = e.ReactionRemoved if command.removed else e.ReactionAdded
+            sender, emoji = command.sender, command.emoji
+            told = {"sender": sender, "emoji": emoji, "content": e.Ends()}
+            return Fact(kind, at, by, told, reaction_key(kind, at, sender, emoji))
+
+
+def waited(event: e.MessageEvent) -> Fact | None:
+    """The fact that an event recorded before its message was known; None if it is not such a fact."""
+    fields: dict[str, object]
+    match event:
+        case e.MessageEdited():
+            fields = {"content": event.content}
+        case e.MessageDeleted() | e.MessageDelivered() | e.MessageRead():
+            fields = {}
+        case e.MessageFailed():
+            fields = {"code": event.code, "text": event.text}
+        case e.ReactionAdded() | e.ReactionRemoved():
+            fields = {"sender": event.sender, "emoji": event.emoji, "content": event.content}
+        case _:
+            return None
+    return Fact(type(event), event.at, event.by, {**fields, "cause": event.id}, key(event))
+
+
+def apply(draft: Draft, stream: str, event: e.MessageEvent) -> None:
+    """Record a fact that waited in the stream of a message, now that it is known."""
+    message, fact = draft.message(stream), waited(event)
+    if message is None or message.sent is None or fact is None:
+        return
+    if fact.kind in STATUS.values() and message.sent.direction == "in":
+        return  # It was the messenger's own message after all: it has no status to report.
+    if event.stream != stream and fact.key in message.seen:
+        return
+    record(draft, stream, fact)
+
+
+def record(draft: Draft, stream: str, fact: Fact) -> FactEvent:
+    """Append a fact to a stream: with what its push needs if the message is known, else to wait there."""
+    message = draft.message(stream)
+    fields = dict(fact.fields)
+    if message and message.sent:
+        fields |= {"conversation": message.sent.conversation, "message": stream}
+        fields |= _push(message, message.sent, fact)
+    return draft.add(fact.kind, stream, fields, at=fact.at, by=fact.by)
+
+
+def _push(message: Message, sent: e.MessageSent, fact: Fact) -> dict[str, object]:
+    """Where the fact must be told, and by which name the message is known there."""
+    if fact.kind is e.MessageEdited:
+        newest = fact.at >= message.edited[0] and not message.deleted
+        return {"push": KOMMO if sent.direction == "in" and newest else None}
+    if fact.kind in STATUS.values():
+        rank = RANKS[str(fact.kind.__struct_config__.tag).removeprefix("message.")]
+        rises = sent.direction == "out" and rank > message.rank
+        return {"remote_id": sent.own_id, "push": KOMMO} if rises else {"remote_id": sent.own_id}
+    if fact.kind is e.MessageDeleted:
+        return {}
+    ends = e.Ends(sent.content.conversation_id, sent.content.chat_id)
+    sent_by = MESSENGER if sent.direction == "in" else KOMMO
+    side = fact.by if fact.by == KOMMO else MESSENGER
+    return {"content": ends, "sent_by": sent_by, "own_id": sent.own_id, "push": other(side)}

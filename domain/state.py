@@ -1,0 +1,187 @@
+"""What a stream's events amount to: the little that decisions need, and nothing that a view is for."""
+
+from typing import TypeAlias, assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from domain import events as e
+from domain.events import encode
+
+RANKS = {"sent": 0, "accepted": 1, "failed": 2, "delivered": 3, "read": 4}
+STATUSES = tuple(RANKS)
+Key: TypeAlias = str | tuple[str | bytes, ...]
+
+
+class Message(Struct, frozen=True, gc=False):
+    """A stream named by a message's id: the message itself, another name of one, or facts that wait.
+
+    `seen` maps what is recorded to its version, so that a repeat is recognised; `waiting` are facts about an
+    id that nothing is known by yet; `deliveries` maps an event's id to how its push stands.
+    """
+
+    version: int
+    sent: e.MessageSent | None = None
+    alias: str | None = None
+    rank: int = 0
+    remote_id: str | None = None
+    edited: tuple[str, str] = ("", "")
+    deleted: bool = False
+    seen: dict[Key, int] = {}
+    waiting: tuple[e.MessageEvent, ...] = ()
+    deliveries: dict[str, str] = {}
+
+
+class Chat(Struct, frozen=True, gc=False):
+    """A stream named by a conversation's id: the conversation, or (`into`) a pointer to it."""
+
+    version: int
+    started_by: e.Side | None = None
+    started: str = ""
+    into: str | None = None
+    conversation_id: str | None = None
+    chat_id: str | None = None
+    receiver_id: str | None = None
+
+
+class Connection(Struct, frozen=True, gc=False):
+    """A stream of a channel or of its connection to an account."""
+
+    version: int
+    connected: bool = False
+    title: str = ""
+
+
+State: TypeAlias = Message | Chat | Connection
+
+
+def key(event: e.AnyEvent) -> Key:
+    """What makes an event of a message's stream the same as another one."""
+    match event:
+        case e.MessageEdited():
+            return edit_key(event.at, event.content)
+        case e.ReactionAdded() | e.ReactionRemoved():
+            return reaction_key(type(event), event.at, event.sender, event.emoji)
+        case e.ConflictNoticed():
+            return conflict_key(event.sender, event.content)
+        case _:
+            return e.tag(event)
+
+
+def edit_key(at: str, content: e.Content) -> Key:
+    """The same content at another time is another edit."""
+    return "message.edited", at, encode(content)
+
+
+def reaction_key(kind: type[e.Reaction], at: str, sender: e.Party, emoji: str) -> Key:
+    """The same reaction at another time is another one, for it may have been taken back between."""
+    return str(kind.__struct_config__.tag), sender.id or "", emoji, at
+
+
+def conflict_key(sender: e.Party, content: e.Content) -> Key:
+    """The same for the same content, whatever is known of the message it answers."""
+    return "conflict", sender.id or "", encode(comparable(content))
+
+
+def comparable(content: e.Content) -> e.Content:
+    """The content as its sender gave it: without what we found out about the message it answers."""
+    return replace(content, reply_to=e.Reply(content.reply_to.id)) if content.reply_to else content
+
+
+def evolve(state: State | None, event: e.AnyEvent) -> State:
+    """The stream's state after one more event."""
+    match event:
+        case e.ChannelRegistered() | e.ChannelChanged():
+            return Connection(event.version)
+        case e.ChannelConnected():
+            return Connection(event.version, connected=True, title=event.title)
+        case e.ChannelDisconnected():
+            return Connection(event.version)
+        case (
+            e.ConversationStarted() | e.ConversationBound() | e.ConversationMerged() | e.ConversationLinked()
+        ):
+            return _chat(state if isinstance(state, Chat) else Chat(0), event)
+        case e.MessageSent() if state is None:
+            return Message(event.version, sent=event, seen={"message.sent": event.version})
+        case _:
+            return _message(state if isinstance(state, Message) else Message(0), event)
+
+
+def _chat(chat: Chat, event: e.ConversationEvent) -> Chat:
+    match event:
+        case e.ConversationStarted():
+            ends = event.content
+            return Chat(
+                event.version,
+                started_by=event.side,
+                started=event.id,
+                conversation_id=ends.conversation_id,
+                chat_id=ends.chat_id,
+                receiver_id=event.receiver.id if event.receiver else None,
+            )
+        case e.ConversationBound() if event.stream != event.conversation:
+            return replace(chat, version=event.version, into=event.conversation)
+        case e.ConversationBound():
+            ends = event.content
+            return replace(
+                chat,
+                version=event.version,
+                conversation_id=chat.conversation_id or ends.conversation_id,
+                chat_id=chat.chat_id or ends.chat_id,
+            )
+        case e.ConversationMerged():
+            return replace(chat, version=event.version, into=event.into)
+        case e.ConversationLinked():
+            return replace(chat, version=event.version)
+        case _:
+            assert_never(event)
+
+
+def _message(message: Message, event: e.MessageEvent | e.TypingStarted | e.DeliveryEvent) -> Message:
+    version = event.version
+    match event:
+        case e.DeliveryCompleted() | e.DeliveryDeferred() | e.DeliveryParked() | e.DeliveryResumed():
+            stand = {**message.deliveries, event.cause or "": _stand(event)}
+            return replace(message, version=version, deliveries=stand)
+    if event.message is None and not isinstance(event, e.TypingStarted):
+        waiting = (*message.waiting, event)
+        return replace(message, version=version, seen=_seen(message, event), waiting=waiting)
+    known = replace(message, version=version, seen=_seen(message, event))
+    match event:
+        case e.MessageSent():
+            return replace(known, sent=event, waiting=())
+        case e.MessageNamed():
+            return replace(known, alias=event.message, waiting=())
+        case e.MessageAccepted():
+            return replace(known, rank=max(known.rank, 1), remote_id=event.remote_id)
+        case e.MessageFailed():
+            return replace(known, rank=max(known.rank, 2))
+        case e.MessageDelivered():
+            return replace(known, rank=max(known.rank, 3))
+        case e.MessageRead():
+            return replace(known, rank=4)
+        case e.MessageEdited():
+            return replace(known, edited=max(known.edited, (event.at, event.id)))
+        case e.MessageDeleted():
+            return replace(known, deleted=True)
+        case e.ReactionAdded() | e.ReactionRemoved() | e.ConflictNoticed() | e.TypingStarted():
+            return known
+        case _:
+            assert_never(event)
+
+
+def _seen(message: Message, event: e.AnyEvent) -> dict[Key, int]:
+    name = key(event)
+    return message.seen if name in message.seen else {**message.seen, name: event.version}
+
+
+def _stand(event: e.DeliveryEvent) -> str:
+    match event:
+        case e.DeliveryDeferred():
+            return f"deferred: {event.reason}"
+        case e.DeliveryParked():
+            return f"parked: {event.reason}"
+        case e.DeliveryCompleted():
+            return "completed"
+        case e.DeliveryResumed():
+            return "resumed"
