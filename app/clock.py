@@ -1,0 +1,40 @@
+"""Time and ids as they enter from the outside world: the only place that asks the clock or the dice."""
+
+import os
+import time
+from datetime import UTC, datetime
+
+_SECOND_MS = 1000
+_prefix_second = -1
+_prefix = ""
+
+
+def now_ms() -> int:
+    """Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def text(ms: int) -> str:
+    """Unix milliseconds as `2026-11-22T08:00:00.000Z`; only the seconds are formatted anew."""
+    global _prefix_second, _prefix
+    second, rest = divmod(ms, _SECOND_MS)
+    if second != _prefix_second:
+        _prefix = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        if second < 0 or second > 253402300799:
+            raise ValueError("a time outside of the years 1970 to 9999")
+        _prefix = _prefix.rjust(19, "0")
+        _prefix_second = second
+    return f"{_prefix}.{rest:03d}Z"
+
+
+def milliseconds(moment: datetime) -> int:
+    """A moment with a zone as unix milliseconds, cut, not rounded."""
+    return int(moment.timestamp() * 1000 + 0.0005)
+
+
+def new_id(ms: int) -> str:
+    """RFC 9562 UUIDv7 as 36 characters whose last byte is 0: the base of a command's event ids."""
+    dice = os.urandom(9).hex()
+    stamp = f"{ms:012x}"
+    variant = "89ab"[int(dice[3], 16) & 3]
+    return f"{stamp[:8]}-{stamp[8:]}-7{dice[:3]}-{variant}{dice[4:7]}-{dice[7:17]}00"

@@ -1,0 +1,418 @@
+"""Acknowledged means durable: commands in, committed events out, in one order without gaps.
+
+Commands that arrive while the previous batch is committing form the next one: one select for all streams the
+batch needs, decisions in order, one append, one fsync, one result per command. Commands that share a stream
+or a lane form a *unit*, which is stored whole or tried again whole, ahead of what came later. When the link
+breaks, what became of the batch is unknown: it is simply decided again, for a command that was stored meets
+its own events there.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TypeAlias, cast
+
+import psycopg
+from msgspec import Struct
+
+from app import schema
+from domain.commands import AnyCommand, Send
+from domain.decide import NotConnected, OwnMessage, Unknown, decide, follow, names
+from domain.draft import Decision, Known
+from domain.events import EVENT_BYTES_MAX, decode, encode, tag
+from domain.state import State, evolve
+
+BATCH_MAX = 500
+QUEUE_MAX = 20_000
+QUEUE_BYTES_MAX = 64 * 1024 * 1024
+TRIES_MAX = 10
+ROUNDS_MAX = 8
+RECONNECT_SECONDS_MAX = 2.0
+log = logging.getLogger("chatledger.ledger")
+
+LOAD = """SELECT notification_id, state FROM ledger.stored_events
+ WHERE originator_id = ANY(%b::text[]::uuid[]) ORDER BY originator_id, originator_version"""
+CLOCKS = """SELECT conversation::text, msec FROM ledger.clocks WHERE conversation = ANY(%b::text[]::uuid[])"""
+APPEND = """SELECT bad, head FROM ledger.append(%b::int[], %b::text[]::uuid[], %b::bigint[], %b::text[],
+ %b::bytea[], %b::int[], %b::text[]::uuid[], %b::bigint[], %b::bigint[])"""
+
+Refusal: TypeAlias = OwnMessage | Unknown | NotConnected
+
+
+class Full(Exception):
+    """The ledger's queue is full: try again in a moment."""
+
+
+class Unavailable(Exception):
+    """The ledger could not take the command: nothing of it is stored."""
+
+
+class TooLarge(Exception):
+    """The event would be larger than an event may be."""
+
+
+class Recorded(Struct, frozen=True, gc=False):
+    """The outcome of a command: `position` of the fact it is about, new or (`duplicate`) already there."""
+
+    position: int | None
+    duplicate: bool
+    conflict: bool
+    message: str | None
+    last: int | None
+
+
+class _Job(Struct, gc=False):
+    command: AnyCommand
+    future: "asyncio.Future[Recorded]"
+    size: int
+    tries: int = 0
+    alone: bool = False
+
+
+class Ledger:
+    """Takes commands and gives each its outcome once it is on disk.
+
+    Two lanes, each with its own connection and batch, overlap Python with PostgreSQL; a command's `lane`
+    decides which one it goes to, so a conversation keeps its order.
+    """
+
+    def __init__(self, url: str, on_commit: Callable[[int], None], *, lanes: int = 2) -> None:
+        self.on_commit = on_commit
+        self._lanes = [_Lane(url, on_commit) for _ in range(lanes)]
+
+    async def open(self) -> None:
+        """Connect; raises psycopg.OperationalError if the database is not there."""
+        for lane in self._lanes:
+            await lane.open()
+
+    async def close(self, timeout_seconds: float = 3.0) -> None:
+        """Commit what is queued, for at most `timeout_seconds`, then let go of the rest unanswered."""
+        await asyncio.gather(*(lane.close(timeout_seconds) for lane in self._lanes))
+
+    def submit(self, command: AnyCommand, size: int = 1024) -> "asyncio.Future[Recorded]":
+        """Queue a command of about `size` bytes; the future has its outcome once that is durable.
+
+        Raises Full. The future raises OwnMessage, Unknown, NotConnected, TooLarge, Unavailable.
+        """
+        return self._lanes[hash(command.lane) % len(self._lanes)].submit(command, size)
+
+    @property
+    def depth(self) -> int:
+        """How many commands wait or are being committed."""
+        return sum(lane.depth for lane in self._lanes)
+
+
+class _Lane:
+    def __init__(self, url: str, on_commit: Callable[[int], None]) -> None:
+        self.url = url
+        self.on_commit = on_commit
+        self.queue: deque[_Job] = deque()
+        self.bytes = 0
+        self.busy = 0
+        self.closed = False
+        self.wake = asyncio.Event()
+        self.connection: psycopg.AsyncConnection[tuple[object, ...]] | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def depth(self) -> int:
+        return len(self.queue) + self.busy
+
+    async def open(self) -> None:
+        self.connection = await schema.connect(self.url)
+        self.task = asyncio.create_task(self._run(), name="ledger lane")
+
+    async def close(self, timeout_seconds: float) -> None:
+        self.closed = True
+        self.wake.set()
+        if self.task is not None:
+            await asyncio.wait([self.task], timeout=timeout_seconds)
+            self.task.cancel()
+            await asyncio.wait([self.task])
+        for job in self.queue:
+            job.future.cancel()
+        if self.connection is not None:
+            await self.connection.close()
+
+    def submit(self, command: AnyCommand, size: int) -> "asyncio.Future[Recorded]":
+        if self.closed or self.depth >= QUEUE_MAX or self.bytes + size > QUEUE_BYTES_MAX:
+            raise Full
+        future: asyncio.Future[Recorded] = asyncio.get_running_loop().create_future()
+        self.queue.append(_Job(command, future, size))
+        self.bytes += size
+        self.wake.set()
+        return future
+
+    async def _run(self) -> None:
+        while not (self.closed and not self.queue):
+            if not self.queue:
+                self.wake.clear()
+                await self.wake.wait()
+                continue
+            jobs = self._take()
+            self.busy = len(jobs)
+            try:
+                retry = await self._commit(jobs)
+            except psycopg.OperationalError as error:
+                retry = await self._after(jobs, error)
+            except psycopg.Error as error:
+                retry = self._isolate(jobs, error)
+            self.busy = 0
+            self.queue.extendleft(reversed(retry))
+            self.bytes += sum(job.size for job in retry)
+
+    def _take(self) -> list[_Job]:
+        queue = self.queue
+        jobs: list[_Job] = []
+        while queue and len(jobs) < BATCH_MAX and not (jobs and (queue[0].alone or jobs[-1].alone)):
+            job = queue.popleft()
+            self.bytes -= job.size
+            jobs.append(job)
+        return jobs
+
+    async def _commit(self, jobs: list[_Job]) -> list[_Job]:
+        batch = _Batch(jobs)
+        await self._load(batch)
+        batch.decide()
+        if not batch.rows:
+            batch.answer(set(), 0)
+            return batch.retry
+        row = await self._one(APPEND, batch.parameters())
+        bad, head = cast("tuple[list[int] | None, int]", row)
+        last = batch.answer(set(bad or ()), head)
+        if last > head:
+            self.on_commit(last)
+        return batch.retry
+
+    async def _load(self, batch: "_Batch") -> None:
+        wanted = batch.first()
+        if batch.ends:
+            for conversation, msec in await self._all(CLOCKS, [list(batch.ends)]):
+                batch.clocks[cast("str", conversation)] = cast("int", msec)
+        for _ in range(ROUNDS_MAX):
+            if not wanted:
+                return
+            batch.asked.update(wanted)
+            rows = await self._all(LOAD, [list(wanted)])
+            batch.take(cast("list[tuple[int, bytes]]", rows))
+            wanted, clocks = batch.more()
+            if clocks:
+                for conversation, msec in await self._all(CLOCKS, [clocks]):
+                    batch.clocks[cast("str", conversation)] = cast("int", msec)
+
+    async def _all(self, statement: str, parameters: list[object]) -> list[tuple[object, ...]]:
+        assert self.connection is not None
+        cursor = self.connection.cursor(binary=True)
+        await cursor.execute(statement.encode(), parameters, prepare=True)
+        return await cursor.fetchall()
+
+    async def _one(self, statement: str, parameters: list[object]) -> tuple[object, ...]:
+        (row,) = await self._all(statement, parameters)
+        return row
+
+    async def _after(self, jobs: list[_Job], error: psycopg.OperationalError) -> list[_Job]:
+        """The link broke, or the server is in trouble: connect again, and decide the batch again."""
+        assert self.connection is not None
+        log.warning("ledger: %d commands with unknown outcome: %s", len(jobs), str(error).strip())
+        if self.connection.closed or self.connection.broken:
+            await self._reconnect()
+        else:
+            await asyncio.sleep(0.1)
+        return self._again(jobs, error)
+
+    async def _reconnect(self) -> None:
+        wait = 0.05
+        while True:
+            try:
+                self.connection = await schema.connect(self.url)
+            except psycopg.OperationalError as error:
+                log.warning("ledger: no database, trying again: %s", str(error).strip())
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, RECONNECT_SECONDS_MAX)
+            else:
+                return
+
+    def _isolate(self, jobs: list[_Job], error: psycopg.Error) -> list[_Job]:
+        """The database refused the batch: commands are tried one by one, so that only the culprit fails."""
+        if len(jobs) == 1:
+            log.error("ledger: command refused by the database: %s", str(error).strip())
+            _fail(jobs[0], Unavailable(str(error).strip()))
+            return []
+        for job in jobs:
+            job.alone = True
+        return jobs
+
+    def _again(self, jobs: list[_Job], error: psycopg.Error) -> list[_Job]:
+        retry = []
+        for job in jobs:
+            job.tries += 1
+            if job.tries > TRIES_MAX or self.closed:
+                _fail(job, Unavailable(str(error).strip()))
+            elif not job.future.done():
+                retry.append(job)
+        return retry
+
+
+def _fail(job: _Job, error: Exception) -> None:
+    if not job.future.done():
+        job.future.set_exception(error)
+
+
+class _Batch:
+    """The commands of one commit, from what they read to what they are answered."""
+
+    def __init__(self, jobs: list[_Job]) -> None:
+        self.jobs = [job for job in jobs if not job.future.done()]
+        self.states: dict[str, State] = {}
+        self.clocks: dict[str, int] = {}
+        self.before: dict[str, int] = {}
+        self.asked: set[str] = set()
+        self.ends: set[str] = set()
+        self.readers: dict[str, AnyCommand] = {}
+        self.history: dict[str, list[tuple[int, str]]] = {}
+        self.rows: list[tuple[str, int, str, bytes, str]] = []
+        self.row_units: list[int] = []
+        self.clock_units: dict[str, int] = {}
+        self.outcomes: list[tuple[_Job, int, Decision | Exception, int]] = []
+        self.retry: list[_Job] = []
+        self._units: dict[str, int] = {}
+        self._parents: list[int] = []
+
+    def first(self) -> set[str]:
+        """The streams that the commands name."""
+        wanted: set[str] = set()
+        for job in self.jobs:
+            command = job.command
+            for stream in names(command):
+                wanted.add(stream)
+                if type(command) is not Send:
+                    self.readers[stream] = command
+            if type(command) is Send:
+                self.ends.update(end.stream for end in command.ends)
+        return wanted
+
+    def take(self, rows: Iterable[tuple[int, bytes]]) -> None:
+        """Fold the events of loaded streams, in order of version."""
+        states, history = self.states, self.history
+        for position, raw in rows:
+            event = decode(raw)
+            stream = event.stream
+            states[stream] = evolve(states.get(stream), event)
+            history.setdefault(stream, []).append((position, event.id))
+
+    def more(self) -> tuple[set[str], list[object]]:
+        """The streams that loaded ones point to, and the conversations among them whose clocks are needed."""
+        wanted: set[str] = set()
+        for stream, state in self.states.items():
+            reader = self.readers.get(stream, self.jobs[0].command)
+            for pointed in follow(reader, state):
+                if pointed not in self.asked:
+                    wanted.add(pointed)
+                    self.readers[pointed] = reader
+        return wanted, [stream for stream in wanted if self.ends]
+
+    def decide(self) -> None:
+        """Decide every command in order; each sees what the ones before it decided."""
+        known = Known(self.states, self.clocks)
+        for job in self.jobs:
+            unit = self._unit(job.command)
+            try:
+                decision = decide(job.command, known)
+                rows = [
+                    (event.stream, event.version, tag(event), encode(event), event.id)
+                    for event in decision.events
+                ]
+                if any(len(row[3]) > EVENT_BYTES_MAX for row in rows):
+                    raise TooLarge
+            except (OwnMessage, Unknown, NotConnected, TooLarge, UnicodeError) as error:
+                self.outcomes.append((job, unit, error, 0))
+                continue
+            self._keep(unit, decision)
+            self.rows.extend(rows)
+            self.row_units.extend([unit] * len(rows))
+            self.outcomes.append((job, unit, decision, len(rows)))
+
+    def _keep(self, unit: int, decision: Decision) -> None:
+        self.states.update(decision.states)
+        if decision.clock:
+            conversation, msec = decision.clock
+            self.before.setdefault(conversation, self.clocks.get(conversation, 0))
+            self.clocks[conversation] = msec
+            self.clock_units[conversation] = unit
+
+    def _unit(self, command: AnyCommand) -> int:
+        """The unit of a command: joined with every other that shares its lane or a stream it names."""
+        units, mine = self._units, -1
+        for key in (command.lane, *names(command)):
+            found = units.get(key)
+            if found is None:
+                if mine < 0:
+                    mine = len(self._parents)
+                    self._parents.append(mine)
+                units[key] = mine
+                continue
+            found = self._root(found)
+            if mine < 0:
+                mine = found
+            elif found != mine:
+                self._parents[found] = mine
+        return mine
+
+    def _root(self, unit: int) -> int:
+        parents = self._parents
+        while parents[unit] != unit:
+            unit = parents[unit]
+        return unit
+
+    def parameters(self) -> list[object]:
+        """The arrays of `ledger.append`."""
+        root = self._root
+        streams, versions, topics, states, _ = zip(*self.rows, strict=True)
+        clocks = list(self.before)
+        return [
+            [root(unit) for unit in self.row_units],
+            list(streams),
+            list(versions),
+            list(topics),
+            list(states),
+            [root(self.clock_units[conversation]) for conversation in clocks],
+            clocks,
+            list(self.before.values()),
+            [self.clocks[conversation] for conversation in clocks],
+        ]
+
+    def answer(self, bad: set[int], head: int) -> int:
+        """Resolve the futures now that the batch is on disk; returns the ledger's new head."""
+        position, index = head, 0
+        for job, unit, decision, count in self.outcomes:
+            rows = self.rows[index : index + count]
+            index += count
+            if bad and self._root(unit) in bad:
+                self._put_back(job)
+                continue
+            for stream, _, _, _, event_id in rows:
+                position += 1
+                self.history.setdefault(stream, []).append((position, event_id))
+            if job.future.done():
+                continue
+            if isinstance(decision, Exception):
+                job.future.set_exception(decision)
+            else:
+                job.future.set_result(self._recorded(job, decision, position if rows else None))
+        return position
+
+    def _recorded(self, job: _Job, decision: Decision, last: int | None) -> Recorded:
+        if decision.version == 0:
+            return Recorded(None, False, False, None, last)
+        position, event_id = self.history[decision.stream][decision.version - 1]
+        ours = event_id[:-2] == job.command.id[:-2]
+        duplicate = decision.duplicate and not ours
+        return Recorded(position, duplicate, decision.conflict, decision.message, last)
+
+    def _put_back(self, job: _Job) -> None:
+        job.tries += 1
+        if job.tries > TRIES_MAX:
+            _fail(job, Unavailable("other writers kept changing the same conversation"))
+        else:
+            self.retry.append(job)
