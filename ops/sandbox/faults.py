@@ -1,0 +1,83 @@
+"""What goes wrong on request goes wrong exactly as often as it was asked to, and nowhere else."""
+
+from msgspec import Struct
+
+FAULTS_MAX = 100
+SECONDS_MAX = 600
+
+# where an endpoint answers instead of, or after, doing its work
+BEFORE = {"drop", "html"}
+AFTER = {"slow", "drop_after"}
+HOOK = {"slow", "twice", "skip", "newline", "forged"}
+
+
+class Fault(Struct, kw_only=True):
+    """One ordered misbehaviour; `times` null lasts until it is cleared, `every` n hits each n-th call.
+
+    `where` is a prefix: `kommo` is every endpoint of Kommo, `kommo.new_message` one of them.
+    """
+
+    where: str
+    action: str
+    times: int | None = 1
+    every: int = 1
+    seconds: float = 30.0
+    retry_after: float | None = None
+    conversation_id: str = ""
+    body: dict[str, object] | None = None
+    seen: int = 0
+    hits: int = 0
+
+    def problem(self) -> str:
+        """Why it cannot be had, or nothing."""
+        side = self.where.split(".")[0]
+        if side not in ("kommo", "messenger", "hook"):
+            return "where: kommo[.endpoint], messenger[.hook] or hook[.message|.typing|.reaction]"
+        known = HOOK if side == "hook" else BEFORE | AFTER
+        if self.action not in known and not (side != "hook" and self.is_status):
+            return f"action: a status 400..599 or one of {', '.join(sorted(known))}"
+        if not 0 <= self.seconds <= SECONDS_MAX:
+            return f"seconds: 0..{SECONDS_MAX}"
+        if self.every < 1 or (self.times is not None and self.times < 1):
+            return "times and every: at least 1"
+        return ""
+
+    @property
+    def is_status(self) -> bool:
+        """Is the action an HTTP status that refuses or fails?"""
+        return self.action.isascii() and self.action.isdigit() and 400 <= int(self.action) <= 599
+
+
+class Faults:
+    """The ordered faults. The first one that fits a call is taken."""
+
+    def __init__(self) -> None:
+        self.faults: list[Fault] = []
+
+    def add(self, fault: Fault) -> None:
+        """Order one; the caller has checked `problem()` and that there is room."""
+        self.faults.append(fault)
+
+    def take(self, where: str, conversation: str = "") -> Fault | None:
+        """The fault that hits this call, used up by one."""
+        for fault in self.faults:
+            if not _covers(fault, where, conversation):
+                continue
+            fault.seen += 1
+            if fault.seen % fault.every:
+                continue
+            fault.hits += 1
+            if fault.times is not None and fault.hits >= fault.times:
+                self.faults.remove(fault)
+            return fault
+        return None
+
+    def clear(self) -> None:
+        """Everything works again."""
+        self.faults.clear()
+
+
+def _covers(fault: Fault, where: str, conversation: str) -> bool:
+    if fault.conversation_id and fault.conversation_id != conversation:
+        return False
+    return where == fault.where or where.startswith(fault.where + ".")
