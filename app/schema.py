@@ -44,7 +44,7 @@ CREATE TABLE IF NOT EXISTS ledger.refused (
 APPEND = """
 CREATE OR REPLACE FUNCTION ledger.append(
   unit int[], stream uuid[], version bigint[], topic text[], state bytea[],
-  clock_unit int[], conversation uuid[], before bigint[], after bigint[],
+  clock_unit int[], chat uuid[], before bigint[], after bigint[],
   OUT bad int[], OUT head bigint) LANGUAGE plpgsql AS $$
 BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
@@ -53,12 +53,12 @@ BEGIN
   PERFORM pg_advisory_xact_lock({lock});
   SELECT array_agg(DISTINCT i.u) INTO bad FROM unnest(unit, stream, version) AS i(u, o, v)
     JOIN ledger.stored_events e ON e.originator_id = i.o AND e.originator_version = i.v;
-  IF cardinality(conversation) > 0 THEN
+  IF cardinality(chat) > 0 THEN
     SELECT bad || array_agg(DISTINCT i.u) INTO bad
-      FROM unnest(clock_unit, conversation, before) AS i(u, c, b)
+      FROM unnest(clock_unit, chat, before) AS i(u, c, b)
       JOIN ledger.clocks k ON k.conversation = i.c AND k.msec <> i.b;
     INSERT INTO ledger.clocks AS k
-      SELECT i.c, i.a FROM unnest(clock_unit, conversation, after) AS i(u, c, a)
+      SELECT i.c, i.a FROM unnest(clock_unit, chat, after) AS i(u, c, a)
       WHERE bad IS NULL OR i.u <> ALL (bad)
       ON CONFLICT (conversation) DO UPDATE SET msec = excluded.msec;
   END IF;
