@@ -1,0 +1,50 @@
+"""The channels and the accounts they are connected to, as last recorded; their secrets are elsewhere."""
+
+from collections.abc import Iterator
+
+from domain.events import ChannelChanged, ChannelConnected, ChannelDisconnected, ChannelRegistered
+from projections.columns import Page, Statement
+
+NAME = "channels"
+VERSION = 1
+
+SCHEMA = """
+CREATE TABLE channels (name text PRIMARY KEY, channel_id text NOT NULL, kind text NOT NULL, url text NOT NULL,
+  bot_id text, position bigint NOT NULL);
+CREATE TABLE connections (channel text NOT NULL, account_id text NOT NULL, scope_id text NOT NULL,
+  title text NOT NULL, connected boolean NOT NULL, connected_at timestamptz NOT NULL,
+  position bigint NOT NULL, PRIMARY KEY (channel, account_id));
+"""
+INDEXES = ""
+
+REGISTER = """
+INSERT INTO channels AS c (name, channel_id, kind, url, bot_id, position)
+VALUES (%b::text, %b::text, %b::text, %b::text, %b::text, %b::bigint)
+ON CONFLICT (name) DO UPDATE SET channel_id = excluded.channel_id, kind = excluded.kind, url = excluded.url,
+  bot_id = excluded.bot_id, position = excluded.position
+"""
+CHANGE = "UPDATE channels SET url = %b::text, bot_id = %b::text, position = %b::bigint WHERE name = %b::text"
+CONNECT = """
+INSERT INTO connections AS c (channel, account_id, scope_id, title, connected, connected_at, position)
+VALUES (%b::text, %b::text, %b::text, %b::text, true, %b::text::timestamptz, %b::bigint)
+ON CONFLICT (channel, account_id) DO UPDATE SET scope_id = excluded.scope_id, title = excluded.title,
+  connected = true, connected_at = excluded.connected_at, position = excluded.position
+"""
+DISCONNECT = """
+UPDATE connections SET connected = false, position = %b::bigint
+WHERE channel = %b::text AND account_id = %b::text
+"""
+
+
+def project(page: Page) -> Iterator[Statement]:
+    """One statement an event: they are rare."""
+    for position, event in page:
+        match event:
+            case ChannelRegistered(channel_id=channel_id, kind=kind, url=url):
+                yield REGISTER, (event.channel, channel_id, kind, url, event.bot_id, position)
+            case ChannelChanged(url=url, bot_id=bot_id):
+                yield CHANGE, (url, bot_id, position, event.channel)
+            case ChannelConnected(scope_id=scope_id, title=title, at=at):
+                yield CONNECT, (event.channel, event.account, scope_id, title, at, position)
+            case ChannelDisconnected():
+                yield DISCONNECT, (position, event.channel, event.account)

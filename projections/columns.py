@@ -1,0 +1,161 @@
+"""A page's values as PostgreSQL's binary arrays, so that a statement takes thousands of rows as it takes one.
+
+Each function makes one column from values in row order. The classes are bytes; the connection sends them as
+they are, with the array type in `OID`.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import repeat
+from struct import Struct
+from typing import ClassVar, TypeAlias
+
+from domain.events import AnyEvent
+
+Page: TypeAlias = Sequence[tuple[int, AnyEvent]]
+Statement: TypeAlias = tuple[str, tuple[object, ...]]
+
+_HEADER = Struct(">iiIii")  # dimensions, has nulls, element type, length, lower bound
+_LONG = Struct(">iq")
+_INT = Struct(">ii")
+_SMALL = Struct(">ih")
+_SIZE = Struct(">i").pack
+_NULL = _SIZE(-1)
+_UUID = _SIZE(16)
+_TRUE, _FALSE = _SIZE(1) + b"\x01", _SIZE(1) + b"\x00"
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_TIME_CHARS = len("2026-11-22T08:00:00.000Z")
+
+
+class Column(bytes):
+    """An array in PostgreSQL's binary format."""
+
+    OID: ClassVar[int]
+    ELEMENT: ClassVar[int]
+
+
+class Longs(Column):
+    """bigint[]"""
+
+    OID, ELEMENT = 1016, 20
+
+
+class Ints(Column):
+    """integer[]"""
+
+    OID, ELEMENT = 1007, 23
+
+
+class Smalls(Column):
+    """smallint[]"""
+
+    OID, ELEMENT = 1005, 21
+
+
+class Booleans(Column):
+    """boolean[]"""
+
+    OID, ELEMENT = 1000, 16
+
+
+class Texts(Column):
+    """text[]"""
+
+    OID, ELEMENT = 1009, 25
+
+
+class Blobs(Column):
+    """bytea[]"""
+
+    OID, ELEMENT = 1001, 17
+
+
+class Uuids(Column):
+    """uuid[]"""
+
+    OID, ELEMENT = 2951, 2950
+
+
+class Times(Column):
+    """timestamptz[]"""
+
+    OID, ELEMENT = 1185, 1184
+
+
+COLUMNS: tuple[type[Column], ...] = (Longs, Ints, Smalls, Booleans, Texts, Blobs, Uuids, Times)
+
+
+def longs(values: Sequence[int]) -> Longs:
+    """64-bit integers, no nulls."""
+    return Longs(_head(Longs, len(values)) + b"".join(map(_LONG.pack, repeat(8), values)))
+
+
+def longs_or_null(values: Sequence[int | None]) -> Longs:
+    """64-bit integers."""
+    items = [_NULL if value is None else _LONG.pack(8, value) for value in values]
+    return Longs(_head(Longs, len(values)) + b"".join(items))
+
+
+def ints(values: Sequence[int | None]) -> Ints:
+    """32-bit integers."""
+    items = [_NULL if value is None else _INT.pack(4, value) for value in values]
+    return Ints(_head(Ints, len(values)) + b"".join(items))
+
+
+def smalls(values: Sequence[int]) -> Smalls:
+    """16-bit integers, no nulls."""
+    return Smalls(_head(Smalls, len(values)) + b"".join(map(_SMALL.pack, repeat(2), values)))
+
+
+def booleans(values: Sequence[bool]) -> Booleans:
+    """Truth values, no nulls."""
+    return Booleans(_head(Booleans, len(values)) + b"".join([_TRUE if v else _FALSE for v in values]))
+
+
+def texts(values: Sequence[str | None]) -> Texts:
+    """Unicode text without NUL."""
+    items = [_NULL if v is None else _SIZE(len(raw := v.encode())) + raw for v in values]
+    return Texts(_head(Texts, len(values)) + b"".join(items))
+
+
+def blobs(values: Sequence[bytes | None]) -> Blobs:
+    """Byte strings."""
+    items = [_NULL if v is None else _SIZE(len(v)) + v for v in values]
+    return Blobs(_head(Blobs, len(values)) + b"".join(items))
+
+
+def uuids(values: Sequence[str | None]) -> Uuids:
+    """UUIDs from their 36 characters."""
+    unhex = bytes.fromhex
+    items = [_NULL if v is None else _UUID + unhex(v.replace("-", "")) for v in values]
+    return Uuids(_head(Uuids, len(values)) + b"".join(items))
+
+
+def times(values: Iterable[str | None]) -> Times:
+    """Instants from the text of events, `2026-11-22T08:00:00.000Z`."""
+    items = [_NULL if v is None else _LONG.pack(8, microseconds(v)) for v in values]
+    return Times(_head(Times, len(items)) + b"".join(items))
+
+
+def microseconds(instant: str) -> int:
+    """PostgreSQL's number for an instant: microseconds since 2000-01-01 UTC."""
+    if len(instant) == _TIME_CHARS:
+        return _second(instant[:19]) + int(instant[20:23]) * 1000
+    return _since_epoch(datetime.fromisoformat(instant))
+
+
+@lru_cache(maxsize=8192)
+def _second(text: str) -> int:
+    return _since_epoch(datetime.fromisoformat(text).replace(tzinfo=UTC))
+
+
+def _since_epoch(instant: datetime) -> int:
+    passed = instant - _EPOCH
+    return (passed.days * 86_400 + passed.seconds) * 1_000_000 + passed.microseconds
+
+
+def _head(column: type[Column], length: int) -> bytes:
+    # The flag for nulls may be set without any; an empty array has no dimensions.
+    head = _HEADER.pack(1 if length else 0, 1, column.ELEMENT, length, 1)
+    return head if length else head[:12]

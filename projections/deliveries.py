@@ -1,0 +1,189 @@
+"""What is still to be pushed: every event that asks for it until a later one closes it; typing never waits.
+
+A send is closed by `message.accepted`, `message.failed` or `delivery.completed`, and by `message.named` in
+its stream, for then it was an echo; anything else by the `delivery.completed` that names it as its cause.
+"""
+
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+from domain.events import (
+    AnyEvent,
+    DeliveryCompleted,
+    DeliveryDeferred,
+    DeliveryParked,
+    DeliveryResumed,
+    MessageAccepted,
+    MessageEdited,
+    MessageFailed,
+    MessageNamed,
+    MessageSent,
+    Reaction,
+    Status,
+    tag,
+)
+from domain.ids import partition
+from projections.columns import Page, Statement, ints, longs, smalls, texts, times, uuids
+
+NAME = "deliveries"
+VERSION = 1
+
+OPEN, DEFERRED, PARKED = "open", "deferred", "parked"
+
+# `send` is the message whose sending the row is; rows come and go, so the table stays small and is made with
+# its indexes.
+SCHEMA = """
+CREATE TABLE deliveries (position bigint PRIMARY KEY, id uuid NOT NULL UNIQUE, updated bigint NOT NULL,
+  recorded_at timestamptz NOT NULL, conversation uuid, message uuid, send uuid, attempts integer NOT NULL,
+  partition smallint NOT NULL, destination text NOT NULL, channel text NOT NULL, account_id text,
+  type text NOT NULL, state text NOT NULL, reason text)
+  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+CREATE INDEX deliveries_send ON deliveries (send) WHERE send IS NOT NULL;
+"""
+INDEXES = """
+CREATE INDEX deliveries_state ON deliveries (state, position);
+"""
+
+CLOSE = "DELETE FROM deliveries WHERE id = ANY (%b::uuid[])"
+CLOSE_SENDS = "DELETE FROM deliveries WHERE send = ANY (%b::uuid[])"
+CHANGE = """
+UPDATE deliveries AS d SET state = i.state, reason = i.reason, attempts = d.attempts + i.attempts,
+  updated = i.updated
+FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::integer[], %b::bigint[])
+  AS i(id, state, reason, attempts, updated) WHERE d.id = i.id
+"""
+OPENED = """
+INSERT INTO deliveries (position, id, updated, recorded_at, conversation, message, send, attempts, partition,
+  destination, channel, account_id, type, state, reason)
+SELECT * FROM unnest(%b::bigint[], %b::uuid[], %b::bigint[], %b::timestamptz[], %b::uuid[], %b::uuid[],
+  %b::uuid[], %b::integer[], %b::smallint[], %b::text[], %b::text[], %b::text[], %b::text[],
+  %b::text[], %b::text[])
+"""
+
+
+class _Stand(Struct, gc=False):
+    """How a delivery stands, as far as the page says."""
+
+    updated: int
+    state: str = OPEN
+    reason: str | None = None
+    attempts: int = 0
+
+
+class _Opened(Struct, gc=False):
+    position: int
+    event: MessageSent | MessageEdited | Status | Reaction
+    destination: str
+    stand: _Stand
+
+
+class _Fold:
+    def __init__(self) -> None:
+        self.opened: dict[str, _Opened] = {}
+        self.sends: dict[str, str] = {}
+        self.changed: dict[str, _Stand] = {}
+        self.closed: list[str] = []
+        self.closed_sends: list[str] = []
+
+    def take(self, position: int, event: AnyEvent) -> None:
+        match event:
+            case MessageAccepted() | MessageFailed():
+                self._close_send(event.message)
+            case MessageNamed() if event.version > 1 or event.stream in self.sends:
+                self._close_send(event.stream)
+            case DeliveryCompleted():
+                self._close(event.cause)
+            case DeliveryDeferred(reason=reason):
+                self._stand(position, event.cause, DEFERRED, reason).attempts += 1
+            case DeliveryParked(reason=reason):
+                self._stand(position, event.cause, PARKED, reason)
+            case DeliveryResumed():
+                self._stand(position, event.cause, OPEN, None)
+            case _:
+                pass
+        if isinstance(event, _PUSHED) and event.push:
+            self.opened[event.id] = _Opened(position, event, event.push, _Stand(position))
+            if isinstance(event, MessageSent):
+                self.sends[event.stream] = event.id
+
+    def _close(self, cause: str | None) -> None:
+        if cause and self.opened.pop(cause, None) is None:
+            self.closed.append(cause)
+
+    def _close_send(self, message: str | None) -> None:
+        if message is None:
+            return
+        sent = self.sends.pop(message, None)
+        if sent is None:
+            self.closed_sends.append(message)
+        else:
+            self.opened.pop(sent, None)
+
+    def _stand(self, position: int, cause: str | None, state: str, reason: str | None) -> _Stand:
+        key = cause or ""
+        opened = self.opened.get(key)
+        stand = opened.stand if opened else self.changed.setdefault(key, _Stand(position))
+        stand.updated, stand.state, stand.reason = position, state, reason
+        return stand
+
+
+_PUSHED = (MessageSent, MessageEdited, Status, Reaction)
+_SEEN = {
+    MessageAccepted,
+    MessageFailed,
+    MessageNamed,
+    DeliveryCompleted,
+    DeliveryDeferred,
+    DeliveryParked,
+    DeliveryResumed,
+}
+
+
+def project(page: Page) -> Iterator[Statement]:
+    """Statements for a page; what is opened and closed within it is not written at all."""
+    fold = _Fold()
+    for position, event in page:
+        fold.take(position, event)
+    fold.changed.pop("", None)
+    if fold.closed:
+        yield CLOSE, (uuids(fold.closed),)
+    if fold.closed_sends:
+        yield CLOSE_SENDS, (uuids(fold.closed_sends),)
+    if fold.changed:
+        yield CHANGE, _changes(fold.changed)
+    if fold.opened:
+        yield OPENED, _rows(list(fold.opened.values()))
+
+
+def _changes(changed: dict[str, _Stand]) -> tuple[object, ...]:
+    stands = changed.values()
+    return (
+        uuids(list(changed)),
+        texts([stand.state for stand in stands]),
+        texts([stand.reason for stand in stands]),
+        ints([stand.attempts for stand in stands]),
+        longs([stand.updated for stand in stands]),
+    )
+
+
+def _rows(opened: list[_Opened]) -> tuple[object, ...]:
+    events = [row.event for row in opened]
+    stands = [row.stand for row in opened]
+    return (
+        longs([row.position for row in opened]),
+        uuids([event.id for event in events]),
+        longs([stand.updated for stand in stands]),
+        times([event.recorded_at for event in events]),
+        uuids([event.conversation for event in events]),
+        uuids([event.message for event in events]),
+        uuids([event.stream if isinstance(event, MessageSent) else None for event in events]),
+        ints([stand.attempts for stand in stands]),
+        smalls([partition(event.conversation) for event in events]),
+        texts([row.destination for row in opened]),
+        texts([event.channel for event in events]),
+        texts([event.account for event in events]),
+        texts([tag(event) for event in events]),
+        texts([stand.state for stand in stands]),
+        texts([stand.reason for stand in stands]),
+    )

@@ -1,0 +1,89 @@
+"""Where in the ledger the events of a type, channel, account, conversation or time are; they stay there."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from hashlib import sha1
+from typing import get_args
+
+from domain.events import AnyEvent
+from projections.columns import Page, Statement, ints, longs, smalls, texts, times, uuids
+
+NAME = "events"
+VERSION = 1
+
+# `periods` gives the earliest and latest time of each 1024 positions: times only roughly grow with positions,
+# and a time becomes a narrow range of positions by looking at a thousandth as many rows.
+SCHEMA = """
+CREATE TABLE places (id bigint PRIMARY KEY, channel text NOT NULL, account text);
+CREATE TABLE events (position bigint NOT NULL, place bigint NOT NULL, recorded_at timestamptz NOT NULL,
+  conversation uuid, kind smallint NOT NULL)
+  WITH (autovacuum_analyze_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05);
+CREATE TABLE periods (period integer PRIMARY KEY, low timestamptz NOT NULL, high timestamptz NOT NULL)
+  WITH (fillfactor = 70);
+"""
+INDEXES = """
+ALTER TABLE events ADD PRIMARY KEY (position);
+CREATE INDEX events_conversation ON events (conversation, position) WHERE conversation IS NOT NULL;
+CREATE INDEX events_kind ON events (kind, position);
+CREATE INDEX events_place ON events (place, position);
+"""
+
+PLACES = """
+INSERT INTO places (id, channel, account)
+SELECT * FROM unnest(%b::bigint[], %b::text[], %b::text[]) ON CONFLICT (id) DO NOTHING
+"""
+INSERT = """
+INSERT INTO events (position, place, recorded_at, conversation, kind)
+SELECT * FROM unnest(%b::bigint[], %b::bigint[], %b::timestamptz[], %b::uuid[], %b::smallint[])
+"""
+PERIODS = """
+INSERT INTO periods AS p (period, low, high)
+SELECT * FROM unnest(%b::int[], %b::timestamptz[], %b::timestamptz[]) AS i(period, low, high)
+ON CONFLICT (period) DO UPDATE SET low = least(p.low, excluded.low), high = greatest(p.high, excluded.high)
+"""
+
+PERIOD = 1024
+"""Positions in a row of `periods`."""
+
+TAGS = tuple(str(kind.__struct_config__.tag) for kind in get_args(AnyEvent))
+"""An event's `kind` is the index of its tag."""
+
+_KINDS = {kind: number for number, kind in enumerate(get_args(AnyEvent))}
+
+
+@lru_cache(maxsize=4096)
+def place(channel: str, account: str | None) -> int:
+    """A 64-bit number for a channel and an account: their hash, so nothing has to be looked up."""
+    digest = sha1(f"{channel}\n{account or ''}".encode(), usedforsecurity=False).digest()
+    return int.from_bytes(digest[:8], signed=True)
+
+
+def project(page: Page) -> Iterator[Statement]:
+    """The rows of a page, and the places and periods it touches."""
+    events = [event for _, event in page]
+    numbers = [place(event.channel, event.account) for event in events]
+    found = dict(zip(numbers, events, strict=True))
+    owners = found.values()
+    yield PLACES, (longs(list(found)), texts([e.channel for e in owners]), texts([e.account for e in owners]))
+    yield (
+        INSERT,
+        (
+            longs([position for position, _ in page]),
+            longs(numbers),
+            times([event.recorded_at for event in events]),
+            uuids([event.conversation for event in events]),
+            smalls([_KINDS[type(event)] for event in events]),
+        ),
+    )
+    yield PERIODS, _periods(page)
+
+
+def _periods(page: Page) -> tuple[object, ...]:
+    spans: dict[int, list[str]] = {}
+    for position, event in page:
+        spans.setdefault(position // PERIOD, []).append(event.recorded_at)
+    return (
+        ints(list(spans)),
+        times([min(span) for span in spans.values()]),
+        times([max(span) for span in spans.values()]),
+    )

@@ -1,0 +1,304 @@
+"""One row per message as it stands now, whatever the order in which its facts were recorded.
+
+The highest rank of status shows; of edits, and of a sender's reactions, the latest `at` counts, then the event's
+id; deleted is final; the first `remote_id` stays. A message that turns out to be an echo of ours is no message.
+"""
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+from msgspec import Struct
+
+from domain.events import (
+    AnyEvent,
+    ConversationMerged,
+    MessageAccepted,
+    MessageDeleted,
+    MessageDelivered,
+    MessageEdited,
+    MessageFailed,
+    MessageNamed,
+    MessageRead,
+    MessageSent,
+    Reaction,
+    ReactionAdded,
+    ReactionRemoved,
+    encode,
+)
+from domain.state import RANKS
+from projections.columns import (
+    Page,
+    Statement,
+    blobs,
+    booleans,
+    ints,
+    longs,
+    smalls,
+    texts,
+    times,
+    uuids,
+)
+
+NAME = "messages"
+VERSION = 1
+
+# `content`, `sender` and `receiver` are the event's own JSON. `edit` is the event that gave the content, if
+# that is not the message itself; `failure` the event that `failure_code` and `failure_text` come from.
+SCHEMA = """
+CREATE TABLE messages (id uuid PRIMARY KEY, position bigint NOT NULL, updated bigint NOT NULL,
+  conversation uuid NOT NULL, sent_at timestamptz NOT NULL, recorded_at timestamptz NOT NULL,
+  edited_at timestamptz, edit uuid, failure uuid, failure_code integer, status smallint NOT NULL,
+  outgoing boolean NOT NULL, silent boolean NOT NULL, imported boolean NOT NULL, deleted boolean NOT NULL,
+  channel text NOT NULL, account_id text, own_id text NOT NULL, remote_id text, source text, failure_text text,
+  content bytea NOT NULL, sender bytea NOT NULL, receiver bytea)
+  WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
+CREATE TABLE reactions (message uuid NOT NULL, "by" text NOT NULL, sender_id text NOT NULL, emoji text NOT NULL,
+  removed boolean NOT NULL, at timestamptz NOT NULL, event uuid NOT NULL,
+  PRIMARY KEY (message, "by", sender_id));
+"""
+INDEXES = """
+CREATE INDEX messages_conversation ON messages (conversation, position);
+"""
+
+ADVANCE = """
+UPDATE messages AS m SET status = greatest(m.status, i.status), updated = greatest(m.updated, i.updated),
+  remote_id = coalesce(m.remote_id, i.remote_id), deleted = m.deleted OR i.deleted
+FROM unnest(%b::uuid[], %b::smallint[], %b::bigint[], %b::text[], %b::boolean[])
+  AS i(id, status, updated, remote_id, deleted) WHERE m.id = i.id
+"""
+EDIT = """
+UPDATE messages AS m SET content = i.content, edited_at = i.edited_at, edit = i.edit
+FROM unnest(%b::uuid[], %b::bytea[], %b::timestamptz[], %b::uuid[]) AS i(id, content, edited_at, edit)
+WHERE m.id = i.id AND (m.edit IS NULL OR (i.edited_at, i.edit) > (m.edited_at, m.edit))
+"""
+FAIL = """
+UPDATE messages AS m SET failure = i.failure, failure_code = i.code, failure_text = i.text
+FROM unnest(%b::uuid[], %b::uuid[], %b::integer[], %b::text[]) AS i(id, failure, code, text)
+WHERE m.id = i.id AND (m.failure IS NULL OR i.failure > m.failure)
+"""
+INSERT = """
+INSERT INTO messages (id, position, updated, conversation, sent_at, recorded_at, edited_at, edit, failure,
+  failure_code, status, outgoing, silent, imported, deleted, channel, account_id, own_id, remote_id, source,
+  failure_text, content, sender, receiver)
+SELECT i.id, i.position, i.updated, coalesce(g.winner, i.conversation), i.sent_at, i.recorded_at, i.edited_at,
+  i.edit, i.failure, i.failure_code, i.status, i.outgoing, i.silent, i.imported, i.deleted, i.channel,
+  i.account_id, i.own_id, i.remote_id, i.source, i.failure_text, i.content, i.sender, i.receiver
+FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::uuid[], %b::timestamptz[], %b::timestamptz[],
+  %b::timestamptz[], %b::uuid[], %b::uuid[], %b::integer[], %b::smallint[], %b::boolean[], %b::boolean[],
+  %b::boolean[], %b::boolean[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
+  %b::bytea[], %b::bytea[], %b::bytea[])
+  AS i(id, position, updated, conversation, sent_at, recorded_at, edited_at, edit, failure, failure_code, status,
+  outgoing, silent, imported, deleted, channel, account_id, own_id, remote_id, source, failure_text, content,
+  sender, receiver)
+LEFT JOIN merges AS g ON g.loser = i.conversation
+"""
+REACT = """
+INSERT INTO reactions AS r (message, "by", sender_id, emoji, removed, at, event)
+SELECT i.* FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::text[], %b::boolean[], %b::timestamptz[],
+  %b::uuid[]) AS i(message, "by", sender_id, emoji, removed, at, event) JOIN messages AS m ON m.id = i.message
+ON CONFLICT (message, "by", sender_id) DO UPDATE SET emoji = excluded.emoji, removed = excluded.removed,
+  at = excluded.at, event = excluded.event
+WHERE (excluded.at, excluded.event) > (r.at, r.event)
+"""
+MOVE = """
+UPDATE messages AS m SET conversation = g.winner FROM merges AS g
+WHERE g.loser = ANY (%b::uuid[]) AND m.conversation = g.loser
+"""
+FORGET = "DELETE FROM messages WHERE id = ANY (%b::uuid[])"
+FORGET_REACTIONS = "DELETE FROM reactions WHERE message = ANY (%b::uuid[])"
+
+DELIVERED, READ, ACCEPTED, FAILED = (RANKS[name] for name in ("delivered", "read", "accepted", "failed"))
+
+Dated = TypeVar("Dated", MessageEdited, Reaction)
+
+
+class _Facts(Struct, gc=False):
+    """What a page says of a message besides that it was sent."""
+
+    updated: int
+    status: int = 0
+    remote_id: str | None = None
+    deleted: bool = False
+    edit: MessageEdited | None = None
+    failure: MessageFailed | None = None
+    reactions: dict[tuple[str, str], Reaction] | None = None
+
+
+def _later(one: Dated | None, two: Dated) -> Dated:
+    return two if one is None or (two.at, two.id) > (one.at, one.id) else one
+
+
+class _Fold:
+    """A page as the messages it adds, the facts about messages, and the messages that were none."""
+
+    def __init__(self) -> None:
+        self.sent: dict[str, tuple[int, MessageSent]] = {}
+        self.facts: dict[str, _Facts] = {}
+        self.echoes: list[str] = []
+        self.merged: list[str] = []
+
+    def take(self, position: int, event: AnyEvent) -> None:
+        if isinstance(event, MessageNamed):
+            if self.sent.pop(event.stream, None) is None and event.version > 1:
+                self.echoes.append(event.stream)
+        elif isinstance(event, ConversationMerged):
+            self.merged.append(event.conversation or "")
+        elif event.message is None:
+            return  # It waits in a stream for its name, and is recorded again once that is known.
+        elif isinstance(event, MessageSent):
+            self.sent[event.message] = (position, event)
+            self.facts[event.message] = _Facts(position)
+        else:
+            facts = self.facts.get(event.message)
+            if facts is None:
+                facts = self.facts[event.message] = _Facts(position)
+            facts.updated = position
+            _note(facts, event)
+
+
+def _note(facts: _Facts, event: AnyEvent) -> None:
+    match event:
+        case MessageAccepted():
+            facts.status = max(facts.status, ACCEPTED)
+            facts.remote_id = facts.remote_id or event.remote_id
+        case MessageDelivered():
+            facts.status = max(facts.status, DELIVERED)
+        case MessageRead():
+            facts.status = READ
+        case MessageFailed():
+            facts.status = max(facts.status, FAILED)
+            if facts.failure is None or event.id > facts.failure.id:
+                facts.failure = event
+        case MessageEdited():
+            facts.edit = _later(facts.edit, event)
+        case MessageDeleted():
+            facts.deleted = True
+        case ReactionAdded() | ReactionRemoved():
+            reactions = facts.reactions = facts.reactions or {}
+            who = (event.by, event.sender.id or "")
+            reactions[who] = _later(reactions.get(who), event)
+
+
+_SEEN = {
+    MessageSent,
+    MessageAccepted,
+    MessageDelivered,
+    MessageRead,
+    MessageFailed,
+    MessageEdited,
+    MessageDeleted,
+    MessageNamed,
+    ReactionAdded,
+    ReactionRemoved,
+    ConversationMerged,
+}
+
+
+def project(page: Page) -> Iterator[Statement]:
+    """Statements for a page; they need the `merges` of the conversations view as they are after it."""
+    fold = _Fold()
+    for position, event in page:
+        if type(event) in _SEEN:
+            fold.take(position, event)
+    known = {message: facts for message, facts in fold.facts.items() if message not in fold.sent}
+    if known:
+        yield from _advance(known)
+    if fold.sent:
+        yield INSERT, _rows(fold)
+    reactions = [
+        (message, reaction)
+        for message, facts in fold.facts.items()
+        if facts.reactions
+        for reaction in facts.reactions.values()
+    ]
+    if reactions:
+        yield REACT, _reactions(reactions)
+    if fold.merged:
+        yield MOVE, (uuids(fold.merged),)
+    if fold.echoes:
+        yield FORGET, (uuids(fold.echoes),)
+        yield FORGET_REACTIONS, (uuids(fold.echoes),)
+
+
+def _advance(known: dict[str, _Facts]) -> Iterator[Statement]:
+    facts = known.values()
+    yield (
+        ADVANCE,
+        (
+            uuids(list(known)),
+            smalls([fact.status for fact in facts]),
+            longs([fact.updated for fact in facts]),
+            texts([fact.remote_id for fact in facts]),
+            booleans([fact.deleted for fact in facts]),
+        ),
+    )
+    edits = {message: fact.edit for message, fact in known.items() if fact.edit}
+    if edits:
+        yield (
+            EDIT,
+            (
+                uuids(list(edits)),
+                blobs([encode(edit.content) for edit in edits.values()]),
+                times([edit.at for edit in edits.values()]),
+                uuids([edit.id for edit in edits.values()]),
+            ),
+        )
+    failures = {message: fact.failure for message, fact in known.items() if fact.failure}
+    if failures:
+        yield (
+            FAIL,
+            (
+                uuids(list(failures)),
+                uuids([failure.id for failure in failures.values()]),
+                ints([failure.code for failure in failures.values()]),
+                texts([failure.text for failure in failures.values()]),
+            ),
+        )
+
+
+def _rows(fold: _Fold) -> tuple[object, ...]:
+    positions = [position for position, _ in fold.sent.values()]
+    sent = [event for _, event in fold.sent.values()]
+    facts = [fold.facts[message] for message in fold.sent]
+    edits = [fact.edit for fact in facts]
+    failures = [fact.failure for fact in facts]
+    return (
+        uuids(list(fold.sent)),
+        longs(positions),
+        longs([fact.updated for fact in facts]),
+        uuids([event.conversation for event in sent]),
+        times([event.at for event in sent]),
+        times([event.recorded_at for event in sent]),
+        times([edit and edit.at for edit in edits]),
+        uuids([edit and edit.id for edit in edits]),
+        uuids([failure and failure.id for failure in failures]),
+        ints([failure and failure.code for failure in failures]),
+        smalls([fact.status for fact in facts]),
+        booleans([event.direction == "out" for event in sent]),
+        booleans([event.silent for event in sent]),
+        booleans([event.imported for event in sent]),
+        booleans([fact.deleted for fact in facts]),
+        texts([event.channel for event in sent]),
+        texts([event.account for event in sent]),
+        texts([event.own_id for event in sent]),
+        texts([fact.remote_id for fact in facts]),
+        texts([event.source for event in sent]),
+        texts([failure and failure.text for failure in failures]),
+        blobs(
+            [encode(edit.content if edit else event.content) for edit, event in zip(edits, sent, strict=True)]
+        ),
+        blobs([encode(event.sender) for event in sent]),
+        blobs([encode(event.receiver) if event.receiver else None for event in sent]),
+    )
+
+
+def _reactions(reactions: list[tuple[str, Reaction]]) -> tuple[object, ...]:
+    return (
+        uuids([message for message, _ in reactions]),
+        texts([event.by for _, event in reactions]),
+        texts([event.sender.id or "" for _, event in reactions]),
+        texts([event.emoji for _, event in reactions]),
+        booleans([isinstance(event, ReactionRemoved) for _, event in reactions]),
+        times([event.at for _, event in reactions]),
+        uuids([event.id for _, event in reactions]),
+    )
