@@ -4,6 +4,9 @@ import os
 import time
 from datetime import UTC, datetime
 
+from domain.commands import Stamp
+from domain.ids import Link
+
 _SECOND_MS = 1000
 _prefix_second = -1
 _prefix = ""
@@ -38,3 +41,17 @@ def new_id(ms: int) -> str:
     stamp = f"{ms:012x}"
     variant = "89ab"[int(dice[3], 16) & 3]
     return f"{stamp[:8]}-{stamp[8:]}-7{dice[:3]}-{variant}{dice[4:7]}-{dice[7:17]}00"
+
+
+def stamp(where: Link, lane: str, by: str, *, now: int, at: int | None = None) -> Stamp:
+    """What a command has in common with all others; `now` and `at` (None: the same) are unix milliseconds."""
+    recorded = text(now)
+    return {
+        "link": where,
+        "id": new_id(now),
+        "lane": lane,
+        "at": recorded if at is None else text(at),
+        "now": recorded,
+        "now_ms": now,
+        "by": by,
+    }

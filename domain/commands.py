@@ -4,7 +4,7 @@
 commands keep their order (the conversation, or what is known of it).
 """
 
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypedDict
 
 from msgspec import Struct
 
@@ -18,6 +18,18 @@ class End(Struct, frozen=True, gc=False):
     side: Side
     stream: str
     ends: Ends
+
+
+class Stamp(TypedDict):
+    """The fields that every command has, as they are given to its constructor."""
+
+    link: Link
+    id: str
+    lane: str
+    at: str
+    now: str
+    now_ms: int
+    by: str
 
 
 class Command(Struct, frozen=True, kw_only=True, gc=False):

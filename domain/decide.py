@@ -42,7 +42,9 @@ def names(command: c.AnyCommand) -> list[str]:
         case c.Type():
             return [command.stream, *(end.stream for end in command.ends)]
         case c.Accept():
-    X        case _:
+            more = [command.alias, command.end.stream if command.end else None]
+            return [command.stream, *(stream for stream in more if stream)]
+        case _:
             return [command.stream]
 
 

@@ -1,0 +1,336 @@
+"""What Kommo says: every documented variant is read, what can be mended is mended, the rest is kept whole.
+
+Source: Kommo's Chats API webhooks, version v2. Kommo sends each once; so a character that cannot be stored
+becomes U+FFFD, a time out of range becomes the arrival, and forwards too long for an event are cut, marked.
+"""
+
+import json
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from app import clock
+from app.actions import AHEAD_MS_MAX, EARLIEST_MS, is_uuid
+from domain import commands as c
+from domain import events as e
+from domain import ids
+from domain.ids import KOMMO, MESSENGER, Link
+
+CONTENT_BYTES_MAX = e.EVENT_BYTES_MAX - 48 * 1024
+ID_CHARACTERS_MAX = 255
+TYPES = ("text", "file", "video", "picture", "voice", "audio", "sticker", "location", "contact")
+
+
+class BadHook(Exception):
+    """A signed hook that is not of the documented shape; the message says why."""
+
+
+class Who(Struct, frozen=True):
+    """A participant in a hook."""
+
+    id: str | None = None
+    client_id: str | None = None
+    name: str | None = None
+    phone: str | None = None
+    email: str | None = None
+
+
+class Where(Struct, frozen=True):
+    """A conversation: `id` is Kommo's, `client_id` the messenger's, absent in a chat that Kommo started."""
+
+    id: str | None = None
+    client_id: str | None = None
+
+
+class Origin(Struct, frozen=True):
+    """The source a chat belongs to."""
+
+    external_id: str | None = None
+
+
+class Embedded(Struct, frozen=True):
+    """The message that is answered: `id` is Kommo's, `msgid` ours."""
+
+    id: str | None = None
+    msgid: str | None = None
+
+
+class Quote(Struct, frozen=True):
+    """What a message answers."""
+
+    message: Embedded | None = None
+
+
+class Body(Struct, frozen=True):
+    """The message itself. Kommo sends "" and 0 for what is not there."""
+
+    id: str
+    type: str = "text"
+    text: str | None = None
+    media: str | None = None
+    thumbnail: str | None = None
+    file_name: str | None = None
+    file_size: int | str | None = None
+    media_duration: int | str | None = None
+    media_group_id: str | None = None
+    sticker_id: str | None = None
+    tag: str | None = None
+    location: e.Location | None = None
+    contact: e.Contact | None = None
+    markup: dict[str, object] | list[object] | None = None
+    template: dict[str, object] | list[object] | None = None
+    reply_to: Quote | None = None
+    forwards: dict[str, object] | None = None
+    post: dict[str, object] | None = None
+    shared_post: dict[str, object] | None = None
+
+
+class Outgoing(Struct, frozen=True):
+    """A manager wrote."""
+
+    message: Body
+    conversation: Where
+    sender: Who = Who()
+    receiver: Who = Who()
+    source: Origin | None = None
+    timestamp: int | None = None
+    msec_timestamp: int | None = None
+
+
+class TypingHook(Struct, frozen=True):
+    """A manager is writing; the user stands here or beside."""
+
+    conversation: Where
+    user: Who | None = None
+    expired_at: int | None = None
+
+
+class ReactionHook(Struct, frozen=True):
+    """A manager reacted; the message is an object, or only its `msgid`."""
+
+    conversation: Where
+    type: str
+    user: Who = Who()
+    message: Embedded | None = None
+    msgid: str | None = None
+    emoji: str | None = None
+
+
+class Action(Struct, frozen=True):
+    """Either of the two."""
+
+    typing: TypingHook | None = None
+    reaction: ReactionHook | None = None
+    user: Who | None = None
+
+
+class Hook(Struct, frozen=True):
+    """A v2 hook: `message` or `action`."""
+
+    account_id: str | None = None
+    time: int | None = None
+    message: Outgoing | None = None
+    action: Action | None = None
+
+
+class Given(NamedTuple):
+    """Where a hook came in, and when in unix milliseconds: by our clock and by Kommo's."""
+
+    where: Link
+    now: int
+    at: int
+
+
+_decoder = msgspec.json.Decoder(Hook)
+
+
+def command(where: Link, body: bytes) -> c.AnyCommand:
+    """The command that a hook asks for; raises BadHook."""
+    hook = _read(body)
+    now = clock.now_ms()
+    if hook.message:
+        return _send(where, hook.message, now)
+    action = hook.action
+    seconds = hook.time if hook.time is not None else now // 1000
+    given = Given(where, now, _sane(seconds * 1000, now))
+    if action and action.typing:
+        return _type(given, action.typing, action.typing.user or action.user or Who())
+    if action and action.reaction:
+        return _react(given, action.reaction, action.user)
+    raise BadHook(
+        "neither `message` nor `action.typing` nor `action.reaction` is in it (v1 hooks are refused)"
+    )
+
+
+def _read(body: bytes) -> Hook:
+    lower = body.lower()
+    try:
+        if b"\\u0000" in body or b"\\ud" in lower:
+            return msgspec.convert(_mended(json.loads(body)), Hook)
+        return _decoder.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BadHook(str(error)) from None
+
+
+def _mended(value: object) -> object:
+    """The same with U+FFFD for each character that cannot be stored."""
+    match value:
+        case str():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
+        case dict():
+            return {str(_mended(name)): _mended(inner) for name, inner in value.items()}
+        case list():
+            return [_mended(inner) for inner in value]
+        case _:
+            return value
+
+
+def _sane(ms: int, now: int) -> int:
+    return ms if EARLIEST_MS <= ms <= now + AHEAD_MS_MAX else now
+
+
+def _name(text: str | None, what: str) -> str:
+    if not text or len(text) > ID_CHARACTERS_MAX:
+        raise BadHook(f"{what} must be 1 to {ID_CHARACTERS_MAX} characters")
+    return text
+
+
+def _ends(where: Link, conversation: Where) -> tuple[c.End, ...]:
+    """The names of the conversation, Kommo's first."""
+    chat_id = _name(conversation.id, "conversation.id")
+    ends = [c.End("kommo", ids.conversation_id(where, KOMMO, chat_id), e.Ends(chat_id=chat_id))]
+    if conversation.client_id:
+        own = _name(conversation.client_id, "conversation.client_id")
+        stream = ids.conversation_id(where, MESSENGER, own)
+        ends.append(c.End("messenger", stream, e.Ends(conversation_id=own)))
+    return tuple(ends)
+
+
+def _stamp(given: Given, ends: tuple[c.End, ...]) -> c.Stamp:
+    return clock.stamp(given.where, ends[-1].stream, KOMMO, now=given.now, at=given.at)
+
+
+def _send(where: Link, hook: Outgoing, now: int) -> c.Send:
+    body = hook.message
+    own_id = _name(body.id, "message.message.id")
+    if body.type not in TYPES:
+        raise BadHook(f"message.message.type is {body.type!r}, none of {', '.join(TYPES)}")
+    at = hook.msec_timestamp or (hook.timestamp or 0) * 1000
+    at = _sane(at, now)
+    ends = _ends(where, hook.conversation)
+    content = _content(body, hook.conversation)
+    sender, receiver = hook.sender, hook.receiver
+    return c.Send(
+        **_stamp(Given(where, now, at), ends),
+        stream=ids.message_id(where, KOMMO, own_id),
+        side="kommo",
+        own_id=own_id,
+        msec=at,
+        ends=ends,
+        sender=e.Party(id=sender.id, name=sender.name or None),
+        receiver=e.Party(
+            id=receiver.id,
+            name=receiver.name or None,
+            phone=receiver.phone or None,
+            email=receiver.email or None,
+            client_id=receiver.client_id or None,
+        ),
+        content=content,
+        reply_stream=_named(where, body.reply_to.message)
+        if body.reply_to and body.reply_to.message
+        else None,
+        source=hook.source.external_id if hook.source else None,
+    )
+
+
+def _named(where: Link, message: Embedded) -> str | None:
+    """The stream of a message that Kommo speaks of: ours by `msgid`, else by its own name."""
+    if message.msgid and is_uuid(message.msgid):
+        return message.msgid
+    return ids.message_id(where, KOMMO, message.id) if message.id else None
+
+
+def _content(body: Body, conversation: Where) -> e.Content:
+    answered = body.reply_to.message if body.reply_to else None
+    reply = (answered.id or answered.msgid) if answered else None
+    content = e.Content(
+        type=body.type,
+        text=body.text or None,
+        media=body.media or None,
+        thumbnail=body.thumbnail or None,
+        file_name=body.file_name or None,
+        file_size=_whole(body.file_size),
+        media_duration=_whole(body.media_duration),
+        media_group_id=body.media_group_id or None,
+        sticker_id=body.sticker_id or None,
+        location=body.location,
+        contact=body.contact,
+        tag=body.tag or None,
+        markup=_object(body.markup),
+        template=_object(body.template),
+        reply_to=e.Reply(reply) if reply else None,
+        forwards=body.forwards or None,
+        post=body.post or None,
+        shared_post=body.shared_post or None,
+        conversation_id=conversation.client_id or None,
+    )
+    return _cut(content)
+
+
+def _cut(content: e.Content) -> e.Content:
+    """Forwards that are too long for an event are left out, and their number is kept."""
+    if content.forwards is None or len(e.encode(content)) <= CONTENT_BYTES_MAX:
+        return content
+    messages = content.forwards.get("messages")
+    count = len(messages) if isinstance(messages, list) else 1
+    return msgspec.structs.replace(content, forwards=None, forwards_cut=count)
+
+
+def _whole(value: int | str | None) -> int | None:
+    """Kommo sends 0, "" or digits in quotes for a number."""
+    if isinstance(value, str):
+        value = int(value) if value.isascii() and value.isdigit() and len(value) < 16 else 0
+    return value if value and abs(value) < 2**53 else None
+
+
+def _object(value: dict[str, object] | list[object] | None) -> e.Json | None:
+    """PHP writes an empty object as an empty array."""
+    return value if isinstance(value, dict) and value else None
+
+
+def _type(given: Given, hook: TypingHook, user: Who) -> c.Type:
+    ends = _ends(given.where, hook.conversation)
+    sender = user.id or "unknown"
+    expires = hook.expired_at * 1000 if hook.expired_at else given.at + ids.TYPING_WINDOW_MS
+    started = _sane(expires - ids.TYPING_WINDOW_MS, given.now)
+    return c.Type(
+        **_stamp(given._replace(at=started), ends),
+        stream=ids.typing_id(given.where, ends[0].stream, sender, started),
+        side="kommo",
+        at_ms=started,
+        ends=ends,
+        sender=e.Party(id=sender, name=user.name),
+        expires_at=clock.text(started + ids.TYPING_WINDOW_MS),
+    )
+
+
+def _react(given: Given, hook: ReactionHook, user: Who | None) -> c.React:
+    if hook.type not in ("react", "unreact"):
+        raise BadHook(f"action.reaction.type is {hook.type!r}, neither react nor unreact")
+    ends = _ends(given.where, hook.conversation)
+    message = hook.message or Embedded(id=hook.msgid, msgid=hook.msgid)
+    named = [ids.message_id(given.where, KOMMO, message.id)] if message.id else []
+    if message.msgid and is_uuid(message.msgid):
+        named.append(message.msgid)
+    if not named:
+        raise BadHook("action.reaction names no message: neither message.id nor msgid is in it")
+    who = hook.user if hook.user.id else user or Who()
+    return c.React(
+        **_stamp(given, ends),
+        streams=tuple(named),
+        side="kommo",
+        sender=e.Party(id=who.id, name=who.name),
+        emoji=hook.emoji or "",
+        removed=hook.type == "unreact",
+    )
