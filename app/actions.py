@@ -204,7 +204,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "contact": ("contact",),
 }
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_one = msgspec.json.Decoder(Action)
+_one: msgspec.json.Decoder[Action] = msgspec.json.Decoder(Action)
 _many = msgspec.json.Decoder(list[msgspec.Raw])
 
 

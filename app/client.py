@@ -1,0 +1,118 @@
+"""One HTTP call to a stranger: bounded in time and size, never redirected, its answer read leniently."""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import aiohttp
+import msgspec
+from msgspec import Struct
+
+TIMEOUT_SECONDS = 10.0
+CONNECT_SECONDS = 5.0
+ANSWER_BYTES_MAX = 1024 * 1024
+TEXT_CHARACTERS_MAX = 500
+RETRY_AFTER_SECONDS_MAX = 3600.0
+RETRIED = frozenset({408, 425, 429})
+
+
+class Answer(Struct, frozen=True):
+    """A status, the content type, what Retry-After says in seconds (0: nothing), the first of the body."""
+
+    status: int
+    content_type: str
+    retry_after: float
+    body: bytes
+
+    @property
+    def html(self) -> bool:
+        """Whether a page came instead of an answer, as a firewall in front sends it."""
+        return self.content_type.startswith("text/html") or self.body[:20].lstrip()[:1] == b"<"
+
+    @property
+    def text(self) -> str:
+        """The body, shortened, for people."""
+        return self.body[: TEXT_CHARACTERS_MAX * 4].decode("utf-8", "replace")[:TEXT_CHARACTERS_MAX]
+
+    def json(self) -> dict[str, object]:
+        """The body as an object; an empty one if it is none."""
+        try:
+            value = msgspec.json.decode(self.body)
+        except (msgspec.DecodeError, UnicodeError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+
+class Unreached(Exception):
+    """No answer came. `unknown`: the request may have been received all the same."""
+
+    def __init__(self, reason: str, *, unknown: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.unknown = unknown
+
+
+class Client:
+    """A pool of connections. Its user agent and limits are the same for Kommo and for messengers."""
+
+    def __init__(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=200, limit_per_host=64, ttl_dns_cache=60),
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS, sock_connect=CONNECT_SECONDS),
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    async def call(self, method: str, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """Send and read the answer; raises Unreached."""
+        try:
+            async with self._session.request(
+                method, url, data=body or None, headers=headers, allow_redirects=False
+            ) as response:
+                return Answer(
+                    response.status,
+                    response.headers.get("Content-Type", ""),
+                    retry_after(response.headers.get("Retry-After")),
+                    await _limited(response),
+                )
+        except aiohttp.ClientConnectorError as error:
+            raise Unreached(f"no connection: {error.os_error.strerror or error}", unknown=False) from None
+        except aiohttp.InvalidURL:
+            raise Unreached("the URL cannot be called", unknown=False) from None
+        except TimeoutError:
+            raise Unreached(f"no answer within {TIMEOUT_SECONDS:.0f} s", unknown=True) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unreached(f"the connection broke: {type(error).__name__}", unknown=True) from None
+
+
+async def _limited(response: aiohttp.ClientResponse) -> bytes:
+    body = b""
+    with contextlib.suppress(asyncio.IncompleteReadError):
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > ANSWER_BYTES_MAX:
+                response.close()
+                break
+    return body[:ANSWER_BYTES_MAX]
+
+
+def retry_after(header: str | None) -> float:
+    """RFC 9110 Retry-After, seconds or a date, as seconds from now, bounded; 0 if there is none."""
+    if not header:
+        return 0.0
+    if header.strip().isdigit():
+        return min(float(header[:9]), RETRY_AFTER_SECONDS_MAX)
+    try:
+        moment = parsedate_to_datetime(header)
+    except ValueError:
+        return 0.0
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, min((moment - datetime.now(UTC)).total_seconds(), RETRY_AFTER_SECONDS_MAX))

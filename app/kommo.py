@@ -1,0 +1,243 @@
+"""Kommo's Chats API: requests signed over their exact bytes, events as its payloads, its answers as outcomes.
+
+Signature: HMAC-SHA1 over METHOD, Content-MD5, Content-Type, Date and path, each on a line, keyed with the
+channel's secret as text; lower-case hex. Every attempt is signed anew, for a Date is valid for 15 minutes.
+"""
+
+import hashlib
+import hmac
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from urllib.parse import quote
+
+import msgspec
+from msgspec import Struct
+
+from app.client import RETRIED, Answer, Client, Unreached
+from app.outcome import Done, Forbidden, Gone, Outcome, Refused, Retry
+from domain import events as e
+from domain.events import Json
+
+CONTENT_TYPE = "application/json"
+HISTORY_PAGE = 50
+HISTORY_PAGES_MAX = 4
+TYPING_MS = 5000
+STATUS_CODES: dict[type, int] = {e.MessageDelivered: 1, e.MessageRead: 2, e.MessageFailed: -1}
+SENT_FIELDS = (
+    "type", "text", "media", "file_name", "file_size", "media_duration", "sticker_id", "callback_data",
+    "shared_post", "post",
+)  # fmt: skip
+
+
+class Credentials(Struct, frozen=True):
+    """A channel of Kommo: the path's id and the secret that signs."""
+
+    channel_id: str
+    secret: str
+
+    def __repr__(self) -> str:
+        """Without the secret."""
+        return f"Credentials({self.channel_id})"
+
+
+def sign(secret: str, method: str, path: str, body: bytes, date: str) -> dict[str, str]:
+    """The four headers of a request (`path` without host and query)."""
+    md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
+    text = "\n".join((method, md5, CONTENT_TYPE, date, path))
+    signature = hmac.digest(secret.encode(), text.encode(), "sha1").hex()
+    return {"Date": date, "Content-Type": CONTENT_TYPE, "Content-MD5": md5, "X-Signature": signature}
+
+
+class Kommo:
+    """Calls on behalf of any channel; `url` is the base of the Chats API."""
+
+    def __init__(self, client: Client, url: str) -> None:
+        self._client = client
+        self._base = url.rstrip("/") + "/v2/origin/custom/"
+        self._path = "/" + self._base.split("://", 1)[1].partition("/")[2]
+
+    async def call(self, who: Credentials, method: str, path: str, payload: Json | None = None) -> Answer:
+        """One signed request; `path` follows `/v2/origin/custom/`, its query is unsigned. Raises Unreached."""
+        body = b"" if payload is None else msgspec.json.encode(payload)
+        date = format_datetime(datetime.now(UTC))
+        headers = sign(who.secret, method, self._path + path.partition("?")[0], body, date)
+        return await self._client.call(method, self._base + path, body, headers)
+
+    async def connect(self, who: Credentials, account: str, title: str) -> Answer:
+        """Connect the channel to an account. Raises Unreached."""
+        payload: Json = {"account_id": account, "title": title, "hook_api_version": "v2"}
+        return await self.call(who, "POST", f"{who.channel_id}/connect", payload)
+
+    async def disconnect(self, who: Credentials, account: str) -> Answer:
+        """Disconnect it. Raises Unreached."""
+        return await self.call(who, "DELETE", f"{who.channel_id}/disconnect", {"account_id": account})
+
+    async def push(self, who: Credentials, scope_id: str, event: e.AnyEvent) -> Outcome:
+        """Tell Kommo what an event says."""
+        path, payload = request(scope_id, event)
+        try:
+            answer = await self.call(who, "POST", path, payload)
+        except Unreached as error:
+            return Retry(error.reason, unknown=error.unknown)
+        return outcome(answer)
+
+    async def find(
+        self, who: Credentials, scope_id: str, event: e.MessageSent, chat_id: str | None
+    ) -> str | None:
+        """Kommo's id of a message that may have arrived, from the chat's history; None if it is not there.
+
+        Without a chat id the chat is asked for by our own name, which Kommo answers without making a new one
+        if it exists. Raises Unreached.
+        """
+        chat = chat_id or await self._chat(who, scope_id, event)
+        for page in range(HISTORY_PAGES_MAX if chat else 0):
+            query = f"offset={page * HISTORY_PAGE}&limit={HISTORY_PAGE}"
+            answer = await self.call(who, "GET", f"{scope_id}/chats/{quote(chat or '')}/history?{query}")
+            if answer.status != 200:
+                break
+            messages = msgspec.convert(answer.json().get("messages") or [], list[_Past])
+            for past in messages:
+                if past.message.client_id == event.message:
+                    return past.message.id
+            if len(messages) < HISTORY_PAGE:
+                break
+        return None
+
+    async def _chat(self, who: Credentials, scope_id: str, event: e.MessageSent) -> str | None:
+        user = {"id": event.sender.id, "name": event.sender.name or event.sender.id}
+        payload: Json = {"conversation_id": event.content.conversation_id, "user": user}
+        answer = await self.call(who, "POST", f"{scope_id}/chats", payload)
+        found = answer.json().get("id") if answer.status == 200 else None
+        return found if isinstance(found, str) else None
+
+
+class _PastMessage(Struct, frozen=True):
+    id: str
+    client_id: str | None = None
+
+
+class _Past(Struct, frozen=True):
+    message: _PastMessage
+
+
+def outcome(answer: Answer) -> Outcome:
+    """What an answer to a push means; decided on the status alone, for error bodies are not documented."""
+    status = answer.status
+    if 200 <= status < 300:
+        new = answer.json().get("new_message")
+        msgid = new.get("msgid") if isinstance(new, dict) else None
+        return Done(remote_id=msgid if isinstance(msgid, str) and msgid else None)
+    if answer.html or status == 429:
+        return Retry(f"Kommo asks to wait (HTTP {status})", answer.retry_after, pause=True)
+    if status in RETRIED or status >= 500:
+        return Retry(f"HTTP {status} from Kommo", answer.retry_after, unknown=status >= 500)
+    if status == 403:
+        return Forbidden(answer.text)
+    if status == 404:
+        return Gone(answer.text)
+    return Refused(status, 905, answer.text or f"HTTP {status} from Kommo")
+
+
+def request(scope_id: str, event: e.AnyEvent) -> tuple[str, Json]:
+    """The path (after `/v2/origin/custom/`) and the payload that tell Kommo of an event."""
+    match event:
+        case e.MessageSent():
+            return scope_id, {"event_type": "new_message", "payload": _new_message(event)}
+        case e.MessageEdited():
+            return scope_id, {"event_type": "edit_message", "payload": _edit(event)}
+        case e.MessageDelivered() | e.MessageRead() | e.MessageFailed():
+            return f"{scope_id}/{quote(event.remote_id or '', safe='')}/delivery_status", _status(event)
+        case e.TypingStarted():
+            where = event.content.conversation_id
+            sender = {"id": event.sender.id}
+            return f"{scope_id}/typing", {
+                "conversation_id": where,
+                "sender": sender,
+                "duration_ms": TYPING_MS,
+            }
+        case e.ReactionAdded() | e.ReactionRemoved():
+            return f"{scope_id}/react", _reaction(event)
+        case _:
+            raise AssertionError(f"{e.tag(event)} is not pushed to Kommo")
+
+
+def _new_message(event: e.MessageSent) -> Json:
+    content = event.content
+    payload: Json = {
+        "timestamp": event.msec // 1000,
+        "msec_timestamp": event.msec,
+        "msgid": event.message,
+        "conversation_id": content.conversation_id,
+        "silent": event.silent,
+        "sender": _participant(event.sender),
+        "message": _message(content),
+    }
+    if content.chat_id:
+        payload["conversation_ref_id"] = content.chat_id
+    if event.source:
+        payload["source"] = {"external_id": event.source}
+    if reply := _reply(content.reply_to):
+        payload["reply_to"] = {"message": reply}
+    return payload
+
+
+def _message(content: e.Content) -> Json:
+    message: Json = {name: value for name in SENT_FIELDS if (value := getattr(content, name)) is not None}
+    message.setdefault("text", "")
+    if content.location:
+        message["location"] = {"lon": content.location.lon, "lat": content.location.lat}
+    if content.contact:
+        message["contact"] = {"name": content.contact.name, "phone": content.contact.phone}
+    return message
+
+
+def _participant(party: e.Party) -> Json:
+    profile = {name: value for name in ("phone", "email") if (value := getattr(party, name))}
+    participant: Json = {"id": party.id, "name": party.name or party.id}
+    for name in ("ref_id", "avatar", "profile_link"):
+        if value := getattr(party, name):
+            participant[name] = value
+    if profile:
+        participant["profile"] = profile
+    return participant
+
+
+def _reply(reply: e.Reply | None) -> Json | None:
+    """The answered message as Kommo knows it: by our id if the messenger sent it, else by Kommo's own."""
+    if reply is None or reply.message is None:
+        return None
+    return {"msgid": reply.message} if reply.sent_by == "messenger" else {"id": reply.own_id}
+
+
+def _edit(event: e.MessageEdited) -> Json:
+    moment = int(datetime.fromisoformat(event.at).timestamp() * 1000 + 0.5)
+    return {
+        "timestamp": moment // 1000,
+        "msec_timestamp": moment,
+        "msgid": event.message,
+        "conversation_id": event.content.conversation_id,
+        "message": _message(event.content),
+    }
+
+
+def _status(event: e.MessageDelivered | e.MessageRead | e.MessageFailed) -> Json:
+    payload: Json = {"msgid": event.remote_id, "delivery_status": STATUS_CODES[type(event)]}
+    if isinstance(event, e.MessageFailed):
+        payload |= {"error_code": event.code, "error": event.text or "not delivered"}
+    return payload
+
+
+def _reaction(event: e.ReactionAdded | e.ReactionRemoved) -> Json:
+    removed = isinstance(event, e.ReactionRemoved)
+    payload: Json = {"user": {"id": event.sender.id}, "type": "unreact" if removed else "react"}
+    if event.content.conversation_id:
+        payload["conversation_id"] = event.content.conversation_id
+    else:
+        payload["conversation_ref_id"] = event.content.chat_id
+    if event.sent_by == "messenger":
+        payload["msgid"] = event.message
+    else:
+        payload["id"] = event.own_id
+    if not removed:
+        payload["emoji"] = event.emoji
+    return payload
