@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 
 import aiohttp
 import msgspec
-from litestar import Response, delete, get, post
+from litestar import Response, Router, delete, get, post
 from msgspec import Meta, Struct
 
 from ops.sandbox.config import RECORDS_MAX
@@ -19,7 +19,7 @@ from ops.sandbox.faults import FAULTS_MAX, Fault
 from ops.sandbox.hooks import Hook, Sent
 from ops.sandbox.messenger import Messenger, react
 from ops.sandbox.phone import Action, Customer, Letter, Push, new_id
-from ops.sandbox.web import Call, json, sandbox_of
+from ops.sandbox.web import Call, json, same_origin, sandbox_of
 
 WAIT_SECONDS_MAX = 60
 Name = Annotated[str, Meta(max_length=4096)]
@@ -374,26 +374,30 @@ async def clear_state(request: Call) -> None:
         sandbox.feed.publish(side, "resync")
 
 
-ROUTES = [
-    add_fault,
-    list_faults,
-    clear_faults,
-    manager_message,
-    manager_typing,
-    manager_reaction,
-    raw_hook,
-    customer_message,
-    customer_edit,
-    customer_delete,
-    customer_status,
-    customer_typing,
-    customer_reaction,
-    customer_actions,
-    read_kommo,
-    read_messenger,
-    read_hooks,
-    clear_state,
-]
+ROUTER = Router(
+    path="/",
+    before_request=same_origin,
+    route_handlers=[
+        add_fault,
+        list_faults,
+        clear_faults,
+        manager_message,
+        manager_typing,
+        manager_reaction,
+        raw_hook,
+        customer_message,
+        customer_edit,
+        customer_delete,
+        customer_status,
+        customer_typing,
+        customer_reaction,
+        customer_actions,
+        read_kommo,
+        read_messenger,
+        read_hooks,
+        clear_state,
+    ],
+)
 
 
 async def _order(request: Call, shape: type[T]) -> T:

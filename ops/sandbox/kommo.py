@@ -72,7 +72,7 @@ class Kommo:
             connected_at=known.connected_at if known and known.active else now_ms() / 1000,
         )
         self.crm.save_connection(connection)
-        self.feed.publish("manager", "chats")
+        self.feed.publish("manager", "connections")
         return {
             "account_id": order.account_id,
             "scope_id": scope_id,
@@ -87,7 +87,7 @@ class Kommo:
         connection = self.connected(f"{channel_id}_{order.account_id}")
         connection.active = False
         self.crm.save_connection(connection)
-        self.feed.publish("manager", "chats")
+        self.feed.publish("manager", "connections")
         return {}
 
     def connected(self, scope_id: str) -> Connection:

@@ -11,7 +11,7 @@ import uvicorn
 from litestar import Litestar, Response
 from litestar.datastructures import State
 
-from ops.sandbox import amojo, control, hook
+from ops.sandbox import amojo, control, hook, pages
 from ops.sandbox.config import BODY_MAX, Config
 from ops.sandbox.crm import Crm
 from ops.sandbox.desk import Desk, Impossible
@@ -77,7 +77,7 @@ class Sandbox:
 
     def _uvicorn(self) -> uvicorn.Config:
         app = Litestar(
-            route_handlers=[*amojo.ROUTES, *hook.ROUTES, *control.ROUTES],
+            route_handlers=[*amojo.ROUTES, *hook.ROUTES, control.ROUTER, pages.ROUTER],
             state=State({"sandbox": self}),
             exception_handlers={Impossible: _impossible, Full: _full},
             openapi_config=None,

@@ -3,12 +3,14 @@
 from asyncio import BaseTransport, sleep
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 import msgspec
 from litestar import Request, Response
 from litestar.datastructures import State
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ops.sandbox.desk import Impossible
 from ops.sandbox.faults import Fault
 
 if TYPE_CHECKING:
@@ -44,6 +46,13 @@ def sandbox_of(request: Call) -> "Sandbox":
 def headers_of(request: Call) -> dict[str, str]:
     """The headers by lower-case name."""
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
+
+
+def same_origin(request: Call) -> None:
+    """Pages of other sites may not give orders here."""
+    origin = request.headers.get("origin")
+    if origin and urlsplit(origin).netloc != request.headers.get("host", ""):
+        raise Impossible(403, "orders are taken from the sandbox's own pages only")
 
 
 def json(status: int, content: object) -> Response[bytes]:
