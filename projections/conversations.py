@@ -35,6 +35,7 @@ CREATE INDEX conversations_position ON conversations (position, id);
 CREATE INDEX conversations_account ON conversations (account_id, position, id);
 CREATE INDEX conversations_conversation_id ON conversations (conversation_id, position, id);
 CREATE INDEX conversations_chat_id ON conversations (chat_id, position, id);
+ANALYZE conversations, merges;
 """
 
 UNCOUNT = """

@@ -43,6 +43,7 @@ CREATE INDEX deliveries_send ON deliveries (send) WHERE send IS NOT NULL;
 """
 INDEXES = """
 CREATE INDEX deliveries_state ON deliveries (state, position);
+ANALYZE deliveries;
 """
 
 CLOSE = "DELETE FROM deliveries WHERE id = ANY (%b::uuid[])"

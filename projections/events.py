@@ -26,6 +26,7 @@ ALTER TABLE events ADD PRIMARY KEY (position);
 CREATE INDEX events_conversation ON events (conversation, position) WHERE conversation IS NOT NULL;
 CREATE INDEX events_kind ON events (kind, position);
 CREATE INDEX events_place ON events (place, position);
+ANALYZE places, events, periods;
 """
 
 PLACES = """

@@ -1,7 +1,8 @@
 """One row per message as it stands now, whatever the order in which its facts were recorded.
 
-The highest rank of status shows; of edits, and of a sender's reactions, the latest `at` counts, then the event's
-id; deleted is final; the first `remote_id` stays. A message that turns out to be an echo of ours is no message.
+The highest rank of status shows; of edits, and of a sender's reactions, the latest `at` counts, then the
+event's id; deleted is final; the first `remote_id` stays. A message that turns out to be an echo of ours is
+no message.
 """
 
 from collections.abc import Iterator
@@ -49,15 +50,16 @@ CREATE TABLE messages (id uuid PRIMARY KEY, position bigint NOT NULL, updated bi
   conversation uuid NOT NULL, sent_at timestamptz NOT NULL, recorded_at timestamptz NOT NULL,
   edited_at timestamptz, edit uuid, failure uuid, failure_code integer, status smallint NOT NULL,
   outgoing boolean NOT NULL, silent boolean NOT NULL, imported boolean NOT NULL, deleted boolean NOT NULL,
-  channel text NOT NULL, account_id text, own_id text NOT NULL, remote_id text, source text, failure_text text,
-  content bytea NOT NULL, sender bytea NOT NULL, receiver bytea)
+  channel text NOT NULL, account_id text, own_id text NOT NULL, remote_id text, source text,
+  failure_text text, content bytea NOT NULL, sender bytea NOT NULL, receiver bytea)
   WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
-CREATE TABLE reactions (message uuid NOT NULL, "by" text NOT NULL, sender_id text NOT NULL, emoji text NOT NULL,
-  removed boolean NOT NULL, at timestamptz NOT NULL, event uuid NOT NULL,
+CREATE TABLE reactions (message uuid NOT NULL, "by" text NOT NULL, sender_id text NOT NULL,
+  emoji text NOT NULL, removed boolean NOT NULL, at timestamptz NOT NULL, event uuid NOT NULL,
   PRIMARY KEY (message, "by", sender_id));
 """
 INDEXES = """
 CREATE INDEX messages_conversation ON messages (conversation, position);
+ANALYZE messages, reactions;
 """
 
 ADVANCE = """
@@ -87,9 +89,9 @@ FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::uuid[], %b::timestamptz[
   %b::timestamptz[], %b::uuid[], %b::uuid[], %b::integer[], %b::smallint[], %b::boolean[], %b::boolean[],
   %b::boolean[], %b::boolean[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
   %b::bytea[], %b::bytea[], %b::bytea[])
-  AS i(id, position, updated, conversation, sent_at, recorded_at, edited_at, edit, failure, failure_code, status,
-  outgoing, silent, imported, deleted, channel, account_id, own_id, remote_id, source, failure_text, content,
-  sender, receiver)
+  AS i(id, position, updated, conversation, sent_at, recorded_at, edited_at, edit, failure, failure_code,
+  status, outgoing, silent, imported, deleted, channel, account_id, own_id, remote_id, source, failure_text,
+  content, sender, receiver)
 LEFT JOIN merges AS g ON g.loser = i.conversation
 """
 REACT = """
@@ -262,6 +264,7 @@ def _rows(fold: _Fold) -> tuple[object, ...]:
     facts = [fold.facts[message] for message in fold.sent]
     edits = [fact.edit for fact in facts]
     failures = [fact.failure for fact in facts]
+    contents = [(fact.edit or event).content for fact, event in zip(facts, sent, strict=True)]
     return (
         uuids(list(fold.sent)),
         longs(positions),
@@ -269,10 +272,10 @@ def _rows(fold: _Fold) -> tuple[object, ...]:
         uuids([event.conversation for event in sent]),
         times([event.at for event in sent]),
         times([event.recorded_at for event in sent]),
-        times([edit and edit.at for edit in edits]),
-        uuids([edit and edit.id for edit in edits]),
-        uuids([failure and failure.id for failure in failures]),
-        ints([failure and failure.code for failure in failures]),
+        times([edit.at if edit else None for edit in edits]),
+        uuids([edit.id if edit else None for edit in edits]),
+        uuids([failure.id if failure else None for failure in failures]),
+        ints([failure.code if failure else None for failure in failures]),
         smalls([fact.status for fact in facts]),
         booleans([event.direction == "out" for event in sent]),
         booleans([event.silent for event in sent]),
@@ -283,10 +286,8 @@ def _rows(fold: _Fold) -> tuple[object, ...]:
         texts([event.own_id for event in sent]),
         texts([fact.remote_id for fact in facts]),
         texts([event.source for event in sent]),
-        texts([failure and failure.text for failure in failures]),
-        blobs(
-            [encode(edit.content if edit else event.content) for edit, event in zip(edits, sent, strict=True)]
-        ),
+        texts([failure.text if failure else None for failure in failures]),
+        blobs([encode(content) for content in contents]),
         blobs([encode(event.sender) for event in sent]),
         blobs([encode(event.receiver) if event.receiver else None for event in sent]),
     )
