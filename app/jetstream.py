@@ -74,10 +74,17 @@ class StreamInfo(Struct, frozen=True):
         return msgspec.convert(self.config.get("first_seq") or 1, int)
 
 
+class Delivered(Struct, frozen=True):
+    """The last message that a consumer has sent to somebody."""
+
+    stream_seq: int
+
+
 class ConsumerInfo(Struct, frozen=True):
     """What a durable consumer is set to and still owes: sent and not acknowledged, and not yet sent."""
 
     config: dict[str, object]
+    delivered: Delivered
     num_ack_pending: int
     num_pending: int
 
@@ -133,6 +140,8 @@ class Connection(Client):
             raise Unavailable("not connected to NATS")
         await self._send_command(protocol)
         await self._flush_pending()
+        if (task := asyncio.current_task()) and task.cancelling():
+            raise asyncio.CancelledError  # nats-py swallows it in there.
 
     async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
         # Only statuses (503, 409, heartbeats) are read here, and parsing costs as much as all the rest.
