@@ -57,7 +57,7 @@ class Kommo:
         self._path = "/" + self._base.split("://", 1)[1].partition("/")[2]
 
     async def call(self, who: Credentials, method: str, path: str, payload: Json | None = None) -> Answer:
-        """One signed request; `path` follows `/v2/origin/custom/`, its query is unsigned. Raises Unreached."""
+        """A signed request; `path` follows `/v2/origin/custom/`, its query is unsigned. Raises Unreached."""
         body = b"" if payload is None else msgspec.json.encode(payload)
         date = format_datetime(datetime.now(UTC))
         headers = sign(who.secret, method, self._path + path.partition("?")[0], body, date)

@@ -6,11 +6,15 @@ from msgspec import Struct
 
 
 class Done(Struct, frozen=True):
-    """Taken. The other side's names for the message, the conversation and the receiver, if it told them."""
+    """Taken. The other side's names for the message, the conversation and the receiver, if it told them.
+
+    `recovered`: it said so only when asked later.
+    """
 
     remote_id: str | None = None
     conversation_id: str | None = None
     receiver_id: str | None = None
+    recovered: bool = False
 
 
 class Retry(Struct, frozen=True):

@@ -3,7 +3,11 @@
 Schema `ledger` holds what must never be lost; schema `views`, made by the projector, can be dropped at will.
 """
 
+from typing import TypeAlias
+
 from psycopg import AsyncConnection, sql
+
+Database: TypeAlias = AsyncConnection[tuple[object, ...]]
 
 VERSION = 1
 LEDGER = "ledger"
@@ -101,7 +105,7 @@ class OldSchema(Exception):
     """The database has no chatledger tables of this version: run `chatledger migrate`."""
 
 
-async def migrate(connection: AsyncConnection[tuple[object, ...]]) -> None:
+async def migrate(connection: Database) -> None:
     """Bring the database to this version's tables, once, whoever calls; needs an owner's rights.
 
     Makes the role `chatledger` too; the service runs as it (`SET ROLE`), so that not even a mistake in it can
@@ -121,7 +125,7 @@ async def migrate(connection: AsyncConnection[tuple[object, ...]]) -> None:
         )
 
 
-async def _role(connection: AsyncConnection[tuple[object, ...]]) -> None:
+async def _role(connection: Database) -> None:
     role = sql.Identifier(ROLE)
     found = await (await connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (ROLE,))).fetchone()
     if found is None:
@@ -134,7 +138,7 @@ async def _role(connection: AsyncConnection[tuple[object, ...]]) -> None:
     await connection.execute(sql.SQL("GRANT {} TO {}").format(role, user))
 
 
-async def check(connection: AsyncConnection[tuple[object, ...]]) -> str:
+async def check(connection: Database) -> str:
     """The ledger's id (a UUID as text); raises OldSchema if the tables are not this version's."""
     found = await (await connection.execute("SELECT to_regclass('ledger.meta')::text")).fetchone()
     if found is None or found[0] is None:
@@ -148,7 +152,7 @@ async def check(connection: AsyncConnection[tuple[object, ...]]) -> str:
     return str(row[0])
 
 
-async def connect(url: str) -> AsyncConnection[tuple[object, ...]]:
+async def connect(url: str) -> Database:
     """An autocommit connection that works as the role `chatledger`."""
     connection = await AsyncConnection.connect(url, autocommit=True)
     await connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(ROLE)))

@@ -1,0 +1,65 @@
+"""How hard a destination may be pressed: a bounded number at once, and nothing while it asks to wait."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+AT_ONCE = 32
+PROBE_SECONDS = 60.0
+
+
+class Gate:
+    """The way to one destination (a scope of Kommo, a messenger).
+
+    While paused nothing passes; then one passes as a probe, and the others once that has succeeded.
+    """
+
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self._until = 0.0
+        self._closed = False
+        self._probing = False
+        self._changed = asyncio.Event()
+        self.reconnect = asyncio.Lock()
+        self.reconnected_at = float("-inf")
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is paused or being probed."""
+        return self._closed
+
+    def pause(self, seconds: float) -> None:
+        """Let nothing pass for so long, then a probe."""
+        self._until = max(self._until, asyncio.get_running_loop().time() + seconds)
+        self._closed = True
+
+    def open(self) -> None:
+        """A probe succeeded."""
+        if self._closed:
+            self._closed = False
+            self._until = 0.0
+            self._changed.set()
+
+    @contextlib.asynccontextmanager
+    async def passing(self) -> AsyncIterator[None]:
+        """Wait until one may pass, and hold a place meanwhile."""
+        probe = await self._wait()
+        try:
+            async with self._places:
+                yield
+        finally:
+            if probe:
+                self._probing = False
+                self._changed.set()
+
+    async def _wait(self) -> bool:
+        loop = asyncio.get_running_loop()
+        while self._closed:
+            rest = self._until - loop.time()
+            if rest <= 0 and not self._probing:
+                self._probing = True
+                return True
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), rest if rest > 0 else None)
+        return False

@@ -1,0 +1,227 @@
+"""One attempt to tell the other side what an event says, and what its answer means for the ledger."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TypeAlias, cast
+
+import psycopg
+from msgspec import Struct
+
+from app import clock, metrics, schema
+from app.channels import Channel, Channels, Connection
+from app.client import Unreached
+from app.gates import Gate
+from app.kommo import Credentials, Kommo
+from app.ledger import LOAD
+from app.messenger import Messenger, Push
+from app.outcome import Done, Forbidden, Gone, Outcome, Refused, Retry
+from domain import commands as c
+from domain import events as e
+from domain import ids
+from domain.ids import KOMMO, Link
+from domain.state import RANKS, Chat, Message, State, evolve
+
+RECONNECT_SECONDS = 60.0
+ROUNDS_MAX = 4
+log = logging.getLogger("chatledger.push")
+
+Pushed: TypeAlias = e.MessageSent | e.MessageEdited | e.Status | e.Reaction | e.TypingStarted
+
+
+class Superseded(Struct, frozen=True):
+    """It is no longer wanted, for this reason."""
+
+    reason: str
+
+
+class Disconnected(Struct, frozen=True):
+    """The channel is not connected to the account."""
+
+
+Result: TypeAlias = Outcome | Superseded | Disconnected
+
+
+class Pusher:
+    """Pushes events to Kommo and to messengers; knows how each destination may be pressed."""
+
+    def __init__(self, database_url: str, channels: Channels, kommo: Kommo, messenger: Messenger) -> None:
+        self._url = database_url
+        self._channels = channels
+        self._kommo = kommo
+        self._messenger = messenger
+        self._gates: dict[tuple[str, str | None, str], Gate] = {}
+        self._connection: psycopg.AsyncConnection[tuple[object, ...]] | None = None
+        self._reading = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Let go of the database."""
+        if self._connection is not None:
+            await self._connection.close()
+
+    def gate(self, event: Pushed) -> Gate:
+        """The gate of the event's destination."""
+        return self._gates.setdefault((event.channel, event.account, event.push or ""), Gate())
+
+    async def link(self, event: Pushed) -> Link:
+        """Where the event belongs, also when it is no longer connected."""
+        channel = await self._channels.channel(event.channel)
+        channel_id = channel.channel_id if channel else ""
+        return ids.link(event.channel, channel_id, event.account or "")
+
+    async def attempt(self, event: Pushed, *, again: bool) -> Result:
+        """Try once. `again`: it may have been tried before, so what has happened since is looked at first."""
+        channel = await self._channels.channel(event.channel)
+        connection = channel.connections.get(event.account or "") if channel else None
+        if channel is None or connection is None or not connection.connected:
+            return Disconnected()
+        if again and (reason := await self._superseded(event)):
+            return Superseded(reason)
+        gate = self.gate(event)
+        with metrics.PUSH_SECONDS.labels(event.push).time():
+            async with gate.passing():
+                outcome = await self._call(channel, connection, event)
+                self._press(gate, outcome)
+        return outcome
+
+    def _press(self, gate: Gate, outcome: Outcome) -> None:
+        match outcome:
+            case Retry(pause=True):
+                gate.pause(max(outcome.after_seconds, 1.0))
+            case Forbidden():
+                gate.pause(60.0)
+            case Retry():
+                gate.open()
+            case _:
+                gate.open()
+
+    async def _call(self, channel: Channel, connection: Connection, event: Pushed) -> Outcome:
+        if event.push == KOMMO:
+            who = Credentials(channel.channel_id, channel.secrets.kommo)
+            return await self._kommo.push(who, connection.link.scope_id, event)
+        assert isinstance(event, e.MessageSent | e.TypingStarted | e.ReactionAdded | e.ReactionRemoved)
+        push = await self._names(event)
+        return await self._messenger.push(channel.url, channel.secrets.messenger, push)
+
+    async def _names(self, event: e.MessageSent | e.TypingStarted | e.Reaction) -> Push:
+        """The messenger's names of conversation and messages, asked of the ledger if not in the event."""
+        conversation_id = event.content.conversation_id
+        if conversation_id is None and event.conversation:
+            states = await self._states([event.conversation])
+            chat = _chat(states, event.conversation)
+            conversation_id = chat.conversation_id if chat else None
+        match event:
+            case e.MessageSent() if reply := event.content.reply_to:
+                return Push(event, conversation_id, reply_id=await self._name_of(reply))
+            case e.ReactionAdded() | e.ReactionRemoved():
+                named = e.Reply("", event.message, event.sent_by, event.own_id)
+                return Push(event, conversation_id, message_id=await self._name_of(named))
+        return Push(event, conversation_id)
+
+    async def _name_of(self, reply: e.Reply) -> str | None:
+        """What the messenger calls a message."""
+        if reply.sent_by == "messenger" or reply.message is None:
+            return reply.own_id
+        if reply.remote_id:
+            return reply.remote_id
+        message = (await self._states([reply.message])).get(reply.message)
+        return message.remote_id if isinstance(message, Message) else None
+
+    async def _superseded(self, event: Pushed) -> str | None:
+        """Why a status or an edit need not be told any more: a higher or later one is recorded."""
+        stream = event.message
+        if stream is None or isinstance(event, e.MessageSent | e.TypingStarted):
+            return None
+        message = (await self._states([stream])).get(stream)
+        if not isinstance(message, Message):
+            return None
+        if isinstance(event, e.MessageEdited):
+            return "a later edit is recorded" if message.edited > (event.at, event.id) else None
+        if isinstance(event, e.MessageDelivered | e.MessageRead | e.MessageFailed):
+            rank = RANKS[e.tag(event).removeprefix("message.")]
+            return "a higher status is recorded" if message.rank > rank else None
+        return None
+
+    async def recover(self, event: e.MessageSent) -> str | None:
+        """Kommo's id of a message whose sending ended without an answer; None if Kommo does not have it.
+
+        Raises Unreached.
+        """
+        channel = await self._channels.channel(event.channel)
+        if channel is None:
+            return None
+        who = Credentials(channel.channel_id, channel.secrets.kommo)
+        scope_id = (await self.link(event)).scope_id
+        chat_id = event.content.chat_id
+        if chat_id is None and event.conversation:
+            chat = _chat(await self._states([event.conversation]), event.conversation)
+            chat_id = chat.chat_id if chat else None
+        return await self._kommo.find(who, scope_id, event, chat_id)
+
+    async def reconnect(self, event: Pushed) -> c.Connect | str:
+        """Connect the channel again after a 404, at most once a minute; a reason if that cannot help."""
+        gate = self.gate(event)
+        channel = await self._channels.channel(event.channel)
+        connection = channel.connections.get(event.account or "") if channel else None
+        if channel is None or connection is None:
+            return "the channel is not registered"
+        async with gate.reconnect:
+            now = asyncio.get_running_loop().time()
+            if now - gate.reconnected_at < RECONNECT_SECONDS:
+                return "Kommo does not know it (404), also after connecting again"
+            who = Credentials(channel.channel_id, channel.secrets.kommo)
+            try:
+                answer = await self._kommo.connect(who, event.account or "", connection.title)
+            except Unreached as error:
+                return f"connecting again failed: {error.reason}"
+            if answer.status != 200:
+                return f"connecting again failed: HTTP {answer.status} {answer.text}"
+            gate.reconnected_at = now
+        log.warning("channel %s was not connected to the account any more: connected again", channel.name)
+        stream = ids.connection_stream(connection.link)
+        given = clock.stamp(connection.link, stream, "system", now=clock.now_ms())
+        return c.Connect(**given, stream=stream, title=connection.title, again=True)
+
+    async def _states(self, streams: Sequence[str]) -> dict[str, State]:
+        """The streams as the ledger has them, with those they point to."""
+        states: dict[str, State] = {}
+        wanted = list(streams)
+        for _ in range(ROUNDS_MAX):
+            for _, raw in await self._load(wanted):
+                event = e.decode(raw)
+                states[event.stream] = evolve(states.get(event.stream), event)
+            into = {state.into for state in states.values() if isinstance(state, Chat) and state.into}
+            wanted = [stream for stream in into if stream not in states]
+            if not wanted:
+                break
+        return states
+
+    async def _load(self, streams: list[str]) -> list[tuple[int, bytes]]:
+        async with self._reading:
+            if self._connection is None or self._connection.closed:
+                self._connection = await schema.connect(self._url)
+            cursor = self._connection.cursor(binary=True)
+            await cursor.execute(LOAD.encode(), [streams], prepare=True)
+            return cast("list[tuple[int, bytes]]", await cursor.fetchall())
+
+
+def _chat(states: dict[str, State], stream: str) -> Chat | None:
+    chat = states.get(stream)
+    while isinstance(chat, Chat) and chat.into and chat.into in states:
+        chat = states[chat.into]
+    return chat if isinstance(chat, Chat) else None
+
+
+def classify(result: Result) -> str:
+    """A word for metrics."""
+    match result:
+        case Done():
+            return "done"
+        case Refused():
+            return "refused"
+        case Retry() | Forbidden():
+            return "deferred"
+        case Gone() | Disconnected():
+            return "gone"
+        case Superseded():
+            return "superseded"
