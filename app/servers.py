@@ -12,9 +12,9 @@ import os
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import nats
-import nats.errors
+import msgspec
 import psycopg
 from msgspec import Struct
 
@@ -26,7 +26,7 @@ from app.settings import Settings, prepare_folder
 __all__ = ["AlreadyRunning", "OldServer", "ServerFailed", "Servers", "check_versions", "servers"]
 
 POSTGRES_OLDEST, POSTGRES_NEWEST = 15, 18
-NATS_OLDEST = (2, 14)
+NATS_OLDEST, NATS_PORT = (2, 14), 4222
 CONNECT_SECONDS = 10
 LOCK_BYTES_MAX = 20
 
@@ -103,24 +103,38 @@ async def _check_postgres(url: str) -> None:
         )
 
 
-async def _check_nats(url: str) -> None:
+async def _check_nats(urls: str) -> None:
+    """A server greets before it asks who we are, so every one of a cluster is seen with no client at all."""
+    for url in urls.split(","):
+        place = urlsplit(url)
+        host, port = place.hostname or "", place.port or NATS_PORT
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                version = await _nats_version(host, port)
+        except (OSError, ValueError, LookupError) as error:
+            raise ServerFailed(f"NATS at {host}:{port} does not answer: {error}") from error
+        if version < NATS_OLDEST:
+            raise OldServer(
+                f"NATS {_dotted(version)} is too old: chatledger needs {_dotted(NATS_OLDEST)} or newer"
+            )
+
+
+async def _nats_version(host: str, port: int) -> tuple[int, ...]:
+    reader, writer = await asyncio.open_connection(host, port)
     try:
-        client = await nats.connect(
-            url.split(","), connect_timeout=CONNECT_SECONDS, allow_reconnect=False, error_cb=_quiet
-        )
-    except (nats.errors.Error, OSError) as error:
-        raise ServerFailed(f"NATS at CHATLEDGER_NATS_URL does not answer: {error}") from error
-    version = client.connected_server_version
-    await client.close()
-    if (version.major, version.minor) < NATS_OLDEST:
-        oldest = ".".join(map(str, NATS_OLDEST))
-        raise OldServer(
-            f"NATS {version.major}.{version.minor} is too old: chatledger needs {oldest} or newer"
-        )
+        verb, _, greeting = (await reader.readline()).partition(b" ")
+        if verb != b"INFO":
+            raise ValueError("it does not greet like a NATS server")
+        major, minor, *_ = str(msgspec.json.decode(greeting)["version"]).split(".")
+        return int(major), int(minor)
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
-async def _quiet(_: Exception) -> None:
-    """The client's own report of an error that we raise ourselves."""
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Settings are complete and typed before anything starts; what is wrong is named, with what to do."""
 
 import base64
-import binascii
 import difflib
 import os
 import pwd
@@ -194,7 +193,7 @@ def _checked(settings: Settings) -> Settings:
 def _master_key(text: str, source: str) -> bytes:
     try:
         key = base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error, or not ASCII.
         key = b""
     if len(key) != MASTER_KEY_BYTES:
         raise BadSettings(f"{source}: {HINTS['CHATLEDGER_MASTER_KEY']}")
