@@ -1,129 +1,40 @@
 """Tests and integrators may order everything that strangers do, and read everything they saw.
 
 JSON over HTTP on the sandbox's own port, without a key. A bad order is 400 `{"error": …}`, one that cannot be
-carried out now 404, 409 or 503. `sandbox --help` lists the calls; the shapes are the structs below.
+carried out now 404, 409 or 503. `sandbox --help` lists the calls; the shapes are in `orders.py`.
 """
 
 import asyncio
-from typing import Annotated, Literal, TypeVar
+from typing import TypeVar
 
 import aiohttp
 import msgspec
 from litestar import Response, Router, delete, get, post
-from msgspec import Meta, Struct
 
 from ops.sandbox.config import RECORDS_MAX
 from ops.sandbox.crm import Message
-from ops.sandbox.desk import Address, Impossible, Receiver
+from ops.sandbox.desk import Address, Impossible
 from ops.sandbox.faults import FAULTS_MAX, Fault
 from ops.sandbox.hooks import Hook, Sent
 from ops.sandbox.messenger import Messenger, react
+from ops.sandbox.orders import (
+    CustomerDelete,
+    CustomerEdit,
+    CustomerMessage,
+    CustomerReaction,
+    CustomerStatus,
+    CustomerTyping,
+    ManagerMessage,
+    ManagerReaction,
+    ManagerTyping,
+    RawHook,
+)
 from ops.sandbox.phone import Action, Customer, Letter, Push, new_id
 from ops.sandbox.web import Call, json, same_origin, sandbox_of
 
 WAIT_SECONDS_MAX = 60
-Name = Annotated[str, Meta(max_length=4096)]
 T = TypeVar("T")
 Numbered = TypeVar("Numbered", Message, Push, Hook)
-
-
-class ManagerMessage(Struct, forbid_unknown_fields=True, kw_only=True):
-    """`message` goes into the hook as it is: type, text, media, markup, template, reply_to …"""
-
-    message: dict[str, object]
-    scope_id: Name = ""
-    chat_id: Name = ""
-    conversation_id: Name = ""
-    phone: Name = ""
-    receiver: Receiver | None = None
-    sender_id: Name = ""
-
-
-class ManagerTyping(Struct, forbid_unknown_fields=True, kw_only=True):
-    scope_id: Name = ""
-    chat_id: Name = ""
-    conversation_id: Name = ""
-    phone: Name = ""
-    sender_id: Name = ""
-    variant: Literal["sample", "table"] = "sample"
-
-
-class ManagerReaction(Struct, forbid_unknown_fields=True, kw_only=True):
-    """`id` is Kommo's, `msgid` the integration's; an empty emoji takes the reaction away."""
-
-    scope_id: Name = ""
-    id: Name = ""
-    msgid: Name = ""
-    emoji: Name = ""
-    sender_id: Name = ""
-    variant: Literal["sample", "table"] = "table"
-
-
-class RawHook(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Any bytes as a signed hook: `body` as JSON, or `raw` as they are."""
-
-    scope_id: Name = ""
-    body: dict[str, object] | None = None
-    raw: str = ""
-
-
-class Who(Struct, forbid_unknown_fields=True):
-    id: Name = "u-1"
-    name: Name = ""
-    phone: Name = ""
-
-
-class CustomerMessage(Struct, forbid_unknown_fields=True, kw_only=True):
-    """`message` or `text`; ids are made if they are not given; the rest goes along as it is."""
-
-    conversation_id: Name = ""
-    sender: Who = msgspec.field(default_factory=Who)
-    message: dict[str, object] | None = None
-    text: str = ""
-    message_id: Name = ""
-    at: str = ""
-    reply_to: Name = ""
-    source: dict[str, object] | None = None
-    silent: bool | None = None
-
-
-class CustomerEdit(Struct, forbid_unknown_fields=True, kw_only=True):
-    message_id: Name
-    message: dict[str, object]
-    at: str = ""
-
-
-class CustomerDelete(Struct, forbid_unknown_fields=True, kw_only=True):
-    message_id: Name
-    at: str = ""
-
-
-class CustomerStatus(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Of a message that came by a push; `message_id` is the messenger's, `id` the ledger's."""
-
-    status: Literal["delivered", "read", "failed"]
-    conversation_id: Name = ""
-    message_id: Name = ""
-    id: Name = ""
-    code: int | None = None
-    text: str = ""
-    at: str = ""
-
-
-class CustomerTyping(Struct, forbid_unknown_fields=True, kw_only=True):
-    conversation_id: Name
-    sender: Who = msgspec.field(default_factory=Who)
-    at: str = ""
-
-
-class CustomerReaction(Struct, forbid_unknown_fields=True, kw_only=True):
-    """An empty emoji takes the reaction away."""
-
-    message_id: Name
-    emoji: Name = ""
-    sender: Who = msgspec.field(default_factory=Who)
-    conversation_id: Name = ""
-    at: str = ""
 
 
 # Faults.

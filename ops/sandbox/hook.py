@@ -3,7 +3,7 @@
 import msgspec
 from litestar import Response, post
 
-from ops.sandbox.messenger import Unfit
+from ops.sandbox.pushes import Unfit
 from ops.sandbox.web import Call, behave, headers_of, json, sandbox_of
 
 KINDS = {

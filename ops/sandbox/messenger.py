@@ -4,17 +4,14 @@ import asyncio
 import random
 import time
 from datetime import UTC, datetime
-from typing import Annotated, Literal
 
 import aiohttp
 import msgspec
-from msgspec import Meta, Struct
 
 from ops.sandbox.config import ACTION_SECONDS, ACTION_WORKERS, WAITING_MAX, Config
 from ops.sandbox.feed import Feed
 from ops.sandbox.lanes import Lanes
 from ops.sandbox.phone import (
-    INSTANT,
     Action,
     Conversation,
     Customer,
@@ -25,56 +22,12 @@ from ops.sandbox.phone import (
     instant,
     new_id,
 )
+from ops.sandbox.pushes import PUSHED, Pushed, Receiver, Unfit
 from ops.sandbox.signatures import Webhooks
 
 RETRY_SECONDS_FIRST, RETRY_SECONDS_MAX = 0.1, 5.0
 RETRIED = {408, 425, 429}
 TYPING_SECONDS = 3.0
-
-Id = Annotated[str, Meta(min_length=1, max_length=255)]
-At = Annotated[str, Meta(pattern=INSTANT.pattern)]
-
-
-class Sender(Struct):
-    id: Id
-    name: str = ""
-
-
-class Receiver(Struct):
-    id: Id | None = None
-    phone: str = ""
-
-
-class Quoted(Struct):
-    message_id: str = ""
-
-
-class Pushed(Struct, kw_only=True):
-    """What chatledger pushes, as its contract has it."""
-
-    type: Literal["message.send", "typing", "reaction.added", "reaction.removed"]
-    account_id: Id
-    sender: Sender
-    conversation_id: Id | None = None
-    id: str = ""
-    message: dict[str, object] | None = None
-    message_id: str = ""
-    receiver: Receiver | None = None
-    reply_to: Quoted | None = None
-    emoji: str = ""
-    at: At = ""
-    expires_at: At = ""
-
-
-PUSHED = msgspec.json.Decoder(Pushed)
-
-
-class Unfit(Exception):
-    """The push cannot be taken: HTTP status, code and text for the one who pushed."""
-
-    def __init__(self, status: int, text: str, code: int = 905) -> None:
-        super().__init__(text)
-        self.status, self.text, self.code = status, text, code
 
 
 class Messenger:

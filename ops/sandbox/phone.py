@@ -1,6 +1,5 @@
 """What the messenger knows: customers, their conversations and messages, pushes taken, actions to tell."""
 
-import re
 import time
 from collections import defaultdict, deque
 from datetime import UTC, datetime
@@ -14,7 +13,6 @@ from ops.sandbox.config import MESSAGES_MAX, RECORDS_MAX
 from ops.sandbox.store import Store
 
 KINDS = ("customer", "conversation", "letter", "push", "action")
-INSTANT = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
 
 
 class Customer(Struct, kw_only=True):

@@ -22,6 +22,11 @@ KINDS = {
 }
 
 
+def initial(name: str) -> str:
+    """The letter or digit that stands for a face."""
+    return name.strip("+ ")[:1].upper() or "?"
+
+
 class Line(Struct, kw_only=True):
     """A chat in the list."""
 

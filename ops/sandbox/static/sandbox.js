@@ -227,6 +227,15 @@ document.addEventListener("click", (event) => {
   }
 });
 
+// A picture that cannot be loaded says so in words. Errors do not bubble, hence the capture.
+document.addEventListener("error", (event) => {
+  if (event.target instanceof HTMLImageElement) {
+    const link = event.target.parentElement;
+    link.className = "lost";
+    link.textContent = `${event.target.alt} (cannot be shown)`;
+  }
+}, true);
+
 localize(document);
 if (side !== "home") follow();
 if (composer) startComposer();

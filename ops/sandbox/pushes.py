@@ -1,0 +1,53 @@
+"""The pushes of chatledger, as its contract has them; what does not fit is refused with a reason."""
+
+import re
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+INSTANT = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
+Id = Annotated[str, Meta(min_length=1, max_length=255)]
+At = Annotated[str, Meta(pattern=INSTANT.pattern)]
+
+
+class Sender(Struct):
+    id: Id
+    name: str = ""
+
+
+class Receiver(Struct):
+    id: Id | None = None
+    phone: str = ""
+
+
+class Quoted(Struct):
+    message_id: str = ""
+
+
+class Pushed(Struct, kw_only=True):
+    """What chatledger pushes, as its contract has it."""
+
+    type: Literal["message.send", "typing", "reaction.added", "reaction.removed"]
+    account_id: Id
+    sender: Sender
+    conversation_id: Id | None = None
+    id: str = ""
+    message: dict[str, object] | None = None
+    message_id: str = ""
+    receiver: Receiver | None = None
+    reply_to: Quoted | None = None
+    emoji: str = ""
+    at: At = ""
+    expires_at: At = ""
+
+
+PUSHED = msgspec.json.Decoder(Pushed)
+
+
+class Unfit(Exception):
+    """The push cannot be taken: HTTP status, code and text for the one who pushed."""
+
+    def __init__(self, status: int, text: str, code: int = 905) -> None:
+        super().__init__(text)
+        self.status, self.text, self.code = status, text, code
