@@ -1,4 +1,4 @@
-"""The views follow the ledger: whole pages in order, each in one transaction with its position, or not.
+"""The views follow the ledger: pages in order, each in one transaction with its position.
 
 One process projects, whoever holds the lock; the others stand by and observe. Views made by other code than
 this are built anew beside the old ones, which are read until the new ones take their place.
