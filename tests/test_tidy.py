@@ -1,0 +1,194 @@
+"""The shape of the code is kept: who may import whom, how long things may be, what is never done."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TOP = {"pyproject.toml", "README.md", "app", "domain", "projections", "tests", "ops"}
+FILE_LINES_MAX = 450
+FUNCTION_LINES_MAX = 60
+
+# Which of our folders a folder may import. What is pure also names its packages, and does nothing impure.
+ARROWS = {
+    "domain": {"domain"},
+    "projections": {"projections", "domain"},
+    "app": {"app", "projections", "domain"},
+    "ops": {"ops", "app", "projections", "domain"},
+    "ops/sandbox": {"ops"},
+    "tests": {"tests", "ops", "app", "projections", "domain"},
+}
+EXCEPTIONS = {"app/cli.py": {"ops"}}  # The command line also starts the sandbox and the demo.
+PURE = {"domain", "projections"}
+PURE_PACKAGES = {"msgspec"}
+IMPURE_MODULES = {
+    *(
+        "asyncio",
+        "concurrent",
+        "ctypes",
+        "fcntl",
+        "glob",
+        "http",
+        "importlib",
+        "io",
+        "logging",
+        "mmap",
+        "multiprocessing",
+    ),
+    *(
+        "os",
+        "pathlib",
+        "random",
+        "secrets",
+        "select",
+        "selectors",
+        "shutil",
+        "signal",
+        "socket",
+        "socketserver",
+        "sqlite3",
+    ),
+    *("ssl", "subprocess", "sys", "tempfile", "threading", "time", "urllib.request", "warnings"),
+}
+IMPURE_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "uuid7", "open", "print", "input", "getenv"}
+
+# Who may catch everything, and why. Passing it on (`raise` as the last word) is always allowed.
+CATCHES_ALL: dict[str, str] = {}
+READS_ENVIRONMENT = {
+    "app/settings.py": "the one place that reads settings",
+    "tests/test_servers.py": "children get an environment",
+}
+
+PATHS = sorted(
+    path
+    for folder in ("app", "domain", "projections", "ops", "tests")
+    for path in (ROOT / folder).rglob("*.py")
+)
+every_file = pytest.mark.parametrize("path", PATHS, ids=lambda path: str(path.relative_to(ROOT)))
+pure_file = pytest.mark.parametrize(
+    "path",
+    [path for path in PATHS if path.relative_to(ROOT).parts[0] in PURE],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def nodes(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(path.read_text()))
+
+
+def folder(path: Path) -> str:
+    return max((one for one in ARROWS if name(path).startswith(one + "/")), key=len)
+
+
+def imports(path: Path) -> set[str]:
+    """Modules by their full names."""
+    found = set()
+    for node in nodes(path):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join([*path.relative_to(ROOT).parts[: -node.level], *filter(None, [base])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_nothing_else_is_at_the_top() -> None:
+    found = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    assert {one for one in found if not one.endswith(".egg-info") and one != "__pycache__"} == TOP
+
+
+@every_file
+def test_imports_point_inward(path: Path) -> None:
+    ours = {one.partition(".")[0] for one in imports(path)} & {one for one in ARROWS if "/" not in one}
+    assert ours <= ARROWS[folder(path)] | EXCEPTIONS.get(name(path), set())
+
+
+@pure_file
+def test_what_is_pure_does_nothing(path: Path) -> None:
+    found = imports(path)
+    assert not found & IMPURE_MODULES
+    assert not {one.partition(".")[0] for one in found} & IMPURE_MODULES
+    packages = {one.partition(".")[0] for one in found} - sys.stdlib_module_names - ARROWS.keys()
+    assert packages <= PURE_PACKAGES
+    calls = [node.func for node in nodes(path) if isinstance(node, ast.Call)]
+    called = {call.attr if isinstance(call, ast.Attribute) else getattr(call, "id", "") for call in calls}
+    assert not called & IMPURE_CALLS
+
+
+@every_file
+def test_files_and_functions_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < FILE_LINES_MAX
+    long = {
+        node.name: lines
+        for node in nodes(path)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (lines := (node.end_lineno or 0) - node.lineno + 1) > FUNCTION_LINES_MAX
+    }
+    assert not long
+
+
+@every_file
+def test_a_module_says_what_it_keeps_true(path: Path) -> None:
+    text = path.read_text()
+    assert not text.strip() or ast.get_docstring(ast.parse(text))
+
+
+@every_file
+def test_errors_are_not_swallowed(path: Path) -> None:
+    wide = [
+        node.lineno
+        for node in nodes(path)
+        if isinstance(node, ast.ExceptHandler) and catches_all(node.type) and not passes_on(node)
+    ]
+    assert not wide or name(path) in CATCHES_ALL, f"lines {wide}"
+
+
+def catches_all(kind: ast.expr | None) -> bool:
+    kinds = kind.elts if isinstance(kind, ast.Tuple) else [kind]
+    return any(one is None or getattr(one, "id", "") in {"Exception", "BaseException"} for one in kinds)
+
+
+def passes_on(node: ast.ExceptHandler) -> bool:
+    last = node.body[-1]
+    return isinstance(last, ast.Raise) and last.exc is None
+
+
+@every_file
+def test_the_environment_is_read_in_one_place(path: Path) -> None:
+    reads = any(
+        isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"} for node in nodes(path)
+    )
+    assert not reads or name(path) in READS_ENVIRONMENT or not name(path).startswith("app/")
+
+
+@every_file
+def test_nothing_is_mocked_or_left_for_later(path: Path) -> None:
+    assert not {one for one in imports(path) if "mock" in one}
+    arguments = {node.arg for node in nodes(path) if isinstance(node, ast.arg)}
+    assert not arguments & {"monkeypatch", "mocker"}
+    assert not re.search(r"#.*\b(TO" + r"DO|FIX" + r"ME)\b", path.read_text())
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])
+def test_the_locks_hold_every_dependency_and_no_place(lock: str) -> None:
+    text = (ROOT / "ops" / lock).read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + (project["optional-dependencies"]["dev"] if "dev" in lock else [])
+    for requirement in wanted:
+        package, *_ = re.split(r"[\[<>=!~; ]", requirement, maxsplit=1)
+        assert re.search(rf"^{re.escape(package.lower())}==", text, re.MULTILINE), (
+            f"run ./ops/lock: {package}"
+        )
+    assert "://" not in text
+    assert text.count("==") <= text.count("--hash=sha256:")
