@@ -8,6 +8,7 @@ its own events there.
 """
 
 import asyncio
+import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -29,6 +30,8 @@ QUEUE_BYTES_MAX = 64 * 1024 * 1024
 TRIES_MAX = 10
 ROUNDS_MAX = 8
 RECONNECT_SECONDS_MAX = 2.0
+WAIT_SECONDS_MAX = 4.5  # Kommo hangs up after 5
+WATCH_SECONDS = 0.25
 log = logging.getLogger("chatledger.ledger")
 
 LOAD = """SELECT notification_id, state FROM ledger.stored_events
@@ -45,7 +48,7 @@ class Full(Exception):
 
 
 class Unavailable(Exception):
-    """The ledger could not take the command: nothing of it is stored."""
+    """The ledger did not take the command, or not in time to say so: it may be given again."""
 
 
 class TooLarge(Exception):
@@ -66,6 +69,7 @@ class _Job(Struct, gc=False):
     command: AnyCommand
     future: "asyncio.Future[Recorded]"
     size: int
+    since: float
     tries: int = 0
     alone: bool = False
 
@@ -80,14 +84,18 @@ class Ledger:
     def __init__(self, url: str, on_commit: Callable[[int], None], *, lanes: int = 2) -> None:
         self.on_commit = on_commit
         self._lanes = [_Lane(url, on_commit) for _ in range(lanes)]
+        self._watch: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Connect; raises psycopg.OperationalError if the database is not there."""
         for lane in self._lanes:
             await lane.open()
+        self._watch = asyncio.create_task(self._keep_watch(), name="ledger watch")
 
     async def close(self, timeout_seconds: float = 3.0) -> None:
         """Commit what is queued, for at most `timeout_seconds`, then let go of the rest unanswered."""
+        if self._watch is not None:
+            self._watch.cancel()
         await asyncio.gather(*(lane.close(timeout_seconds) for lane in self._lanes))
 
     def submit(self, command: AnyCommand, size: int = 1024) -> "asyncio.Future[Recorded]":
@@ -97,10 +105,23 @@ class Ledger:
         """
         return self._lanes[hash(command.lane) % len(self._lanes)].submit(command, size)
 
+    def has_room(self, commands: int, size: int) -> bool:
+        """Whether so many commands, of so many bytes together, would all be taken."""
+        return all(lane.has_room(commands, size) for lane in self._lanes)
+
     @property
     def depth(self) -> int:
         """How many commands wait or are being committed."""
         return sum(lane.depth for lane in self._lanes)
+
+    async def _keep_watch(self) -> None:
+        """Nobody waits longer than Kommo does, whatever keeps the database."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            oldest = loop.time() - WAIT_SECONDS_MAX
+            for lane in self._lanes:
+                lane.give_up(oldest)
 
 
 class _Lane:
@@ -109,15 +130,26 @@ class _Lane:
         self.on_commit = on_commit
         self.queue: deque[_Job] = deque()
         self.bytes = 0
-        self.busy = 0
+        self.current: list[_Job] = []
         self.closed = False
+        self.loop = asyncio.get_running_loop()
         self.wake = asyncio.Event()
         self.connection: psycopg.AsyncConnection[tuple[object, ...]] | None = None
         self.task: asyncio.Task[None] | None = None
 
     @property
     def depth(self) -> int:
-        return len(self.queue) + self.busy
+        return len(self.queue) + len(self.current)
+
+    def has_room(self, commands: int, size: int) -> bool:
+        full = self.depth + commands > QUEUE_MAX or self.bytes + size > QUEUE_BYTES_MAX
+        return not (self.closed or full)
+
+    def give_up(self, oldest: float) -> None:
+        """Answer those who have waited since before `oldest`; what becomes of their commands is open."""
+        for job in (*self.current, *itertools.takewhile(lambda job: job.since < oldest, self.queue)):
+            if job.since < oldest:
+                _fail(job, Unavailable("the database did not answer in time"))
 
     async def open(self) -> None:
         self.connection = await schema.connect(self.url)
@@ -136,10 +168,10 @@ class _Lane:
             await self.connection.close()
 
     def submit(self, command: AnyCommand, size: int) -> "asyncio.Future[Recorded]":
-        if self.closed or self.depth >= QUEUE_MAX or self.bytes + size > QUEUE_BYTES_MAX:
+        if not self.has_room(1, size):
             raise Full
-        future: asyncio.Future[Recorded] = asyncio.get_running_loop().create_future()
-        self.queue.append(_Job(command, future, size))
+        future: asyncio.Future[Recorded] = self.loop.create_future()
+        self.queue.append(_Job(command, future, size, self.loop.time()))
         self.bytes += size
         self.wake.set()
         return future
@@ -150,15 +182,14 @@ class _Lane:
                 self.wake.clear()
                 await self.wake.wait()
                 continue
-            jobs = self._take()
-            self.busy = len(jobs)
+            jobs = self.current = self._take()
             try:
                 retry = await self._commit(jobs)
             except psycopg.OperationalError as error:
                 retry = await self._after(jobs, error)
             except psycopg.Error as error:
                 retry = self._isolate(jobs, error)
-            self.busy = 0
+            self.current = []
             self.queue.extendleft(reversed(retry))
             self.bytes += sum(job.size for job in retry)
 

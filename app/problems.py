@@ -1,0 +1,65 @@
+"""Errors as RFC 9457 problem details: each says what is wrong and what to do."""
+
+import msgspec
+from msgspec import Struct
+
+MEDIA_TYPE = "application/problem+json"
+TITLES = {
+    400: "Bad request",
+    401: "Not signed in",
+    403: "Forbidden",
+    404: "Not found",
+    405: "Method not allowed",
+    409: "Conflict",
+    413: "Too large",
+    415: "Unsupported media type",
+    500: "Our fault",
+    502: "The other side refused",
+    503: "Not now",
+}
+
+
+class Fault(Struct, frozen=True):
+    """One thing wrong with a body: where, as a JSON path, and what to do."""
+
+    path: str
+    message: str
+
+
+class Problem(Struct, frozen=True, omit_defaults=True):
+    """The body of an error. `type` is `about:blank`: the status and the detail say it all."""
+
+    title: str
+    status: int
+    detail: str
+    errors: list[Fault] = []
+    position: int | None = None
+    type: str = msgspec.field(default="about:blank")
+
+
+class Wrong(Exception):
+    """A request that is answered with a problem."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        errors: list[Fault] | None = None,
+        position: int | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.retry_after = retry_after
+        self.problem = Problem(TITLES.get(status, "Error"), status, detail, errors or [], position)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Retry-After (seconds) where waiting helps."""
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+def encode(problem: Problem) -> bytes:
+    """The problem as JSON, its type written out."""
+    return msgspec.json.encode({"type": problem.type, **msgspec.to_builtins(problem)})
