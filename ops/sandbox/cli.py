@@ -9,11 +9,12 @@ import click
 import uvloop
 
 from ops.sandbox.config import Channel, Config
+from ops.sandbox.guide import GUIDE
 from ops.sandbox.server import Sandbox
 from ops.sandbox.signatures import is_secret
 
 
-@click.command()
+@click.command(help=GUIDE)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option(
     "--port", default=0, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one."
@@ -70,7 +71,7 @@ def sandbox(
     receipts: bool,
     state: str,
 ) -> None:
-    """Play a strict fake Kommo (Chats API, signed hooks) and a demo messenger on one port."""
+    """Play both strangers until told to stop; `guide.py` is the help."""
     for url in (hook_url, messenger_url):
         if url and not url.startswith(("http://", "https://")):
             raise click.BadParameter(f"{url} is not an http URL")

@@ -55,5 +55,8 @@ class Lanes:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for queue in self._lanes.values():
+            for _, done in queue:
+                done.cancel()
         self._lanes.clear()
         self.waiting = 0
