@@ -36,9 +36,14 @@ WHERE channel = %b::text AND account_id = %b::text
 """
 
 
+_SEEN = {ChannelRegistered, ChannelChanged, ChannelConnected, ChannelDisconnected}
+
+
 def project(page: Page) -> Iterator[Statement]:
     """One statement an event: they are rare."""
     for position, event in page:
+        if type(event) not in _SEEN:
+            continue
         match event:
             case ChannelRegistered(channel_id=channel_id, kind=kind, url=url):
                 yield REGISTER, (event.channel, channel_id, kind, url, event.bot_id, position)

@@ -4,9 +4,8 @@ Each function makes one column from values in row order. The classes are bytes; 
 they are, with the array type in `OID`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
 from itertools import repeat
 from struct import Struct
 from typing import ClassVar, TypeAlias
@@ -25,7 +24,6 @@ _NULL = _SIZE(-1)
 _UUID = _SIZE(16)
 _TRUE, _FALSE = _SIZE(1) + b"\x01", _SIZE(1) + b"\x00"
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-_TIME_CHARS = len("2026-11-22T08:00:00.000Z")
 
 
 class Column(bytes):
@@ -132,27 +130,30 @@ def uuids(values: Sequence[str | None]) -> Uuids:
     return Uuids(_head(Uuids, len(values)) + b"".join(items))
 
 
-def times(values: Iterable[str | None]) -> Times:
+def uuids_repeated(values: Sequence[str | None]) -> Uuids:
+    """The same, faster where most values occur several times."""
+    unhex = bytes.fromhex
+    packed = {v: _NULL if v is None else _UUID + unhex(v.replace("-", "")) for v in set(values)}
+    return Uuids(_head(Uuids, len(values)) + b"".join(map(packed.__getitem__, values)))
+
+
+def times(values: Sequence[str | None]) -> Times:
     """Instants from the text of events, `2026-11-22T08:00:00.000Z`."""
-    items = [_NULL if v is None else _LONG.pack(8, microseconds(v)) for v in values]
+    seconds, thousandths = _Seconds(), _THOUSANDTHS
+    items = [_NULL if v is None else _LONG.pack(8, seconds[v[:19]] + thousandths[v[19:]]) for v in values]
     return Times(_head(Times, len(items)) + b"".join(items))
 
 
-def microseconds(instant: str) -> int:
-    """PostgreSQL's number for an instant: microseconds since 2000-01-01 UTC."""
-    if len(instant) == _TIME_CHARS:
-        return _second(instant[:19]) + int(instant[20:23]) * 1000
-    return _since_epoch(datetime.fromisoformat(instant))
+class _Seconds(dict[str, int]):
+    """PostgreSQL's number for a second: microseconds since 2000-01-01 UTC; few seconds occur in a page."""
+
+    def __missing__(self, text: str) -> int:
+        passed = datetime.fromisoformat(text).replace(tzinfo=UTC) - _EPOCH
+        self[text] = number = (passed.days * 86_400 + passed.seconds) * 1_000_000
+        return number
 
 
-@lru_cache(maxsize=8192)
-def _second(text: str) -> int:
-    return _since_epoch(datetime.fromisoformat(text).replace(tzinfo=UTC))
-
-
-def _since_epoch(instant: datetime) -> int:
-    passed = instant - _EPOCH
-    return (passed.days * 86_400 + passed.seconds) * 1_000_000 + passed.microseconds
+_THOUSANDTHS = {f".{number:03d}Z": number * 1000 for number in range(1000)}
 
 
 def _head(column: type[Column], length: int) -> bytes:

@@ -154,14 +154,8 @@ class _Part:
         )
 
 
-_SEEN = {
-    MessageSent,
-    MessageNamed,
-    ConversationStarted,
-    ConversationBound,
-    ConversationLinked,
-    ConversationMerged,
-}
+_SENDING = {MessageSent, MessageNamed}
+_IDENTITY = {ConversationStarted, ConversationBound, ConversationLinked, ConversationMerged}
 
 
 class _Fold:
@@ -173,17 +167,19 @@ class _Fold:
         self.sent: dict[str, tuple[int, MessageSent]] = {}
         self.echoes: list[str] = []
 
-    def take(self, position: int, event: AnyEvent) -> None:
+    def sending(self, position: int, event: AnyEvent) -> None:
+        if isinstance(event, MessageSent):
+            self.sent[event.stream] = (position, event)
+            self._count(position, event, 1)
+            return
+        early = self.sent.pop(event.stream, None)
+        if early:
+            self._count(*early, -1)
+        elif event.version > 1:
+            self.echoes.append(event.stream)
+
+    def identity(self, position: int, event: AnyEvent) -> None:
         match event:
-            case MessageSent():
-                self.sent[event.stream] = (position, event)
-                self._count(position, event, 1)
-            case MessageNamed():
-                early = self.sent.pop(event.stream, None)
-                if early:
-                    self._count(*early, -1)
-                elif event.version > 1:
-                    self.echoes.append(event.stream)
             case ConversationStarted() | ConversationBound():
                 self._touch(position, event)
                 ends = event.content
@@ -212,8 +208,11 @@ def project(page: Page) -> Iterator[Statement]:
     """Statements for a page; those of `messages` for the same page must come after them."""
     fold = _Fold()
     for position, event in page:
-        if type(event) in _SEEN and event.conversation:
-            fold.take(position, event)
+        kind = type(event)
+        if kind in _SENDING:
+            fold.sending(position, event)
+        elif kind in _IDENTITY:
+            fold.identity(position, event)
     if fold.echoes:
         yield UNCOUNT, (uuids(fold.echoes),)
     for part, merged, position in fold.parts:

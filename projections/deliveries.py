@@ -5,6 +5,7 @@ its stream, for then it was an echo; anything else by the `delivery.completed` t
 """
 
 from collections.abc import Iterator
+from typing import TypeAlias, cast, get_args
 
 from msgspec import Struct
 
@@ -63,6 +64,18 @@ SELECT * FROM unnest(%b::bigint[], %b::uuid[], %b::bigint[], %b::timestamptz[], 
 """
 
 
+Pushed: TypeAlias = MessageSent | MessageEdited | Status | Reaction
+_OPENING = set(get_args(Pushed))
+_OTHERS = {
+    MessageAccepted,
+    MessageNamed,
+    DeliveryCompleted,
+    DeliveryDeferred,
+    DeliveryParked,
+    DeliveryResumed,
+}
+
+
 class _Stand(Struct, gc=False):
     """How a delivery stands, as far as the page says."""
 
@@ -72,41 +85,38 @@ class _Stand(Struct, gc=False):
     attempts: int = 0
 
 
-class _Opened(Struct, gc=False):
-    position: int
-    event: MessageSent | MessageEdited | Status | Reaction
-    destination: str
-    stand: _Stand
-
-
 class _Fold:
+    """What a page opens and leaves open, and what it says of deliveries that were opened before it."""
+
     def __init__(self) -> None:
-        self.opened: dict[str, _Opened] = {}
+        self.opened: dict[str, tuple[int, Pushed]] = {}
         self.sends: dict[str, str] = {}
-        self.changed: dict[str, _Stand] = {}
+        self.stands: dict[str, _Stand] = {}
         self.closed: list[str] = []
         self.closed_sends: list[str] = []
 
-    def take(self, position: int, event: AnyEvent) -> None:
-        match event:
-            case MessageAccepted() | MessageFailed():
-                self._close_send(event.message)
-            case MessageNamed() if event.version > 1 or event.stream in self.sends:
-                self._close_send(event.stream)
-            case DeliveryCompleted():
-                self._close(event.cause)
-            case DeliveryDeferred(reason=reason):
-                self._stand(position, event.cause, DEFERRED, reason).attempts += 1
-            case DeliveryParked(reason=reason):
-                self._stand(position, event.cause, PARKED, reason)
-            case DeliveryResumed():
-                self._stand(position, event.cause, OPEN, None)
-            case _:
-                pass
-        if isinstance(event, _PUSHED) and event.push:
-            self.opened[event.id] = _Opened(position, event, event.push, _Stand(position))
+    def open(self, position: int, event: Pushed) -> None:
+        if isinstance(event, MessageFailed):
+            self._close_send(event.message)
+        if event.push:
+            self.opened[event.id] = (position, event)
             if isinstance(event, MessageSent):
                 self.sends[event.stream] = event.id
+
+    def take(self, position: int, event: AnyEvent) -> None:
+        if isinstance(event, DeliveryCompleted):
+            self._close(event.cause)
+        elif isinstance(event, MessageAccepted):
+            self._close_send(event.message)
+        elif isinstance(event, MessageNamed):
+            if event.version > 1 or event.stream in self.sends:
+                self._close_send(event.stream)
+        elif isinstance(event, DeliveryDeferred):
+            self._stand(position, event.cause, DEFERRED, event.reason).attempts += 1
+        elif isinstance(event, DeliveryParked):
+            self._stand(position, event.cause, PARKED, event.reason)
+        elif isinstance(event, DeliveryResumed):
+            self._stand(position, event.cause, OPEN, None)
 
     def _close(self, cause: str | None) -> None:
         if cause and self.opened.pop(cause, None) is None:
@@ -123,38 +133,31 @@ class _Fold:
 
     def _stand(self, position: int, cause: str | None, state: str, reason: str | None) -> _Stand:
         key = cause or ""
-        opened = self.opened.get(key)
-        stand = opened.stand if opened else self.changed.setdefault(key, _Stand(position))
+        stand = self.stands.get(key)
+        if stand is None:
+            stand = self.stands[key] = _Stand(position)
         stand.updated, stand.state, stand.reason = position, state, reason
         return stand
-
-
-_PUSHED = (MessageSent, MessageEdited, Status, Reaction)
-_SEEN = {
-    MessageAccepted,
-    MessageFailed,
-    MessageNamed,
-    DeliveryCompleted,
-    DeliveryDeferred,
-    DeliveryParked,
-    DeliveryResumed,
-}
 
 
 def project(page: Page) -> Iterator[Statement]:
     """Statements for a page; what is opened and closed within it is not written at all."""
     fold = _Fold()
     for position, event in page:
-        fold.take(position, event)
-    fold.changed.pop("", None)
+        kind = type(event)
+        if kind in _OPENING:
+            fold.open(position, cast("Pushed", event))
+        elif kind in _OTHERS:
+            fold.take(position, event)
+    before = {cause: stand for cause, stand in fold.stands.items() if cause and cause not in fold.opened}
     if fold.closed:
         yield CLOSE, (uuids(fold.closed),)
     if fold.closed_sends:
         yield CLOSE_SENDS, (uuids(fold.closed_sends),)
-    if fold.changed:
-        yield CHANGE, _changes(fold.changed)
+    if before:
+        yield CHANGE, _changes(before)
     if fold.opened:
-        yield OPENED, _rows(list(fold.opened.values()))
+        yield OPENED, _rows(fold)
 
 
 def _changes(changed: dict[str, _Stand]) -> tuple[object, ...]:
@@ -168,11 +171,12 @@ def _changes(changed: dict[str, _Stand]) -> tuple[object, ...]:
     )
 
 
-def _rows(opened: list[_Opened]) -> tuple[object, ...]:
-    events = [row.event for row in opened]
-    stands = [row.stand for row in opened]
+def _rows(fold: _Fold) -> tuple[object, ...]:
+    positions = [position for position, _ in fold.opened.values()]
+    events = [event for _, event in fold.opened.values()]
+    stands = [fold.stands.get(event.id) or _Stand(position) for position, event in fold.opened.values()]
     return (
-        longs([row.position for row in opened]),
+        longs(positions),
         uuids([event.id for event in events]),
         longs([stand.updated for stand in stands]),
         times([event.recorded_at for event in events]),
@@ -181,7 +185,7 @@ def _rows(opened: list[_Opened]) -> tuple[object, ...]:
         uuids([event.stream if isinstance(event, MessageSent) else None for event in events]),
         ints([stand.attempts for stand in stands]),
         smalls([partition(event.conversation) for event in events]),
-        texts([row.destination for row in opened]),
+        texts([event.push for event in events]),
         texts([event.channel for event in events]),
         texts([event.account for event in events]),
         texts([tag(event) for event in events]),

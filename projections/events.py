@@ -6,7 +6,7 @@ from hashlib import sha1
 from typing import get_args
 
 from domain.events import AnyEvent
-from projections.columns import Page, Statement, ints, longs, smalls, texts, times, uuids
+from projections.columns import Page, Statement, ints, longs, smalls, texts, times, uuids_repeated
 
 NAME = "events"
 VERSION = 1
@@ -63,28 +63,36 @@ def project(page: Page) -> Iterator[Statement]:
     """The rows of a page, and the places and periods it touches."""
     events = [event for _, event in page]
     numbers = [place(event.channel, event.account) for event in events]
-    found = dict(zip(numbers, events, strict=True))
-    owners = found.values()
-    yield PLACES, (longs(list(found)), texts([e.channel for e in owners]), texts([e.account for e in owners]))
+    recorded = [event.recorded_at for event in events]
+    owners = dict(zip(numbers, events, strict=True))
+    yield (
+        PLACES,
+        (
+            longs(list(owners)),
+            texts([event.channel for event in owners.values()]),
+            texts([event.account for event in owners.values()]),
+        ),
+    )
     yield (
         INSERT,
         (
             longs([position for position, _ in page]),
             longs(numbers),
-            times([event.recorded_at for event in events]),
-            uuids([event.conversation for event in events]),
+            times(recorded),
+            uuids_repeated([event.conversation for event in events]),
             smalls([_KINDS[type(event)] for event in events]),
         ),
     )
-    yield PERIODS, _periods(page)
+    yield PERIODS, _periods(page[0][0], recorded)
 
 
-def _periods(page: Page) -> tuple[object, ...]:
-    spans: dict[int, list[str]] = {}
-    for position, event in page:
-        spans.setdefault(position // PERIOD, []).append(event.recorded_at)
+def _periods(first: int, recorded: list[str]) -> tuple[object, ...]:
+    """The extremes of each period; positions have no gaps, so a period is a slice."""
+    offset = first % PERIOD
+    starts = range(-offset, len(recorded), PERIOD)
+    spans = [recorded[max(start, 0) : start + PERIOD] for start in starts]
     return (
-        ints(list(spans)),
-        times([min(span) for span in spans.values()]),
-        times([max(span) for span in spans.values()]),
+        ints([first // PERIOD + number for number in range(len(spans))]),
+        times([min(span) for span in spans]),
+        times([max(span) for span in spans]),
     )

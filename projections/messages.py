@@ -109,8 +109,6 @@ WHERE g.loser = ANY (%b::uuid[]) AND m.conversation = g.loser
 FORGET = "DELETE FROM messages WHERE id = ANY (%b::uuid[])"
 FORGET_REACTIONS = "DELETE FROM reactions WHERE message = ANY (%b::uuid[])"
 
-DELIVERED, READ, ACCEPTED, FAILED = (RANKS[name] for name in ("delivered", "read", "accepted", "failed"))
-
 Dated = TypeVar("Dated", MessageEdited, Reaction)
 
 
@@ -140,35 +138,35 @@ class _Fold:
         self.merged: list[str] = []
 
     def take(self, position: int, event: AnyEvent) -> None:
-        if isinstance(event, MessageNamed):
+        if isinstance(event, MessageSent):
+            if event.message:
+                self.sent[event.message] = (position, event)
+                self.facts[event.message] = _Facts(position)
+        elif isinstance(event, MessageNamed):
             if self.sent.pop(event.stream, None) is None and event.version > 1:
                 self.echoes.append(event.stream)
         elif isinstance(event, ConversationMerged):
             self.merged.append(event.conversation or "")
-        elif event.message is None:
+
+    def note(self, position: int, event: AnyEvent) -> None:
+        if event.message is None:
             return  # It waits in a stream for its name, and is recorded again once that is known.
-        elif isinstance(event, MessageSent):
-            self.sent[event.message] = (position, event)
-            self.facts[event.message] = _Facts(position)
-        else:
-            facts = self.facts.get(event.message)
-            if facts is None:
-                facts = self.facts[event.message] = _Facts(position)
-            facts.updated = position
+        facts = self.facts.get(event.message)
+        if facts is None:
+            facts = self.facts[event.message] = _Facts(position)
+        facts.updated = position
+        rank = _RANKS.get(type(event), 0)
+        if rank > facts.status:
+            facts.status = rank
+        if isinstance(event, MessageAccepted):
+            facts.remote_id = facts.remote_id or event.remote_id
+        elif rank == 0 or isinstance(event, MessageFailed):
             _note(facts, event)
 
 
 def _note(facts: _Facts, event: AnyEvent) -> None:
     match event:
-        case MessageAccepted():
-            facts.status = max(facts.status, ACCEPTED)
-            facts.remote_id = facts.remote_id or event.remote_id
-        case MessageDelivered():
-            facts.status = max(facts.status, DELIVERED)
-        case MessageRead():
-            facts.status = READ
         case MessageFailed():
-            facts.status = max(facts.status, FAILED)
             if facts.failure is None or event.id > facts.failure.id:
                 facts.failure = event
         case MessageEdited():
@@ -181,26 +179,24 @@ def _note(facts: _Facts, event: AnyEvent) -> None:
             reactions[who] = _later(reactions.get(who), event)
 
 
-_SEEN = {
-    MessageSent,
-    MessageAccepted,
-    MessageDelivered,
-    MessageRead,
-    MessageFailed,
-    MessageEdited,
-    MessageDeleted,
-    MessageNamed,
-    ReactionAdded,
-    ReactionRemoved,
-    ConversationMerged,
+_RANKS: dict[type[AnyEvent], int] = {
+    MessageAccepted: RANKS["accepted"],
+    MessageFailed: RANKS["failed"],
+    MessageDelivered: RANKS["delivered"],
+    MessageRead: RANKS["read"],
 }
+_NOTED = {*_RANKS, MessageEdited, MessageDeleted, ReactionAdded, ReactionRemoved}
+_TAKEN = {MessageSent, MessageNamed, ConversationMerged}
 
 
 def project(page: Page) -> Iterator[Statement]:
     """Statements for a page; they need the `merges` of the conversations view as they are after it."""
     fold = _Fold()
     for position, event in page:
-        if type(event) in _SEEN:
+        kind = type(event)
+        if kind in _NOTED:
+            fold.note(position, event)
+        elif kind in _TAKEN:
             fold.take(position, event)
     known = {message: facts for message, facts in fold.facts.items() if message not in fold.sent}
     if known:
