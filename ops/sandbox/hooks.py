@@ -177,7 +177,9 @@ class Hooks:
         async with self._workers:
             hook.sent_ns = time.monotonic_ns()
             hook.times += 1
-            timeout = aiohttp.ClientTimeout(total=HOOK_SECONDS)
+            timeout = aiohttp.ClientTimeout(
+                total=HOOK_SECONDS, ceil_threshold=HOOK_SECONDS + 1
+            )  # not rounded up
             try:
                 async with self._session.post(
                     hook.url, data=body, headers=headers, timeout=timeout, allow_redirects=False
