@@ -99,10 +99,14 @@ class Pool:
                 return link
             await link.close()
         link = await schema.connect(self._url)
-        await link.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(SCHEMA)))
-        await link.execute("SET timezone = 'UTC'")
         timeout = sql.Literal(f"{STATEMENT_TIMEOUT_SECONDS}s")
-        await link.execute(sql.SQL("SET statement_timeout = {}").format(timeout))
+        try:
+            await link.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(SCHEMA)))
+            await link.execute(sql.SQL("SET statement_timeout = {}").format(timeout))
+            await link.execute("SET timezone = 'UTC'")
+        except psycopg.Error:
+            await link.close()
+            raise
         return link
 
 

@@ -80,6 +80,10 @@ class Unreadable(Exception):
     """The ledger has an event that this program cannot read, or lacks one: projecting stops before it."""
 
 
+class NotNext(Exception):
+    """The page does not begin where the views are: nothing of it was applied."""
+
+
 class Behind(Exception):
     """The reader of a feed was too slow for it: read the ledger instead."""
 
@@ -239,12 +243,13 @@ class Projector:
         """Apply a page; False if the views were switched meanwhile, and the page is not the next any more."""
         try:
             await apply(link, page, self.position)
-        except (psycopg.errors.NotNullViolation, psycopg.errors.UndefinedTable):
-            await link.rollback()
+        except (NotNext, psycopg.errors.UndefinedTable) as error:
             position = cast("int", await _one(link, POSITION))
             if position == self.position:
                 raise
-            log.info("project: the views were rebuilt: from position %d to %d", self.position, position)
+            log.info(
+                "project: views were rebuilt: from position %d to %d: %s", self.position, position, error
+            )
             self._reached(position, ())
             return False
         return True
@@ -283,8 +288,12 @@ async def connect(url: str, views: str) -> Link:
     Its commits do not wait for the disk: what a crash takes from the views is projected again.
     """
     link = await schema.connect(url)
-    await link.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(views)))
-    await link.execute("SET synchronous_commit = off")
+    try:
+        await link.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(views)))
+        await link.execute("SET synchronous_commit = off")
+    except psycopg.Error:
+        await link.close()
+        raise
     for column, dumper in _DUMPERS:
         link.adapters.register_dumper(column, dumper)
     return link
@@ -311,14 +320,19 @@ async def read(link: Link, after: int, count: int) -> Page:
 async def apply(link: Link, page: Page, after: int) -> None:
     """Bring the views from position `after` to the end of a page, in one transaction.
 
-    Raises NotNullViolation if they are not at `after`.
+    Raises NotNext if they are not at `after`.
     """
-    async with link.pipeline(), link.transaction():
-        cursor = link.cursor(binary=True)
-        for view in VIEWS:
-            for statement, values in view.project(page):
-                await cursor.execute(statement, values, prepare=True)
-        await cursor.execute(ADVANCE, (after, page[-1][0]), prepare=True)
+    try:
+        async with link.pipeline(), link.transaction():
+            cursor = link.cursor(binary=True)
+            await cursor.execute(ADVANCE, (after, page[-1][0]), prepare=True)
+            for view in VIEWS:
+                for statement, values in view.project(page):
+                    await cursor.execute(statement, values, prepare=True)
+    except psycopg.errors.NotNullViolation as error:
+        if error.diag.table_name == "positions":
+            raise NotNext from error
+        raise
 
 
 async def rebuild(

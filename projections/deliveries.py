@@ -35,11 +35,12 @@ OPEN, DEFERRED, PARKED = "open", "deferred", "parked"
 # `send` is the message whose sending the row is; rows come and go, so the table stays small and is made with
 # its indexes.
 SCHEMA = """
-CREATE TABLE deliveries (position bigint PRIMARY KEY, id uuid NOT NULL UNIQUE, updated bigint NOT NULL,
+CREATE TABLE deliveries (position bigint PRIMARY KEY, id uuid NOT NULL, updated bigint NOT NULL,
   recorded_at timestamptz NOT NULL, conversation uuid, message uuid, send uuid, attempts integer NOT NULL,
   partition smallint NOT NULL, destination text NOT NULL, channel text NOT NULL, account_id text,
   type text NOT NULL, state text NOT NULL, reason text)
   WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+CREATE INDEX deliveries_id ON deliveries (id);
 CREATE INDEX deliveries_send ON deliveries (send) WHERE send IS NOT NULL;
 """
 INDEXES = """

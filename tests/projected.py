@@ -1,4 +1,4 @@
-"""A ledger for the tests of views: plausible events, stored as the append would, without deciding anything."""
+"""A ledger for the tests of views: plausible events, stored as the append would, with nothing decided."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ import psycopg
 
 from app import clock, schema
 from domain import events as e
-from domain.ids import conversation_id, link, message_id
+from domain.ids import channel_stream, connection_stream, conversation_id, link, message_id
 
 START_MS = 1_795_000_000_000
 WHERE = link("acme", "f90ba33d-c9d9-44da-b76c-c349b0ecbe41", "af9945ff-1490-4cad-807d-945c15d88bec")
@@ -23,7 +23,7 @@ class Book:
         self.versions: dict[str, int] = {}
         self.ms = START_MS
 
-    def add(self, kind: type[e.AnyEvent], stream: str, **fields: object) -> e.AnyEvent:
+    def add(self, kind: type[e.AnyEvent], stream: str, /, **fields: object) -> e.AnyEvent:
         """Append an event; `channel`, `account`, times and ids are given unless named."""
         self.ms += 10
         self.versions[stream] = version = self.versions.get(stream, 0) + 1
@@ -42,7 +42,9 @@ class Book:
         self.add(e.ConversationStarted, conversation, conversation=conversation, side=side, content=ends)
         return conversation
 
-    def send(self, conversation: str, name: str, *, side: str = "messenger", **fields: object) -> e.MessageSent:
+    def send(
+        self, conversation: str, name: str, *, side: str = "messenger", **fields: object
+    ) -> e.MessageSent:
         """A message of a side, by the name it gives it."""
         message = message_id(WHERE, side, name)
         given = {
@@ -133,3 +135,110 @@ async def tables(url: str) -> dict[str, list[tuple[object, ...]]]:
             rows = await connection.execute(f"SELECT * FROM views.{table} ORDER BY {key}")
             found[table] = await rows.fetchall()
         return found
+
+
+def wild(seed: int, count: int) -> Book:
+    """A book of everything that can happen, in an order that a ledger can have."""
+    book = Book(seed)
+    chats = [book.start(f"conv-{number}", side) for number, side in enumerate(("messenger", "kommo") * 2)]
+    while len(book.events) < count:
+        book.random.choice((_message, _message, _facts, _facts, _chat, _echo, _waiting, _channel))(
+            book, chats
+        )
+    return book
+
+
+def _sent(book: Book) -> list[e.MessageSent]:
+    return [event for event in book.events if isinstance(event, e.MessageSent)]
+
+
+def _message(book: Book, chats: list[str]) -> None:
+    side = book.random.choice(("messenger", "kommo"))
+    fields = {"silent": True, "source": "web", "imported": True} if book.random.random() < 0.2 else {}
+    sent = book.send(book.random.choice(chats), f"m-{len(book.events)}", side=side, **fields)
+    if book.random.random() < 0.7:
+        book.accept(sent, f"x-{len(book.events)}")
+
+
+def _facts(book: Book, chats: list[str]) -> None:
+    for _ in range(book.random.randrange(4)):
+        if sent := _sent(book):
+            fact(book, book.random.choice(sent))
+
+
+def fact(book: Book, sent: e.MessageSent) -> e.AnyEvent:
+    """Some fact about a message; of two at the same time the ids decide."""
+    pick, at = book.random.choice, clock.text(START_MS + book.random.randrange(5))
+    push = pick((None, "kommo"))
+    kind, fields = pick(
+        (
+            (e.MessageDelivered, {"push": push}),
+            (e.MessageRead, {"push": push}),
+            (e.MessageFailed, {"push": push, "code": 901 + book.random.randrange(5), "text": "no"}),
+            (e.MessageEdited, {"push": push, "content": e.Content(type="text", text=f"{len(book.events)}")}),
+            (e.MessageDeleted, {}),
+            (e.ReactionAdded, {"sender": e.Party(id=pick("ab")), "emoji": pick("👍👎"), "content": e.Ends()}),
+            (e.ReactionRemoved, {"sender": e.Party(id=pick("ab")), "content": e.Ends(), "push": push}),
+            (e.DeliveryCompleted, {"cause": pick(book.events).id}),
+            (e.DeliveryDeferred, {"cause": pick(book.events).id, "reason": pick(("HTTP 500", "slow"))}),
+            (e.DeliveryParked, {"cause": pick(book.events).id, "reason": "HTTP 404"}),
+            (e.DeliveryResumed, {"cause": pick(book.events).id}),
+        )
+    )
+    return book.about(kind, sent, at=at, **fields)
+
+
+def _chat(book: Book, chats: list[str]) -> None:
+    one, two = book.random.sample(chats, 2)
+    name = f"other-{len(book.events)}"
+    what = book.random.randrange(3)
+    if what == 0:
+        for stream in (one, conversation_id(WHERE, "kommo", name)):
+            ends = e.Ends(chat_id=name)
+            book.add(e.ConversationBound, stream, conversation=one, side="kommo", content=ends)
+    elif what == 1:
+        contact, lead = book.random.randrange(9), book.random.choice((None, 7))
+        book.add(e.ConversationLinked, one, conversation=one, contact_id=contact, lead_id=lead)
+    else:
+        chats.append(book.start(name))
+        book.add(e.ConversationMerged, two, conversation=two, into=one)
+
+
+def _echo(book: Book, chats: list[str]) -> None:
+    """Our message comes back under the other side's name before that name is known."""
+    name = f"x-{len(book.events)}"
+    original = book.send(book.random.choice(chats), f"m-{name}", side="kommo")
+    echo = book.send(book.random.choice(chats), name, side="messenger")
+    for _ in range(book.random.randrange(4)):
+        book.random.choice((_message, _facts, _chat))(book, chats)
+        fact(book, echo)
+    book.accept(original, name)
+
+
+def _waiting(book: Book, chats: list[str]) -> None:
+    """A status that comes before its message is known by that name."""
+    name = f"x-{len(book.events)}"
+    sent = book.send(book.random.choice(chats), f"m-{name}", side="kommo")
+    early = book.add(e.MessageRead, message_id(WHERE, "messenger", name))
+    book.accept(sent, name)
+    book.about(e.MessageRead, sent, cause=early.id, push="kommo")
+
+
+def _channel(book: Book, chats: list[str]) -> None:
+    name = book.random.choice(("acme", "beta"))
+    where = {"channel": name, "account": None}
+    stream = channel_stream(name)
+    scope = f"{name}_account"
+    if stream not in book.versions:
+        registered = {"channel_id": name, "kind": "webhook", "url": "http://localhost/"}
+        book.add(e.ChannelRegistered, stream, **where, **registered)
+        return
+    connection = connection_stream(link(name, name, "account"))
+    kind, at, fields = book.random.choice(
+        (
+            (e.ChannelChanged, stream, {**where, "url": f"http://localhost/{len(book.events)}"}),
+            (e.ChannelConnected, connection, {"channel": name, "scope_id": scope, "title": "A title"}),
+            (e.ChannelDisconnected, connection, {"channel": name, "scope_id": scope}),
+        )
+    )
+    book.add(kind, at, **fields)
