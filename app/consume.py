@@ -24,6 +24,7 @@ from domain.ids import PARTITIONS
 LOG = logging.getLogger("chatledger.consume")
 
 OUTSTANDING_MAX = 500
+UNACKNOWLEDGED_MAX = 500
 ACK_WAIT_SECONDS = 30
 EXPIRES_SECONDS = 30
 HEARTBEAT_SECONDS = 5
@@ -106,9 +107,9 @@ class Consumer:
                 await self._flush_acks()
 
     async def reset(self) -> None:
-        """Have everything that is not acknowledged delivered again at once, in order (ADR-60).
+        """Have everything above the acknowledged floor delivered again at once, in order (ADR-60).
 
-        Raises JetStreamError.
+        What was acknowledged a moment ago may be among it. Raises JetStreamError.
         """
         await self._flush_acks()
         self._held.clear()
@@ -155,7 +156,7 @@ class Consumer:
             "opt_start_seq": start,
             "ack_policy": "explicit",
             "ack_wait": ACK_WAIT_SECONDS * SECOND_NS,
-            "max_ack_pending": self._outstanding_max,
+            "max_ack_pending": UNACKNOWLEDGED_MAX,
             "max_deliver": -1,
             "replay_policy": "instant",
         }

@@ -179,7 +179,7 @@ async def connect(url: str, *, name: str) -> Connection:
     except (OSError, nats.errors.Error, TimeoutError) as error:
         reason = connection.last_error or error
         await connection.close()
-        raise Unavailable(f"no NATS server lets us in: {reason or type(reason).__name__}") from error
+        raise Unavailable(f"no NATS server lets us in: {_text(reason)}") from error
     return connection
 
 
@@ -187,7 +187,11 @@ async def _on_error(error: Exception) -> None:
     if isinstance(error, OSError | nats.errors.UnexpectedEOF | TimeoutError):
         LOG.debug("NATS: %s", error)  # The loss of the link is logged once, by the connection.
     else:
-        LOG.error("NATS: %s", error or type(error).__name__, exc_info=error)
+        LOG.error("NATS: %s", _text(error), exc_info=error)
+
+
+def _text(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 async def call(connection: Connection, subject: str, body: Mapping[str, object] | None = None) -> bytes:
@@ -197,7 +201,7 @@ async def call(connection: Connection, subject: str, body: Mapping[str, object] 
             f"$JS.API.{subject}", msgspec.json.encode(body) if body else b"", timeout=ANSWER_SECONDS
         )
     except (nats.errors.Error, OSError) as error:
-        raise Unavailable(f"JetStream does not answer {subject}: {error or type(error).__name__}") from error
+        raise Unavailable(f"JetStream does not answer {subject}: {_text(error)}") from error
     if problem := msgspec.json.decode(answer.data, type=_Reply).error:
         raise Refused(problem.err_code or problem.code, problem.description)
     return answer.data

@@ -21,10 +21,12 @@ import msgspec
 import psycopg
 from msgspec import Struct
 from nats.aio.msg import Msg
+from psycopg import AsyncConnection
 
 from app import jetstream, schema
 from app.jetstream import Connection, JetStreamError, Refused, Unavailable
-from app.stream import Database, ForeignStream, LedgerStream, OldestOpen, head
+from app.schema import Database
+from app.stream import ForeignStream, LedgerStream, OldestOpen, head
 from domain import ids
 
 LOG = logging.getLogger("chatledger.relay")
@@ -35,6 +37,7 @@ BATCH_BYTES_MAX = 8 * 1024 * 1024
 IN_FLIGHT_MAX = 2
 ACK_SECONDS = 10.0
 POLL_SECONDS = 1.0
+CHECK_SECONDS = 10.0
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.02, 1.0
 
 READ = """
@@ -97,6 +100,7 @@ class Relay:
         replicas: int = 1,
         oldest_open: OldestOpen | None = None,
         exclusive: bool = True,
+        check_seconds: float = CHECK_SECONDS,
     ) -> None:
         """`oldest_open` gives the position of the oldest open delivery, which a new stream must still hold.
 
@@ -110,6 +114,7 @@ class Relay:
         self._nats = nats
         self._stream = LedgerStream(nats, ledger_id, replicas=replicas, oldest_open=oldest_open)
         self._exclusive = exclusive
+        self._check_seconds = check_seconds
         self._inbox = nats.new_inbox()
         self._session = 0
         self._stirred = asyncio.Event()
@@ -117,6 +122,7 @@ class Relay:
         self._failure: JetStreamError | None = None
         self._in_flight: deque[int] = deque()
         self._sent_at = 0.0
+        self._checked_at = 0.0
 
     @property
     def lag(self) -> int:
@@ -165,12 +171,13 @@ class Relay:
 
     async def _relay(self, database: Database) -> NoReturn:
         await self._turn(database)
-        self.active = True
         self._session += 1
         self._failure = None
         self._in_flight.clear()
         self.position = await self._stream.open(database)
+        self._checked_at = time.monotonic()
         self.head = await head(database)
+        self.active = True
         LOG.info("relay starts after position %d of %d", self.position, self.head)
         await self._publish_from(database, self.position)
 
@@ -192,8 +199,8 @@ class Relay:
             if self._failure:
                 raise self._failure
             if (now := time.monotonic()) >= poll_at:
-                await self._poll(database, now)
                 poll_at = now + POLL_SECONDS
+                await self._poll(database, now)
             if self._hungry and len(self._in_flight) < IN_FLIGHT_MAX:
                 self._hungry = False
                 if rows := await self._read(database, sent):
@@ -204,8 +211,17 @@ class Relay:
     async def _poll(self, database: Database, now: float) -> None:
         if self._in_flight and now - self._sent_at > ACK_SECONDS:
             raise Unavailable(f"no acknowledgement within {ACK_SECONDS:.0f} s")
+        if not self._in_flight and now - self._checked_at > self._check_seconds:
+            await self._check(database)
         self.head = await head(database)
         self._hungry = True
+
+    async def _check(self, database: Database) -> None:
+        """While nothing is to be published nobody would notice that the stream was deleted or purged."""
+        self._checked_at = time.monotonic()
+        published, self.position = self.position, await self._stream.open(database)
+        if self.position != published:
+            raise Refused(0, f"the stream ends at {self.position}, not at {published}")
 
     async def _read(self, database: Database, after: int) -> list[Row]:
         cursor = database.cursor(binary=True)
@@ -258,7 +274,7 @@ class Relay:
         """Wake on other processes' commits. Should this fail, the poll still finds them."""
         while True:
             with contextlib.suppress(psycopg.OperationalError, OSError):
-                async with await schema.connect(self._database_url) as listener:
+                async with await AsyncConnection.connect(self._database_url, autocommit=True) as listener:
                     await listener.execute(LISTEN)
                     async for _ in listener.notifies():
                         self.wake()

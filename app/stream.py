@@ -9,16 +9,17 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 from msgspec import Struct
-from psycopg import AsyncConnection
 
 from app import jetstream
 from app.jetstream import STREAM, SUBJECTS, Connection, StreamInfo
+from app.schema import Database
 
 LOG = logging.getLogger("chatledger.relay")
 
 FORMAT = 1
 LEDGER_KEY, FORMAT_KEY = "chatledger.ledger", "chatledger.format"
 RETENTION_SECONDS = 30 * 24 * 3600
+CLOCKS_APART_SECONDS = 3600  # PostgreSQL's clock says what is recent, the NATS server's what is too old.
 MESSAGE_BYTES_MAX = 768 * 1024
 
 HEAD = "SELECT coalesce(max(notification_id), 0) FROM ledger.stored_events"
@@ -28,7 +29,6 @@ SELECT to_char(
   (now() AT TIME ZONE 'UTC') - make_interval(secs => %(seconds)s), 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
 """
 
-Database = AsyncConnection[tuple[object, ...]]
 OldestOpen = Callable[[], Awaitable[int | None]]
 
 
@@ -97,7 +97,17 @@ class LedgerStream:
             return f"its event {tail.seq} is not the ledger's: the database was restored"
         if last < info.configured_first < (first := await self._first(database)):
             return f"it is empty and begins at {info.configured_first}, {first} is enough"
-        return None
+        return await self._purged(database, info)
+
+    async def _purged(self, database: Database, info: StreamInfo) -> str | None:
+        """What is too old leaves the stream by itself; anything younger was taken out by somebody."""
+        first = info.state.first_seq
+        if first <= info.configured_first or first > info.state.last_seq + 1:
+            return None
+        needed = max(
+            info.configured_first, await first_recent(database, RETENTION_SECONDS - CLOCKS_APART_SECONDS)
+        )
+        return f"its events {needed} to {first - 1} were purged" if needed < first else None
 
     async def _create(self, database: Database) -> int:
         first = await self._first(database)
