@@ -1,15 +1,14 @@
 """Reads go over a few connections, made when needed and mended when broken, and wait their turn."""
 
 import asyncio
-import select
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import TypeAlias, TypeVar, cast
+from typing import TypeAlias, TypeVar
 
 import psycopg
 from psycopg import sql
 from psycopg.pq import TransactionStatus
-from psycopg.rows import class_row, tuple_row
+from psycopg.rows import class_row
 
 from app import schema
 from app.project import SCHEMA
@@ -36,10 +35,14 @@ class Pool:
         self._url = url
         self._free: list[Link] = []
         self._places = asyncio.Semaphore(connections)
+        self._closed = False
 
     async def close(self) -> None:
         """Close the connections that nobody uses; those in use are closed when they are given back."""
-        self._places = asyncio.Semaphore(0)
+        self._closed = True
+        await self._drop()
+
+    async def _drop(self) -> None:
         while self._free:
             await self._free.pop().close()
 
@@ -54,6 +57,10 @@ class Pool:
             return await self._fetch(kind, statement, values, prepare)
         except (psycopg.errors.UndefinedTable, psycopg.errors.InternalError):
             pass  # The views were switched between the planning of the statement and its run.
+        except psycopg.OperationalError as error:
+            if isinstance(error, psycopg.errors.QueryCanceled):
+                raise
+            await self._drop()  # One link is broken: the server was away, so the others are as well.
         try:
             return await self._fetch(kind, statement, values, prepare)
         except psycopg.errors.UndefinedTable as error:
@@ -70,34 +77,28 @@ class Pool:
             except psycopg.DataError as error:
                 raise BadFilter(str(error).strip()) from error
 
-    async def rows(self, statement: str, values: Mapping[str, object]) -> list[tuple[object, ...]]:
-        """All rows of a statement about the ledger itself, as tuples."""
-        async with self.link() as link, link.cursor(binary=True, row_factory=tuple_row) as cursor:
-            await cursor.execute(statement, values, prepare=True)
-            return await cursor.fetchall()
-
     @asynccontextmanager
     async def link(self) -> AsyncIterator[Link]:
         """One of the connections, to this caller alone."""
-        places = self._places
-        async with places:
+        async with self._places:
+            if self._closed:
+                raise psycopg.OperationalError("the pool is closed")
             link = await self._take()
             try:
                 yield link
             finally:
                 idle = link.info.transaction_status == TransactionStatus.IDLE
-                if idle and not link.closed and places is self._places:
+                if idle and not link.closed and not self._closed:
                     self._free.append(link)
                 else:
                     await link.close()
 
     async def _take(self) -> Link:
-        """A free connection that still works, or a new one."""
+        """A free connection, or a new one."""
         while self._free:
             link = self._free.pop()
-            if not link.closed and not _hung_up(link):
+            if not link.closed:
                 return link
-            await link.close()
         link = await schema.connect(self._url)
         timeout = sql.Literal(f"{STATEMENT_TIMEOUT_SECONDS}s")
         try:
@@ -108,16 +109,3 @@ class Pool:
             await link.close()
             raise
         return link
-
-
-def _hung_up(link: Link) -> bool:
-    """Whether the server has closed its end: an idle connection has nothing to read but that."""
-    poll = select.poll()
-    poll.register(link.fileno(), select.POLLIN | select.POLLHUP)
-    if not poll.poll(0):
-        return False
-    try:
-        link.pgconn.consume_input()
-    except psycopg.OperationalError:
-        return True
-    return link.closed or cast("int", link.pgconn.status) != 0
