@@ -30,13 +30,13 @@ CHANNELS = """SELECT c.name, c.channel_id, c.kind, c.url, c.bot_id, s.sealed
  FROM views.channels c JOIN ledger.secrets s ON s.channel = c.name"""
 CONNECTIONS = """SELECT channel, account_id, title, connected, connected_at FROM views.connections"""
 SEALED = "SELECT channel_id, sealed FROM ledger.secrets WHERE channel = %s"
-STORE = """INSERT INTO ledger.secrets (channel, channel_id, sealed) VALUES (%s, %s, %s)
- ON CONFLICT (channel) DO UPDATE SET sealed = excluded.sealed WHERE secrets.channel_id = excluded.channel_id
- RETURNING channel"""
+ADD = """INSERT INTO ledger.secrets (channel, channel_id, sealed) VALUES (%s, %s, %s)
+ ON CONFLICT (channel) DO NOTHING RETURNING channel"""
+REPLACE = "UPDATE ledger.secrets SET sealed = %s WHERE channel = %s RETURNING channel"
 
 
 class WrongMasterKey(Exception):
-    """The secrets in the database were sealed with another master key: CHATLEDGER_MASTER_KEY must be that one."""
+    """The secrets in the database were sealed with another master key: set CHATLEDGER_MASTER_KEY to it."""
 
 
 class Taken(Exception):
@@ -197,22 +197,21 @@ class Channels:
                 scopes[where.scope_id] = Scope(channel, connection, channel.secrets.kommo.encode())
         self._channels, self._scopes = channels, scopes
 
-    async def secrets(self, name: str) -> tuple[str, Secrets] | None:
-        """The channel id and secrets stored under a name, which may not be registered yet."""
-        rows = await self._all(SEALED, (name,))
-        if not rows:
-            return None
-        channel_id, sealed = cast("tuple[str, bytes]", rows[0])
-        return channel_id, self._sealer.open(name, sealed)
-
-    async def store(self, name: str, channel_id: str, secrets: Secrets) -> None:
-        """Seal and keep a channel's secrets; raises Taken if the channel id belongs to another name."""
+    async def add(self, name: str, channel_id: str, secrets: Secrets) -> None:
+        """Seal and keep the secrets of a new channel; the same again is no error. Raises Taken."""
+        sealed = self._sealer.seal(name, secrets)
         try:
-            rows = await self._all(STORE, (name, channel_id, self._sealer.seal(name, secrets)))
+            rows = await self._all(ADD, (name, channel_id, sealed))
         except psycopg.errors.UniqueViolation:
             raise Taken from None
-        if not rows:
-            raise Taken
+        if not rows:  # Kept before: by a registration that did not get as far as the ledger, or another one.
+            ((kept, before),) = cast("list[tuple[str, bytes]]", await self._all(SEALED, (name,)))
+            if kept != channel_id or self._sealer.open(name, before) != secrets:
+                raise Taken
+
+    async def replace(self, name: str, secrets: Secrets) -> None:
+        """Seal and keep other secrets for a channel."""
+        await self._all(REPLACE, (self._sealer.seal(name, secrets), name))
 
     async def _all(self, statement: str, parameters: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
         if self._connection is None or self._connection.closed:

@@ -12,6 +12,7 @@ from app.outcome import Done, Outcome, Refused, Retry
 from domain import events as e
 from domain.events import Json
 
+ID_CHARACTERS_MAX = 255
 CODES = (901, 902, 903, 904, 905)
 CONTENT_FIELDS = (
     "type", "text", "media", "thumbnail", "file_name", "file_size", "media_duration", "media_group_id",
@@ -72,8 +73,7 @@ def outcome(answer: Answer) -> Outcome:
     status = answer.status
     if 200 <= status < 300:
         told = answer.json()
-        names = (told.get(name) for name in ("message_id", "conversation_id", "receiver_id"))
-        return Done(*(name if isinstance(name, str) and 0 < len(name) <= 255 else None for name in names))
+        return Done(_name(told, "message_id"), _name(told, "conversation_id"), _name(told, "receiver_id"))
     if status in RETRIED or status >= 500:
         return Retry(f"HTTP {status} from the messenger", answer.retry_after, pause=status == 429)
     told = answer.json()
@@ -81,6 +81,12 @@ def outcome(answer: Answer) -> Outcome:
     if code in CODES and isinstance(code, int):
         return Refused(status, code, text[:500] if isinstance(text, str) else "")
     return Refused(status, 905, f"HTTP {status} from the messenger")
+
+
+def _name(told: Json, field: str) -> str | None:
+    """An id of the messenger's; one out of shape is as good as none."""
+    name = told.get(field)
+    return name if isinstance(name, str) and 0 < len(name) <= ID_CHARACTERS_MAX else None
 
 
 def request(push: Push) -> Json:

@@ -3,6 +3,7 @@
 import msgspec
 from msgspec import Struct
 
+BODY_BYTES_MAX = 1024 * 1024
 MEDIA_TYPE = "application/problem+json"
 TITLES = {
     400: "Bad request",

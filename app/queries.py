@@ -144,3 +144,7 @@ SELECT d.position, e.state AS event, d.state, d.attempts FROM (
   ORDER BY position LIMIT %(limit)s::bigint) AS d
 JOIN ledger.stored_events AS e ON e.notification_id = d.position ORDER BY d.position
 """
+REFUSED = """
+SELECT id::text, scope_id, to_char(received_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS received_at, reason, body
+FROM ledger.refused ORDER BY received_at DESC, id LIMIT %(limit)s::bigint
+"""

@@ -34,6 +34,7 @@ from app.queries import (
     OPEN_DELIVERIES,
     PERIOD_RANGE,
     PLACES,
+    REFUSED,
     STREAM,
     VIEWS,
 )
@@ -81,6 +82,16 @@ class OpenDelivery(Struct, frozen=True, gc=False):
     event: bytes
     state: str
     attempts: int
+
+
+class RefusedHook(Struct, frozen=True):
+    """A signed hook that could not be read; `body` is its exact bytes."""
+
+    id: str
+    scope_id: str
+    received_at: str
+    reason: str
+    body: bytes
 
 
 class _MessageRow(Struct):
@@ -344,6 +355,10 @@ class Reads:
         values: dict[str, object] = {"after": after, "limit": limit}
         values |= {"partitions": list(partitions), "states": list(states)}
         return await self._pool.fetch(OpenDelivery, OPEN_DELIVERIES, values, prepare=False)
+
+    async def refused(self, limit: int = LIMIT) -> list[RefusedHook]:
+        """Signed hooks that could not be read, the latest first."""
+        return await self._pool.fetch(RefusedHook, REFUSED, {"limit": limit})
 
     async def list_channels(self) -> list[shapes.Channel]:
         """All channels with their connections, by name."""

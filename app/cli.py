@@ -1,0 +1,194 @@
+"""The command line: results go to stdout; what went wrong to stderr, with exit code 1, or 2 for bad usage."""
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+import click
+import psycopg
+import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from app import project
+from app.children import ServerFailed
+from app.relay import ForeignStream
+from app.schema import OldSchema
+from app.serve import RoleFailed, migrate, running
+from app.servers import AlreadyRunning, OldServer, servers
+from app.settings import BadSettings, Settings, load_keys, load_settings
+from ops.demo import demo as run_demo
+from ops.sandbox.cli import sandbox
+
+Result = TypeVar("Result")
+VERSION = "0.1.0"
+FAILURES = (
+    AlreadyRunning,
+    ServerFailed,
+    OldServer,
+    OldSchema,
+    ForeignStream,
+    RoleFailed,
+    OSError,
+    psycopg.OperationalError,
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(VERSION, prog_name="chatledger")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A TOML file with the settings CHATLEDGER_…; the environment wins over it.",
+)
+@click.pass_context
+def cli(context: click.Context, config: Path | None) -> None:
+    """An event-sourced message ledger that connects a messenger with Kommo CRM."""
+    context.obj = config
+
+
+@cli.command()
+@click.option("--roles", help="Some of web,relay,project,deliver with commas between; all if not given.")
+@click.option("--host", help="Where HTTP listens (127.0.0.1).")
+@click.option("--port", type=click.IntRange(0, 65535), help="The port (8080); 0 takes a free one.")
+@click.pass_obj
+def serve(config: Path | None, roles: str | None, host: str | None, port: int | None) -> None:
+    """Run the service until SIGTERM or Ctrl-C.
+
+    Writes one line to stdout when it takes requests: `chatledger ready on http://HOST:PORT`.
+    """
+    given = {"ROLES": roles, "HOST": host, "PORT": None if port is None else str(port)}
+    settings = _settings(config, given)
+    _run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    stop = _stop_on_signals()
+    async with running(settings) as run:
+        where = f" on {run.url}" if run.url else f" ({', '.join(sorted(settings.roles))})"
+        print(f"chatledger ready{where}", flush=True)
+        await run.until(stop)
+
+
+@cli.command()
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="The port (8080, or a free one if that is taken)."
+)
+@click.pass_obj
+def demo(config: Path | None, port: int | None) -> None:
+    """Run the service with a sandbox beside it: a fake Kommo and a demo messenger, each with a page."""
+    settings = _settings(config, {"PORT": None if port is None else str(port)})
+    _run(run_demo(settings, _stop_on_signals))
+
+
+@cli.command(name="migrate")
+@click.pass_obj
+def migrate_command(config: Path | None) -> None:
+    """Bring the database at CHATLEDGER_DATABASE_URL to this version's tables."""
+    settings = _settings(config, {})
+    if not settings.database_url:
+        raise click.UsageError("set CHATLEDGER_DATABASE_URL: a private database is migrated by serve itself")
+    ledger = asyncio.run(_failing(migrate(settings.database_url)))
+    print(f"migrated: ledger {ledger}")
+
+
+@cli.command()
+@click.option("--url", help="Where the service listens; the settings' host and port if not given.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /v1/status.")
+@click.pass_obj
+def status(config: Path | None, url: str | None, as_json: bool) -> None:
+    """Ask a running service where everything stands."""
+    settings = _settings(config, {})
+    key = load_keys(settings).admin
+    where = url or f"http://{settings.host}:{settings.port}"
+    told = asyncio.run(_failing(_status(where, key)))
+    if as_json:
+        print(json.dumps(told))
+        return
+    console = Console()
+    console.print(f"head      {told['head']}\nqueue     {told['queue']}")
+    for view in told["views"]:
+        console.print(f"view      {view['view']} at {view['position']}, {view['lag']} behind")
+    if relay := told["relay"]:
+        console.print(f"relay     at {relay['position']}, {relay['lag']} behind")
+    for name in ("open", "deferred", "parked"):
+        console.print(f"{name:<9} {told['deliveries'][name]}")
+
+
+async def _status(url: str, key: str) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {key}"}
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/status", headers=headers) as answer:
+        told = await answer.json(content_type=None)
+        if answer.status != 200:
+            raise OSError(f"{url} answered {answer.status}: {told.get('detail')}")
+        return dict(told)
+
+
+@cli.command()
+@click.pass_obj
+def rebuild(config: Path | None) -> None:
+    """Build all views anew from the ledger, beside the old ones, and switch. Reads go on meanwhile."""
+    _run(_rebuild(_settings(config, {})))
+
+
+async def _rebuild(settings: Settings) -> None:
+    columns = (TextColumn("views"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    async with servers(settings) as where:
+        if where.database_private:
+            await migrate(where.database_url)
+        with progress:
+            task = progress.add_task("views", total=None)
+            await project.rebuild(
+                where.database_url,
+                lambda done, total: progress.update(task, completed=done, total=total),
+            )
+    print("rebuilt")
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    return stop
+
+
+def _settings(config: Path | None, given: dict[str, str | None]) -> Settings:
+    overrides = {f"CHATLEDGER_{name}": value for name, value in given.items() if value is not None}
+    try:
+        return load_settings(config, overrides=overrides)
+    except BadSettings as error:
+        print(f"chatledger: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    uvloop.run(_failing(work))
+
+
+async def _failing(work: Coroutine[Any, Any, Result]) -> Result:
+    """Await, and turn what we know can fail into a line and exit code 1."""
+    try:
+        return await work
+    except FAILURES as error:
+        print(f"chatledger: {str(error).strip()}", file=sys.stderr)
+        sys.exit(1)
+
+
+cli.add_command(sandbox)
+
+
+def main() -> int:
+    """The console script."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    cli(prog_name="chatledger")
+    return 0

@@ -1,0 +1,64 @@
+"""What a process has open, and every route may use."""
+
+import asyncio
+import hmac
+import secrets
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from litestar import Request
+from litestar.datastructures import State
+
+from app.channels import Channels
+from app.deliver import Deliverer
+from app.kommo import Kommo
+from app.ledger import Ledger
+from app.problems import Wrong
+from app.project import Projector
+from app.read import Reads
+from app.relay import Relay
+from app.settings import Keys, Settings
+from app.webhooks import Webhooks
+
+AT_LEAST_SECONDS = 5.0
+Call = Request[Any, Any, State]
+
+
+@dataclass
+class Services:
+    """One of each; `relay` and `deliverer` only where this process has their role."""
+
+    settings: Settings
+    keys: Keys
+    ledger_id: str
+    ledger: Ledger
+    channels: Channels
+    projector: Projector
+    reads: Reads
+    kommo: Kommo
+    webhooks: Webhooks
+    relay: Relay | None = None
+    deliverer: Deliverer | None = None
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    login_tokens: set[str] = field(default_factory=set)
+
+    async def views_reach(self, position: int | None) -> None:
+        """Wait until the views have seen `position`; raises Wrong (503) after 5 s."""
+        if position and not await self.projector.wait_for(position, AT_LEAST_SECONDS):
+            detail = f"the views have not reached position {position} yet: ask again"
+            raise Wrong(503, detail, retry_after=1)
+
+    def login_link(self, url: str) -> str:
+        """A link that signs one browser in to the console, once."""
+        token = secrets.token_urlsafe(24)
+        self.login_tokens.add(token)
+        return f"{url}/login?token={token}"
+
+    def is_admin(self, key: str) -> bool:
+        """Whether a key is the admin's, compared in constant time."""
+        return hmac.compare_digest(key.encode(), self.keys.admin.encode())
+
+
+def services_of(request: Call) -> Services:
+    """The services of the application that serves a request."""
+    return cast("Services", request.app.state.services)

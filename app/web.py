@@ -1,0 +1,169 @@
+"""One ASGI application: the webhooks in front, then the API, the console and what an operator's tools ask.
+
+Every error is an RFC 9457 problem that says what to do; whose fault it is decides the status: theirs 4xx,
+ours 5xx, not yet 503.
+"""
+
+import logging
+from typing import Any, cast
+
+import psycopg
+from litestar import Litestar, Response, Router, get, post
+from litestar.connection import ASGIConnection
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.handlers import BaseRouteHandler
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.params import FromPath
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from app import admin, api, metrics, problems
+from app.front import App, Front, Receive, read, refuse
+from app.pool import BadFilter, ViewsMissing
+from app.problems import Fault, Wrong
+from app.read import BadCursor
+from app.services import Call, Services, services_of
+
+log = logging.getLogger("chatledger.web")
+DESCRIPTION = """Every chat action between a messenger and Kommo, as immutable events.
+
+Read with `Authorization: Bearer KEY`. Writes answer with `Ledger-Position: n`; a read with `?at_least=n`
+waits until its view has seen n. Errors are problem details (RFC 9457)."""
+
+
+def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Only with the admin's bearer key."""
+    services: Services = connection.app.state.services
+    kind, _space, key = connection.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not services.is_admin(key.strip()):
+        raise Wrong(
+            401, "give the admin key: Authorization: Bearer KEY (it is in the data folder, admin.key)"
+        )
+
+
+@post("/kommo/{scope_id:str}", status_code=200, summary="A hook of Kommo", tags=["webhooks"])
+async def kommo(request: Call, scope_id: FromPath[str]) -> Response[bytes]:
+    """A v2 hook, signed with `X-Signature`: 200 with an empty body once it is durable, also for a repeat."""
+    headers, body = await _raw(request)
+    signature = headers.get(b"x-signature", b"").decode("latin-1")
+    answer = await services_of(request).webhooks.kommo(scope_id, signature, body)
+    return Response(answer.body, status_code=answer.status, headers=dict(answer.headers))
+
+
+@post("/messengers/{channel:str}", status_code=200, summary="Actions of a messenger", tags=["webhooks"])
+async def messenger(request: Call, channel: FromPath[str]) -> Response[bytes]:
+    """One action or an array of 1 to 500, signed by Standard Webhooks: 200 once all are durable."""
+    headers, body = await _raw(request)
+    texts = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()}
+    answer = await services_of(request).webhooks.messenger(channel, texts, body)
+    return Response(answer.body, status_code=answer.status, headers=dict(answer.headers))
+
+
+async def _raw(request: Call) -> tuple[dict[bytes, bytes], bytes]:
+    headers = dict(request.scope["headers"])
+    return headers, await read(headers, cast("Receive", request.receive))
+
+
+@get("/healthz", summary="Whether the process lives", tags=["operation"])
+async def healthz() -> dict[str, str]:
+    """Always, if it answers at all."""
+    return {"status": "ok"}
+
+
+@get("/readyz", summary="Whether it can take requests", tags=["operation"])
+async def readyz(request: Call) -> dict[str, str]:
+    """503 while the database or the views are out of reach, or while the process stops."""
+    services = services_of(request)
+    if services.stopping.is_set():
+        raise Wrong(503, "the process is stopping", retry_after=5)
+    await services.reads.status()
+    return {"status": "ready"}
+
+
+@get("/metrics", summary="Metrics for Prometheus", tags=["operation"], guards=[guard])
+async def measures(request: Call) -> Response[bytes]:
+    """Counts and times, without anything personal."""
+    services = services_of(request)
+    metrics.QUEUE.set(services.ledger.depth)
+    metrics.VIEW_POSITION.set(services.projector.position)
+    metrics.HEAD.set(await services.reads.head())
+    if services.relay:
+        metrics.RELAY_POSITION.set(services.relay.position)
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _wrong(_: Call, wrong: Wrong) -> Response[bytes]:
+    answer = refuse(wrong)
+    more = {"WWW-Authenticate": "Bearer"} if wrong.status == 401 else {}
+    return Response(answer.body, status_code=answer.status, headers={**answer.headers, **more})
+
+
+def _http(request: Call, error: HTTPException) -> Response[bytes]:
+    """Litestar's own refusals: unknown paths, wrong methods, bodies and parameters that do not fit."""
+    if not isinstance(error, ValidationException):
+        detail = error.detail
+        if error.status_code == 404:
+            detail = "there is nothing at this path: /schema lists what there is"
+        elif error.status_code == 500:
+            log.error("500 at %s: %s", request.url.path, error.detail)
+            detail = "something went wrong on our side: look at the log"
+        return _wrong(request, Wrong(error.status_code, detail))
+    extra = error.extra if isinstance(error.extra, list) else []
+    faults = [Fault(_place(each), str(each.get("message", ""))) for each in extra if isinstance(each, dict)]
+    said = "; ".join(f"{fault.path}: {fault.message}" for fault in faults) or error.detail
+    return _wrong(request, Wrong(400, said, errors=faults))
+
+
+def _place(extra: dict[str, Any]) -> str:
+    key = str(extra.get("key", ""))
+    if str(extra.get("source", "")).endswith("body"):
+        return f"$.{key}".rstrip(".")
+    return key or "$"
+
+
+def _asked_wrong(request: Call, error: ValueError) -> Response[bytes]:
+    return _wrong(request, Wrong(400, str(error)))
+
+
+def _not_now(request: Call, error: Exception) -> Response[bytes]:
+    log.warning("not now: %s", str(error).strip())
+    return _wrong(
+        request, Wrong(503, "the database or the views are not there yet: ask again", retry_after=1)
+    )
+
+
+def _ours(request: Call, error: Exception) -> Response[bytes]:
+    log.exception("500 at %s", request.url.path, exc_info=error)
+    return _wrong(request, Wrong(500, "something went wrong on our side: look at the log"))
+
+
+def application(services: Services, *more: Any) -> Front:
+    """The application; `more` are further route handlers, such as the console's."""
+    secured: list[dict[str, list[str]]] = [{"key": []}]
+    v1 = Router("/v1", route_handlers=[*admin.routes, *api.routes], guards=[guard], security=secured)
+    app = Litestar(
+        route_handlers=[kommo, messenger, healthz, readyz, measures, v1, *more],
+        state=State({"services": services}),
+        exception_handlers={
+            Wrong: _wrong,
+            HTTPException: _http,
+            BadCursor: _asked_wrong,
+            BadFilter: _asked_wrong,
+            ViewsMissing: _not_now,
+            psycopg.OperationalError: _not_now,
+            Exception: _ours,
+        },
+        openapi_config=OpenAPIConfig(
+            title="chatledger",
+            version="1",
+            description=DESCRIPTION,
+            path="/schema",
+            render_plugins=[JsonRenderPlugin(path="/")],
+            components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}),
+        ),
+        logging_config=None,
+        request_max_body_size=problems.BODY_BYTES_MAX,
+    )
+    return Front(cast("App", app), services.webhooks)
