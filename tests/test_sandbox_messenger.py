@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
-from sandboxed import ACCOUNT, CHANNEL, SECRET, WHSEC, Integration, fresh, integrating
+from sandboxed import ACCOUNT, CHANNEL, SECRET, Integration, fresh, integrating
 
 AT = "2026-11-22T08:00:00.000Z"
 
@@ -270,7 +270,3 @@ async def test_the_command_says_when_it_is_ready_and_stops_when_told(sign):
 def test_bad_usage_is_2(arguments):
     with sandbox(*arguments) as process:
         assert process.wait(20) == 2
-
-
-def test_the_secret_of_these_tests_is_one():
-    assert WHSEC.startswith("whsec_")

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import sqlite3
 import sys
 
 import click
@@ -96,6 +97,9 @@ def sandbox(
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
     try:
         uvloop.run(_serve(config))
+    except sqlite3.Error as error:
+        click.echo(f"cannot keep its state in {state}: {error}", err=True)
+        sys.exit(1)
     except OSError as error:
         click.echo(f"cannot listen on {host}:{port}: {error.strerror}", err=True)
         sys.exit(1)

@@ -5,6 +5,8 @@ from uuid import NAMESPACE_URL, uuid5
 from msgspec import Struct
 
 MESSAGES_MAX = 100_000  # per side; the oldest are forgotten beyond it
+CHATS_MAX = 100_000  # per side, likewise
+CALLS_MAX = 1_000  # statuses and edits kept of one message
 RECORDS_MAX = 100_000  # statuses, pushes, hooks and other calls kept for reading
 WAITING_MAX = 20_000  # hooks and actions that wait to be sent
 HOOK_SECONDS = 5.0  # Kommo waits no longer for an answer

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from msgspec import Struct, field
 
-from ops.sandbox.config import MESSAGES_MAX, RECORDS_MAX
+from ops.sandbox.config import CALLS_MAX, CHATS_MAX, MESSAGES_MAX, RECORDS_MAX
 from ops.sandbox.store import Store
 
 KINDS = ("connection", "person", "chat", "message")
@@ -157,6 +157,10 @@ class Crm:
         """The chat the integration calls so."""
         return self._chats.get((scope_id, client_id))
 
+    def client(self, chat: Chat) -> Person:
+        """Whom the chat is with; forgotten beyond the limit, and then only an id."""
+        return self.people.get(chat.client) or Person(id=chat.client, scope_id=chat.scope_id)
+
     def message(self, scope_id: str, *, id: str = "", client_id: str = "") -> Message | None:
         """A message of this scope by Kommo's id, else by the integration's."""
         if not id:
@@ -179,11 +183,14 @@ class Crm:
         """Keep a chat, new or changed."""
         self._index_chat(chat)
         self.store.save("chat", chat.id, chat)
+        if len(self.chats) > CHATS_MAX:
+            self._forget_chat(next(iter(self.chats.values())))
         return chat
 
     def save_message(self, message: Message) -> Message:
         """Keep a message, new or changed; beyond the limit the oldest is forgotten."""
         self._index_message(message)
+        del message.statuses[:-CALLS_MAX], message.edits[:-CALLS_MAX]
         self.store.save("message", message.id, message)
         if len(self.messages) > MESSAGES_MAX:
             self._forget(next(iter(self.messages.values())))
@@ -214,6 +221,19 @@ class Crm:
         self.messages[message.id] = message
         if message.client_id:
             self._messages[message.scope_id, message.client_id] = message
+
+    def _forget_chat(self, chat: Chat) -> None:
+        for message in list(self.timelines.pop(chat.id, [])):
+            del self.messages[message.id]
+            self._messages.pop((message.scope_id, message.client_id), None)
+            self.store.delete("message", message.id)
+        del self.chats[chat.id]
+        self._chats.pop((chat.scope_id, chat.client_id), None)
+        self.store.delete("chat", chat.id)
+        client = self.people.pop(chat.client, None)
+        if client is not None:
+            self._people.pop((client.scope_id, client.client_id), None)
+            self.store.delete("person", client.id)
 
     def _forget(self, message: Message) -> None:
         del self.messages[message.id]

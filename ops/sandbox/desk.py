@@ -133,7 +133,7 @@ class Desk:
 
     def _by_phone(self, connection: Connection, phone: str) -> Chat | None:
         for chat in self.crm.chats.values():
-            if chat.scope_id == connection.scope_id and self.crm.people[chat.client].phone == phone:
+            if chat.scope_id == connection.scope_id and self.crm.client(chat).phone == phone:
                 return chat
         return None
 

@@ -85,7 +85,7 @@ async def customer_send(request: Call) -> None:
     if order.editing:
         sandbox.messenger.edit(_letter(request, order.editing), {"text": order.message()["text"]})
     else:
-        sandbox.messenger.write(sandbox.phone.customers[chat.customer_id], chat.id, order.message())
+        sandbox.messenger.write(sandbox.phone.customer(chat.customer_id), chat.id, order.message())
 
 
 @post("/customer/delete", status_code=204)
@@ -108,7 +108,7 @@ async def customer_react(request: Call) -> None:
     order = await form(request, Picked)
     sandbox, letter = sandbox_of(request), _letter(request, order.id)
     chat = sandbox.phone.conversations[letter.conversation_id]
-    who = sandbox.phone.customers[chat.customer_id]
+    who = sandbox.phone.customer(chat.customer_id)
     standing = any(one.by == who.id and one.emoji == order.emoji for one in letter.reactions)
     emoji = "" if standing else order.emoji
     react(letter, who.id, emoji)
@@ -123,7 +123,7 @@ async def customer_typing(request: Call) -> None:
     order = await form(request, Opened)
     sandbox, chat = sandbox_of(request), _conversation(request, order.chat)
     if sandbox.config.messenger_url and sandbox.phone.timelines[chat.id]:
-        sandbox.messenger.tell_typing(sandbox.phone.customers[chat.customer_id], chat.id)
+        sandbox.messenger.tell_typing(sandbox.phone.customer(chat.customer_id), chat.id)
 
 
 @post("/customer/seen", status_code=204)

@@ -166,7 +166,7 @@ class Hooks:
         else:
             for _ in range(2 if action == "twice" else 1):
                 await self._post(hook, body + b"\n" * (action == "newline"), signature)
-        if message is not None:
+        if message is not None and self.crm.messages.get(message.id) is message:
             message.hook = hook.outcome
             self.crm.save_message(message)
             self.feed.publish("manager", "message", chat=message.chat_id, message=message.id)
@@ -193,7 +193,7 @@ class Hooks:
             hook.answered_ns = time.monotonic_ns()
 
     def _receiver(self, chat: Chat) -> dict[str, str]:
-        client = self.crm.people[chat.client]
+        client = self.crm.client(chat)
         told = {"id": client.id, "name": client.name, "phone": client.phone, "email": client.email}
         if client.client_id:
             told["client_id"] = client.client_id

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import aiohttp
 import msgspec
 
-from ops.sandbox.config import ACTION_SECONDS, ACTION_WORKERS, WAITING_MAX, Config
+from ops.sandbox.config import ACTION_SECONDS, ACTION_WORKERS, CHATS_MAX, WAITING_MAX, Config
 from ops.sandbox.feed import Feed
 from ops.sandbox.lanes import Lanes
 from ops.sandbox.phone import (
@@ -96,7 +96,6 @@ class Messenger:
             at=pushed.at,
             reply_to=pushed.reply_to.message_id if pushed.reply_to else "",
         )
-        self.phone.typing_until.pop(conversation.id, None)
         self.phone.add_letter(letter)
         self._show(letter)
         answer: dict[str, object] = {"message_id": letter.id}
@@ -121,7 +120,6 @@ class Messenger:
             raise Unfit(422, "typing needs conversation_id and expires_at")
         left = (datetime.fromisoformat(pushed.expires_at) - datetime.now(UTC)).total_seconds()
         if left > 0:
-            self.phone.typing_until[pushed.conversation_id] = time.monotonic() + left
             self.feed.publish(
                 "customer", "typing", chat=pushed.conversation_id, milliseconds=min(int(left * 1000), 10_000)
             )
@@ -238,6 +236,8 @@ class Messenger:
         now = time.monotonic()
         if now - self._typed.get(conversation_id, -TYPING_SECONDS) < TYPING_SECONDS:
             return False
+        if len(self._typed) >= CHATS_MAX:
+            self._typed.clear()
         self._typed[conversation_id] = now
         self.tell("typing", conversation_id, {"sender": {"id": customer.id, "name": customer.name}})
         return True

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from msgspec import Struct, field
 
-from ops.sandbox.config import MESSAGES_MAX, RECORDS_MAX
+from ops.sandbox.config import CHATS_MAX, MESSAGES_MAX, RECORDS_MAX
 from ops.sandbox.store import Store
 
 KINDS = ("customer", "conversation", "letter", "push", "action")
@@ -112,7 +112,6 @@ class Phone:
         self.timelines: dict[str, list[Letter]] = defaultdict(list)
         self.pushes: dict[str, Push] = {}
         self.actions: deque[Action] = deque(maxlen=RECORDS_MAX)
-        self.typing_until: dict[str, float] = {}
         self.pending: list[Action] = []
         self.numbers, self.arrivals = count(1), count(1)
 
@@ -133,6 +132,10 @@ class Phone:
         else:
             return known
         self.store.save("customer", known.id, known)
+        if len(self.customers) > CHATS_MAX:
+            oldest = next(iter(self.customers))
+            del self.customers[oldest]
+            self.store.delete("customer", oldest)
         return known
 
     def by_phone(self, phone: str) -> Customer:
@@ -154,6 +157,8 @@ class Phone:
         """Keep a conversation, new or changed."""
         self.conversations[conversation.id] = conversation
         self.store.save("conversation", conversation.id, conversation)
+        if len(self.conversations) > CHATS_MAX:
+            self._forget(next(iter(self.conversations.values())))
 
     def save_letter(self, letter: Letter) -> None:
         """Keep a message, new or changed; beyond the limit the oldest is forgotten."""
@@ -188,6 +193,13 @@ class Phone:
             self.store.save("action", str(action.n), action)
         else:
             self.store.delete("action", str(action.n))
+
+    def _forget(self, conversation: Conversation) -> None:
+        for letter in self.timelines.pop(conversation.id, []):
+            del self.letters[letter.id]
+            self.store.delete("letter", letter.id)
+        del self.conversations[conversation.id]
+        self.store.delete("conversation", conversation.id)
 
     def _index(self, letter: Letter) -> None:
         if letter.id not in self.letters:

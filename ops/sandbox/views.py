@@ -96,13 +96,13 @@ def manager_lines(crm: Crm, open_id: str) -> list[Line]:
 
 def client_name(crm: Crm, chat: Chat) -> str:
     """The client's name, else the phone, else what there is."""
-    client = crm.people[chat.client]
+    client = crm.client(chat)
     return client.name or client.phone or chat.client_id or "Unknown client"
 
 
 def manager_face(crm: Crm, chat: Chat) -> Face:
     """The client of an open chat."""
-    client = crm.people[chat.client]
+    client = crm.client(chat)
     details = [client.phone, client.email, "waiting for the first reply" if not chat.client_id else ""]
     return Face(name=client_name(crm, chat), detail=" · ".join(one for one in details if one))
 
