@@ -103,8 +103,10 @@ def client_name(crm: Crm, chat: Chat) -> str:
 def manager_face(crm: Crm, chat: Chat) -> Face:
     """The client of an open chat."""
     client = crm.client(chat)
-    details = [client.phone, client.email, "waiting for the first reply" if not chat.client_id else ""]
-    return Face(name=client_name(crm, chat), detail=" · ".join(one for one in details if one))
+    name = client_name(crm, chat)
+    phone = client.phone if client.phone != name else ""
+    details = [phone, client.email, "" if chat.client_id else "waiting for the first reply"]
+    return Face(name=name, detail=" · ".join(one for one in details if one))
 
 
 def manager_bubbles(crm: Crm, chat: Chat) -> list[Bubble]:

@@ -11,6 +11,7 @@ const composer = document.getElementById("composer");
 const NEAR_BOTTOM_PX = 120;
 const TYPING_MS = side === "customer" ? 3000 : 5000;
 const LIST_MS = 120;
+const MANY = 4;
 
 function query(values) {
   return new URLSearchParams(values).toString();
@@ -87,6 +88,22 @@ async function refreshMessage(id) {
   }
 }
 
+// Several changes of one message are one refresh; many messages at once are one refresh of them all.
+const wanted = new Set();
+function want(id) {
+  wanted.add(id);
+  inOrder(async () => {
+    const ids = [...wanted];
+    wanted.clear();
+    if (ids.length > MANY) {
+      await refreshAll();
+      seen();
+      return;
+    }
+    for (const one of ids) await refreshMessage(one);
+  });
+}
+
 async function refreshAll() {
   if (log) {
     const stay = isNearBottom();
@@ -140,7 +157,7 @@ function follow() {
   });
   source.addEventListener("message", (event) => {
     const told = JSON.parse(event.data || "{}");
-    if (log && told.chat === chat) inOrder(() => refreshMessage(told.message));
+    if (log && told.chat === chat) want(told.message);
     refreshList();
   });
   source.addEventListener("typing", (event) => {
