@@ -21,7 +21,7 @@ from app import schema
 from domain.commands import AnyCommand, Send
 from domain.decide import NotConnected, OwnMessage, Unknown, decide, follow, names
 from domain.draft import Decision, Known
-from domain.events import EVENT_BYTES_MAX, decode, encode, tag
+from domain.events import EVENT_BYTES_MAX, TAGS, AnyEvent, decode, encode
 from domain.state import State, evolve
 
 BATCH_MAX = 500
@@ -290,6 +290,14 @@ def _fail(job: _Job, error: Exception) -> None:
         job.future.set_exception(error)
 
 
+def _row(event: AnyEvent) -> tuple[str, int, str, bytes, str]:
+    """An event as the ledger's columns, and its id."""
+    state = encode(event)
+    if len(state) > EVENT_BYTES_MAX:
+        raise TooLarge
+    return event.stream, event.version, TAGS[type(event)], state, event.id
+
+
 class _Batch:
     """The commands of one commit, from what they read to what they are answered."""
 
@@ -298,6 +306,7 @@ class _Batch:
         self.states: dict[str, State] = {}
         self.clocks: dict[str, int] = {}
         self.before: dict[str, int] = {}
+        self.named: list[list[str]] = []
         self.asked: set[str] = set()
         self.ends: set[str] = set()
         self.readers: dict[str, AnyCommand] = {}
@@ -315,12 +324,15 @@ class _Batch:
         wanted: set[str] = set()
         for job in self.jobs:
             command = job.command
-            for stream in names(command):
-                wanted.add(stream)
-                if type(command) is not Send:
-                    self.readers[stream] = command
+            named = names(command)
+            self.named.append(named)
+            wanted.update(named)
             if type(command) is Send:
-                self.ends.update(end.stream for end in command.ends)
+                for end in command.ends:
+                    self.ends.add(end.stream)
+            else:
+                for stream in named:
+                    self.readers[stream] = command
         return wanted
 
     def take(self, rows: Iterable[tuple[int, bytes]]) -> None:
@@ -346,16 +358,11 @@ class _Batch:
     def decide(self) -> None:
         """Decide every command in order; each sees what the ones before it decided."""
         known = Known(self.states, self.clocks)
-        for job in self.jobs:
-            unit = self._unit(job.command)
+        for job, named in zip(self.jobs, self.named, strict=True):
+            unit = self._unit(job.command.lane, named)
             try:
                 decision = decide(job.command, known)
-                rows = [
-                    (event.stream, event.version, tag(event), encode(event), event.id)
-                    for event in decision.events
-                ]
-                if any(len(row[3]) > EVENT_BYTES_MAX for row in rows):
-                    raise TooLarge
+                rows = [_row(event) for event in decision.events]
             except (OwnMessage, Unknown, NotConnected, TooLarge, UnicodeError) as error:
                 self.outcomes.append((job, unit, error, 0))
                 continue
@@ -372,16 +379,18 @@ class _Batch:
             self.clocks[conversation] = msec
             self.clock_units[conversation] = unit
 
-    def _unit(self, command: AnyCommand) -> int:
+    def _unit(self, lane: str, named: list[str]) -> int:
         """The unit of a command: joined with every other that shares its lane or a stream it names."""
         units, mine = self._units, -1
-        for key in (command.lane, *names(command)):
+        for key in (lane, *named):
             found = units.get(key)
             if found is None:
                 if mine < 0:
                     mine = len(self._parents)
                     self._parents.append(mine)
                 units[key] = mine
+                continue
+            if found == mine:
                 continue
             found = self._root(found)
             if mine < 0:

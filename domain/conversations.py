@@ -20,16 +20,15 @@ def root(draft: Draft, stream: str) -> str:
 
 def resolve(draft: Draft, ends: tuple[End, ...], receiver: e.Party | None = None) -> tuple[str, Chat]:
     """The conversation that `ends` name, most trusted first: started, bound or merged if that is news."""
-    found = next((root(draft, end.stream) for end in ends if draft.chat(end.stream)), None)
-    if found is None:
-        first = ends[0]
-        found = first.stream
-        draft.add(
-            e.ConversationStarted,
-            found,
-            {"conversation": found, "side": first.side, "content": first.ends, "receiver": receiver},
-        )
     for end in ends:
+        if draft.chat(end.stream):
+            found = root(draft, end.stream)
+            break
+    else:
+        found = _start(draft, ends[0], receiver)
+    for end in ends:
+        if end.stream == found:
+            continue
         known = draft.chat(end.stream)
         if known is None:
             _bind(draft, found, end)
@@ -38,6 +37,13 @@ def resolve(draft: Draft, ends: tuple[End, ...], receiver: e.Party | None = None
     chat = draft.chat(found)
     assert chat is not None
     return found, chat
+
+
+def _start(draft: Draft, end: End, receiver: e.Party | None) -> str:
+    conversation = end.stream
+    fields = {"side": end.side, "content": end.ends, "receiver": receiver}
+    draft.add(e.ConversationStarted, conversation, {"conversation": conversation, **fields})
+    return conversation
 
 
 def _bind(draft: Draft, conversation: str, end: End) -> None:

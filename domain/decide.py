@@ -13,9 +13,7 @@ from domain.conversations import resolve, root
 from domain.draft import Decision, Draft, Known
 from domain.facts import Fact, apply, asked, record
 from domain.ids import KOMMO, MESSENGER, TYPING_WINDOW_MS, other
-from domain.state import Message, State, comparable, conflict_key
-
-DIRECTIONS: dict[str, e.Direction] = {MESSENGER: "in", KOMMO: "out"}
+from domain.state import Chat, Message, State, comparable, conflict_key
 
 
 class OwnMessage(Exception):
@@ -95,36 +93,51 @@ def _send(draft: Draft, command: c.Send) -> Decision:
     if before and before.sent:
         return _again(draft, command, before, before.sent)
     conversation, chat = resolve(draft, command.ends, command.receiver)
-    msec = command.msec
-    if command.side == MESSENGER:
-        msec = max(msec, draft.clocks.get(conversation, 0) + 1)
+    last = draft.clocks.get(conversation, 0)
+    incoming = command.side == MESSENGER
+    msec = max(command.msec, last + 1) if incoming else command.msec
     sender = command.sender
-    if command.side == MESSENGER and chat.started_by == KOMMO:
+    if incoming and chat.started_by == KOMMO:
         sender = replace(sender, ref_id=chat.receiver_id)
-    content = replace(
-        command.content,
-        reply_to=_reply(draft, command),
-        conversation_id=command.content.conversation_id or chat.conversation_id,
-        chat_id=chat.chat_id if chat.started_by == KOMMO else None,
+    version = before.version + 1 if before else 1
+    sent = e.MessageSent(
+        id=draft.next_id,
+        stream=stream,
+        version=version,
+        channel=command.link.channel,
+        account=command.link.account,
+        conversation=conversation,
+        message=stream,
+        at=command.at,
+        recorded_at=command.now,
+        by=command.by,
+        schema=e.SCHEMA,
+        direction="in" if incoming else "out",
+        own_id=command.own_id,
+        msec=msec,
+        sender=sender,
+        receiver=command.receiver,
+        content=_content(draft, command, chat),
+        source=command.source,
+        silent=command.silent,
+        push="kommo" if incoming else "messenger",
     )
-    fields = {
-        "conversation": conversation,
-        "message": stream,
-        "direction": DIRECTIONS[command.side],
-        "own_id": command.own_id,
-        "msec": msec,
-        "sender": sender,
-        "receiver": command.receiver,
-        "content": content,
-        "source": command.source,
-        "silent": command.silent,
-        "push": other(command.side),
-    }
-    sent = draft.add(e.MessageSent, stream, fields)
+    draft.append(sent)
     for fact in before.waiting if before else ():
         apply(draft, stream, fact)
-    clock = (conversation, max(msec, draft.clocks.get(conversation, 0)))
-    return draft.done(stream, sent.version, message=stream, clock=clock)
+    return draft.done(stream, version, message=stream, clock=(conversation, max(msec, last)))
+
+
+def _content(draft: Draft, command: c.Send, chat: Chat) -> e.Content:
+    """The content with what is known of the message it answers and of the conversation's names."""
+    content = command.content
+    if content.reply_to:
+        content = replace(content, reply_to=_reply(draft, command))
+    if chat.started_by == KOMMO:
+        content = replace(content, chat_id=chat.chat_id)
+    if content.conversation_id is None and chat.conversation_id:
+        content = replace(content, conversation_id=chat.conversation_id)
+    return content
 
 
 def _echo(draft: Draft, message: str) -> Decision:

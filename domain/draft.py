@@ -80,7 +80,7 @@ class Draft:
         command, link = self.command, self.command.link
         state = self.state(stream)
         event = kind(
-            id=nth(command.id, len(self.events)),
+            id=self.next_id,
             stream=stream,
             version=state.version + 1 if state else 1,
             channel=link.channel,
@@ -91,9 +91,18 @@ class Draft:
             schema=SCHEMA,
             **fields,  # type: ignore[arg-type]  # each caller names the fields of its kind
         )
-        self.events.append(event)
-        self.states[stream] = evolve(state, event)
+        self.append(event)
         return event
+
+    def append(self, event: AnyEvent) -> None:
+        """Add an event made by the caller, who has given it the next id and version."""
+        self.events.append(event)
+        self.states[event.stream] = evolve(self.state(event.stream), event)
+
+    @property
+    def next_id(self) -> str:
+        """The id of the event to be added next."""
+        return nth(self.command.id, len(self.events))
 
     def done(
         self,

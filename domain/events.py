@@ -5,7 +5,7 @@ only in `sender`, `receiver` and `content`. Times are text, `2026-11-22T08:00:00
 causes a delivery to that side ("kommo" or "messenger"); the fields it carries are all that the push needs.
 """
 
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import Struct
@@ -316,6 +316,9 @@ encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(AnyEvent).decode
 
 
+TAGS: dict[type, str] = {kind: str(kind.__struct_config__.tag) for kind in get_args(AnyEvent)}
+
+
 def tag(event: AnyEvent) -> str:
     """The permanent name of the event's type."""
-    return str(type(event).__struct_config__.tag)
+    return TAGS[type(event)]

@@ -91,6 +91,8 @@ def comparable(content: e.Content) -> e.Content:
 def evolve(state: State | None, event: e.AnyEvent) -> State:
     """The stream's state after one more event."""
     match event:
+        case e.MessageSent() if state is None:
+            return Message(event.version, sent=event, seen={"message.sent": event.version})
         case e.ChannelRegistered() | e.ChannelChanged():
             return Connection(event.version)
         case e.ChannelConnected():
@@ -101,8 +103,6 @@ def evolve(state: State | None, event: e.AnyEvent) -> State:
             e.ConversationStarted() | e.ConversationBound() | e.ConversationMerged() | e.ConversationLinked()
         ):
             return _chat(state if isinstance(state, Chat) else Chat(0), event)
-        case e.MessageSent() if state is None:
-            return Message(event.version, sent=event, seen={"message.sent": event.version})
         case _:
             return _message(state if isinstance(state, Message) else Message(0), event)
 
