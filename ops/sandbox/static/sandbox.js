@@ -13,8 +13,12 @@ const TYPING_MS = side === "customer" ? 3000 : 5000;
 const LIST_MS = 120;
 const MANY = 4;
 
-function query(values) {
-  return new URLSearchParams(values).toString();
+// A piece of the page as the server renders it, escaped. Not by htmx.ajax: of several requests at once it
+// keeps only the last, and every one of these counts.
+async function piece(path, values) {
+  const answer = await fetch(`/${side}/${path}?${new URLSearchParams(values)}`);
+  if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
+  return answer.text();
 }
 
 // Times are shown in the reader's own zone.
@@ -74,10 +78,10 @@ function bubble(id) {
 async function refreshMessage(id) {
   const known = bubble(id);
   const stay = isNearBottom();
-  const target = known ? { target: known, swap: "outerHTML" } : { target: log, swap: "beforeend" };
-  await htmx.ajax("GET", `/${side}/message?${query({ id })}`, target);
+  const html = await piece("message", { id });
+  if (known) known.outerHTML = html;
+  else log.insertAdjacentHTML("beforeend", html);
   const fresh = bubble(id);
-  if (!fresh) return;
   localize(fresh);
   if (stay || (!known && fresh.classList.contains("own"))) toBottom();
   if (!known && fresh.classList.contains("other")) {
@@ -107,7 +111,7 @@ function want(id) {
 async function refreshAll() {
   if (log) {
     const stay = isNearBottom();
-    await htmx.ajax("GET", `/${side}/messages?${query({ chat })}`, { target: log, swap: "innerHTML" });
+    log.innerHTML = await piece("messages", { chat });
     localize(log);
     if (stay) toBottom();
   }
@@ -117,10 +121,15 @@ async function refreshAll() {
 let listTimer = 0;
 function refreshList() {
   if (!list || listTimer) return;
-  listTimer = setTimeout(async () => {
+  listTimer = setTimeout(() => {
     listTimer = 0;
-    await htmx.ajax("GET", `/${side}/list?${query({ who, chat })}`, { target: list, swap: "innerHTML" });
-    localize(list);
+    inOrder(async () => {
+      const html = await piece("list", { who, chat });
+      const focused = list.contains(document.activeElement) ? document.activeElement.id : "";
+      list.innerHTML = html;
+      localize(list);
+      if (focused) document.getElementById(focused)?.focus();
+    });
   }, LIST_MS);
 }
 
@@ -147,7 +156,7 @@ function follow() {
   const source = new EventSource(`/${side}/events`);
   let lost = false;
   source.addEventListener("open", () => {
-    if (lost) inOrder(refreshAll);
+    inOrder(refreshAll); // what changed between the page's making and this moment
     if (lost) complain("");
     lost = false;
   });
