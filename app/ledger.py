@@ -18,11 +18,13 @@ import psycopg
 from msgspec import Struct
 
 from app import schema
+from app.binary import take_columns
 from domain.commands import AnyCommand, Send
 from domain.decide import NotConnected, OwnMessage, Unknown, decide, follow, names
 from domain.draft import Decision, Known
 from domain.events import EVENT_BYTES_MAX, TAGS, AnyEvent, decode, encode
 from domain.state import State, evolve
+from projections.columns import blobs, ints, longs, texts, uuids
 
 BATCH_MAX = 500
 QUEUE_MAX = 20_000
@@ -35,10 +37,10 @@ WATCH_SECONDS = 0.25
 log = logging.getLogger("chatledger.ledger")
 
 LOAD = """SELECT notification_id, state FROM ledger.stored_events
- WHERE originator_id = ANY(%b::text[]::uuid[]) ORDER BY originator_id, originator_version"""
-CLOCKS = """SELECT conversation::text, msec FROM ledger.clocks WHERE conversation = ANY(%b::text[]::uuid[])"""
-APPEND = """SELECT bad, head FROM ledger.append(%b::int[], %b::text[]::uuid[], %b::bigint[], %b::text[],
- %b::bytea[], %b::int[], %b::text[]::uuid[], %b::bigint[], %b::bigint[])"""
+ WHERE originator_id = ANY(%b::uuid[]) ORDER BY originator_id, originator_version"""
+CLOCKS = """SELECT conversation::text, msec FROM ledger.clocks WHERE conversation = ANY(%b::uuid[])"""
+APPEND = """SELECT bad, head FROM ledger.append(%b::int[], %b::uuid[], %b::bigint[], %b::text[], %b::bytea[],
+ %b::int[], %b::uuid[], %b::bigint[], %b::bigint[])"""
 
 Refusal: TypeAlias = OwnMessage | Unknown | NotConnected
 
@@ -152,8 +154,12 @@ class _Lane:
                 _fail(job, Unavailable("the database did not answer in time"))
 
     async def open(self) -> None:
-        self.connection = await schema.connect(self.url)
+        await self.connect()
         self.task = asyncio.create_task(self._run(), name="ledger lane")
+
+    async def connect(self) -> None:
+        self.connection = await schema.connect(self.url)
+        take_columns(self.connection)
 
     async def close(self, timeout_seconds: float) -> None:
         self.closed = True
@@ -219,17 +225,17 @@ class _Lane:
     async def _load(self, batch: "_Batch") -> None:
         wanted = batch.first()
         if batch.ends:
-            for conversation, msec in await self._all(CLOCKS, [list(batch.ends)]):
+            for conversation, msec in await self._all(CLOCKS, [uuids(list(batch.ends))]):
                 batch.clocks[cast("str", conversation)] = cast("int", msec)
         for _ in range(ROUNDS_MAX):
             if not wanted:
                 return
             batch.asked.update(wanted)
-            rows = await self._all(LOAD, [list(wanted)])
+            rows = await self._all(LOAD, [uuids(list(wanted))])
             batch.take(cast("list[tuple[int, bytes]]", rows))
             wanted, clocks = batch.more()
             if clocks:
-                for conversation, msec in await self._all(CLOCKS, [clocks]):
+                for conversation, msec in await self._all(CLOCKS, [uuids(clocks)]):
                     batch.clocks[cast("str", conversation)] = cast("int", msec)
 
     async def _all(self, statement: str, parameters: list[object]) -> list[tuple[object, ...]]:
@@ -256,7 +262,7 @@ class _Lane:
         wait = 0.05
         while True:
             try:
-                self.connection = await schema.connect(self.url)
+                await self.connect()
             except psycopg.OperationalError as error:
                 log.warning("ledger: no database, trying again: %s", str(error).strip())
                 await asyncio.sleep(wait)
@@ -344,7 +350,7 @@ class _Batch:
             states[stream] = evolve(states.get(stream), event)
             history.setdefault(stream, []).append((position, event.id))
 
-    def more(self) -> tuple[set[str], list[object]]:
+    def more(self) -> tuple[set[str], list[str]]:
         """The streams that loaded ones point to, and the conversations among them whose clocks are needed."""
         wanted: set[str] = set()
         for stream, state in self.states.items():
@@ -411,15 +417,15 @@ class _Batch:
         streams, versions, topics, states, _ = zip(*self.rows, strict=True)
         clocks = list(self.before)
         return [
-            [root(unit) for unit in self.row_units],
-            list(streams),
-            list(versions),
-            list(topics),
-            list(states),
-            [root(self.clock_units[conversation]) for conversation in clocks],
-            clocks,
-            list(self.before.values()),
-            [self.clocks[conversation] for conversation in clocks],
+            ints([root(unit) for unit in self.row_units]),
+            uuids(streams),
+            longs(versions),
+            texts(topics),
+            blobs(states),
+            ints([root(self.clock_units[conversation]) for conversation in clocks]),
+            uuids(clocks),
+            longs(list(self.before.values())),
+            longs([self.clocks[conversation] for conversation in clocks]),
         ]
 
     def answer(self, bad: set[int], head: int) -> int:

@@ -7,6 +7,7 @@ this are built anew beside the old ones, which are read until the new ones take 
 import asyncio
 import contextlib
 import logging
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from hashlib import sha256
 from typing import Protocol, TypeAlias, cast
@@ -14,20 +15,19 @@ from typing import Protocol, TypeAlias, cast
 import msgspec
 import psycopg
 from psycopg import sql
-from psycopg.adapt import Dumper
-from psycopg.pq import Format
 
 from app import schema
+from app.binary import take_columns
 from domain.events import decode
 from projections import channels, conversations, deliveries, events, messages
-from projections.columns import COLUMNS, Column, Page, Statement
+from projections.columns import Page, Statement
 
 SCHEMA = "views"
 SCHEMA_NEXT = "views_next"
 SCHEMA_OLD = "views_old"
 REBUILD_LOCK = schema.PROJECT_LOCK + 0x100
 PAGE_EVENTS = 2_000
-BULK_PAGE_EVENTS = 10_000
+BULK_PAGE_EVENTS = 5_000
 PAGE_BYTES = 16 * 1024 * 1024
 POLL_SECONDS = 1.0
 OBSERVE_SECONDS = 0.02
@@ -269,19 +269,6 @@ class Projector:
                 future.set_result(None)
 
 
-class _ColumnDumper(Dumper):
-    format = Format.BINARY
-
-    def dump(self, obj: Column) -> Column:
-        return obj
-
-
-_DUMPERS = [
-    (column, cast("type[Dumper]", type(column.__name__, (_ColumnDumper,), {"oid": column.OID})))
-    for column in COLUMNS
-]
-
-
 async def connect(url: str, views: str) -> Link:
     """A connection on which the tables of projections are those in the schema `views`.
 
@@ -294,8 +281,7 @@ async def connect(url: str, views: str) -> Link:
     except psycopg.Error:
         await link.close()
         raise
-    for column, dumper in _DUMPERS:
-        link.adapters.register_dumper(column, dumper)
+    take_columns(link)
     return link
 
 
@@ -320,7 +306,7 @@ async def read(link: Link, after: int, count: int) -> Page:
 async def apply(link: Link, page: Page, after: int) -> None:
     """Bring the views from position `after` to the end of a page, in one transaction.
 
-    Raises NotNext if they are not at `after`.
+    Raises NotNext if they are not at `after`, Unreadable if an event cannot be shown.
     """
     try:
         async with link.pipeline(), link.transaction():
@@ -332,7 +318,13 @@ async def apply(link: Link, page: Page, after: int) -> None:
     except psycopg.errors.NotNullViolation as error:
         if error.diag.table_name == "positions":
             raise NotNext from error
-        raise
+        raise _stuck(page, error) from error
+    except (psycopg.DataError, psycopg.IntegrityError, ValueError, KeyError, struct.error) as error:
+        raise _stuck(page, error) from error
+
+
+def _stuck(page: Page, error: Exception) -> Unreadable:
+    return Unreadable(f"positions {page[0][0]} to {page[-1][0]}: {type(error).__name__}: {error}")
 
 
 async def rebuild(

@@ -9,6 +9,7 @@ import psycopg
 from msgspec import Struct
 
 from app import clock, metrics, schema
+from app.binary import take_columns
 from app.channels import Channel, Channels, Connection
 from app.client import Unreached
 from app.gates import Gate
@@ -21,6 +22,7 @@ from domain import events as e
 from domain import ids
 from domain.ids import KOMMO, Link
 from domain.state import RANKS, Chat, Message, State, evolve
+from projections.columns import uuids
 
 RECONNECT_SECONDS = 60.0
 ROUNDS_MAX = 4
@@ -200,8 +202,9 @@ class Pusher:
         async with self._reading:
             if self._connection is None or self._connection.closed:
                 self._connection = await schema.connect(self._url)
+                take_columns(self._connection)
             cursor = self._connection.cursor(binary=True)
-            await cursor.execute(LOAD.encode(), [streams], prepare=True)
+            await cursor.execute(LOAD.encode(), [uuids(streams)], prepare=True)
             return cast("list[tuple[int, bytes]]", await cursor.fetchall())
 
 

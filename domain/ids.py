@@ -9,6 +9,7 @@ KOMMO = "kommo"
 MESSENGER = "messenger"
 PARTITIONS = 64
 TYPING_WINDOW_MS = 5_000
+_HEX = tuple(f"{n:02x}" for n in range(256))
 _ROOT = bytes.fromhex("a1f0c3d25b8e4c4f9d6e2b7a90c1e853")
 
 
@@ -69,7 +70,7 @@ def connection_stream(where: Link) -> str:
 
 def nth(base: str, n: int) -> str:
     """The id of the n-th event (0..255) of a command whose base id ends in `00`."""
-    return f"{base[:-2]}{n:02x}"
+    return base[:-2] + _HEX[n] if n else base
 
 
 def partition(conversation: str | None) -> int:
