@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from domain.events import ChannelChanged, ChannelConnected, ChannelDisconnected, ChannelRegistered
-from projections.columns import Page, Statement
+from projections.columns import Page, Statement, plain
 
 NAME = "channels"
 VERSION = 1
@@ -46,10 +46,10 @@ def project(page: Page) -> Iterator[Statement]:
             continue
         match event:
             case ChannelRegistered(channel_id=channel_id, kind=kind, url=url):
-                yield REGISTER, (event.channel, channel_id, kind, url, event.bot_id, position)
+                yield REGISTER, (event.channel, plain(channel_id), kind, plain(url), event.bot_id, position)
             case ChannelChanged(url=url, bot_id=bot_id):
-                yield CHANGE, (url, bot_id, position, event.channel)
+                yield CHANGE, (plain(url), bot_id, position, event.channel)
             case ChannelConnected(scope_id=scope_id, title=title, at=at):
-                yield CONNECT, (event.channel, event.account, scope_id, title, at, position)
+                yield CONNECT, (event.channel, event.account, scope_id, plain(title), at, position)
             case ChannelDisconnected():
                 yield DISCONNECT, (position, event.channel, event.account)

@@ -112,9 +112,14 @@ def booleans(values: Sequence[bool]) -> Booleans:
 
 
 def texts(values: Sequence[str | None]) -> Texts:
-    """Unicode text without NUL."""
-    items = [_NULL if v is None else _SIZE(len(raw := v.encode())) + raw for v in values]
+    """Unicode text; NUL, which PostgreSQL does not take, becomes U+FFFD."""
+    items = [_NULL if v is None else _SIZE(len(raw := plain(v).encode())) + raw for v in values]
     return Texts(_head(Texts, len(values)) + b"".join(items))
+
+
+def plain(text: str) -> str:
+    """The text as PostgreSQL can hold it: no answer of an outside server may stop the views."""
+    return text.replace("\0", "\ufffd")
 
 
 def blobs(values: Sequence[bytes | None]) -> Blobs:

@@ -32,8 +32,8 @@ from projections.columns import (
     Statement,
     blobs,
     booleans,
-    ints,
     longs,
+    longs_or_null,
     smalls,
     texts,
     times,
@@ -48,7 +48,7 @@ VERSION = 1
 SCHEMA = """
 CREATE TABLE messages (id uuid PRIMARY KEY, position bigint NOT NULL, updated bigint NOT NULL,
   conversation uuid NOT NULL, sent_at timestamptz NOT NULL, recorded_at timestamptz NOT NULL,
-  edited_at timestamptz, edit uuid, failure uuid, failure_code integer, status smallint NOT NULL,
+  edited_at timestamptz, edit uuid, failure uuid, failure_code bigint, status smallint NOT NULL,
   outgoing boolean NOT NULL, silent boolean NOT NULL, imported boolean NOT NULL, deleted boolean NOT NULL,
   channel text NOT NULL, account_id text, own_id text NOT NULL, remote_id text, source text,
   failure_text text, content bytea NOT NULL, sender bytea NOT NULL, receiver bytea)
@@ -75,7 +75,7 @@ WHERE m.id = i.id AND (m.edit IS NULL OR (i.edited_at, i.edit) > (m.edited_at, m
 """
 FAIL = """
 UPDATE messages AS m SET failure = i.failure, failure_code = i.code, failure_text = i.text
-FROM unnest(%b::uuid[], %b::uuid[], %b::integer[], %b::text[]) AS i(id, failure, code, text)
+FROM unnest(%b::uuid[], %b::uuid[], %b::bigint[], %b::text[]) AS i(id, failure, code, text)
 WHERE m.id = i.id AND (m.failure IS NULL OR i.failure > m.failure)
 """
 INSERT = """
@@ -86,7 +86,7 @@ SELECT i.id, i.position, i.updated, coalesce(g.winner, i.conversation), i.sent_a
   i.edit, i.failure, i.failure_code, i.status, i.outgoing, i.silent, i.imported, i.deleted, i.channel,
   i.account_id, i.own_id, i.remote_id, i.source, i.failure_text, i.content, i.sender, i.receiver
 FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::uuid[], %b::timestamptz[], %b::timestamptz[],
-  %b::timestamptz[], %b::uuid[], %b::uuid[], %b::integer[], %b::smallint[], %b::boolean[], %b::boolean[],
+  %b::timestamptz[], %b::uuid[], %b::uuid[], %b::bigint[], %b::smallint[], %b::boolean[], %b::boolean[],
   %b::boolean[], %b::boolean[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
   %b::bytea[], %b::bytea[], %b::bytea[])
   AS i(id, position, updated, conversation, sent_at, recorded_at, edited_at, edit, failure, failure_code,
@@ -248,7 +248,7 @@ def _advance(known: dict[str, _Facts]) -> Iterator[Statement]:
             (
                 uuids(list(failures)),
                 uuids([failure.id for failure in failures.values()]),
-                ints([failure.code for failure in failures.values()]),
+                longs([failure.code for failure in failures.values()]),
                 texts([failure.text for failure in failures.values()]),
             ),
         )
@@ -271,7 +271,7 @@ def _rows(fold: _Fold) -> tuple[object, ...]:
         times([edit.at if edit else None for edit in edits]),
         uuids([edit.id if edit else None for edit in edits]),
         uuids([failure.id if failure else None for failure in failures]),
-        ints([failure.code if failure else None for failure in failures]),
+        longs_or_null([failure.code if failure else None for failure in failures]),
         smalls([fact.status for fact in facts]),
         booleans([event.direction == "out" for event in sent]),
         booleans([event.silent for event in sent]),

@@ -137,6 +137,26 @@ async def test_a_delivery_remembers_its_attempts_and_why_it_waits(url: str):
     assert (row["state"], row["reason"], row["attempts"]) == ("open", None, 2)
 
 
+async def test_nothing_that_an_outside_server_answers_stops_the_views(url: str):
+    book = Book()
+    sent = book.send(book.start("conv-1"), "m-1", side="kommo", source="a\0b")
+    book.about(e.MessageAccepted, sent, side="messenger", remote_id="x\0\U0001f600" * 400)
+    for code in (-(2**53), 2**53):
+        book.about(e.MessageFailed, sent, code=code, text="no\0", push="kommo")
+    book.about(e.DeliveryDeferred, sent, cause=book.events[-1].id, reason="\0")
+    for cuts in ((), range(1, 9)):
+        (row,) = (await projected(url, book.events, cuts))["messages"]
+        assert (row["source"], row["failure_text"], row["failure_code"]) == ("a\ufffdb", "no\ufffd", 2**53)
+
+
+async def test_a_time_that_is_none_stops_them_and_names_the_page(url: str):
+    book = Book()
+    book.start("conv-1")
+    book.send(book.start("conv-2"), "m-1", at="yesterday")
+    with pytest.raises(project.Unreadable, match="positions 1 to 3"):
+        await projected(url, book.events)
+
+
 async def test_typing_is_never_pending(url: str):
     book = Book()
     chat = book.start("conv-1")
