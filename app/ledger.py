@@ -34,6 +34,7 @@ ROUNDS_MAX = 8
 RECONNECT_SECONDS_MAX = 2.0
 WAIT_SECONDS_MAX = 4.5  # Kommo hangs up after 5
 WATCH_SECONDS = 0.25
+COMMITS_KEPT = 4096
 log = logging.getLogger("chatledger.ledger")
 
 LOAD = """SELECT notification_id, state FROM ledger.stored_events
@@ -80,12 +81,14 @@ class Ledger:
     """Takes commands and gives each its outcome once it is on disk.
 
     Two lanes, each with its own connection and batch, overlap Python with PostgreSQL; a command's `lane`
-    decides which one it goes to, so a conversation keeps its order.
+    decides which one it goes to, so a conversation keeps its order. `commits` holds how long the latest
+    appends took, in seconds.
     """
 
     def __init__(self, url: str, on_commit: Callable[[int], None], *, lanes: int = 2) -> None:
         self.on_commit = on_commit
-        self._lanes = [_Lane(url, on_commit) for _ in range(lanes)]
+        self.commits: deque[float] = deque(maxlen=COMMITS_KEPT)
+        self._lanes = [_Lane(url, on_commit, self.commits) for _ in range(lanes)]
         self._watch: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -127,9 +130,10 @@ class Ledger:
 
 
 class _Lane:
-    def __init__(self, url: str, on_commit: Callable[[int], None]) -> None:
+    def __init__(self, url: str, on_commit: Callable[[int], None], commits: deque[float]) -> None:
         self.url = url
         self.on_commit = on_commit
+        self.commits = commits
         self.queue: deque[_Job] = deque()
         self.bytes = 0
         self.current: list[_Job] = []
@@ -215,7 +219,9 @@ class _Lane:
         if not batch.rows:
             batch.answer(set(), 0)
             return batch.retry
+        start = self.loop.time()
         row = await self._one(APPEND, batch.parameters())
+        self.commits.append(self.loop.time() - start)
         bad, head = cast("tuple[list[int] | None, int]", row)
         last = batch.answer(set(bad or ()), head)
         if last > head:

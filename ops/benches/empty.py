@@ -1,0 +1,38 @@
+"""The least that Litestar can do with a POST, under the same server with the same settings."""
+
+import socket
+import sys
+
+import uvicorn
+from litestar import Litestar, post
+from litestar.params import FromPath
+
+from app.serve import BACKLOG
+
+
+@post("/kommo/{scope_id:str}", status_code=200)
+async def empty(scope_id: FromPath[str]) -> None:
+    """Nothing."""
+
+
+def main() -> None:
+    """Listen on a free port and say which."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+    app = Litestar([empty], openapi_config=None, logging_config=None)
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        loop="uvloop",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=75,
+    )
+    print(f"ready on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

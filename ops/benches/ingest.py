@@ -1,0 +1,50 @@
+"""ingest: signed hooks made durable over HTTP, against a Litestar handler that does nothing."""
+
+import asyncio
+import json
+import sys
+from urllib.parse import urlsplit
+
+from ops.benches import samples, service
+from ops.benches.measure import Figure, compared, new_database, private_servers, say
+
+ROUNDS = 7
+SECONDS = 2.0
+
+
+async def asked(url: str) -> float:
+    """Answers of 200 a second, from the load process."""
+    parts = urlsplit(url)
+    path = f"/kommo/{samples.LINK.scope_id}"
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "ops.benches.load", "127.0.0.1", str(parts.port), path, str(SECONDS),
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, _ = await child.communicate()
+    told = json.loads(out)
+    if told["bad"]:
+        raise RuntimeError(f"{told['bad']} hooks were refused")
+    return float(told["good"] / told["seconds"])
+
+
+async def ingest() -> list[Figure]:
+    """The web role in a process of its own; whoever projects and relays runs elsewhere."""
+    async with private_servers() as (where, folder):
+        url = await new_database(where, "ingest")
+        async with service.process("ops.benches.strangers") as (_, strangers):
+            settings = service.environment(where, url, folder, strangers)
+            async with service.process("app", "serve", settings=settings) as (_, ready):
+                await service.register(ready, f"{strangers}/messenger")
+        arguments = ("app", "serve", "--roles", "web")
+        async with (
+            service.process(*arguments, settings=settings) as (_, ours),
+            service.process("ops.benches.empty") as (_, empty),
+        ):
+            await asked(ours)
+            await asked(empty)
+            pairs = []
+            for number in range(ROUNDS):
+                pairs.append((await asked(ours), await asked(empty)))
+                say(f"ingest round {number + 1}: {pairs[-1][0]:.0f}/s, empty {pairs[-1][1]:.0f}/s")
+    value, baseline, ratio = compared(pairs)
+    return [Figure("ingest", value, "hooks/s", baseline, ratio, "ratio >= 0.9", ratio >= 0.9)]

@@ -1,0 +1,78 @@
+"""A figure is a median of rounds in which both sides took turns, for machines drift."""
+
+import contextlib
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import psycopg
+from msgspec import Struct
+
+from app import schema
+from app.servers import Servers, servers
+from app.settings import load_settings
+
+
+class Figure(Struct, frozen=True):
+    """One line of output. `ratio` is value to baseline; `holds` is whether the target is met."""
+
+    name: str
+    value: float
+    unit: str
+    baseline: float | None
+    ratio: float | None
+    target: str
+    holds: bool
+
+
+def show(figure: Figure) -> None:
+    """Print a figure as one line of JSON."""
+    print(msgspec.json.encode(figure).decode(), flush=True)
+
+
+def say(text: str) -> None:
+    """Tell people how far it is."""
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` (0..1) of the values lie."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def compared(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """The medians of values and baselines, and of their ratios round by round."""
+    return (
+        round(median(value for value, _ in pairs), 3),
+        round(median(baseline for _, baseline in pairs), 3),
+        round(median(value / baseline for value, baseline in pairs), 3),
+    )
+
+
+@contextlib.asynccontextmanager
+async def private_servers() -> AsyncIterator[tuple[Servers, Path]]:
+    """PostgreSQL and NATS of the bench's own, in a folder that is deleted at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="chatledger-bench-"))
+    try:
+        settings = load_settings(environment={"CHATLEDGER_DATA": str(folder / "data")})
+        folder.chmod(0o755)
+        async with servers(settings) as where:
+            yield where, folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def new_database(where: Servers, name: str) -> str:
+    """A fresh database with the ledger's tables; returns its URL."""
+    async with await psycopg.AsyncConnection.connect(where.database_url, autocommit=True) as connection:
+        await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+        await connection.execute(f"CREATE DATABASE {name}".encode())
+    url = where.database_url.replace("/postgres?", f"/{name}?")
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        await schema.migrate(connection)
+    return url

@@ -1,0 +1,41 @@
+"""relay: how fast a ledger of 100,000 events reaches an empty stream, fsync on."""
+
+import asyncio
+import time
+from statistics import median
+
+from app import jetstream, schema
+from app.relay import Relay
+from ops.benches import samples
+from ops.benches.measure import Figure, new_database, private_servers, say
+
+EVENTS = 100_000
+ROUNDS = 3
+TARGET = 25_000
+
+
+async def relay() -> list[Figure]:
+    """Events a second, each round into a stream made anew."""
+    rates = []
+    async with private_servers() as (where, _):
+        url = await new_database(where, "relay")
+        await samples.fill(url, EVENTS)
+        async with await schema.connect(url) as connection:
+            ledger_id = await schema.check(connection)
+        nats = await jetstream.connect(where.nats_url, name="bench")
+        for number in range(ROUNDS):
+            running = Relay(url, nats, ledger_id)
+            start = time.perf_counter()
+            task = asyncio.create_task(running.run())
+            while running.position < EVENTS:
+                if task.done():
+                    task.result()
+                await asyncio.sleep(0.005)
+            rates.append(EVENTS / (time.perf_counter() - start))
+            task.cancel()
+            await asyncio.wait([task])
+            await jetstream.delete_stream(nats)
+            say(f"relay round {number + 1}: {rates[-1]:.0f}/s")
+        await nats.close()
+    rate = round(median(rates))
+    return [Figure("relay", rate, "events/s", None, None, f">= {TARGET}", rate >= TARGET)]
