@@ -1,7 +1,6 @@
 """The least that Litestar can do with a POST, under the same server with the same settings."""
 
 import socket
-import sys
 
 import uvicorn
 from litestar import Litestar, post
@@ -35,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,7 +1,7 @@
 """The other side of the wire, in a process of its own: 64 connections that ask again as soon as answered.
 
-`python -m ops.benches.load HOST PORT PATH SECONDS` makes signed hooks before its clock starts, posts them, and
-prints one JSON object: how many were answered 200, in how many seconds, and how many were not.
+`python -m ops.benches.load HOST PORT PATH SECONDS` makes signed hooks before its clock starts, posts them,
+and prints one JSON object: how many were answered 200, in how many seconds, and how many were not.
 """
 
 import asyncio

@@ -59,8 +59,7 @@ async def private_servers() -> AsyncIterator[tuple[Servers, Path]]:
     """PostgreSQL and NATS of the bench's own, in a folder that is deleted at the end."""
     folder = Path(tempfile.mkdtemp(prefix="chatledger-bench-"))
     try:
-        settings = load_settings(environment={"CHATLEDGER_DATA": str(folder / "data")})
-        folder.chmod(0o755)
+        settings = load_settings(environment={"CHATLEDGER_DATA": str(folder)})
         async with servers(settings) as where:
             yield where, folder
     finally:

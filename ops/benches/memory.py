@@ -1,4 +1,4 @@
-"""memory: what our process holds after hooks at full speed, both ways at a steady rate, and reads of it all."""
+"""memory: what our process holds after hooks at full speed, their delivery, and reads of it all."""
 
 import asyncio
 import random
@@ -38,7 +38,7 @@ async def _read_all(url: str) -> None:
     headers = {"Authorization": f"Bearer {service.ADMIN_KEY}"}
     async with aiohttp.ClientSession(url, headers=headers) as session:
         async with asyncio.timeout(DRAIN_SECONDS_MAX):
-            while await _open(session):
+            while await _open(session):  # noqa: ASYNC110  # another process is asked
                 await asyncio.sleep(1)
         async with session.get("/v1/conversations?limit=1000") as answer:
             chats = [item["id"] for item in msgspec.json.decode(await answer.read())["items"]]

@@ -17,9 +17,7 @@ READY_SECONDS = 60
 ADMIN_KEY = "bench"
 
 
-def environment(
-    where: Servers, url: str, folder: Path, kommo_url: str = "http://127.0.0.1:9"
-) -> dict[str, str]:
+def environment(where: Servers, url: str, folder: Path, kommo_url: str) -> dict[str, str]:
     """Settings of a chatledger on the bench's own servers."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CHATLEDGER_")}
     return kept | {

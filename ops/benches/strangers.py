@@ -1,12 +1,11 @@
 """Kommo and a messenger that take everything at once and remember when: the far end of every latency.
 
 `python -m ops.benches.strangers` answers on one free port. `GET /arrived` gives, and forgets, the id of each
-message and the monotonic time in nanoseconds at which it came: ids are Kommo's `msgid` and the messenger's `id`.
+message (Kommo's `msgid`, the messenger's `id`) and the monotonic time in nanoseconds at which it came.
 """
 
 import itertools
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -21,7 +20,7 @@ Ask = Callable[[], Awaitable[dict[str, Any]]]
 Tell = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-class _Payload(Struct):
+class _Payload(Struct, frozen=True):
     msgid: str = ""
 
 
@@ -85,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
