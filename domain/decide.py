@@ -57,11 +57,6 @@ def follow(command: c.AnyCommand, state: State) -> list[str]:
     return found
 
 
-def clocked(command: c.AnyCommand) -> bool:
-    """Whether the command gives a message its place in time, and so reads its conversation's clock."""
-    return isinstance(command, c.Send)
-
-
 def decide(command: c.AnyCommand, known: Known) -> Decision:
     """What follows from a command, given the streams it names; raises OwnMessage, Unknown, NotConnected."""
     draft = Draft(command, known)
@@ -69,10 +64,9 @@ def decide(command: c.AnyCommand, known: Known) -> Decision:
         case c.Send():
             return _send(draft, command)
         case c.Edit() | c.Delete() | c.Confirm():
-            return _about(draft, command, command.stream)
+            return _about(draft, command, (command.stream,))
         case c.React():
-            named = next((s for s in command.streams if draft.message(s)), command.streams[0])
-            return _about(draft, command, named)
+            return _about(draft, command, command.streams)
         case c.Type():
             return _type(draft, command)
         case c.Accept():
@@ -152,9 +146,9 @@ def _again(draft: Draft, command: c.Send, before: Message, sent: e.MessageSent) 
     version = before.seen["message.sent"]
     if _same(command, sent):
         return draft.done(command.stream, version, duplicate=True, message=command.stream)
-    if conflict_key(command.sender, command.content) not in before.seen:
+    if conflict_key(command.sender, command.content, command.source) not in before.seen:
         fields: dict[str, object] = {"conversation": sent.conversation, "message": command.stream}
-        fields |= {"sender": command.sender, "content": command.content}
+        fields |= {"sender": command.sender, "content": command.content, "source": command.source}
         draft.add(e.ConflictNoticed, command.stream, fields)
     return draft.done(command.stream, version, conflict=True, message=command.stream)
 
@@ -191,22 +185,29 @@ def _reply(draft: Draft, command: c.Send) -> e.Reply | None:
     return e.Reply(reply.id, stream, side, sent.own_id, named.remote_id)
 
 
-def _about(draft: Draft, command: c.Edit | c.Delete | c.Confirm | c.React, stream: str) -> Decision:
-    """A fact about the message that a stream names: recorded there, or kept until the name is known."""
+def _about(
+    draft: Draft, command: c.Edit | c.Delete | c.Confirm | c.React, streams: tuple[str, ...]
+) -> Decision:
+    """A fact about the message that one of the streams names: recorded there, or kept until that is known."""
     fact = asked(command)
-    named = draft.message(stream)
-    target = named.alias if named and named.alias else stream
-    message = draft.message(target)
-    known = target if message and message.sent else None
-    if named and (version := named.seen.get(fact.key)):
-        return draft.done(stream, version, duplicate=True, message=known)
-    if message and message.sent:
-        if isinstance(command, c.Confirm) and message.sent.direction == "in":
-            raise OwnMessage
-        if version := message.seen.get(fact.key):
-            return draft.done(target, version, duplicate=True, message=known)
-    event = record(draft, target if known else stream, fact)
-    return draft.done(event.stream, event.version, message=known)
+    target = next((found for stream in streams if (found := _named(draft, stream))), None)
+    for stream in dict.fromkeys((*streams, target or streams[0])):
+        named = draft.message(stream)
+        if named and (version := named.seen.get(fact.key)):
+            return draft.done(stream, version, duplicate=True, message=target)
+    message = draft.message(target) if target else None
+    if isinstance(command, c.Confirm) and message and message.sent and message.sent.direction == "in":
+        raise OwnMessage
+    event = record(draft, target or streams[0], fact)
+    return draft.done(event.stream, event.version, message=target)
+
+
+def _named(draft: Draft, stream: str) -> str | None:
+    """The message that a stream is, or is another name of; None while there is none."""
+    message = draft.message(stream)
+    if message and message.alias:
+        stream, message = message.alias, draft.message(message.alias)
+    return stream if message and message.sent else None
 
 
 def _type(draft: Draft, command: c.Type) -> Decision:
@@ -301,6 +302,8 @@ def _channel(draft: Draft, command: c.Register | c.Change | c.Connect | c.Discon
     """A channel is registered once; it is connected to an account, or not."""
     stream = command.stream
     before = draft.connection(stream)
+    if before and before.last[:-2] == command.id[:-2]:
+        return draft.done(stream, before.version)  # Stored, but the link broke before that was known.
     kind: type[e.ChannelEvent]
     fields: dict[str, object]
     match command:

@@ -10,7 +10,6 @@ from domain.events import SCHEMA, AnyEvent
 from domain.ids import nth
 from domain.state import Chat, Connection, Message, State, evolve
 
-EVENTS_MAX = 255
 AnEvent = TypeVar("AnEvent", bound=AnyEvent)
 
 

@@ -291,6 +291,7 @@ class ConflictNoticed(Event, frozen=True, kw_only=True, gc=False, tag="conflict.
 
     sender: Party
     content: Content
+    source: str | None = None
 
 
 Status: TypeAlias = MessageDelivered | MessageRead | MessageFailed

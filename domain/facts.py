@@ -95,8 +95,8 @@ def _push(message: Message, sent: e.MessageSent, fact: Fact) -> dict[str, object
         return {"push": KOMMO if sent.direction == "in" and newest else None}
     if fact.kind in STATUS.values():
         rank = RANKS[str(fact.kind.__struct_config__.tag).removeprefix("message.")]
-        rises = sent.direction == "out" and rank > message.rank
-        return {"remote_id": sent.own_id, "push": KOMMO} if rises else {"remote_id": sent.own_id}
+        told = {"push": KOMMO} if rank > message.rank else {}
+        return {"remote_id": sent.own_id, **told} if sent.direction == "out" else {}
     if fact.kind is e.MessageDeleted:
         return {}
     ends = e.Ends(sent.content.conversation_id, sent.content.chat_id)

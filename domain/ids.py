@@ -69,7 +69,9 @@ def connection_stream(where: Link) -> str:
 
 
 def nth(base: str, n: int) -> str:
-    """The id of the n-th event (0..255) of a command whose base id ends in `00`."""
+    """The id of the n-th event of a command whose base id ends in `00`; past 255 it carries."""
+    if n > 0xFF:
+        return f"{base[:24]}{(int(base[24:], 16) + n) % 2**48:012x}"
     return base[:-2] + _HEX[n] if n else base
 
 

@@ -45,9 +45,10 @@ class Chat(Struct, frozen=True, gc=False):
 
 
 class Connection(Struct, frozen=True, gc=False):
-    """A stream of a channel or of its connection to an account."""
+    """A stream of a channel or of its connection to an account; `last` is the id of its last event."""
 
     version: int
+    last: str = ""
     connected: bool = False
     title: str = ""
 
@@ -63,7 +64,7 @@ def key(event: e.AnyEvent) -> Key:
         case e.ReactionAdded() | e.ReactionRemoved():
             return reaction_key(type(event), event.at, event.sender, event.emoji)
         case e.ConflictNoticed():
-            return conflict_key(event.sender, event.content)
+            return conflict_key(event.sender, event.content, event.source)
         case _:
             return e.tag(event)
 
@@ -78,9 +79,9 @@ def reaction_key(kind: type[e.Reaction], at: str, sender: e.Party, emoji: str) -
     return str(kind.__struct_config__.tag), sender.id or "", emoji, at
 
 
-def conflict_key(sender: e.Party, content: e.Content) -> Key:
+def conflict_key(sender: e.Party, content: e.Content, source: str | None) -> Key:
     """The same for the same content, whatever is known of the message it answers."""
-    return "conflict", sender.id or "", encode(comparable(content))
+    return "conflict", sender.id or "", source or "", encode(comparable(content))
 
 
 def comparable(content: e.Content) -> e.Content:
@@ -94,11 +95,11 @@ def evolve(state: State | None, event: e.AnyEvent) -> State:
         case e.MessageSent() if state is None:
             return Message(event.version, sent=event, seen={"message.sent": event.version})
         case e.ChannelRegistered() | e.ChannelChanged():
-            return Connection(event.version)
+            return Connection(event.version, event.id)
         case e.ChannelConnected():
-            return Connection(event.version, connected=True, title=event.title)
+            return Connection(event.version, event.id, connected=True, title=event.title)
         case e.ChannelDisconnected():
-            return Connection(event.version)
+            return Connection(event.version, event.id)
         case (
             e.ConversationStarted() | e.ConversationBound() | e.ConversationMerged() | e.ConversationLinked()
         ):
