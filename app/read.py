@@ -8,12 +8,11 @@ by position. Cursors are opaque.
 import base64
 import binascii
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 from uuid import UUID
 
 import msgspec
 from msgspec import Raw, Struct
-from msgspec.structs import asdict
 
 from app import shapes
 from app.pool import Pool
@@ -38,9 +37,21 @@ from app.queries import (
     STREAM,
     VIEWS,
 )
-from domain.events import AnyEvent, Content, MessageNamed, Party, decode, tag
+from app.rows import (
+    ConversationRow,
+    CountRow,
+    EventRow,
+    HeadRow,
+    MessageRow,
+    PlaceRow,
+    RangeRow,
+    ViewRow,
+    told_conversation,
+    told_message,
+    told_moment,
+)
+from domain.events import AnyEvent, MessageNamed, decode
 from domain.ids import PARTITIONS
-from domain.state import STATUSES
 from projections.deliveries import DEFERRED, OPEN, PARKED
 from projections.events import PERIOD, TAGS, place
 
@@ -49,9 +60,6 @@ LIMIT_MAX = 1000
 STREAM_PAGE_EVENTS = 1000
 _LAST = (1 << 63) - 1
 _KINDS = {name: number for number, name in enumerate(TAGS)}
-_content = msgspec.json.Decoder(Content).decode
-_party = msgspec.json.Decoder(Party).decode
-_reactions = msgspec.json.Decoder(list[shapes.ReactionShown]).decode
 
 Order: TypeAlias = Literal["asc", "desc"]
 Key = TypeVar("Key")
@@ -94,77 +102,6 @@ class RefusedHook(Struct, frozen=True):
     body: bytes
 
 
-class _MessageRow(Struct):
-    id: str
-    position: int
-    conversation: str
-    channel: str
-    account_id: str | None
-    outgoing: bool
-    own_id: str
-    remote_id: str | None
-    content: bytes
-    sender: bytes
-    receiver: bytes | None
-    source: str | None
-    silent: bool
-    imported: bool
-    sent_at: str
-    recorded_at: str
-    status: int
-    failure_code: int | None
-    failure_text: str | None
-    edited_at: str | None
-    deleted: bool
-    reactions: str | None
-
-
-class _ConversationRow(Struct):
-    id: str
-    channel: str
-    account_id: str | None
-    conversation_id: str | None
-    chat_id: str | None
-    contact_id: int | None
-    lead_id: int | None
-    last_message_at: str | None
-    messages: int
-    position: int
-    outgoing: bool | None
-    content: bytes | None
-    status: int | None
-    deleted: bool | None
-
-
-class _EventRow(Struct):
-    position: int
-    event: bytes
-
-
-class _PlaceRow(Struct):
-    id: int
-
-
-class _RangeRow(Struct):
-    low: int | None
-    high: int | None
-
-
-class _CountRow(Struct):
-    state: str
-    count: int
-    oldest: int
-
-
-class _HeadRow(Struct):
-    head: int
-
-
-class _ViewRow(Struct):
-    view: str
-    position: int
-
-
 class Reads:
     """Everything that can be asked of the ledger and its views.
 
@@ -195,8 +132,8 @@ class Reads:
             "id": last,
             "limit": limit + 1,
         }
-        rows = await self._pool.fetch(_ConversationRow, CONVERSATIONS, values, prepare=False)
-        items = [_conversation(row) for row in rows[:limit]]
+        rows = await self._pool.fetch(ConversationRow, CONVERSATIONS, values, prepare=False)
+        items = [told_conversation(row) for row in rows[:limit]]
         more = len(rows) > limit
         return shapes.Conversations(items, _closed((items[-1].position, items[-1].id)) if more else None)
 
@@ -204,8 +141,8 @@ class Reads:
         """A conversation, or the one (with another id) it was merged into; None if there is none."""
         if not _is_uuid(conversation):
             return None
-        rows = await self._pool.fetch(_ConversationRow, CONVERSATION, {"id": conversation})
-        return _conversation(rows[0]) if rows else None
+        rows = await self._pool.fetch(ConversationRow, CONVERSATION, {"id": conversation})
+        return told_conversation(rows[0]) if rows else None
 
     async def list_messages(
         self, conversation: str, *, limit: int = LIMIT, cursor: str | None = None, order: Order = "asc"
@@ -217,8 +154,8 @@ class Reads:
         position = _opened(cursor, int) if cursor else start
         values: dict[str, object] = {"conversation": conversation, "position": position, "limit": limit + 1}
         statement = MESSAGES if order == "asc" else MESSAGES_DESCENDING
-        rows = await self._pool.fetch(_MessageRow, statement, values)
-        items = [shapes.Message(**_message(row)) for row in rows[:limit]]
+        rows = await self._pool.fetch(MessageRow, statement, values)
+        items = [shapes.Message(**told_message(row)) for row in rows[:limit]]
         return shapes.Messages(items, _closed(items[-1].position) if len(rows) > limit else None)
 
     async def get_message(self, message: str) -> shapes.History | None:
@@ -230,13 +167,13 @@ class Reads:
         if named and named.message:
             message = named.message
             events = await self._stream(message)
-        rows = await self._pool.fetch(_MessageRow, MESSAGE, {"id": message})
+        rows = await self._pool.fetch(MessageRow, MESSAGE, {"id": message})
         if not rows:
             return None
-        return shapes.History(**_message(rows[0]), timeline=[_moment(*row) for row in events])
+        return shapes.History(**told_message(rows[0]), timeline=[told_moment(*row) for row in events])
 
     async def _stream(self, stream: str) -> list[tuple[int, AnyEvent]]:
-        rows = await self._pool.fetch(_EventRow, STREAM, {"stream": stream})
+        rows = await self._pool.fetch(EventRow, STREAM, {"stream": stream})
         return [(row.position, decode(row.event)) for row in rows]
 
     async def list_events(
@@ -268,10 +205,10 @@ class Reads:
             else:
                 await wait()
 
-    async def _events(self, after: int, limit: int, only: Filter) -> list[_EventRow]:
+    async def _events(self, after: int, limit: int, only: Filter) -> list[EventRow]:
         values: dict[str, object] = {"after": after, "limit": limit}
         if only == EVERYTHING:
-            return await self._pool.fetch(_EventRow, LEDGER_PAGE, values)
+            return await self._pool.fetch(EventRow, LEDGER_PAGE, values)
         if only.type is not None and only.type not in _KINDS:
             return []
         times: dict[str, object] = {"since": only.since, "until": only.until}
@@ -279,13 +216,13 @@ class Reads:
         values |= times
         values |= {"low": low, "high": high, "kind": _KINDS.get(only.type or ""), **await self._places(only)}
         if only.conversation is None:
-            return await self._pool.fetch(_EventRow, EVENTS, values, prepare=False)
+            return await self._pool.fetch(EventRow, EVENTS, values, prepare=False)
         values["conversation"] = only.conversation
-        return await self._pool.fetch(_EventRow, EVENTS_OF_CONVERSATION, values, prepare=False)
+        return await self._pool.fetch(EventRow, EVENTS_OF_CONVERSATION, values, prepare=False)
 
     async def _range(self, times: dict[str, object]) -> tuple[int, int]:
         """The positions between which all events of a time are."""
-        (row,) = await self._pool.fetch(_RangeRow, PERIOD_RANGE, times)
+        (row,) = await self._pool.fetch(RangeRow, PERIOD_RANGE, times)
         if row.low is None or row.high is None:
             return (_LAST, 0)
         return row.low * PERIOD, row.high * PERIOD + PERIOD - 1
@@ -296,18 +233,18 @@ class Reads:
         if only.channel is not None and only.account_id is not None:
             return {"place": place(only.channel, only.account_id), "places": None}
         values: dict[str, object] = {"channel": only.channel, "account": only.account_id}
-        found = [row.id for row in await self._pool.fetch(_PlaceRow, PLACES, values)]
+        found = [row.id for row in await self._pool.fetch(PlaceRow, PLACES, values)]
         return {"place": found[0], "places": None} if len(found) == 1 else {"place": None, "places": found}
 
     async def head(self) -> int:
         """The ledger's last position, 0 if it is empty."""
-        (row,) = await self._pool.fetch(_HeadRow, HEAD, {})
+        (row,) = await self._pool.fetch(HeadRow, HEAD, {})
         return row.head
 
     async def status(self) -> shapes.Standing:
         """How far the ledger and each view are, and what is still to be delivered."""
-        views = await self._pool.fetch(_ViewRow, VIEWS, {})
-        counts = {row.state: row for row in await self._pool.fetch(_CountRow, COUNTS, {})}
+        views = await self._pool.fetch(ViewRow, VIEWS, {})
+        counts = {row.state: row for row in await self._pool.fetch(CountRow, COUNTS, {})}
         head = await self.head()
         open_, deferred, parked = (counts[s].count if s in counts else 0 for s in (OPEN, DEFERRED, PARKED))
         oldest = min((row.oldest for row in counts.values()), default=None)
@@ -372,71 +309,6 @@ class Reads:
     async def list_connections(self, channel: str | None = None) -> list[shapes.Connection]:
         """Connections, also those that are no more, by channel and account."""
         return await self._pool.fetch(shapes.Connection, CONNECTIONS, {"channel": channel}, prepare=False)
-
-
-def _conversation(row: _ConversationRow) -> shapes.Conversation:
-    last = None
-    if row.content is not None:
-        content = _content(row.content)
-        last = shapes.Snippet(
-            direction="out" if row.outgoing else "in",
-            type=content.type,
-            text=None if row.deleted else content.text,
-            status=STATUSES[row.status or 0],
-            deleted=bool(row.deleted),
-        )
-    fields = asdict(row)
-    for name in ("outgoing", "content", "status", "deleted"):
-        del fields[name]
-    return shapes.Conversation(**fields, last=last)
-
-
-def _message(row: _MessageRow) -> dict[str, Any]:
-    content = _content(row.content)
-    told = {"type": content.type} if row.deleted else asdict(content)
-    status = STATUSES[row.status]
-    failed = status == "failed" and row.failure_code is not None
-    kommo, messenger = (row.own_id, row.remote_id) if row.outgoing else (row.remote_id, row.own_id)
-    return {
-        "id": row.id,
-        "position": row.position,
-        "conversation": row.conversation,
-        "channel": row.channel,
-        "account_id": row.account_id,
-        "direction": "out" if row.outgoing else "in",
-        **{name: value for name, value in told.items() if name not in ("conversation_id", "chat_id")},
-        "sender": _party(row.sender),
-        "receiver": _party(row.receiver) if row.receiver else None,
-        "source": row.source,
-        "silent": row.silent,
-        "imported": row.imported,
-        "sent_at": row.sent_at,
-        "recorded_at": row.recorded_at,
-        "status": status,
-        "failure": shapes.Failure(row.failure_code or 0, row.failure_text or "") if failed else None,
-        "remote": shapes.Remote(kommo, messenger),
-        "edited": row.edited_at is not None,
-        "edited_at": row.edited_at,
-        "deleted": row.deleted,
-        "reactions": _reactions(row.reactions) if row.reactions else [],
-    }
-
-
-def _moment(position: int, event: AnyEvent) -> shapes.Moment:
-    evidence = {name: getattr(event, name, None) for name in _EVIDENCE}
-    return shapes.Moment(
-        position=position,
-        id=event.id,
-        type=tag(event),
-        at=event.at,
-        recorded_at=event.recorded_at,
-        by=event.by,
-        cause=event.cause,
-        **evidence,
-    )
-
-
-_EVIDENCE = ("push", "side", "remote_id", "code", "text", "emoji", "reason", "superseded")
 
 
 def _is_uuid(text: str) -> bool:
