@@ -10,6 +10,7 @@ its own events there.
 import asyncio
 import itertools
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TypeAlias, cast
@@ -219,9 +220,9 @@ class _Lane:
         if not batch.rows:
             batch.answer(set(), 0)
             return batch.retry
-        start = self.loop.time()
+        start = time.perf_counter()
         row = await self._one(APPEND, batch.parameters())
-        self.commits.append(self.loop.time() - start)
+        self.commits.append(time.perf_counter() - start)
         bad, head = cast("tuple[list[int] | None, int]", row)
         last = batch.answer(set(bad or ()), head)
         if last > head:
