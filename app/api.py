@@ -200,17 +200,21 @@ async def _follow(services: Services, after: int, only: Filter) -> AsyncIterator
 @get("/status", summary="Where everything stands", tags=["operation"])
 async def status(request: Call) -> Status:
     """The ledger's head, each view's position and lag, the relay's, and the deliveries."""
-    services = services_of(request)
-    standing = await services.reads.status()
+    return await standing(services_of(request))
+
+
+async def standing(services: Services) -> Status:
+    """Where everything stands, as this process knows it."""
+    now = await services.reads.status()
     relay = services.relay
-    relayed = Relayed(relay.active, relay.position, max(0, standing.head - relay.position)) if relay else None
+    relayed = Relayed(relay.active, relay.position, max(0, now.head - relay.position)) if relay else None
     return Status(
         services.ledger_id,
-        standing.head,
+        now.head,
         services.ledger.depth,
-        standing.views,
+        now.views,
         relayed,
-        standing.deliveries,
+        now.deliveries,
     )
 
 
@@ -249,7 +253,20 @@ async def resume(
     conversation: FromQuery[str | None] = None,
 ) -> Response[Resumed]:
     """Every parked delivery that fits is tried again, in its conversation's order."""
-    services = services_of(request)
+    count, last = await resume_parked(
+        services_of(request), channel=channel, account_id=account_id, conversation=conversation
+    )
+    return Response(Resumed(count), headers={"Ledger-Position": str(last)})
+
+
+async def resume_parked(
+    services: Services,
+    *,
+    channel: str | None = None,
+    account_id: str | None = None,
+    conversation: str | None = None,
+) -> tuple[int, int]:
+    """Take up what is parked; returns how many, and the last position."""
     count, last, cursor = 0, 0, None
     while True:
         page = await services.reads.list_deliveries(
@@ -266,7 +283,7 @@ async def resume(
             recorded = await admin.resume_one(services, where, delivery)
             count, last = count + 1, max(last, recorded.position or 0)
         if (cursor := page.next) is None:
-            return Response(Resumed(count), headers={"Ledger-Position": str(last)})
+            return count, last
 
 
 @get("/refused", summary="Hooks that could not be read", tags=["operation"])

@@ -11,7 +11,7 @@ import psycopg
 import uvicorn
 from psycopg import sql
 
-from app import jetstream, schema, web
+from app import console, jetstream, schema, web
 from app.channels import Channels
 from app.client import Client
 from app.deliver import Deliverer
@@ -148,6 +148,7 @@ async def _services(
         ledger=ledger,
         channels=channels,
         projector=Projector(where.database_url),
+        pool=pool,
         reads=Reads(pool),
         kommo=Kommo(client, settings.kommo_url),
         webhooks=Webhooks(where.database_url, ledger, channels),
@@ -241,7 +242,7 @@ class _Server(uvicorn.Server):
 @contextlib.asynccontextmanager
 async def _serving(run: Running, listener: socket.socket) -> AsyncIterator[None]:
     config = uvicorn.Config(
-        web.application(run.services),
+        web.application(run.services, *console.routes),
         http="httptools",
         ws="none",
         lifespan="off",

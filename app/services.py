@@ -3,7 +3,9 @@
 import asyncio
 import hmac
 import secrets
+import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 from litestar import Request
@@ -13,14 +15,17 @@ from app.channels import Channels
 from app.deliver import Deliverer
 from app.kommo import Kommo
 from app.ledger import Ledger
+from app.pool import Pool
 from app.problems import Wrong
 from app.project import Projector
 from app.read import Reads
 from app.relay import Relay
+from app.sessions import Sessions, Tries
 from app.settings import Keys, Settings
 from app.webhooks import Webhooks
 
 AT_LEAST_SECONDS = 5.0
+LOGIN_LINK_SECONDS = 600.0
 Call = Request[Any, Any, State]
 
 
@@ -34,13 +39,21 @@ class Services:
     ledger: Ledger
     channels: Channels
     projector: Projector
+    pool: Pool
     reads: Reads
     kommo: Kommo
     webhooks: Webhooks
     relay: Relay | None = None
     deliverer: Deliverer | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    login_tokens: set[str] = field(default_factory=set)
+    login_tokens: dict[str, float] = field(default_factory=dict)
+    demo_links: dict[str, str] = field(default_factory=dict)
+    tries: Tries = field(default_factory=Tries)
+
+    @cached_property
+    def sessions(self) -> Sessions:
+        """The console's sessions: the same in every process with our keys."""
+        return Sessions(self.keys)
 
     async def views_reach(self, position: int | None) -> None:
         """Wait until the views have seen `position`; raises Wrong (503) after 5 s."""
@@ -49,10 +62,14 @@ class Services:
             raise Wrong(503, detail, retry_after=1)
 
     def login_link(self, url: str) -> str:
-        """A link that signs one browser in to the console, once."""
+        """A link that signs one browser in to the console, once, within ten minutes."""
         token = secrets.token_urlsafe(24)
-        self.login_tokens.add(token)
+        self.login_tokens[token] = time.monotonic() + LOGIN_LINK_SECONDS
         return f"{url}/login?token={token}"
+
+    def use_login_token(self, token: str) -> bool:
+        """Whether the token of a login link is good; it is not a second time."""
+        return self.login_tokens.pop(token, 0.0) > time.monotonic()
 
     def is_admin(self, key: str) -> bool:
         """Whether a key is the admin's, compared in constant time."""

@@ -19,13 +19,14 @@ from litestar.openapi.spec import Components, SecurityScheme
 from litestar.params import FromPath
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from app import admin, api, metrics, problems
+from app import admin, api, metrics, pages, problems
 from app.front import App, Front, Receive, read, refuse
 from app.pool import BadFilter, ViewsMissing
 from app.problems import Fault, Wrong
 from app.read import BadCursor
 from app.services import Call, Services, services_of
 
+Failure = Response[bytes] | Response[str]
 log = logging.getLogger("chatledger.web")
 DESCRIPTION = """Every chat action between a messenger and Kommo, as immutable events.
 
@@ -94,13 +95,15 @@ async def measures(request: Call) -> Response[bytes]:
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _wrong(_: Call, wrong: Wrong) -> Response[bytes]:
+def _wrong(request: Call, wrong: Wrong) -> Failure:
+    if shown := pages.failure(request, wrong):
+        return shown
     answer = refuse(wrong)
     more = {"WWW-Authenticate": "Bearer"} if wrong.status == 401 else {}
     return Response(answer.body, status_code=answer.status, headers={**answer.headers, **more})
 
 
-def _http(request: Call, error: HTTPException) -> Response[bytes]:
+def _http(request: Call, error: HTTPException) -> Failure:
     """Litestar's own refusals: unknown paths, wrong methods, bodies and parameters that do not fit."""
     if not isinstance(error, ValidationException):
         detail = error.detail
@@ -123,18 +126,18 @@ def _place(extra: dict[str, Any]) -> str:
     return key or "$"
 
 
-def _asked_wrong(request: Call, error: ValueError) -> Response[bytes]:
+def _asked_wrong(request: Call, error: ValueError) -> Failure:
     return _wrong(request, Wrong(400, str(error)))
 
 
-def _not_now(request: Call, error: Exception) -> Response[bytes]:
+def _not_now(request: Call, error: Exception) -> Failure:
     log.warning("not now: %s", str(error).strip())
     return _wrong(
         request, Wrong(503, "the database or the views are not there yet: ask again", retry_after=1)
     )
 
 
-def _ours(request: Call, error: Exception) -> Response[bytes]:
+def _ours(request: Call, error: Exception) -> Failure:
     log.exception("500 at %s", request.url.path, exc_info=error)
     return _wrong(request, Wrong(500, "something went wrong on our side: look at the log"))
 

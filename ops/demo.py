@@ -60,6 +60,10 @@ async def demo(settings: Settings, stop_on_signals: Callable[[], asyncio.Event])
         settings = msgspec.structs.replace(settings, data=folder, port=port, kommo_url=sandbox.url)
         run = await stack.enter_async_context(running(settings))
         await _connect(run, url, sandbox.url, secrets)
+        run.services.demo_links = {
+            "Customer": f"{sandbox.url}/customer",
+            "Manager": f"{sandbox.url}/manager",
+        }
         _greet(run, sandbox.url)
         await run.until(stop)
         print("stopping", flush=True)

@@ -1,0 +1,345 @@
+"""What a page says of a message, a delivery or a moment, in plain words; only web links become links."""
+
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from itertools import pairwise
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Struct
+
+from app import shapes
+from domain.events import Party
+
+FOLD_CHARACTERS = 1600
+SLOW_SECONDS = 5.0
+RAW_CHARACTERS_MAX = 100_000
+BUTTONS_MAX = 40
+LINK_CHARACTERS_MAX = 4096
+SIDES = {"kommo": "Kommo", "messenger": "the messenger", "operator": "an operator", "system": "chatledger"}
+KINDS = {
+    "text": "Text",
+    "picture": "Picture",
+    "file": "File",
+    "video": "Video",
+    "voice": "Voice message",
+    "audio": "Audio",
+    "sticker": "Sticker",
+    "location": "Location",
+    "contact": "Contact",
+}
+PROBLEMS = {404: "Not found", 500: "Something went wrong", 503: "Not just now"}
+STATUS_WORDS = {
+    ("in", "sent"): "Recorded, not yet with Kommo",
+    ("in", "accepted"): "Kommo has it",
+    ("in", "delivered"): "Delivered in Kommo",
+    ("in", "read"): "Read in Kommo",
+    ("out", "sent"): "Recorded, not yet with the messenger",
+    ("out", "accepted"): "The messenger has it",
+    ("out", "delivered"): "Delivered to the customer",
+    ("out", "read"): "Read by the customer",
+}
+MOMENTS = {
+    "message.sent": "Written",
+    "message.edited": "Edited",
+    "message.deleted": "Deleted",
+    "message.named": "Named by the other side",
+    "message.delivered": "Delivered",
+    "message.read": "Read",
+    "message.failed": "Failed",
+    "reaction.added": "Reaction added",
+    "reaction.removed": "Reaction removed",
+    "delivery.completed": "Passed on",
+    "delivery.deferred": "Attempt failed, will be repeated",
+    "delivery.parked": "Given up until someone looks",
+    "delivery.resumed": "Taken up again",
+    "conflict.noticed": "Same id came again with other content",
+}
+
+
+class Button(Struct, frozen=True):
+    """A button or a row of a list that a message offers; `url` is a web link or empty."""
+
+    text: str
+    url: str = ""
+
+
+class Forward(Struct, frozen=True):
+    """A forwarded message, as far as it is told."""
+
+    name: str
+    kind: str
+    text: str
+
+
+class Hop(Struct, frozen=True):
+    """How long a message took from one place to the next."""
+
+    name: str
+    seconds: float
+    words: str
+    slow: bool
+
+
+class Bubble(Struct, frozen=True):
+    """A message in a chat: how its delivery stands, what it answers, and whether the last was of the same."""
+
+    message: shapes.Message
+    waits: shapes.Delivery | None = None
+    quoted: shapes.Message | None = None
+    follows: bool = False
+    day: str = ""
+
+
+def bubbles(
+    messages: list[shapes.Message],
+    waiting: dict[str, shapes.Delivery],
+    quoted: dict[str, shapes.Message],
+    *,
+    alone: bool = False,
+) -> Iterator[Bubble]:
+    """Messages in order; `alone`: each for itself, as when one is drawn anew."""
+    before: shapes.Message | None = None
+    for message in messages:
+        day = "" if before and before.sent_at[:10] == message.sent_at[:10] else message.sent_at[:10]
+        follows = bool(before) and not day and speaker(before) == speaker(message) if before else False
+        answered = message.reply_to.message if message.reply_to else None
+        yield Bubble(
+            message,
+            waiting.get(message.id),
+            quoted.get(answered or ""),
+            follows and not alone,
+            "" if alone else day,
+        )
+        before = message
+
+
+def speaker(message: shapes.Message) -> str:
+    """Who wrote it, as a key."""
+    return f"{message.direction} {message.sender.id or message.sender.name or ''}"
+
+
+def author(message: shapes.Message) -> str:
+    """Who wrote it, for people."""
+    party = message.sender
+    return party.name or party.phone or ("Customer" if message.direction == "in" else "Manager")
+
+
+def name(conversation: shapes.Conversation, face: Party | None) -> str:
+    """The customer's name, else what the chat is called."""
+    known = (face.name or face.phone) if face else None
+    return known or conversation.conversation_id or conversation.chat_id or conversation.id[:8]
+
+
+def initial(text: str) -> str:
+    """The letter or digit that stands for a face."""
+    return next((letter for letter in text if letter.isalnum()), "?").upper()[:1]
+
+
+def sentence(text: str) -> str:
+    """A message of ours as a sentence."""
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def web_link(url: object) -> str:
+    """The address if it is one of the web, else nothing."""
+    if not isinstance(url, str) or len(url) > LINK_CHARACTERS_MAX or any(ord(one) < 33 for one in url):
+        return ""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    return url if parts.scheme.lower() in ("http", "https") and parts.netloc else ""
+
+
+def host(url: str) -> str:
+    """Where a link leads."""
+    return urlsplit(url).netloc.rpartition("@")[2]
+
+
+def size(count: int | None) -> str:
+    """Bytes for people."""
+    if not count or count < 0:
+        return ""
+    if count < 1000:
+        return f"{count} B"
+    return f"{count / 1000:.0f} KB" if count < 1_000_000 else f"{count / 1_000_000:.1f} MB"
+
+
+def minutes(seconds: int | None) -> str:
+    """The length of a recording."""
+    return f"{seconds // 60}:{seconds % 60:02d}" if seconds and seconds > 0 else ""
+
+
+def lasting(seconds: float) -> str:
+    """How long something took."""
+    if abs(seconds) < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if abs(seconds) < 60:
+        return f"{seconds:.1f} s"
+    minute, rest = divmod(int(seconds), 60)
+    hour, minute = divmod(minute, 60)
+    return f"{hour} h {minute} min" if hour else f"{minute} min {rest} s"
+
+
+def status_words(message: shapes.Message) -> str:
+    """How far it has come."""
+    if message.status == "failed":
+        failure = message.failure
+        return f"Not delivered: {failure.text or 'no reason given'} ({failure.code})" if failure else "Failed"
+    return STATUS_WORDS.get((message.direction, message.status), message.status.capitalize())
+
+
+def snippet(last: shapes.Snippet | None) -> str:
+    """The latest message in a line."""
+    if last is None:
+        return "No messages yet"
+    if last.deleted:
+        return "Message deleted"
+    text = (last.text or "")[:160]
+    if last.type == "text":
+        return text
+    return f"{KINDS.get(last.type, last.type)}: {text}" if text else KINDS.get(last.type, last.type)
+
+
+def excerpt(message: shapes.Message) -> str:
+    """A quoted message in a line."""
+    if message.deleted:
+        return "Message deleted"
+    return (message.text or KINDS.get(message.type, message.type))[:160]
+
+
+def buttons(markup: object) -> list[list[Button]]:
+    """The rows of buttons, or the rows of a list, that a message of Kommo's offers."""
+    if not isinstance(markup, dict):
+        return []
+    rows = [row for row in _list(markup.get("buttons")) if isinstance(row, list)]
+    found = [[_button(one) for one in row[:BUTTONS_MAX] if isinstance(one, dict)] for row in rows]
+    menu = markup.get("list_message")
+    sections = _list(menu.get("sections")) if isinstance(menu, dict) else []
+    for section in sections:
+        if isinstance(section, dict):
+            entries = [one for one in _list(section.get("rows")) if isinstance(one, dict)]
+            found += [[Button(str(one.get("title") or ""))] for one in entries]
+    return [row for row in found if row][:BUTTONS_MAX]
+
+
+def _button(one: dict[str, Any]) -> Button:
+    return Button(str(one.get("text") or ""), web_link(one.get("url")))
+
+
+def _list(value: object) -> list[Any]:
+    return value[:BUTTONS_MAX] if isinstance(value, list) else []
+
+
+def forwards(told: object) -> list[Forward]:
+    """What was forwarded with a message."""
+    messages = _list(told.get("messages")) if isinstance(told, dict) else []
+    return [_forward(one) for one in messages if isinstance(one, dict)]
+
+
+def _forward(one: dict[str, Any]) -> Forward:
+    sender = one.get("sender")
+    who = str(sender.get("name") or "") if isinstance(sender, dict) else ""
+    kind = str(one.get("type") or "text")
+    return Forward(who, KINDS.get(kind, kind), str(one.get("text") or ""))
+
+
+def template_name(template: object) -> str:
+    """What a message's template is called."""
+    return str(template.get("external_id") or template.get("id") or "") if isinstance(template, dict) else ""
+
+
+def post_link(message: shapes.Message) -> tuple[str, str]:
+    """The post that a message shares or comments on: a caption and a web link, or two empty texts."""
+    post = message.post or message.shared_post
+    if post is None:
+        return "", ""
+    url = web_link(post.get("url"))
+    return str(post.get("caption") or post.get("site_name") or host(url) or "A post"), url
+
+
+def moment_title(moment: shapes.Moment) -> str:
+    """What happened, in words."""
+    if moment.type == "message.accepted":
+        return f"Taken by {SIDES.get(moment.side or '', 'the other side')}"
+    if moment.type == "message.failed":
+        return f"Failed: {moment.text or 'no reason given'} ({moment.code})"
+    return MOMENTS.get(moment.type, moment.type)
+
+
+def hops(history: shapes.History) -> list[Hop]:
+    """Where the time went between writing and reading; the clocks of three parties are compared."""
+    reached = [("Written", history.sent_at), ("Recorded here", history.recorded_at)]
+    names = {"message.accepted": "Taken by the other side", "message.delivered": "Delivered"}
+    names |= {"message.read": "Read", "message.failed": "Failed"}
+    for moment in history.timeline:
+        title = names.pop(moment.type, None)
+        reached += [(title, moment.recorded_at)] if title else []
+    found = []
+    for (_, before), (title, after) in pairwise(reached):
+        seconds = max(0.0, (_moment(after) - _moment(before)).total_seconds())
+        found.append(Hop(title, seconds, lasting(seconds), seconds > SLOW_SECONDS and title != "Read"))
+    return found
+
+
+def since_previous(history: shapes.History) -> dict[int, str]:
+    """How long after the event before it each event was recorded, by position."""
+    found, before = {}, None
+    for moment in history.timeline:
+        now = _moment(moment.recorded_at)
+        found[moment.position] = f"+{lasting((now - before).total_seconds())}" if before else ""
+        before = now
+    return found
+
+
+def milliseconds_between(before: str, after: str) -> int:
+    """From one moment to another."""
+    return int((_moment(after) - _moment(before)).total_seconds() * 1000)
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+class Stored(Struct, frozen=True):
+    """What every stored event begins with."""
+
+    type: str
+    by: str
+    recorded_at: str
+
+
+def event_head(stored: shapes.Stored) -> Stored:
+    """What a line says of an event."""
+    return msgspec.json.decode(stored.event, type=Stored)
+
+
+def pretty(raw: msgspec.Raw) -> str:
+    """Stored JSON with a line for each field."""
+    return msgspec.json.format(bytes(raw), indent=2).decode()[:RAW_CHARACTERS_MAX]
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "author": author,
+    "speaker": speaker,
+    "initial": initial,
+    "web_link": web_link,
+    "host": host,
+    "size": size,
+    "minutes": minutes,
+    "status_words": status_words,
+    "snippet": snippet,
+    "excerpt": excerpt,
+    "buttons": buttons,
+    "forwards": forwards,
+    "template_name": template_name,
+    "post_link": post_link,
+    "moment_title": moment_title,
+    "pretty": pretty,
+    "event_head": event_head,
+    "sentence": sentence,
+}
+GLOBALS = {"KINDS": KINDS, "SIDES": SIDES, "FOLD": FOLD_CHARACTERS}

@@ -1,0 +1,374 @@
+"use strict";
+// The open chat and the list follow the ledger: what changed is told by server-sent events and drawn by the
+// server. Needs times.js and htmx.
+
+const chat = document.body.dataset.chat || "";
+const log = document.getElementById("messages");
+const scroller = document.getElementById("scroll");
+const list = document.getElementById("chats");
+const filter = document.getElementById("filter");
+const down = document.getElementById("down");
+const NEAR_BOTTOM_PX = 120;
+const GATHER_MS = 40;
+const LIST_MS = 250;
+const BUBBLES_MAX = 40;
+const HIDDEN_MS = 60000;
+const RETRY_MS_MIN = 500;
+const RETRY_MS_MAX = 15000;
+let position = Number(document.body.dataset.live || 0);
+
+// What is said to the reader.
+
+function say(text) {
+  document.getElementById("announce").textContent = text;
+}
+
+function complain(text) {
+  const notice = document.getElementById("notice");
+  notice.hidden = !text;
+  notice.querySelector("p").textContent = text;
+}
+
+function tellState(words, alive) {
+  document.getElementById("live-words").textContent = words;
+  document.getElementById("live-dot").classList.toggle("on", alive);
+}
+
+class SignedOut extends Error {}
+
+async function fragment(path) {
+  const answer = await fetch(path, { headers: { Accept: "text/html", "HX-Request": "true" }, redirect: "manual" });
+  if (answer.status === 401 || answer.type === "opaqueredirect") throw new SignedOut();
+  if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
+  const made = document.createElement("template");
+  made.innerHTML = await answer.text();
+  return made.content;
+}
+
+// One drawing after another, so that two changes of one message make one bubble.
+let chain = Promise.resolve();
+function inOrder(work) {
+  chain = chain.then(work).catch((error) => {
+    if (error instanceof SignedOut) signedOut();
+    else reopen();
+  });
+}
+
+function signedOut() {
+  close();
+  complain("You are signed out. Reload the page to sign in again.");
+}
+
+// Messages.
+
+function bubble(id) {
+  return log.querySelector(`[data-message="${CSS.escape(id)}"]`);
+}
+
+function isNearBottom() {
+  return scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < NEAR_BOTTOM_PX;
+}
+
+function toBottom() {
+  scroller.scrollTop = scroller.scrollHeight;
+  down.hidden = true;
+}
+
+// Days and runs of one speaker, by the reader's own calendar.
+function arrange() {
+  for (const day of log.querySelectorAll(".day")) day.remove();
+  let before = null;
+  for (const one of log.querySelectorAll("[data-message]")) {
+    const at = new Date(one.dataset.at);
+    const newDay = !before || !isSameDay(new Date(before.dataset.at), at);
+    if (newDay) one.before(dayLine(one.dataset.at));
+    one.classList.toggle("follows", !newDay && before.dataset.speaker === one.dataset.speaker);
+    before = one;
+  }
+}
+
+function dayLine(at) {
+  const line = document.createElement("li");
+  line.className = "day";
+  const time = line.appendChild(document.createElement("time"));
+  time.dateTime = at;
+  time.dataset.show = "day";
+  time.textContent = writtenDay(new Date(at));
+  return line;
+}
+
+// Only what differs is exchanged, so that an opened picture or a playing recording stays as it is.
+function exchange(known, fresh) {
+  known.dataset.status = fresh.dataset.status;
+  for (const part of fresh.querySelectorAll("[data-part]")) {
+    const old = known.querySelector(`[data-part="${part.dataset.part}"]`);
+    if (part.dataset.part === "body" && part.dataset.version === old.dataset.version) continue;
+    const focused = old.contains(document.activeElement);
+    old.replaceWith(part);
+    if (focused) part.querySelector("a, button")?.focus();
+  }
+}
+
+function insert(fresh) {
+  const at = Number(fresh.dataset.position);
+  const shown = [...log.querySelectorAll("[data-message]")];
+  const next = shown.find((one) => Number(one.dataset.position) > at);
+  if (!next) {
+    log.append(fresh);
+    return true;
+  }
+  if (next === shown[0] && log.querySelector(".older")) return false; // Among those that are not loaded yet.
+  next.before(fresh);
+  return false;
+}
+
+async function drawMessages(ids) {
+  const path = `/fragments/conversations/${encodeURIComponent(chat)}/bubbles?ids=${ids.map(encodeURIComponent).join(",")}`;
+  const drawn = await fragment(path);
+  const stay = isNearBottom();
+  const told = [];
+  for (const id of ids) {
+    const fresh = drawn.querySelector(`[data-message="${CSS.escape(id)}"]`);
+    const known = bubble(id);
+    if (!fresh) known?.remove();
+    else if (known) exchange(known, fresh);
+    else if (insert(fresh)) told.push(fresh);
+  }
+  arrange();
+  localize(log);
+  if (told.length) announce(told, stay);
+  if (stay) toBottom();
+}
+
+function announce(told, stay) {
+  const last = told[told.length - 1];
+  const who = last.querySelector(".who").textContent.trim();
+  const text = last.querySelector(".text")?.textContent.slice(0, 300) ?? last.querySelector(".kind, .file, .picture-name")?.textContent;
+  say(`${who}: ${text || "sent something"}`);
+  if (!stay) down.hidden = false;
+  hideTyping();
+}
+
+// The list of chats.
+
+function listPath() {
+  const asked = new URLSearchParams(new FormData(filter));
+  if (chat) asked.set("open", chat);
+  return `/fragments/conversations?${asked}`;
+}
+
+async function drawList() {
+  const drawn = await fragment(listPath());
+  const fresh = [...drawn.querySelectorAll("[data-conversation]")];
+  const ids = new Set(fresh.map((one) => one.dataset.conversation));
+  const loaded = [...list.querySelectorAll("[data-conversation]")];
+  const focused = document.activeElement?.closest?.("#chats a")?.id;
+  const rest = loaded.filter((one) => !ids.has(one.dataset.conversation) && fresh.length &&
+    Number(one.dataset.position) < Number(fresh[fresh.length - 1].dataset.position));
+  const more = rest.length ? list.querySelector(".more") : drawn.querySelector(".more");
+  list.replaceChildren(...(fresh.length ? [...fresh, ...rest] : drawn.children), ...(more && fresh.length ? [more] : []));
+  if (more) htmx.process(more);
+  localize(list);
+  if (focused) document.getElementById(focused)?.focus();
+}
+
+async function drawHead() {
+  const head = document.getElementById("head");
+  const open = head.querySelector("details")?.open;
+  head.replaceChildren(await fragment(`/fragments/conversations/${encodeURIComponent(chat)}/head`));
+  if (open) head.querySelector("details").open = true;
+}
+
+// Changes are gathered for a moment, then drawn together.
+
+const pending = new Set();
+let gathering = 0;
+function gather(ids) {
+  for (const id of ids) pending.add(id);
+  if (!gathering && pending.size) gathering = setTimeout(drawPending, GATHER_MS);
+}
+
+function drawPending() {
+  gathering = 0;
+  const ids = [...pending];
+  pending.clear();
+  for (let start = 0; start < ids.length; start += BUBBLES_MAX) {
+    inOrder(() => drawMessages(ids.slice(start, start + BUBBLES_MAX)));
+  }
+}
+
+let listing = 0;
+function refreshList() {
+  if (listing) return;
+  listing = setTimeout(() => {
+    listing = 0;
+    inOrder(drawList);
+  }, LIST_MS);
+}
+
+// Typing.
+
+let typingTimer = 0;
+function showTyping(name, milliseconds) {
+  const typing = document.getElementById("typing");
+  typing.querySelector(".typing-who").textContent = `${name} is typing`;
+  typing.hidden = false;
+  clearTimeout(typingTimer);
+  typingTimer = setTimeout(hideTyping, milliseconds);
+}
+
+function hideTyping() {
+  document.getElementById("typing").hidden = true;
+}
+
+// The stream, opened again from the last position whenever it ends.
+
+let source = null;
+let retry = RETRY_MS_MIN;
+let retryTimer = 0;
+
+function open() {
+  close();
+  const asked = new URLSearchParams({ after: position });
+  if (chat) asked.set("conversation", chat);
+  source = new EventSource(`/live?${asked}`);
+  source.addEventListener("open", () => {
+    retry = RETRY_MS_MIN;
+    tellState("Live", true);
+    complain("");
+  });
+  source.addEventListener("error", () => {
+    tellState("Reconnecting", false);
+    if (source.readyState === EventSource.CLOSED) reopen();
+  });
+  source.addEventListener("change", (event) => changed(event.lastEventId, JSON.parse(event.data)));
+  source.addEventListener("typing", (event) => {
+    const told = JSON.parse(event.data);
+    if (log) showTyping(told.name, told.milliseconds);
+  });
+}
+
+function close() {
+  clearTimeout(retryTimer);
+  if (source) source.close();
+  source = null;
+}
+
+// An answer other than a stream ends an EventSource for good: try again ourselves, ever more slowly.
+function reopen() {
+  close();
+  tellState("Reconnecting", false);
+  retryTimer = setTimeout(async () => {
+    try {
+      await fragment(listPath());
+      open();
+    } catch (error) {
+      if (error instanceof SignedOut) signedOut();
+      else {
+        complain("chatledger does not answer. Trying again.");
+        reopen();
+      }
+    }
+  }, retry);
+  retry = Math.min(retry * 2, RETRY_MS_MAX);
+}
+
+function changed(at, told) {
+  position = Math.max(position, Number(at));
+  if (told.reload) {
+    location.reload();
+    return;
+  }
+  if (log) gather(told.messages);
+  if (log && told.head) inOrder(drawHead);
+  if (told.chats) refreshList();
+}
+
+// A hidden page gives its connection back after a while, for a browser has few of them.
+let hidden = 0;
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(hidden);
+  if (document.visibilityState === "hidden") hidden = setTimeout(close, HIDDEN_MS);
+  else if (!source) open();
+});
+window.addEventListener("pagehide", close);
+window.addEventListener("pageshow", (event) => {
+  if (event.persisted) open();
+});
+
+// Older messages go on top, and what was in view stays there.
+let height = 0;
+document.addEventListener("htmx:beforeSwap", (event) => {
+  if (log?.contains(event.detail.target)) height = scroller.scrollHeight - scroller.scrollTop;
+});
+document.addEventListener("htmx:afterSettle", () => {
+  if (!log || !height) return;
+  arrange();
+  scroller.scrollTop = scroller.scrollHeight - height;
+  height = 0;
+  scroller.focus({ preventScroll: true });
+});
+document.addEventListener("htmx:responseError", (event) => {
+  if (event.detail.xhr.status === 401) signedOut();
+  else complain("That could not be loaded. Try again.");
+});
+document.addEventListener("htmx:sendError", () => complain("chatledger does not answer. Try again."));
+
+// A picture is fetched from its stranger's server only when somebody asks for it.
+function showPicture(event, link) {
+  event.preventDefault();
+  const image = new Image();
+  image.referrerPolicy = "no-referrer";
+  image.alt = link.querySelector(".picture-name").textContent;
+  image.addEventListener("load", () => {
+    const stay = isNearBottom();
+    link.classList.add("shown");
+    link.replaceChildren(image);
+    link.removeAttribute("data-picture");
+    if (stay) toBottom();
+  });
+  image.addEventListener("error", () => {
+    link.querySelector(".picture-host").textContent = "It cannot be shown here. Open it in a new tab";
+    link.removeAttribute("data-picture");
+  });
+  image.src = link.href;
+}
+
+function jump(event, link) {
+  const target = bubble(link.dataset.jump);
+  event.preventDefault();
+  if (!target) {
+    location.href = `/messages/${encodeURIComponent(link.dataset.jump)}`;
+    return;
+  }
+  target.scrollIntoView({ block: "center" });
+  target.classList.add("found");
+  setTimeout(() => target.classList.remove("found"), 1600);
+}
+
+function clicked(event) {
+  if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
+  const picture = event.target.closest("[data-picture]");
+  if (picture) showPicture(event, picture);
+  const quote = event.target.closest("[data-jump]");
+  if (quote) jump(event, quote);
+}
+
+if (log) {
+  arrange();
+  localize(log);
+  log.addEventListener("click", clicked);
+  down.addEventListener("click", toBottom);
+  scroller.addEventListener("scroll", () => {
+    if (isNearBottom()) down.hidden = true;
+  });
+  const target = location.hash.startsWith("#m-") ? document.getElementById(location.hash.slice(1)) : null;
+  if (target) target.scrollIntoView({ block: "center" });
+  else toBottom();
+}
+document.addEventListener("click", (event) => {
+  for (const about of document.querySelectorAll(".about[open]")) {
+    if (!about.contains(event.target)) about.open = false;
+  }
+});
+open();

@@ -1,0 +1,55 @@
+"use strict";
+// Times are written in the reader's own zone; the server writes them in UTC.
+
+const FORMATS = {
+  time: { hour: "2-digit", minute: "2-digit" },
+  day: { weekday: "long", day: "numeric", month: "long" },
+  dayOfYear: { day: "numeric", month: "long", year: "numeric" },
+  date: { day: "numeric", month: "short" },
+  dateOfYear: { day: "2-digit", month: "2-digit", year: "2-digit" },
+  full: {
+    day: "numeric", month: "short", year: "numeric",
+    hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3,
+  },
+};
+
+function isSameDay(one, other) {
+  return one.toDateString() === other.toDateString();
+}
+
+function written(moment, format) {
+  return new Intl.DateTimeFormat([], FORMATS[format]).format(moment);
+}
+
+function writtenDay(moment) {
+  const now = new Date();
+  const yesterday = new Date(now.getFullYear(), now.getMonth(), now.getDate() - 1);
+  if (isSameDay(moment, now)) return "Today";
+  if (isSameDay(moment, yesterday)) return "Yesterday";
+  return written(moment, moment.getFullYear() === now.getFullYear() ? "day" : "dayOfYear");
+}
+
+function writtenBriefly(moment) {
+  const now = new Date();
+  if (isSameDay(moment, now)) return written(moment, "time");
+  return written(moment, moment.getFullYear() === now.getFullYear() ? "date" : "dateOfYear");
+}
+
+const WRITERS = {
+  time: (moment) => written(moment, "time"),
+  full: (moment) => written(moment, "full"),
+  day: writtenDay,
+  brief: writtenBriefly,
+};
+
+function localize(root) {
+  for (const time of root.querySelectorAll("time[data-show]")) {
+    const moment = new Date(time.dateTime);
+    if (Number.isNaN(moment.getTime())) continue;
+    time.textContent = WRITERS[time.dataset.show](moment);
+    time.title = `${written(moment, "full")} (${time.dateTime})`;
+  }
+}
+
+localize(document);
+document.addEventListener("htmx:afterSettle", () => localize(document));
