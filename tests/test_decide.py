@@ -115,7 +115,7 @@ HIS_COMMANDS = {
     "other": manager(9, content=text("Something else")),
     "echo": customer(9, "x-1"),
     "edit": edit(9, K),
-    "edit-alias": edit(9, X),
+    "re-edit": edit(9, X),
     "delete": delete(9, K),
     "react": react(9, X),
     "accept": accept(9, K, "messenger", "x-1"),
@@ -124,19 +124,19 @@ HIS_STATES: States = {
     "unknown": (),
     "read-early": (confirm(1, X, "read"),),
     "sent": (manager(1),),
-    "sent-read-early": (manager(1), confirm(2, X, "read")),
+    "sent-early": (manager(1), confirm(2, X, "read")),
     "accepted": ACCEPTED,
 }
 HIS_DECISIONS = """
-            unknown                    read-early                 sent            sent-read-early       accepted
-send        started+bound+bound+sent>  started+bound+bound+sent>  -               -                     -
-other       started+bound+bound+sent>  started+bound+bound+sent>  conflict        conflict              conflict
-echo        started+sent>              started+sent>              sent>           sent>                 -
-edit        edited                     edited                     edited          edited                edited
-edit-alias  edited                     edited                     edited          edited                edited
-delete      deleted                    deleted                    deleted         deleted               deleted
-react       added                      added                      added           added                 added>
-accept      Unknown                    Unknown                    accepted+named  accepted+named+read>  -
+         unknown                    read-early                 sent            sent-early            accepted
+send     started+bound+bound+sent>  started+bound+bound+sent>  -               -                     -
+other    started+bound+bound+sent>  started+bound+bound+sent>  conflict        conflict              conflict
+echo     started+sent>              started+sent>              sent>           sent>                 -
+edit     edited                     edited                     edited          edited                edited
+re-edit  edited                     edited                     edited          edited                edited
+delete   deleted                    deleted                    deleted         deleted               deleted
+react    added                      added                      added           added                 added>
+accept   Unknown                    Unknown                    accepted+named  accepted+named+read>  -
 """
 
 
