@@ -1,6 +1,7 @@
 """What a person sees is what the views say; nothing is changed here but that parked deliveries go on."""
 
 import re
+from urllib.parse import urlencode
 
 from litestar import Response, Router, get, post
 from litestar.params import FromPath, FromQuery
@@ -228,7 +229,8 @@ async def _chats(request: Call) -> dict[str, object]:
     return {
         "lines": [(one, shown.name(one, known.get(one.id))) for one in listed.items],
         "next": listed.next,
-        "filters": {name: value for name, value in filters.items() if value},
+        "filters": filters,
+        "carried": urlencode({name: value for name, value in filters.items() if value}),
         "channels": channels,
         "current": None,
     }
