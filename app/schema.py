@@ -5,6 +5,7 @@ Schema `ledger` holds what must never be lost; schema `views`, made by the proje
 
 from typing import TypeAlias
 
+import psycopg
 from psycopg import AsyncConnection, sql
 
 Database: TypeAlias = AsyncConnection[tuple[object, ...]]
@@ -155,5 +156,9 @@ async def check(connection: Database) -> str:
 async def connect(url: str) -> Database:
     """An autocommit connection that works as the role `chatledger`."""
     connection = await AsyncConnection.connect(url, autocommit=True)
-    await connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(ROLE)))
+    try:
+        await connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(ROLE)))
+    except psycopg.Error:
+        await connection.close()
+        raise
     return connection
