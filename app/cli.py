@@ -18,11 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from app import project
 from app.children import ServerFailed
-from app.relay import ForeignStream
 from app.schema import OldSchema
 from app.serve import RoleFailed, migrate, running
 from app.servers import AlreadyRunning, OldServer, servers
 from app.settings import BadSettings, Settings, load_keys, load_settings
+from app.stream import ForeignStream
 from ops.demo import demo as run_demo
 from ops.sandbox.cli import sandbox
 
