@@ -241,6 +241,12 @@ async def test_no_stream_is_an_error_at_the_start(nats_own: PrivateNats) -> None
     await connection.close()
 
 
+async def test_a_server_that_does_not_let_us_in_is_an_error(nats_own: PrivateNats) -> None:
+    for url in (nats_own.url.replace(nats_own.token, "wrong"), "nats://127.0.0.1:1"):
+        with pytest.raises(jetstream.Unavailable, match="no NATS server lets us in"):
+            await jetstream.connect(url, name="test", seconds=1)
+
+
 def test_filters_are_as_few_as_it_takes() -> None:
     assert partition_subjects(range(64)) == ["ledger.>"]
     assert partition_subjects(range(64), ["message.sent"]) == ["ledger.*.*.*.message_sent"]
