@@ -3,13 +3,12 @@
 import os
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from domain.commands import Stamp
 from domain.ids import Link
 
-_SECOND_MS = 1000
-_prefix_second = -1
-_prefix = ""
+SECONDS_KEPT = 1024
 
 
 def now_ms() -> int:
@@ -18,16 +17,14 @@ def now_ms() -> int:
 
 
 def text(ms: int) -> str:
-    """Unix milliseconds as `2026-11-22T08:00:00.000Z`; only the seconds are formatted anew."""
-    global _prefix_second, _prefix
-    second, rest = divmod(ms, _SECOND_MS)
-    if second != _prefix_second:
-        _prefix = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        if second < 0 or second > 253402300799:
-            raise ValueError("a time outside of the years 1970 to 9999")
-        _prefix = _prefix.rjust(19, "0")
-        _prefix_second = second
-    return f"{_prefix}.{rest:03d}Z"
+    """Unix milliseconds as `2026-11-22T08:00:00.000Z`; only seconds not seen lately are formatted anew."""
+    second, rest = divmod(ms, 1000)
+    return f"{_second(second)}.{rest:03d}Z"
+
+
+@lru_cache(maxsize=SECONDS_KEPT)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def milliseconds(moment: datetime) -> int:

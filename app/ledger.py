@@ -12,7 +12,8 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from operator import itemgetter
 from typing import TypeAlias, cast
 
 import psycopg
@@ -38,9 +39,8 @@ WATCH_SECONDS = 0.25
 COMMITS_KEPT = 4096
 log = logging.getLogger("chatledger.ledger")
 
-LOAD = """SELECT notification_id, state FROM ledger.stored_events
- WHERE originator_id = ANY(%b::uuid[]) ORDER BY originator_id, originator_version"""
-CLOCKS = """SELECT conversation::text, msec FROM ledger.clocks WHERE conversation = ANY(%b::uuid[])"""
+LOAD = """SELECT notification_id, state, NULL FROM ledger.stored_events WHERE originator_id = ANY(%b::uuid[])
+ UNION ALL SELECT msec, NULL, conversation::text FROM ledger.clocks WHERE conversation = ANY(%b::uuid[])"""
 APPEND = """SELECT bad, head FROM ledger.append(%b::int[], %b::uuid[], %b::bigint[], %b::text[], %b::bytea[],
  %b::int[], %b::uuid[], %b::bigint[], %b::bigint[])"""
 
@@ -230,20 +230,14 @@ class _Lane:
         return batch.retry
 
     async def _load(self, batch: "_Batch") -> None:
-        wanted = batch.first()
-        if batch.ends:
-            for conversation, msec in await self._all(CLOCKS, [uuids(list(batch.ends))]):
-                batch.clocks[cast("str", conversation)] = cast("int", msec)
+        wanted, clocks = batch.first()
         for _ in range(ROUNDS_MAX):
+            batch.asked.update(wanted)
+            rows = await self._all(LOAD, [uuids(list(wanted)), uuids(clocks)])
+            batch.take(cast("list[tuple[int, bytes | None, str | None]]", rows))
+            wanted, clocks = batch.more()
             if not wanted:
                 return
-            batch.asked.update(wanted)
-            rows = await self._all(LOAD, [uuids(list(wanted))])
-            batch.take(cast("list[tuple[int, bytes]]", rows))
-            wanted, clocks = batch.more()
-            if clocks:
-                for conversation, msec in await self._all(CLOCKS, [uuids(clocks)]):
-                    batch.clocks[cast("str", conversation)] = cast("int", msec)
 
     async def _all(self, statement: str, parameters: list[object]) -> list[tuple[object, ...]]:
         assert self.connection is not None
@@ -332,8 +326,8 @@ class _Batch:
         self._units: dict[str, int] = {}
         self._parents: list[int] = []
 
-    def first(self) -> set[str]:
-        """The streams that the commands name."""
+    def first(self) -> tuple[set[str], list[str]]:
+        """The streams that the commands name, and the conversations whose clocks they read."""
         wanted: set[str] = set()
         for job in self.jobs:
             command = job.command
@@ -346,16 +340,20 @@ class _Batch:
             else:
                 for stream in named:
                     self.readers[stream] = command
-        return wanted
+        return wanted, list(self.ends)
 
-    def take(self, rows: Iterable[tuple[int, bytes]]) -> None:
-        """Fold the events of loaded streams, in order of version."""
+    def take(self, rows: list[tuple[int, bytes | None, str | None]]) -> None:
+        """Fold the events of loaded streams by position, which within a stream is by version; set clocks."""
         states, history = self.states, self.history
-        for position, raw in rows:
+        rows.sort(key=itemgetter(0))
+        for number, raw, conversation in rows:
+            if raw is None:
+                self.clocks[conversation or ""] = number
+                continue
             event = decode(raw)
             stream = event.stream
             states[stream] = evolve(states.get(stream), event)
-            history.setdefault(stream, []).append((position, event.id))
+            history.setdefault(stream, []).append((number, event.id))
 
     def more(self) -> tuple[set[str], list[str]]:
         """The streams that loaded ones point to, and the conversations among them whose clocks are needed."""
@@ -366,7 +364,7 @@ class _Batch:
                 if pointed not in self.asked:
                     wanted.add(pointed)
                     self.readers[pointed] = reader
-        return wanted, [stream for stream in wanted if self.ends]
+        return wanted, list(wanted) if self.ends else []
 
     def decide(self) -> None:
         """Decide every command in order; each sees what the ones before it decided."""

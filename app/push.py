@@ -189,7 +189,7 @@ class Pusher:
         states: dict[str, State] = {}
         wanted = list(streams)
         for _ in range(ROUNDS_MAX):
-            for _, raw in await self._load(wanted):
+            for raw in await self._load(wanted):
                 event = e.decode(raw)
                 states[event.stream] = evolve(states.get(event.stream), event)
             into = {state.into for state in states.values() if isinstance(state, Chat) and state.into}
@@ -198,14 +198,15 @@ class Pusher:
                 break
         return states
 
-    async def _load(self, streams: list[str]) -> list[tuple[int, bytes]]:
+    async def _load(self, streams: list[str]) -> list[bytes]:
         async with self._reading:
             if self._connection is None or self._connection.closed:
                 self._connection = await schema.connect(self._url)
                 take_columns(self._connection)
             cursor = self._connection.cursor(binary=True)
-            await cursor.execute(LOAD.encode(), [uuids(streams)], prepare=True)
-            return cast("list[tuple[int, bytes]]", await cursor.fetchall())
+            await cursor.execute(LOAD.encode(), [uuids(streams), uuids([])], prepare=True)
+            rows = cast("list[tuple[int, bytes, None]]", await cursor.fetchall())
+        return [raw for _, raw, _ in sorted(rows)]
 
 
 def _chat(states: dict[str, State], stream: str) -> Chat | None:

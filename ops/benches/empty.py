@@ -27,6 +27,7 @@ def main() -> None:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=75,
     )
     print(f"ready on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
