@@ -7,6 +7,7 @@ never in an event, a log or an answer.
 """
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import cast
@@ -119,7 +120,7 @@ class Channels:
     def __init__(self, url: str, master: bytes) -> None:
         self._url = url
         self._sealer = Sealer(master)
-        self._connection: psycopg.AsyncConnection[tuple[object, ...]] | None = None
+        self._connection: schema.Database | None = None
         self._lock = asyncio.Lock()
         self._checked = -LEASE_SECONDS
         self._position = -1
@@ -214,7 +215,15 @@ class Channels:
         await self._all(REPLACE, (self._sealer.seal(name, secrets), name))
 
     async def _all(self, statement: str, parameters: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
-        if self._connection is None or self._connection.closed:
-            self._connection = await schema.connect(self._url)
-        cursor = await self._connection.execute(statement.encode(), parameters)
+        if self._connection is not None and not self._connection.closed:
+            with contextlib.suppress(psycopg.OperationalError):  # the link broke while it lay idle
+                return await self._fetch(self._connection, statement, parameters)
+        self._connection = await schema.connect(self._url)
+        return await self._fetch(self._connection, statement, parameters)
+
+    @staticmethod
+    async def _fetch(
+        connection: schema.Database, statement: str, parameters: tuple[object, ...]
+    ) -> list[tuple[object, ...]]:
+        cursor = await connection.execute(statement.encode(), parameters)
         return await cursor.fetchall()

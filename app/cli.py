@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from app import project
 from app.children import ServerFailed
+from app.jetstream import JetStreamError
 from app.schema import OldSchema
 from app.serve import RoleFailed, migrate, running
 from app.servers import AlreadyRunning, OldServer, servers
@@ -30,6 +31,7 @@ Result = TypeVar("Result")
 VERSION = "0.1.0"
 FAILURES = (
     AlreadyRunning,
+    JetStreamError,
     ServerFailed,
     OldServer,
     OldSchema,

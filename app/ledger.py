@@ -92,6 +92,11 @@ class Ledger:
         self._lanes = [_Lane(url, on_commit, self.commits) for _ in range(lanes)]
         self._watch: asyncio.Task[None] | None = None
 
+    @property
+    def tasks(self) -> "list[asyncio.Task[None]]":
+        """What must not end before `close`: if one does, the process cannot go on."""
+        return [lane.task for lane in self._lanes if lane.task]
+
     async def open(self) -> None:
         """Connect; raises psycopg.OperationalError if the database is not there."""
         for lane in self._lanes:
@@ -374,8 +379,12 @@ class _Batch:
             try:
                 decision = decide(job.command, known)
                 rows = [_row(event) for event in decision.events]
-            except (OwnMessage, Unknown, NotConnected, TooLarge, UnicodeError) as error:
+            except (OwnMessage, Unknown, NotConnected, TooLarge) as error:
                 self.outcomes.append((job, unit, error, 0))
+                continue
+            except Exception as error:  # a rule met what nobody thought of: this command fails alone
+                log.exception("a command cannot be decided")
+                self.outcomes.append((job, unit, Unavailable(repr(error)), 0))
                 continue
             self._keep(unit, decision)
             self.rows.extend(rows)

@@ -80,6 +80,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         stack.push_async_callback(ledger.close)
         services = await _services(stack, settings, where, keys, ledger, ledger_id)
         run = Running(services, _url(listener))
+        for task in ledger.tasks:
+            _watch(run, "ledger", task)
         await stack.enter_async_context(_working(run, where, hub))
         if listener:
             await stack.enter_async_context(_serving(run, listener))
@@ -191,18 +193,24 @@ async def _working(run: Running, where: Servers, hub: _Hub) -> AsyncIterator[Non
 def _start(run: Running, role: str, work: Coroutine[Any, Any, None]) -> Callable[[], Any]:
     """Start a role; returns what stops it. If it fails, the whole process must stop."""
     task = asyncio.create_task(work, name=role)
+    _watch(run, role, task)
+
+    async def stop() -> None:
+        task.cancel()
+        await asyncio.wait([task])
+
+    return stop
+
+
+def _watch(run: Running, role: str, task: "asyncio.Task[None]") -> None:
+    """Stop the process when a task of it fails."""
 
     def ended(task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) and not run.failed.done():
             log.error("%s: %s", role, error, exc_info=error)
             run.failed.set_exception(RoleFailed(f"{role}: {error}"))
 
-    async def stop() -> None:
-        task.cancel()
-        await asyncio.wait([task])
-
     task.add_done_callback(ended)
-    return stop
 
 
 async def _views(database_url: str) -> None:
