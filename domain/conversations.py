@@ -60,6 +60,6 @@ def _merge(draft: Draft, one: str, two: str) -> str:
     into, out, lost = (one, two, second) if first.started <= second.started else (two, one, first)
     names = e.Ends(conversation_id=lost.conversation_id, chat_id=lost.chat_id)
     draft.add(e.ConversationMerged, out, {"conversation": out, "into": into})
-    bound = {"conversation": into, "side": lost.started_by, "content": names}
+    bound = {"conversation": into, "side": lost.started_by, "content": names, "apart": True}
     draft.add(e.ConversationBound, into, bound)
     return into

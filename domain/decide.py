@@ -91,7 +91,7 @@ def _send(draft: Draft, command: c.Send) -> Decision:
     incoming = command.side == MESSENGER
     msec = max(command.msec, last + 1) if incoming else command.msec
     sender = command.sender
-    if incoming and chat.started_by == KOMMO:
+    if incoming and chat.begun_by_kommo:
         sender = replace(sender, ref_id=chat.receiver_id)
     version = before.version + 1 if before else 1
     sent = e.MessageSent(
@@ -127,7 +127,7 @@ def _content(draft: Draft, command: c.Send, chat: Chat) -> e.Content:
     content = command.content
     if content.reply_to:
         content = replace(content, reply_to=_reply(draft, command))
-    if chat.started_by == KOMMO:
+    if chat.begun_by_kommo:
         content = replace(content, chat_id=chat.chat_id)
     if content.conversation_id is None and chat.conversation_id:
         content = replace(content, conversation_id=chat.conversation_id)

@@ -154,10 +154,14 @@ class ConversationStarted(Event, frozen=True, kw_only=True, gc=False, tag="conve
 
 
 class ConversationBound(Event, frozen=True, kw_only=True, gc=False, tag="conversation.bound"):
-    """The other side's name of the chat is learned; recorded in the chat's stream and in the name's."""
+    """The other side's name of the chat is learned; recorded in the chat's stream and in the name's.
+
+    `apart`: it was the name of a chat that had begun by itself, so that Kommo has two.
+    """
 
     side: Side
     content: Ends
+    apart: bool = False
 
 
 class ConversationMerged(Event, frozen=True, kw_only=True, gc=False, tag="conversation.merged"):

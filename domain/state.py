@@ -42,6 +42,12 @@ class Chat(Struct, frozen=True, gc=False):
     conversation_id: str | None = None
     chat_id: str | None = None
     receiver_id: str | None = None
+    apart: bool = False
+
+    @property
+    def begun_by_kommo(self) -> bool:
+        """Whether Kommo has to be told which of its chats is meant: it knows it only by its own name."""
+        return self.started_by == "kommo" and not self.apart
 
 
 class Connection(Struct, frozen=True, gc=False):
@@ -129,6 +135,7 @@ def _chat(chat: Chat, event: e.ConversationEvent) -> Chat:
                 version=event.version,
                 conversation_id=chat.conversation_id or ends.conversation_id,
                 chat_id=chat.chat_id or ends.chat_id,
+                apart=chat.apart or event.apart,
             )
         case e.ConversationMerged():
             return replace(chat, version=event.version, into=event.into)
