@@ -19,6 +19,7 @@ ID_CHARACTERS_MAX = 255
 AHEAD_MS_MAX = 24 * 3_600_000
 EARLIEST_MS = 946_684_800_000  # 2000-01-01
 INTEGER_MAX = 2**53
+NESTING_MAX = 64
 CODES = (901, 902, 903, 904, 905)
 
 Name = Annotated[str, Meta(min_length=1, max_length=ID_CHARACTERS_MAX)]
@@ -225,7 +226,7 @@ def parse(body: bytes) -> Parsed:
     array = body.lstrip()[:1] == b"["
     try:
         raws: list[msgspec.Raw] | list[bytes] = _many.decode(body) if array else [body]
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadAction("$", f"the body is not JSON: {error}") from None
     if not 1 <= len(raws) <= ACTIONS_MAX:
         raise BadAction("$", f"an array holds 1 to {ACTIONS_MAX} actions, this one {len(raws)}: split it")
@@ -245,7 +246,7 @@ def _action(raw: bytes) -> Action:
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `")
         raise BadAction(path.rstrip("`") or "$", text) from None
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         hint = " (a lone surrogate is no character)" if b"\\ud" in raw.lower() else ""
         raise BadAction("$", f"this is not JSON: {error}{hint}") from None
     if b"\\u0000" in raw:
@@ -265,6 +266,24 @@ def _refuse_nul(value: object, path: str) -> None:
         case list():
             for index, inner in enumerate(value):
                 _refuse_nul(inner, f"{path}[{index}]")
+
+
+def too_deep(value: object, left: int = NESTING_MAX) -> bool:
+    """Whether objects and arrays are nested deeper than every reader of an event can follow."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return left < 0 or any(too_deep(each, left - 1) for each in inner)
+
+
+def _refuse_odd(value: object, path: str) -> None:
+    """Refuse what a free object may hold and JSON's readers may not."""
+    if too_deep(value):
+        raise BadAction(path, f"objects are nested at most {NESTING_MAX} deep: send less")
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, each in inner:
+        place = f"{path}[{name}]" if isinstance(value, list) else f"{path}.{name}"
+        if isinstance(each, int) and abs(each) > INTEGER_MAX:
+            raise BadAction(place, "a whole number is within 2^53 either way: send it as a text")
+        _refuse_odd(each, place)
 
 
 def _check(action: Action) -> None:
@@ -309,6 +328,8 @@ def _check_message(message: Message) -> None:
             raise BadAction(f"$.message.{name}", f"a message of type {message.type} needs it")
     if message.type == "sticker" and not (message.media or message.sticker_id):
         raise BadAction("$.message.sticker_id", "a sticker needs sticker_id or media")
+    if message.shared_post is not None:
+        _refuse_odd(message.shared_post, "$.message.shared_post")
     if message.text and len(message.text.encode()) > TEXT_BYTES_MAX:
         raise BadAction("$.message.text", "a text holds at most 64 KB: split it")
 

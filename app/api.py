@@ -1,6 +1,7 @@
 """The REST API under `/v1`: history, events and status, each as the ledger or its views have it."""
 
 import base64
+import re
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Literal
@@ -20,12 +21,15 @@ from domain import ids
 
 SSE_POLL_SECONDS = 1.0
 SSE_QUIET_POLLS = 15
+POSITION_MAX = 2**53
 
 Limit = Annotated[int, QueryParameter(ge=1, le=1000, description="how many at most")]
+LimitOrNone = Annotated[int | None, QueryParameter(ge=1, le=1000, description="how many at most")]
 AtLeast = Annotated[
-    int | None, QueryParameter(ge=0, description="wait until the views have seen this position")
+    int | None,
+    QueryParameter(ge=0, le=POSITION_MAX, description="wait until the views have seen this position"),
 ]
-After = Annotated[int, QueryParameter(ge=0, description="the position after which to begin")]
+After = Annotated[int, QueryParameter(ge=0, le=POSITION_MAX, description="the position after which to begin")]
 Moment = Annotated[datetime, Meta(tz=True)]
 
 
@@ -137,7 +141,7 @@ async def message(request: Call, message: FromPath[str], at_least: AtLeast = Non
 async def events(
     request: Call,
     after: After = 0,
-    limit: Limit | None = None,
+    limit: LimitOrNone = None,
     type_: Annotated[str | None, QueryParameter(name="type")] = None,
     conversation: FromQuery[str | None] = None,
     channel: FromQuery[str | None] = None,
@@ -164,7 +168,7 @@ async def events(
     accept = request.headers.get("accept", "")
     if "text/event-stream" in accept:
         last = request.headers.get("last-event-id", "")
-        start = int(last) if last.isdigit() else after
+        start = int(last) if re.fullmatch("[0-9]{1,18}", last) else after
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return Stream(_follow(services, start, only), media_type="text/event-stream", headers=headers)
     if "application/x-ndjson" in accept:

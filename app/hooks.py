@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from app import clock
-from app.actions import AHEAD_MS_MAX, EARLIEST_MS, is_uuid
+from app.actions import AHEAD_MS_MAX, EARLIEST_MS, NESTING_MAX, is_uuid, too_deep
 from domain import commands as c
 from domain import events as e
 from domain import ids
@@ -167,10 +167,14 @@ def _read(body: bytes) -> Hook:
     lower = body.lower()
     try:
         if b"\\u0000" in body or b"\\ud" in lower:
-            return msgspec.convert(_mended(json.loads(body)), Hook)
+            return msgspec.convert(_mended(json.loads(body, parse_constant=_no_number)), Hook)
         return _decoder.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BadHook(str(error)) from None
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON's")
 
 
 def _mended(value: object) -> object:
@@ -215,7 +219,9 @@ def _send(where: Link, hook: Outgoing, now: int) -> c.Send:
     body = hook.message
     own_id = _name(body.id, "message.message.id")
     if body.type not in TYPES:
-        raise BadHook(f"message.message.type is {body.type!r}, none of {', '.join(TYPES)}")
+        raise BadHook(f"message.message.type is {body.type[:40]!r}, none of {', '.join(TYPES)}")
+    if any(map(too_deep, (body.markup, body.template, body.forwards, body.post, body.shared_post))):
+        raise BadHook(f"an object in it is nested deeper than {NESTING_MAX}")
     at = hook.msec_timestamp or (hook.timestamp or 0) * 1000
     at = _sane(at, now)
     ends = _ends(where, hook.conversation)
@@ -317,7 +323,7 @@ def _type(given: Given, hook: TypingHook, user: Who) -> c.Type:
 
 def _react(given: Given, hook: ReactionHook, user: Who | None) -> c.React:
     if hook.type not in ("react", "unreact"):
-        raise BadHook(f"action.reaction.type is {hook.type!r}, neither react nor unreact")
+        raise BadHook(f"action.reaction.type is {hook.type[:40]!r}, neither react nor unreact")
     ends = _ends(given.where, hook.conversation)
     message = hook.message or Embedded(id=hook.msgid, msgid=hook.msgid)
     named = [ids.message_id(given.where, KOMMO, message.id)] if message.id else []
