@@ -96,7 +96,7 @@ class _Fold:
         self.closed: list[str] = []
         self.closed_sends: list[str] = []
 
-    def open(self, position: int, event: Pushed) -> None:
+    def begin(self, position: int, event: Pushed) -> None:
         if isinstance(event, MessageFailed):
             self._close_send(event.message)
         if event.push:
@@ -147,7 +147,7 @@ def project(page: Page) -> Iterator[Statement]:
     for position, event in page:
         kind = type(event)
         if kind in _OPENING:
-            fold.open(position, cast("Pushed", event))
+            fold.begin(position, cast("Pushed", event))
         elif kind in _OTHERS:
             fold.take(position, event)
     before = {cause: stand for cause, stand in fold.stands.items() if cause and cause not in fold.opened}

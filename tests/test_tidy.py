@@ -59,7 +59,7 @@ IMPURE_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "uuid7", "open", "pr
 
 # Who may catch everything, and why. Passing it on (`raise` as the last word) is always allowed.
 CATCHES_ALL: dict[str, str] = {
-    "app/ledger.py": "a command that cannot be decided fails alone, not the batch with it",
+    "app/batch.py": "a command that cannot be decided fails alone, not the batch with it",
 }
 READS_ENVIRONMENT = {
     "app/settings.py": "the one place that reads settings",

@@ -1,0 +1,230 @@
+"""The commands of one commit, from what they read to what they are answered; no I/O happens here.
+
+Commands that share a stream or a lane form a *unit*, which is stored whole or tried again whole.
+"""
+
+import asyncio
+import logging
+from operator import itemgetter
+
+from msgspec import Struct
+
+from domain.commands import AnyCommand, Send
+from domain.decide import NotConnected, OwnMessage, Unknown, decide, follow, names
+from domain.draft import Decision, Known
+from domain.events import EVENT_BYTES_MAX, TAGS, AnyEvent, decode, encode
+from domain.state import State, evolve
+from projections.columns import blobs, ints, longs, texts, uuids
+
+TRIES_MAX = 10
+log = logging.getLogger("chatledger.ledger")
+
+
+class Unavailable(Exception):
+    """The ledger did not take the command, or not in time to say so: it may be given again."""
+
+
+class TooLarge(Exception):
+    """The event would be larger than an event may be."""
+
+
+class Recorded(Struct, frozen=True, gc=False):
+    """The outcome of a command: `position` of the fact it is about, new or (`duplicate`) already there."""
+
+    position: int | None
+    duplicate: bool
+    conflict: bool
+    message: str | None
+    last: int | None
+
+
+class Job(Struct, gc=False):
+    """A command and who waits for it; `since` is in seconds of the loop."""
+
+    command: AnyCommand
+    future: "asyncio.Future[Recorded]"
+    size: int
+    since: float
+    tries: int = 0
+    alone: bool = False
+
+    def fail(self, error: Exception) -> None:
+        """Tell who waits, if somebody still does."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+def _row(event: AnyEvent) -> tuple[str, int, str, bytes, str]:
+    """An event as the ledger's columns, and its id."""
+    state = encode(event)
+    if len(state) > EVENT_BYTES_MAX:
+        raise TooLarge
+    return event.stream, event.version, TAGS[type(event)], state, event.id
+
+
+class Batch:
+    """The commands of one commit, from what they read to what they are answered."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        self.jobs = [job for job in jobs if not job.future.done()]
+        self.states: dict[str, State] = {}
+        self.clocks: dict[str, int] = {}
+        self.before: dict[str, int] = {}
+        self.named: list[list[str]] = []
+        self.asked: set[str] = set()
+        self.ends: set[str] = set()
+        self.readers: dict[str, AnyCommand] = {}
+        self.history: dict[str, list[tuple[int, str]]] = {}
+        self.rows: list[tuple[str, int, str, bytes, str]] = []
+        self.row_units: list[int] = []
+        self.clock_units: dict[str, int] = {}
+        self.outcomes: list[tuple[Job, int, Decision | Exception, int]] = []
+        self.retry: list[Job] = []
+        self._units: dict[str, int] = {}
+        self._parents: list[int] = []
+
+    def first(self) -> tuple[set[str], list[str]]:
+        """The streams that the commands name, and the conversations whose clocks they read."""
+        wanted: set[str] = set()
+        for job in self.jobs:
+            command = job.command
+            named = names(command)
+            self.named.append(named)
+            wanted.update(named)
+            if type(command) is Send:
+                for end in command.ends:
+                    self.ends.add(end.stream)
+            else:
+                for stream in named:
+                    self.readers[stream] = command
+        return wanted, list(self.ends)
+
+    def take(self, rows: list[tuple[int, bytes | None, str | None]]) -> None:
+        """Fold the events of loaded streams by position, which within a stream is by version; set clocks."""
+        states, history = self.states, self.history
+        rows.sort(key=itemgetter(0))
+        for number, raw, conversation in rows:
+            if raw is None:
+                self.clocks[conversation or ""] = number
+                continue
+            event = decode(raw)
+            stream = event.stream
+            states[stream] = evolve(states.get(stream), event)
+            history.setdefault(stream, []).append((number, event.id))
+
+    def more(self) -> tuple[set[str], list[str]]:
+        """The streams that loaded ones point to, and the conversations among them whose clocks are needed."""
+        wanted: set[str] = set()
+        for stream, state in self.states.items():
+            reader = self.readers.get(stream, self.jobs[0].command)
+            for pointed in follow(reader, state):
+                if pointed not in self.asked:
+                    wanted.add(pointed)
+                    self.readers[pointed] = reader
+        return wanted, list(wanted) if self.ends else []
+
+    def decide(self) -> None:
+        """Decide every command in order; each sees what the ones before it decided."""
+        known = Known(self.states, self.clocks)
+        for job, named in zip(self.jobs, self.named, strict=True):
+            unit = self._unit(job.command.lane, named)
+            try:
+                decision = decide(job.command, known)
+                rows = [_row(event) for event in decision.events]
+            except (OwnMessage, Unknown, NotConnected, TooLarge) as error:
+                self.outcomes.append((job, unit, error, 0))
+                continue
+            except Exception as error:  # a rule met what nobody thought of: this command fails alone
+                log.exception("a command cannot be decided")
+                self.outcomes.append((job, unit, Unavailable(repr(error)), 0))
+                continue
+            self._keep(unit, decision)
+            self.rows.extend(rows)
+            self.row_units.extend([unit] * len(rows))
+            self.outcomes.append((job, unit, decision, len(rows)))
+
+    def _keep(self, unit: int, decision: Decision) -> None:
+        self.states.update(decision.states)
+        if decision.clock:
+            conversation, msec = decision.clock
+            self.before.setdefault(conversation, self.clocks.get(conversation, 0))
+            self.clocks[conversation] = msec
+            self.clock_units[conversation] = unit
+
+    def _unit(self, lane: str, named: list[str]) -> int:
+        """The unit of a command: joined with every other that shares its lane or a stream it names."""
+        units, mine = self._units, -1
+        for key in (lane, *named):
+            found = units.get(key)
+            if found is None:
+                if mine < 0:
+                    mine = len(self._parents)
+                    self._parents.append(mine)
+                units[key] = mine
+                continue
+            if found == mine:
+                continue
+            found = self._root(found)
+            if mine < 0:
+                mine = found
+            elif found != mine:
+                self._parents[found] = mine
+        return mine
+
+    def _root(self, unit: int) -> int:
+        parents = self._parents
+        while parents[unit] != unit:
+            unit = parents[unit]
+        return unit
+
+    def parameters(self) -> list[object]:
+        """The arrays of `ledger.append`."""
+        root = self._root
+        streams, versions, topics, states, _ = zip(*self.rows, strict=True)
+        clocks = list(self.before)
+        return [
+            ints([root(unit) for unit in self.row_units]),
+            uuids(streams),
+            longs(versions),
+            texts(topics),
+            blobs(states),
+            ints([root(self.clock_units[conversation]) for conversation in clocks]),
+            uuids(clocks),
+            longs(list(self.before.values())),
+            longs([self.clocks[conversation] for conversation in clocks]),
+        ]
+
+    def answer(self, bad: set[int], head: int) -> int:
+        """Resolve the futures now that the batch is on disk; returns the ledger's new head."""
+        position, index = head, 0
+        for job, unit, decision, count in self.outcomes:
+            rows = self.rows[index : index + count]
+            index += count
+            if bad and self._root(unit) in bad:
+                self._put_back(job)
+                continue
+            for stream, _, _, _, event_id in rows:
+                position += 1
+                self.history.setdefault(stream, []).append((position, event_id))
+            if job.future.done():
+                continue
+            if isinstance(decision, Exception):
+                job.future.set_exception(decision)
+            else:
+                job.future.set_result(self._recorded(job, decision, position if rows else None))
+        return position
+
+    def _recorded(self, job: Job, decision: Decision, last: int | None) -> Recorded:
+        if decision.version == 0:
+            return Recorded(None, False, False, None, last)
+        position, event_id = self.history[decision.stream][decision.version - 1]
+        ours = event_id[:-2] == job.command.id[:-2]
+        duplicate = decision.duplicate and not ours
+        return Recorded(position, duplicate, decision.conflict, decision.message, last)
+
+    def _put_back(self, job: Job) -> None:
+        job.tries += 1
+        if job.tries > TRIES_MAX:
+            job.fail(Unavailable("other writers kept changing the same conversation"))
+        else:
+            self.retry.append(job)
