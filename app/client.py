@@ -9,6 +9,7 @@ from email.utils import parsedate_to_datetime
 import aiohttp
 import msgspec
 from msgspec import Struct
+from yarl import URL
 
 TIMEOUT_SECONDS = 10.0
 CONNECT_SECONDS = 5.0
@@ -28,8 +29,13 @@ class Answer(Struct, frozen=True):
 
     @property
     def html(self) -> bool:
-        """Whether a page came instead of an answer, as a firewall in front sends it."""
-        return self.content_type.startswith("text/html") or self.body[:20].lstrip()[:1] == b"<"
+        """Whether a page came instead of an answer, as a firewall in front sends it.
+
+        The type alone does not say so: PHP calls everything a page, also JSON and nothing at all.
+        """
+        begins = self.body[:20].lstrip()[:1]
+        typed = self.content_type.startswith("text/html")
+        return begins == b"<" or (typed and begins not in (b"", b"{", b"["))
 
     @property
     def text(self) -> str:
@@ -70,8 +76,8 @@ class Client:
         """Close all connections."""
         await self._session.close()
 
-    async def call(self, method: str, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """Send and read the answer; raises Unreached."""
+    async def call(self, method: str, url: str | URL, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """Send and read the answer; raises Unreached. A text is made a URL, a URL is called as it is."""
         try:
             async with self._session.request(
                 method, url, data=body or None, headers=headers, allow_redirects=False
@@ -84,10 +90,10 @@ class Client:
                 )
         except aiohttp.ClientConnectorError as error:
             raise Unreached(f"no connection: {error.os_error.strerror or error}", unknown=False) from None
-        except aiohttp.InvalidURL:
-            raise Unreached("the URL cannot be called", unknown=False) from None
         except TimeoutError:
             raise Unreached(f"no answer within {TIMEOUT_SECONDS:.0f} s", unknown=True) from None
+        except ValueError:  # aiohttp.InvalidURL, or a host that is no name (UnicodeError).
+            raise Unreached("the URL cannot be called", unknown=False) from None
         except (aiohttp.ClientError, OSError) as error:
             raise Unreached(f"the connection broke: {type(error).__name__}", unknown=True) from None
 
@@ -107,11 +113,12 @@ def retry_after(header: str | None) -> float:
     """RFC 9110 Retry-After, seconds or a date, as seconds from now, bounded; 0 if there is none."""
     if not header:
         return 0.0
-    if header.strip().isdigit():
-        return min(float(header[:9]), RETRY_AFTER_SECONDS_MAX)
+    seconds = header.strip()
+    if seconds.isascii() and seconds.isdigit():
+        return min(float(seconds[:9]), RETRY_AFTER_SECONDS_MAX)
     try:
         moment = parsedate_to_datetime(header)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
