@@ -8,16 +8,19 @@ import hashlib
 import hmac
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from typing import TypeVar
 from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
+from yarl import URL
 
 from app.client import RETRIED, Answer, Client, Unreached
 from app.outcome import Done, Forbidden, Gone, Outcome, Refused, Retry
 from domain import events as e
 from domain.events import Json
 
+Told = TypeVar("Told", bound=Struct)
 CONTENT_TYPE = "application/json"
 HISTORY_PAGE = 50
 HISTORY_PAGES_MAX = 4
@@ -61,7 +64,8 @@ class Kommo:
         body = b"" if payload is None else msgspec.json.encode(payload)
         date = format_datetime(datetime.now(UTC))
         headers = sign(who.secret, method, self._path + path.partition("?")[0], body, date)
-        return await self._client.call(method, self._base + path, body, headers)
+        url = URL(self._base + path, encoded=True)  # Not a character of it may change: it is signed.
+        return await self._client.call(method, url, body, headers)
 
     async def connect(self, who: Credentials, account: str, title: str) -> Answer:
         """Connect the channel to an account. Raises Unreached."""
@@ -93,9 +97,7 @@ class Kommo:
         for page in range(HISTORY_PAGES_MAX if chat else 0):
             query = f"offset={page * HISTORY_PAGE}&limit={HISTORY_PAGE}"
             answer = await self.call(who, "GET", f"{scope_id}/chats/{quote(chat or '')}/history?{query}")
-            if answer.status != 200:
-                break
-            messages = msgspec.convert(answer.json().get("messages") or [], list[_Past])
+            messages = _told(answer, _History).messages
             for past in messages:
                 if past.message.client_id == event.message:
                     return past.message.id
@@ -106,9 +108,7 @@ class Kommo:
     async def _chat(self, who: Credentials, scope_id: str, event: e.MessageSent) -> str | None:
         user = {"id": event.sender.id, "name": event.sender.name or event.sender.id}
         payload: Json = {"conversation_id": event.content.conversation_id, "user": user}
-        answer = await self.call(who, "POST", f"{scope_id}/chats", payload)
-        found = answer.json().get("id") if answer.status == 200 else None
-        return found if isinstance(found, str) else None
+        return _told(await self.call(who, "POST", f"{scope_id}/chats", payload), _Chat).id
 
 
 class _PastMessage(Struct, frozen=True):
@@ -120,16 +120,39 @@ class _Past(Struct, frozen=True):
     message: _PastMessage
 
 
+class _History(Struct, frozen=True):
+    messages: list[_Past] = []
+
+
+class _Chat(Struct, frozen=True):
+    id: str | None = None
+
+
+def _told(answer: Answer, shape: type[Told]) -> Told:
+    """What was asked for, or nothing of it if Kommo says so (204, 400, 404); else raises Unreached."""
+    if answer.status in (204, 400, 404) and not answer.html:
+        return shape()
+    try:
+        if answer.status == 200:
+            return msgspec.json.decode(answer.body, type=shape)
+    except (msgspec.DecodeError, UnicodeError):
+        pass
+    raise Unreached(f"HTTP {answer.status} from Kommo, and no answer to read", unknown=False)
+
+
 def outcome(answer: Answer) -> Outcome:
-    """What an answer to a push means; decided on the status alone, for error bodies are not documented."""
+    """What an answer to a push means; decided on the status alone, for error bodies are not documented.
+
+    A page is none of Kommo's answers, whatever its status.
+    """
     status = answer.status
+    if answer.html or status == 429:
+        return Retry(f"Kommo asks to wait (HTTP {status})", answer.retry_after, pause=True)
     if 200 <= status < 300:
         new = answer.json().get("new_message")
         msgid = new.get("msgid") if isinstance(new, dict) else None
         return Done(remote_id=msgid if isinstance(msgid, str) and msgid else None)
-    if answer.html or status == 429:
-        return Retry(f"Kommo asks to wait (HTTP {status})", answer.retry_after, pause=True)
-    if status in RETRIED or status >= 500:
+    if status in RETRIED or not 400 <= status < 500:
         return Retry(f"HTTP {status} from Kommo", answer.retry_after, unknown=status >= 500)
     if status == 403:
         return Forbidden(answer.text)

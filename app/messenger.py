@@ -69,12 +69,14 @@ def verified(secrets: list[str], headers: Mapping[str, str], body: bytes) -> boo
 
 
 def outcome(answer: Answer) -> Outcome:
-    """2xx is done; 408, 425, 429 and 5xx are tried again; any other is final."""
+    """2xx is done; 408, 425, 429 and what is no 4xx are tried again; any other is final."""
     status = answer.status
     if 200 <= status < 300:
         told = answer.json()
         return Done(_name(told, "message_id"), _name(told, "conversation_id"), _name(told, "receiver_id"))
-    if status in RETRIED or status >= 500:
+    if (
+        status in RETRIED or not 400 <= status < 500
+    ):  # A redirect is a mistake in the address: it can be mended.
         return Retry(f"HTTP {status} from the messenger", answer.retry_after, pause=status == 429)
     told = answer.json()
     code, text = told.get("code"), told.get("text")
