@@ -9,7 +9,7 @@ from litestar import Response, get, post
 from litestar.params import FromQuery
 from litestar.response import Redirect
 
-from app.pages import HEADERS, cookie, cookie_name, page, session_of
+from app.pages import HEADERS, address_of, cookie, cookie_name, page, session_of
 from app.problems import Wrong
 from app.services import Call, services_of
 from app.sessions import TRIES_SECONDS
@@ -79,7 +79,7 @@ async def enter(request: Call) -> Response[str]:
     visit = request.cookies.get(_visit_name(request), "").encode()
     if not visit or not services.sessions.is_form_token(fields.get("csrf", ""), visit):
         return _form(request, to, problem=STALE, status=403)
-    address = request.client.host if request.client else ""
+    address = address_of(request)
     if seconds := services.tries.wait_seconds(address):
         problem = f"Too many wrong keys. Wait {seconds} seconds and try again."
         return _form(request, to, problem=problem, status=429, retry_after=seconds)

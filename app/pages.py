@@ -81,8 +81,20 @@ def cookie(request: Call, name: str, value: str, seconds: int = SESSION_SECONDS)
         path="/",
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        secure=_forwarded(request, "x-forwarded-proto", request.url.scheme) == "https",
     )
+
+
+def address_of(request: Call) -> str:
+    """Where a request comes from."""
+    return _forwarded(request, "x-forwarded-for", request.client.host if request.client else "")
+
+
+def _forwarded(request: Call, header: str, otherwise: str) -> str:
+    """What a proxy on this machine says; others are not believed."""
+    if request.client and request.client.host in ("127.0.0.1", "::1"):
+        return request.headers.get(header, otherwise).rpartition(",")[2].strip()
+    return otherwise
 
 
 def page(

@@ -9,7 +9,7 @@ const FORMATS = {
   dateOfYear: { day: "2-digit", month: "2-digit", year: "2-digit" },
   full: {
     day: "numeric", month: "short", year: "numeric",
-    hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3,
+    hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3, hourCycle: "h23",
   },
 };
 
