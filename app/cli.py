@@ -119,7 +119,7 @@ def status(config: Path | None, url: str | None, as_json: bool) -> None:
         console.print(f"view      {view['view']} at {view['position']}, {view['lag']} behind")
     if relay := told["relay"]:
         console.print(f"relay     at {relay['position']}, {relay['lag']} behind")
-    for name in ("open", "deferred", "parked"):
+    for name in ("pending", "deferred", "parked"):
         console.print(f"{name:<9} {told['deliveries'][name]}")
 
 

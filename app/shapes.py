@@ -190,7 +190,7 @@ class ViewStatus(Struct, frozen=True):
 class DeliveryCounts(Struct, frozen=True):
     """How many pushes are not done, and the position of the first."""
 
-    open: int
+    pending: int
     deferred: int
     parked: int
     oldest_position: int | None

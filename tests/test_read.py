@@ -276,7 +276,7 @@ async def test_deliveries_are_listed_and_handed_out_in_order(of: Open):
     mine = [partition(sent[4].conversation)]
     assert sent[4].id.encode() in b"".join(row.event for row in await reads.open_deliveries(partitions=mine))
     counts = (await reads.status()).deliveries
-    assert (counts.open, counts.deferred, counts.parked) == (3, 1, 1)
+    assert (counts.pending, counts.deferred, counts.parked) == (3, 1, 1)
     assert counts.oldest_position == 2
 
 

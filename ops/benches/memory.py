@@ -54,5 +54,5 @@ async def _open(session: aiohttp.ClientSession) -> int:
     async with session.get("/v1/status") as answer:
         told = msgspec.json.decode(await answer.read())
     deliveries = told["deliveries"]
-    say(f"memory: {deliveries['open'] + deliveries['deferred']} deliveries open")
-    return int(deliveries["open"] + deliveries["deferred"])
+    say(f"memory: {deliveries['pending'] + deliveries['deferred']} deliveries open")
+    return int(deliveries["pending"] + deliveries["deferred"])
