@@ -29,6 +29,7 @@ SWEEP_SECONDS = 5.0
 SWEEP_MAX = 2_000
 LANE_MAX = 100
 VIEWS_SECONDS = 0.05
+STREAM_SECONDS = 0.1
 BACKOFF_SECONDS = 1.0
 log = logging.getLogger("chatledger.deliver")
 
@@ -114,6 +115,8 @@ class _Range:
         self._upto = cast("int", position)
         await self._take_open(connection)
         name = f"deliver-{self.number}"
+        while await jetstream.stream_info(self._nats) is None:
+            await asyncio.sleep(STREAM_SECONDS)  # The relay makes it.
         await jetstream.delete_consumer(self._nats, name)
         filters = partition_subjects(self.partitions)
         consumer = Consumer(self._nats, name, filters, self._upto + 1, self._received)
