@@ -43,7 +43,7 @@ ATOMIC_MIN = 15
 BATCH_MAX = 1000
 BATCH_BYTES_MAX = 8 * 1024 * 1024
 LARGE_BATCH_MAX = BATCH_BYTES_MAX // EVENT_BYTES_MAX
-# Groups of events. With 2, catching up takes a fifth longer; 4, or any number at 200 events/s, changes nothing.
+# Groups. With 2, catching up takes a fifth longer; 4, or any number at 200 events/s, makes no difference.
 IN_FLIGHT_MAX = 3
 ACK_SECONDS = 10.0
 POLL_SECONDS = 1.0
