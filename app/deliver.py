@@ -115,7 +115,7 @@ class _Range:
         self._upto = cast("int", position)
         await self._take_open(connection)
         name = f"deliver-{self.number}"
-        while await jetstream.stream_info(self._nats) is None:
+        while await jetstream.stream_info(self._nats) is None:  # noqa: ASYNC110  # a server is asked
             await asyncio.sleep(STREAM_SECONDS)  # The relay makes it.
         await jetstream.delete_consumer(self._nats, name)
         filters = partition_subjects(self.partitions)
