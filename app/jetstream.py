@@ -152,7 +152,8 @@ class Connection(Client):
 
     async def changed(self) -> None:
         """The link was lost or is back: tell those who watch."""
-        LOG.warning("NATS %s", "connected again" if self.is_connected else "connection lost")
+        if not self.is_closed:
+            LOG.warning("NATS %s", "connected again" if self.is_connected else "connection lost")
         for watcher in tuple(self._watchers):
             watcher()
 

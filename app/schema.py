@@ -3,6 +3,7 @@
 Schema `ledger` holds what must never be lost; schema `views`, made by the projector, can be dropped at will.
 """
 
+import asyncio
 from typing import TypeAlias
 
 import psycopg
@@ -158,7 +159,7 @@ async def connect(url: str) -> Database:
     connection = await AsyncConnection.connect(url, autocommit=True)
     try:
         await connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(ROLE)))
-    except psycopg.Error:
+    except (psycopg.Error, asyncio.CancelledError):
         await connection.close()
         raise
     return connection
