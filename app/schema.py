@@ -27,13 +27,6 @@ CREATE SCHEMA IF NOT EXISTS ledger;
 CREATE TABLE IF NOT EXISTS ledger.meta (
   one boolean PRIMARY KEY DEFAULT true CHECK (one),
   id uuid NOT NULL DEFAULT gen_random_uuid(), version integer NOT NULL);
-CREATE TABLE IF NOT EXISTS ledger.stored_events (
-  originator_id uuid NOT NULL, originator_version bigint NOT NULL, topic text, state bytea,
-  notification_id bigint NOT NULL, PRIMARY KEY (originator_id, originator_version))
-  WITH (autovacuum_analyze_threshold = 1000, autovacuum_analyze_scale_factor = 0.05);
-CREATE UNIQUE INDEX IF NOT EXISTS stored_events_notification_id_idx
-  ON ledger.stored_events (notification_id);
-ALTER TABLE ledger.stored_events ALTER COLUMN state SET STORAGE EXTERNAL;
 CREATE TABLE IF NOT EXISTS ledger.clocks (conversation uuid PRIMARY KEY, msec bigint NOT NULL)
   WITH (fillfactor = 70);
 CREATE TABLE IF NOT EXISTS ledger.secrets (
@@ -43,39 +36,49 @@ CREATE TABLE IF NOT EXISTS ledger.refused (
   reason text NOT NULL, body bytea NOT NULL);
 """
 
+# The table of the eventsourcing library's recorders, but that no sequence gives the positions.
+EVENTS_TABLE = """
+CREATE TABLE IF NOT EXISTS {schema}.{table} (
+  originator_id uuid NOT NULL, originator_version bigint NOT NULL, topic text, state bytea,
+  notification_id bigint NOT NULL, PRIMARY KEY (originator_id, originator_version))
+  WITH (autovacuum_analyze_threshold = 1000, autovacuum_analyze_scale_factor = 0.05);
+CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {schema}.{table} (notification_id);
+ALTER TABLE {schema}.{table} ALTER COLUMN state SET STORAGE EXTERNAL;
+"""
+
 # READ COMMITTED, because the snapshot of `max` must be taken after the lock; positions have no gaps because
 # they are assigned under it; one statement is one transaction, so a batch is stored or not, never half.
 # A unit (all commands of a batch that share a stream or a conversation) stands or falls together: it is `bad`
 # if one of its events' versions is taken or another writer moved one of its conversations' clocks.
 APPEND = """
-CREATE OR REPLACE FUNCTION ledger.append(
+CREATE OR REPLACE FUNCTION {schema}.{append}(
   unit int[], stream uuid[], version bigint[], topic text[], state bytea[],
   clock_unit int[], chat uuid[], before bigint[], after bigint[],
   OUT bad int[], OUT head bigint) LANGUAGE plpgsql AS $$
 BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
-    RAISE 'ledger.append needs READ COMMITTED';
+    RAISE 'an append needs READ COMMITTED';
   END IF;
   PERFORM pg_advisory_xact_lock({lock});
   SELECT array_agg(DISTINCT i.u) INTO bad FROM unnest(unit, stream, version) AS i(u, o, v)
-    JOIN ledger.stored_events e ON e.originator_id = i.o AND e.originator_version = i.v;
+    JOIN {schema}.{table} e ON e.originator_id = i.o AND e.originator_version = i.v;
   IF cardinality(chat) > 0 THEN
     SELECT bad || array_agg(DISTINCT i.u) INTO bad
       FROM unnest(clock_unit, chat, before) AS i(u, c, b)
-      JOIN ledger.clocks k ON k.conversation = i.c AND k.msec <> i.b;
-    INSERT INTO ledger.clocks AS k
+      JOIN {schema}.clocks k ON k.conversation = i.c AND k.msec <> i.b;
+    INSERT INTO {schema}.clocks AS k
       SELECT i.c, i.a FROM unnest(clock_unit, chat, after) AS i(u, c, a)
       WHERE bad IS NULL OR i.u <> ALL (bad)
       ON CONFLICT (conversation) DO UPDATE SET msec = excluded.msec;
   END IF;
-  SELECT coalesce(max(notification_id), 0) INTO head FROM ledger.stored_events;
+  SELECT coalesce(max(notification_id), 0) INTO head FROM {schema}.{table};
   IF bad IS NULL THEN
-    INSERT INTO ledger.stored_events
+    INSERT INTO {schema}.{table}
         (originator_id, originator_version, topic, state, notification_id)
       SELECT i.o, i.v, i.t, i.s, head + i.n
       FROM unnest(stream, version, topic, state) WITH ORDINALITY AS i(o, v, t, s, n);
   ELSE
-    INSERT INTO ledger.stored_events
+    INSERT INTO {schema}.{table}
         (originator_id, originator_version, topic, state, notification_id)
       SELECT i.o, i.v, i.t, i.s, head + row_number() OVER (ORDER BY i.n)
       FROM unnest(unit, stream, version, topic, state) WITH ORDINALITY AS i(u, o, v, t, s, n)
@@ -116,8 +119,8 @@ async def migrate(connection: Database) -> None:
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATE_LOCK,))
         await connection.execute(TABLES)
-        names = {"lock": sql.Literal(APPEND_LOCK), "channel": sql.Identifier(CHANNEL)}
-        await connection.execute(sql.SQL(APPEND).format(**names))
+        for statement in recorder_statements(LEDGER, EVENTS):
+            await connection.execute(statement)
         await connection.execute(IMMUTABLE)
         await _role(connection)
         await connection.execute(
@@ -125,6 +128,24 @@ async def migrate(connection: Database) -> None:
             " ON CONFLICT (one) DO UPDATE SET version = excluded.version",
             (VERSION,),
         )
+
+
+def append_name(table: str) -> str:
+    """The function that appends to a table of events."""
+    return "append" if table == EVENTS else f"append_{table}"
+
+
+def recorder_statements(schema: str, table: str) -> list[sql.Composed]:
+    """What makes a table of events and the function with which alone it may be written."""
+    names = {
+        "schema": sql.Identifier(schema),
+        "table": sql.Identifier(table),
+        "index": sql.Identifier(f"{table}_notification_id_idx"),
+        "append": sql.Identifier(append_name(table)),
+        "lock": sql.Literal(APPEND_LOCK),
+        "channel": sql.Identifier(f"{schema}_{table}"),
+    }
+    return [sql.SQL(text).format(**names) for text in (EVENTS_TABLE, APPEND)]
 
 
 async def _role(connection: Database) -> None:
