@@ -1,15 +1,16 @@
 """What an event asks to push is pushed once and in its conversation's order, or stands visibly parked.
 
 Driven from the ledger: the view `deliveries` is what is open, and NATS only brings what is new. Everything up
-to the position that the view had at the start comes from the view, everything after it from the stream. A
-message of NATS is acknowledged once its lane has it; waiting, retry and order are the lane's. A range of
-partitions belongs to one process at a time, by a lock of the database that ends with its connection.
+to the position that the view had at the start comes from the view, everything after it from the stream, or
+from the view again if the stream is silent about it. A message of NATS is acknowledged once its lane has it;
+waiting, retry and order are the lane's. A range of partitions belongs to one process at a time, by a lock of
+the database that ends with its connection.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, cast
 
 import psycopg
@@ -17,7 +18,7 @@ import psycopg
 from app import jetstream, schema
 from app.consume import Consumer, partition_subjects
 from app.jetstream import JetStreamError
-from app.lanes import Job, Lane, Settle
+from app.lanes import LANE_MAX, Job, Lane, Settle
 from app.ledger import Ledger
 from app.push import Pushed, Pusher
 from domain import events as e
@@ -26,10 +27,9 @@ from domain import ids
 RANGES = 4
 LEASE_SECONDS = 1.0
 SWEEP_SECONDS = 5.0
-SWEEP_MAX = 2_000
-LANE_MAX = 100
+LOOK_SECONDS = 10.0
+PAGE = 2_000
 VIEWS_SECONDS = 0.05
-STREAM_SECONDS = 0.1
 BACKOFF_SECONDS = 1.0
 log = logging.getLogger("chatledger.deliver")
 
@@ -39,30 +39,43 @@ VIEWS = "SELECT to_regclass('views.positions') IS NOT NULL"
 POSITION = "SELECT coalesce(min(position), 0) FROM views.positions"
 OPEN = """SELECT d.position, s.state, d.attempts, d.reason FROM views.deliveries d
  JOIN ledger.stored_events s ON s.notification_id = d.position
- WHERE d.partition = ANY (%s) AND d.state <> 'parked' ORDER BY d.position LIMIT %s"""
+ WHERE d.partition = ANY (%(partitions)s) AND d.state <> 'parked' AND d.position > %(after)s
+ AND d.position <= %(upto)s ORDER BY d.position LIMIT %(limit)s"""
 OPEN_OF = """SELECT d.position, s.state, d.attempts, d.reason FROM views.deliveries d
  JOIN ledger.stored_events s ON s.notification_id = d.position
- WHERE d.conversation IS NOT DISTINCT FROM %s::uuid AND d.destination = %s AND d.partition = ANY (%s)
- AND d.state <> 'parked' ORDER BY d.position LIMIT %s"""
+ WHERE d.partition = ANY (%(partitions)s) AND d.state <> 'parked' AND d.destination = %(side)s
+ AND d.conversation IS NOT DISTINCT FROM %(conversation)s::uuid ORDER BY d.position LIMIT %(limit)s"""
+NAMED = """SELECT d.position, s.state, d.attempts, d.reason FROM views.deliveries d
+ JOIN ledger.stored_events s ON s.notification_id = d.position
+ WHERE d.partition = ANY (%(partitions)s) AND d.state <> 'parked' AND d.id = ANY (%(ids)s::uuid[])
+ ORDER BY d.position"""
+
+Row = tuple[int, bytes, int, str | None]
 
 
 class LaneFailed(Exception):
-    """A lane met an error that no rule expects: the range starts over from the view."""
+    """A lane cannot go on without the database: the range starts over from the view."""
 
 
 class Deliverer:
     """Delivers for every range of partitions whose lease this process can get."""
 
     def __init__(self, database_url: str, nats: jetstream.Connection, ledger: Ledger, pusher: Pusher) -> None:
+        self._settles = [Settle(ledger, pusher) for _ in range(RANGES)]
         self._ranges = [
-            _Range(number, database_url, nats, Settle(ledger, pusher)) for number in range(RANGES)
+            _Range(number, database_url, nats, settle) for number, settle in enumerate(self._settles)
         ]
 
     async def run(self) -> None:
-        """Deliver until cancelled."""
+        """Deliver until cancelled; what is in flight then is cut off, unless `end` gave it time."""
         async with asyncio.TaskGroup() as group:
             for each in self._ranges:
                 group.create_task(each.run(), name=f"deliver range {each.number}")
+
+    def end(self, seconds: float) -> None:
+        """Begin nothing more; what is in flight has so long to end."""
+        for settle in self._settles:
+            settle.end(seconds)
 
     @property
     def depth(self) -> int:
@@ -71,22 +84,33 @@ class Deliverer:
 
 
 class _Range:
+    """Everything up to `_upto` is in a lane, done, or open in the view; what is later the stream brings."""
+
     def __init__(self, number: int, database_url: str, nats: jetstream.Connection, settle: Settle) -> None:
         size = ids.PARTITIONS // RANGES
         self.number = number
         self.partitions = list(range(number * size, (number + 1) * size))
+        self.done: dict[int, int] = {}
         self._url = database_url
         self._nats = nats
         self._settle = settle
         self._lanes: dict[tuple[str | None, str], Lane] = {}
-        self._done: dict[int, int] = {}
         self._upto = 0
-        self._sweep = asyncio.Event()
+        self._swept = 0
+        self._resumed: dict[str, int] = {}
+        self._wake = asyncio.Event()
         self._failure: BaseException | None = None
 
     @property
     def depth(self) -> int:
         return sum(len(lane.jobs) for lane in self._lanes.values())
+
+    def failed(self, error: BaseException) -> None:
+        self._failure = error
+        self._wake.set()
+
+    def has_room(self) -> None:
+        self._wake.set()
 
     async def run(self) -> NoReturn:
         while True:
@@ -94,8 +118,8 @@ class _Range:
                 async with await schema.connect(self._url) as connection:
                     await self._lease(connection)
                     await self._work(connection)
-            except (psycopg.OperationalError, JetStreamError, TimeoutError, LaneFailed) as error:
-                log.warning("deliver %d: %s; starting over", self.number, str(error).strip())
+            except (psycopg.Error, JetStreamError, TimeoutError, LaneFailed) as error:
+                log.warning("deliver %d: %s; starting over", self.number, str(error).strip() or "no answer")
             finally:
                 await self._drop()
             await asyncio.sleep(BACKOFF_SECONDS)
@@ -110,94 +134,133 @@ class _Range:
     async def _work(self, connection: schema.Database) -> NoReturn:
         """Take what the view has as open, then what the stream brings; keep the lease, find what was lost."""
         ((head,),) = await _all(connection, HEAD)
-        await self._views_reach(connection, cast("int", head))
-        ((position,),) = await _all(connection, POSITION)
-        self._upto = cast("int", position)
-        await self._take_open(connection)
+        self._upto = await self._views_reach(connection, cast("int", head))
+        await self._begin(connection)
         name = f"deliver-{self.number}"
-        while await jetstream.stream_info(self._nats) is None:  # noqa: ASYNC110  # a server is asked
-            await asyncio.sleep(STREAM_SECONDS)  # The relay makes it.
         await jetstream.delete_consumer(self._nats, name)
         filters = partition_subjects(self.partitions)
         consumer = Consumer(self._nats, name, filters, self._upto + 1, self._received)
         await consumer.start()
         try:
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._sweep.wait(), SWEEP_SECONDS)
-                self._sweep.clear()
-                if self._failure:
-                    raise LaneFailed(f"a lane failed: {self._failure!r}") from self._failure
-                await asyncio.wait_for(self._look(connection), SWEEP_SECONDS * 2)
+            await self._keep(connection)
         finally:
             await asyncio.shield(consumer.stop())
 
-    async def _views_reach(self, connection: schema.Database, head: int) -> None:
+    async def _views_reach(self, connection: schema.Database, head: int) -> int:
         while True:
             ((there,),) = await _all(connection, VIEWS)
-            if there:
-                ((position,),) = await _all(connection, POSITION)
-                if cast("int", position) >= head:
-                    return
+            if there and (position := await self._seen(connection)) >= head:
+                return position
             await asyncio.sleep(VIEWS_SECONDS)
+
+    async def _begin(self, connection: schema.Database) -> None:
+        """Everything that is open: a conversation may have waited behind thousands of others."""
+        rows = await self._open(connection, 0, self._upto)
+        while rows:
+            self._put_back(rows)
+            rows = await self._open(connection, rows[-1][0], self._upto)
+
+    async def _keep(self, connection: schema.Database) -> NoReturn:
+        """Every question to the database also shows that the lease is still ours."""
+        loop = asyncio.get_running_loop()
+        sweep_at, before = loop.time() + SWEEP_SECONDS, self._upto
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), VIEWS_SECONDS if self._resumed else LEASE_SECONDS)
+            self._wake.clear()
+            if self._failure:
+                raise LaneFailed(f"a lane failed: {self._failure!r}") from self._failure
+            async with asyncio.timeout(LOOK_SECONDS):
+                seen = await self._seen(connection)
+                self.done = {job: closed for job, closed in self.done.items() if closed > seen}
+                await self._refill(connection, seen)
+                await self._take_resumed(connection, seen)
+                if loop.time() >= sweep_at:
+                    await self._sweep(connection, before)
+                    sweep_at, before = loop.time() + SWEEP_SECONDS, seen
+
+    async def _refill(self, connection: schema.Database, seen: int) -> None:
+        """Give the lanes that were cut off what they can hold now; forget those that have nothing to do."""
+        self._lanes = {key: lane for key, lane in self._lanes.items() if lane.busy or lane.cut_at}
+        for (conversation, side), lane in list(self._lanes.items()):
+            cut_at = lane.cut_at
+            if lane.wants and cut_at <= seen:
+                rows = await self._rows(
+                    connection, OPEN_OF, conversation=conversation, side=side, limit=LANE_MAX
+                )
+                more = len(rows) >= LANE_MAX or lane.cut_at > cut_at  # The stream cut more off meanwhile.
+                lane.fill(self._jobs(rows), cut_at=lane.cut_at if more else 0)
+
+    async def _take_resumed(self, connection: schema.Database, seen: int) -> None:
+        causes = [cause for cause, position in self._resumed.items() if position <= seen]
+        if causes:
+            self._put_back(await self._rows(connection, NAMED, ids=causes))
+            self._resumed = {cause: at for cause, at in self._resumed.items() if cause not in causes}
+
+    async def _sweep(self, connection: schema.Database, before: int) -> None:
+        """Find what no lane has though the view has it as open, a page at a time; and take from the view what
+        it had at the last sweep (`before`) already and the stream has not brought since."""
+        rows = await self._open(connection, self._swept, self._upto)
+        self._swept = rows[-1][0] if len(rows) == PAGE else 0
+        self._put_back(rows)
+        if before > self._upto:
+            rows = await self._open(connection, self._upto, before)
+            self._upto = max(self._upto, rows[-1][0] if len(rows) == PAGE else before)
+            self._put_back(rows)
 
     def _received(self, sequence: int, data: bytes, ack: Callable[[], None]) -> None:
         if sequence > self._upto:
             self._upto = sequence
             event = e.decode(data)
             if isinstance(event, e.DeliveryResumed):
-                self._sweep.set()
+                self._resumed[event.cause or ""] = sequence
+                self._wake.set()
             elif isinstance(event, Pushed) and event.push:
-                self._lane(event).put(Job(sequence, event), LANE_MAX)
+                self._lane(event).put(Job(sequence, event))
         ack()
 
-    async def _look(self, connection: schema.Database) -> None:
-        """Find what no lane has, though the view has it as open; forget what the view knows to be done."""
-        ((position,),) = await _all(connection, POSITION)
-        seen = cast("int", position)
-        self._done = {job: closed for job, closed in self._done.items() if closed > seen}
-        self._lanes = {key: lane for key, lane in self._lanes.items() if lane.busy or lane.cut_at}
-        for (conversation, side), lane in list(self._lanes.items()):
-            if lane.cut_at and lane.cut_at <= seen and len(lane.jobs) < LANE_MAX // 2:
-                parameters = (conversation, side, self.partitions, LANE_MAX)
-                rows = await _all(connection, OPEN_OF, parameters)
-                lane.cut_at = 0 if len(rows) < LANE_MAX else lane.cut_at
-                self._put_open(rows)
-        await self._take_open(connection)
+    def _put_back(self, rows: list[Row]) -> None:
+        for job in self._jobs(rows):
+            self._lane(job.event).put_back(job)
 
-    async def _take_open(self, connection: schema.Database) -> None:
-        self._put_open(await _all(connection, OPEN, (self.partitions, SWEEP_MAX)))
-
-    def _put_open(self, rows: list[tuple[object, ...]]) -> None:
-        for position, raw, attempts, reason in cast("list[tuple[int, bytes, int, str | None]]", rows):
-            if position > self._upto or position in self._done:
-                continue
-            event = e.decode(raw)
-            assert isinstance(event, Pushed)
-            lane = self._lane(event)
-            job = Job(position, event, again=True, unknown=True, attempts=attempts, reason=reason or "")
-            lane.put_back(job, LANE_MAX)
+    def _jobs(self, rows: list[Row]) -> list[Job]:
+        """What of the view's open rows is not known to be done; it may have been tried by anybody."""
+        jobs = []
+        for position, raw, attempts, reason in rows:
+            if position <= self._upto and position not in self.done:
+                event = e.decode(raw)
+                assert isinstance(event, Pushed)
+                job = Job(position, event, again=True, unknown=True, attempts=attempts, reason=reason or "")
+                jobs.append(job)
+        return jobs
 
     def _lane(self, event: Pushed) -> Lane:
         key = (event.conversation, event.push or "")
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = Lane(self._settle, self._done, self._fail)
+            lane = self._lanes[key] = Lane(self._settle, self)
         return lane
-
-    def _fail(self, error: BaseException) -> None:
-        self._failure = error
-        self._sweep.set()
 
     async def _drop(self) -> None:
         """Let go of every lane: whoever has the lease next takes them up from the view."""
-        self._failure = None
-        lanes, self._lanes, self._done = self._lanes, {}, {}
+        lanes, self._lanes, self.done = self._lanes, {}, {}
         await asyncio.gather(*(lane.stop() for lane in lanes.values()))
+        self._swept, self._resumed, self._failure = 0, {}, None
+
+    async def _seen(self, connection: schema.Database) -> int:
+        ((position,),) = await _all(connection, POSITION)
+        return cast("int", position)
+
+    async def _open(self, connection: schema.Database, after: int, upto: int) -> list[Row]:
+        return await self._rows(connection, OPEN, after=after, upto=upto, limit=PAGE)
+
+    async def _rows(self, connection: schema.Database, statement: str, **values: object) -> list[Row]:
+        rows = await _all(connection, statement, {"partitions": self.partitions, **values})
+        return cast("list[Row]", rows)
 
 
 async def _all(
-    connection: schema.Database, statement: str, parameters: tuple[object, ...] = ()
+    connection: schema.Database, statement: str, parameters: Sequence[object] | Mapping[str, object] = ()
 ) -> list[tuple[object, ...]]:
     cursor = connection.cursor(binary=True)
     await cursor.execute(statement.encode(), parameters)

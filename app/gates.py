@@ -5,13 +5,13 @@ import contextlib
 from collections.abc import AsyncIterator
 
 AT_ONCE = 32
-PROBE_SECONDS = 60.0
 
 
 class Gate:
     """The way to one destination (a scope of Kommo, a messenger).
 
-    While paused nothing passes; then one passes as a probe, and the others once that has succeeded.
+    While paused nothing passes; then one passes as a probe, and the others once that has succeeded. What was
+    on its way when the pause began says nothing about it.
     """
 
     def __init__(self) -> None:
@@ -23,11 +23,6 @@ class Gate:
         self.reconnect = asyncio.Lock()
         self.reconnected_at = float("-inf")
 
-    @property
-    def closed(self) -> bool:
-        """Whether it is paused or being probed."""
-        return self._closed
-
     def pause(self, seconds: float) -> None:
         """Let nothing pass for so long, then a probe."""
         self._until = max(self._until, asyncio.get_running_loop().time() + seconds)
@@ -35,18 +30,21 @@ class Gate:
 
     def open(self) -> None:
         """A probe succeeded."""
-        if self._closed:
-            self._closed = False
-            self._until = 0.0
-            self._changed.set()
+        self._closed = False
+        self._until = 0.0
+        self._changed.set()
 
     @contextlib.asynccontextmanager
-    async def passing(self) -> AsyncIterator[None]:
-        """Wait until one may pass, and hold a place meanwhile."""
-        probe = await self._wait()
+    async def passing(self) -> AsyncIterator[bool]:
+        """Wait until one may pass, and hold a place meanwhile; gives whether it passes as the probe."""
+        probe = False
         try:
-            async with self._places:
-                yield
+            while True:
+                probe = probe or await self._wait()
+                async with self._places:
+                    if probe or not self._closed:  # It may have been paused while we waited for a place.
+                        yield probe
+                        return
         finally:
             if probe:
                 self._probing = False

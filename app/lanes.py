@@ -1,18 +1,23 @@
-"""A conversation's pushes to one side, one after the other: the next begins when the last is settled."""
+"""A conversation's pushes to one side, one after the other: the next begins when the last is settled.
+
+A push whose handling ends in an error that no rule expects is parked, and its conversation goes on; an error
+of the database is for whoever holds the lease.
+"""
 
 import asyncio
 import logging
 import random
 from bisect import insort
-from collections.abc import Callable
+from typing import Protocol
 
+import psycopg
 from msgspec import Struct
 
 from app import clock, metrics
 from app.client import Unreached
 from app.ledger import Full, Ledger, Recorded, Unavailable
 from app.outcome import Done, Forbidden, Gone, Refused, Retry
-from app.push import Disconnected, Pushed, Pusher, Superseded, classify
+from app.push import Disconnected, Pushed, Pusher, Settled, Superseded, classify
 from domain import commands as c
 from domain import events as e
 from domain import ids
@@ -22,6 +27,9 @@ RETRY_SECONDS_MAX = 60.0
 RETRY_SECONDS_LATER = 300.0
 LATER_SECONDS = 3600.0
 RECORD_SECONDS = 0.5
+STOP_POLL_SECONDS = 0.05
+LANE_MAX = 100
+ABSENT = (psycopg.OperationalError, psycopg.InternalError, psycopg.ProgrammingError, psycopg.InterfaceError)
 DISCONNECTED = "disconnected: the channel is not connected to the account"
 log = logging.getLogger("chatledger.deliver")
 
@@ -30,7 +38,9 @@ class Job(Struct):
     """An event to push, at its position.
 
     `again`: it may have been tried before, by us or by a process that is gone; `unknown`: an attempt may have
-    been taken without our learning of it. `since` is when the first attempt failed, in seconds of the loop.
+    been taken without our learning of it. `since` is when the first attempt failed and `tried_at` when the
+    last one began, in seconds of the loop. `resting`: it waits for its next attempt. `broken`: it met an
+    error that no rule expects.
     """
 
     position: int
@@ -40,7 +50,22 @@ class Job(Struct):
     attempts: int = 0
     reason: str = ""
     since: float = 0.0
+    tried_at: float = 0.0
     reconnected: bool = False
+    resting: bool = False
+    broken: bool = False
+
+
+class Owner(Protocol):
+    """Who holds the lease of a lane's range; `done` maps a settled job's position to that of its outcome."""
+
+    done: dict[int, int]
+
+    def failed(self, error: BaseException) -> None:
+        """A lane cannot go on: the database is away."""
+
+    def has_room(self) -> None:
+        """A lane that was cut off has room again."""
 
 
 class Lane:
@@ -50,42 +75,55 @@ class Lane:
     and is fetched from there when there is room.
     """
 
-    def __init__(
-        self, settle: "Settle", done: dict[int, int], failed: Callable[[BaseException], None]
-    ) -> None:
-        """`done` is told what settled a job; `failed` of an error that no rule expects."""
+    def __init__(self, settle: "Settle", owner: Owner) -> None:
         self.jobs: list[Job] = []
         self.cut_at = 0
         self._settle = settle
-        self._done = done
-        self._failed = failed
+        self._owner = owner
         self._task: asyncio.Task[None] | None = None
+        self._stopped = False
 
     @property
     def busy(self) -> bool:
         """Whether anything is left to do."""
         return bool(self.jobs) or (self._task is not None and not self._task.done())
 
-    def put(self, job: Job, limit: int) -> None:
+    @property
+    def wants(self) -> bool:
+        """Whether something was cut off that there is room for now."""
+        return bool(self.cut_at) and len(self.jobs) < LANE_MAX // 2
+
+    def put(self, job: Job) -> None:
         """Take what the stream brings: always later than what is here."""
-        if self.cut_at or len(self.jobs) >= limit:
+        if self.cut_at or len(self.jobs) >= LANE_MAX:
             self.cut_at = max(self.cut_at, job.position)
             return
         self.jobs.append(job)
         self._start()
 
-    def put_back(self, job: Job, limit: int) -> None:
+    def put_back(self, job: Job) -> None:
         """Take what the view has as open, unless it is here; it goes where its position belongs."""
-        if any(other.position == job.position for other in self.jobs):
-            return
-        if len(self.jobs) >= limit:
+        if self.cut_at or (len(self.jobs) >= LANE_MAX and not self._has(job)):
             self.cut_at = max(self.cut_at, job.position)
-            return
-        running = 1 if self.busy and self.jobs else 0
-        rest = self.jobs[running:]
-        insort(rest, job, key=lambda each: each.position)
-        self.jobs[running:] = rest
-        self._start()
+        else:
+            self._insert(job)
+
+    def fill(self, jobs: list[Job], *, cut_at: int) -> None:
+        """Take the first of what the view has as open; `cut_at` says what is still cut off after that."""
+        self.cut_at = cut_at
+        for job in jobs:
+            self._insert(job)
+
+    def _has(self, job: Job) -> bool:
+        return any(other.position == job.position for other in self.jobs)
+
+    def _insert(self, job: Job) -> None:
+        if not self._has(job):
+            running = 1 if self.jobs else 0
+            rest = self.jobs[running:]
+            insort(rest, job, key=lambda each: each.position)
+            self.jobs[running:] = rest
+            self._start()
 
     def _start(self) -> None:
         if self._task is None or self._task.done():
@@ -93,22 +131,35 @@ class Lane:
             self._task.add_done_callback(self._ended)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        if not task.cancelled() and (error := task.exception()):
-            self._failed(error)
+        if task.cancelled() or not (error := task.exception()) or self._stopped:
+            return
+        if isinstance(error, ABSENT) or not self.jobs or self.jobs[0].broken:
+            self._owner.failed(error)
+            return
+        log.error("a push met what no rule expects: position %d", self.jobs[0].position, exc_info=error)
+        self.jobs[0].broken = True
+        self._start()
 
     async def _run(self) -> None:
-        while self.jobs:
+        while self.jobs and not self._settle.ending:
             job = self.jobs[0]
-            closed = await self._settle.settle(job)
-            self._done[job.position] = closed
+            settled = self._settle.give_up(job) if job.broken else self._settle.settle(job)
+            self._owner.done[job.position] = await settled
             self.jobs.pop(0)
+            if self.wants:
+                self._owner.has_room()
 
     async def stop(self) -> None:
-        """Cut off what is in flight: its outcome is unknown, and it is repeated later with the same id."""
-        self.jobs.clear()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        """Stop, once what is in flight has ended or the time for that is over: then its outcome is unknown,
+        and it is repeated later with the same id."""
+        self._stopped = True
+        del self.jobs[1:]
+        if (task := self._task) is None:
+            return
+        while not task.done() and self.jobs and not self.jobs[0].resting and self._settle.seconds_left > 0:
+            await asyncio.wait([task], timeout=min(self._settle.seconds_left, STOP_POLL_SECONDS))
+        task.cancel()
+        await asyncio.wait([task])
 
 
 class Settle:
@@ -117,6 +168,21 @@ class Settle:
     def __init__(self, ledger: Ledger, pusher: Pusher) -> None:
         self._ledger = ledger
         self._pusher = pusher
+        self._ends_at: float | None = None
+
+    def end(self, seconds: float) -> None:
+        """Begin nothing more; what is in flight has so long to end."""
+        self._ends_at = asyncio.get_running_loop().time() + seconds
+
+    @property
+    def ending(self) -> bool:
+        """Whether nothing more is to be begun."""
+        return self._ends_at is not None
+
+    @property
+    def seconds_left(self) -> float:
+        """How long what is in flight may take."""
+        return 0.0 if self._ends_at is None else self._ends_at - asyncio.get_running_loop().time()
 
     async def settle(self, job: Job) -> int:
         """Push the event, again and again if it must be; returns the position of what settles it."""
@@ -124,12 +190,15 @@ class Settle:
         if isinstance(event, e.TypingStarted):
             return await self._typing(job.position, event)
         while True:
+            job.tried_at = asyncio.get_running_loop().time()
             result = await self._pusher.attempt(event, again=job.again)
             metrics.DELIVERIES.labels(event.push, classify(result)).inc()
             job.again = True
             match result:
                 case Done():
                     return await self._done(job, result)
+                case Settled():
+                    return job.position
                 case Superseded():
                     return await self._complete(job, result.reason)
                 case Disconnected():
@@ -154,6 +223,12 @@ class Settle:
             result = await self._pusher.attempt(event, again=False)
             metrics.DELIVERIES.labels(event.push, classify(result)).inc()
         return position
+
+    async def give_up(self, job: Job) -> int:
+        """Park a job that nothing else can be done with; returns the position of that."""
+        if isinstance(job.event, e.TypingStarted):
+            return job.position
+        return await self._park(job, "an error of our own: look at the log, then resume it")
 
     async def _done(self, job: Job, done: Done) -> int:
         event = job.event
@@ -220,11 +295,15 @@ class Settle:
         """Not connected any more, perhaps: connect again, once, and try again; else someone must look."""
         if job.reconnected:
             return await self._park(job, f"not found (404), also after connecting again: {gone.text}")
+        found = await self._pusher.reconnect(job.event, job.tried_at)
+        if isinstance(found, str):
+            return await self._park(job, found)
+        if isinstance(found, Retry):
+            await self._later(job, found.reason, found.after_seconds)
+            return None
         job.reconnected = True
-        command = await self._pusher.reconnect(job.event)
-        if isinstance(command, str):
-            return await self._park(job, command)
-        await self._record(command)
+        if found is not None:
+            await self._record(found)
         return None
 
     async def _later(self, job: Job, reason: str, after_seconds: float) -> None:
@@ -241,7 +320,9 @@ class Settle:
         most = RETRY_SECONDS_LATER if later else RETRY_SECONDS_MAX
         longest = min(most, RETRY_FIRST_SECONDS * 2 ** min(job.attempts, 20))
         job.attempts += 1
+        job.resting = True
         await asyncio.sleep(max(random.uniform(longest / 10, longest), after_seconds))
+        job.resting = False
 
     async def _stamp(self, job: Job, by: str) -> c.Stamp:
         event = job.event

@@ -11,7 +11,7 @@ from msgspec import Struct
 from app import clock, metrics, schema
 from app.binary import take_columns
 from app.channels import Channel, Channels, Connection
-from app.client import Unreached
+from app.client import RETRIED, Unreached
 from app.gates import Gate
 from app.kommo import Credentials, Kommo
 from app.ledger import LOAD
@@ -25,7 +25,10 @@ from domain.state import RANKS, Chat, Message, State, evolve
 from projections.columns import uuids
 
 RECONNECT_SECONDS = 60.0
+PROBE_SECONDS = 60.0
+PAUSE_SECONDS_MIN = 1.0
 ROUNDS_MAX = 4
+ENDS_OF_A_SEND = {"message.accepted", "message.failed"}
 log = logging.getLogger("chatledger.push")
 
 Pushed: TypeAlias = e.MessageSent | e.MessageEdited | e.Status | e.Reaction | e.TypingStarted
@@ -37,17 +40,31 @@ class Superseded(Struct, frozen=True):
     reason: str
 
 
+class Settled(Struct, frozen=True):
+    """It is done already: the ledger has its outcome, whoever brought it about."""
+
+
 class Disconnected(Struct, frozen=True):
     """The channel is not connected to the account."""
 
 
-Result: TypeAlias = Outcome | Superseded | Disconnected
+Result: TypeAlias = Outcome | Superseded | Settled | Disconnected
 
 
 class Pusher:
     """Pushes events to Kommo and to messengers; knows how each destination may be pressed."""
 
-    def __init__(self, database_url: str, channels: Channels, kommo: Kommo, messenger: Messenger) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        channels: Channels,
+        kommo: Kommo,
+        messenger: Messenger,
+        *,
+        probe_seconds: float = PROBE_SECONDS,
+    ) -> None:
+        """`probe_seconds`: how often an account is tried whose Kommo refuses us (403)."""
+        self._probe_seconds = probe_seconds
         self._url = database_url
         self._channels = channels
         self._kommo = kommo
@@ -77,32 +94,35 @@ class Pusher:
         connection = channel.connections.get(event.account or "") if channel else None
         if channel is None or connection is None or not connection.connected:
             return Disconnected()
-        if again and (reason := await self._superseded(event)):
-            return Superseded(reason)
+        if again and (found := await self._looked_at(event)):
+            return found
         gate = self.gate(event)
         with metrics.PUSH_SECONDS.labels(event.push).time():
-            async with gate.passing():
-                outcome = await self._call(channel, connection, event)
-                self._press(gate, outcome)
-        return outcome
+            async with gate.passing() as probe:
+                result = await self._call(channel, connection, event)
+                self._press(gate, result, probe)
+        return result
 
-    def _press(self, gate: Gate, outcome: Outcome) -> None:
-        match outcome:
+    def _press(self, gate: Gate, result: Result, probe: bool) -> None:
+        match result:
             case Retry(pause=True):
-                gate.pause(max(outcome.after_seconds, 1.0))
+                gate.pause(max(result.after_seconds, PAUSE_SECONDS_MIN))
             case Forbidden():
-                gate.pause(60.0)
-            case Retry():
-                gate.open()
-            case _:
+                log.error("Kommo refuses us (403): look at secret, clock and address: %s", result.text)
+                gate.pause(self._probe_seconds)
+            case Done() | Refused() | Gone() if probe:
                 gate.open()
 
-    async def _call(self, channel: Channel, connection: Connection, event: Pushed) -> Outcome:
+    async def _call(self, channel: Channel, connection: Connection, event: Pushed) -> Result:
+        if isinstance(event, e.TypingStarted) and event.expires_at < clock.text(clock.now_ms()):
+            return Superseded("it has waited too long")
         if event.push == KOMMO:
             who = Credentials(channel.channel_id, channel.secrets.kommo)
             return await self._kommo.push(who, connection.link.scope_id, event)
         assert isinstance(event, e.MessageSent | e.TypingStarted | e.ReactionAdded | e.ReactionRemoved)
         push = await self._names(event)
+        if push.conversation_id is None and not isinstance(event, e.MessageSent):
+            return Superseded("the messenger does not know the conversation yet")
         return await self._messenger.push(channel.url, channel.secrets.messenger, push)
 
     async def _names(self, event: e.MessageSent | e.TypingStarted | e.Reaction) -> Push:
@@ -129,19 +149,24 @@ class Pusher:
         message = (await self._states([reply.message])).get(reply.message)
         return message.remote_id if isinstance(message, Message) else None
 
-    async def _superseded(self, event: Pushed) -> str | None:
-        """Why a status or an edit need not be told any more: a higher or later one is recorded."""
+    async def _looked_at(self, event: Pushed) -> Settled | Superseded | None:
+        """Whether the ledger has its outcome already, or something higher; None: it is to be told."""
         stream = event.message
-        if stream is None or isinstance(event, e.MessageSent | e.TypingStarted):
+        if stream is None:
             return None
         message = (await self._states([stream])).get(stream)
         if not isinstance(message, Message):
             return None
-        if isinstance(event, e.MessageEdited):
-            return "a later edit is recorded" if message.edited > (event.at, event.id) else None
-        if isinstance(event, e.MessageDelivered | e.MessageRead | e.MessageFailed):
-            rank = RANKS[e.tag(event).removeprefix("message.")]
-            return "a higher status is recorded" if message.rank > rank else None
+        if message.deliveries.get(event.id) == "completed":
+            return Settled()
+        match event:
+            case e.MessageSent() if message.alias or message.seen.keys() & ENDS_OF_A_SEND:
+                return Settled()
+            case e.MessageEdited() if message.edited > (event.at, event.id):
+                return Superseded("a later edit is recorded")
+            case e.MessageDelivered() | e.MessageRead() | e.MessageFailed():
+                rank = RANKS[e.tag(event).removeprefix("message.")]
+                return Superseded("a higher status is recorded") if message.rank > rank else None
         return None
 
     async def recover(self, event: e.MessageSent) -> str | None:
@@ -160,14 +185,20 @@ class Pusher:
             chat_id = chat.chat_id if chat else None
         return await self._kommo.find(who, scope_id, event, chat_id)
 
-    async def reconnect(self, event: Pushed) -> c.Connect | str:
-        """Connect the channel again after a 404, at most once a minute; a reason if that cannot help."""
+    async def reconnect(self, event: Pushed, tried_at: float) -> c.Connect | Retry | str | None:
+        """Connect the channel again after a 404, at most once a minute.
+
+        None if that was done since `tried_at` (seconds of the loop), a Retry if it cannot be done now, a
+        reason if it cannot help.
+        """
         gate = self.gate(event)
         channel = await self._channels.channel(event.channel)
         connection = channel.connections.get(event.account or "") if channel else None
         if channel is None or connection is None:
             return "the channel is not registered"
         async with gate.reconnect:
+            if gate.reconnected_at > tried_at:
+                return None
             now = asyncio.get_running_loop().time()
             if now - gate.reconnected_at < RECONNECT_SECONDS:
                 return "Kommo does not know it (404), also after connecting again"
@@ -175,10 +206,12 @@ class Pusher:
             try:
                 answer = await self._kommo.connect(who, event.account or "", connection.title)
             except Unreached as error:
-                return f"connecting again failed: {error.reason}"
+                return Retry(f"connecting again failed: {error.reason}")
+            if answer.html or answer.status in RETRIED or answer.status >= 500:
+                return Retry(f"connecting again failed: HTTP {answer.status}", answer.retry_after)
             if answer.status != 200:
                 return f"connecting again failed: HTTP {answer.status} {answer.text}"
-            gate.reconnected_at = now
+            gate.reconnected_at = asyncio.get_running_loop().time()
         log.warning("channel %s was not connected to the account any more: connected again", channel.name)
         stream = ids.connection_stream(connection.link)
         given = clock.stamp(connection.link, stream, "system", now=clock.now_ms())
@@ -227,5 +260,5 @@ def classify(result: Result) -> str:
             return "deferred"
         case Gone() | Disconnected():
             return "gone"
-        case Superseded():
+        case Superseded() | Settled():
             return "superseded"

@@ -85,6 +85,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         await stack.enter_async_context(_working(run, where, hub))
         if listener:
             await stack.enter_async_context(_serving(run, listener))
+        if services.deliverer:
+            stack.callback(services.deliverer.end, DRAIN_SECONDS)
         yield run
 
 
