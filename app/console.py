@@ -1,6 +1,5 @@
 """What a person sees is what the views say; nothing is changed here but that parked deliveries go on."""
 
-import re
 from urllib.parse import urlencode
 
 from litestar import Response, Router, get, post
@@ -22,7 +21,6 @@ BUBBLES_MAX = 50
 QUOTES_MAX = 50
 WAITING_MAX = 500
 ROWS = 50
-POSITION = re.compile(r"[0-9]{1,18}")
 CACHE = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
 
 
@@ -185,7 +183,8 @@ async def events(request: Call) -> Response[str]:
     filtered = kind is not None or conversation is not None
     head = await services.reads.head()
     after = request.query_params.get("after", "")
-    start = int(after) if POSITION.fullmatch(after) else 0 if filtered else max(0, head - ROWS)
+    after = after if live.POSITION.fullmatch(after) else ""
+    start = int(after) if after else 0 if filtered else max(0, head - ROWS)
     only = Filter(type=kind, conversation=conversation)
     listed = await services.reads.list_events(after=start, limit=ROWS, only=only)
     values = {
@@ -195,7 +194,7 @@ async def events(request: Call) -> Response[str]:
         "kind": kind,
         "conversation": conversation,
         "head": head,
-        "start": start,
+        "after": after,
         "newer": listed.next,
         "older": max(0, start - ROWS) if start and not filtered else None,
     }

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Iterable
 
 import msgspec
@@ -22,6 +23,7 @@ LOOK_SECONDS = 0.5
 QUIET_LOOKS = 30
 MISSED_MAX = 1000
 RETRY_MS = 1000
+POSITION = re.compile(r"[0-9]{1,18}")
 LISTED = (
     e.MessageSent,
     e.MessageEdited,
@@ -63,7 +65,7 @@ async def live(
             raise Wrong(404, "no conversation has this id")
         ids = {found.id, *await merged_into(services.pool, found.id)}
     last = request.headers.get("last-event-id", "")
-    start = int(last) if last.isdigit() else after
+    start = int(last) if POSITION.fullmatch(last) else after
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
     told = _follow(services, ids, conversation, start)
     return Stream(told, media_type="text/event-stream", headers=headers)
@@ -76,7 +78,7 @@ async def _follow(
     with services.projector.follow() as feed:
         seen = services.projector.position
         yield b"retry: %d\n\n" % RETRY_MS
-        if after is not None and after < seen:
+        if after is not None and 0 <= after < seen:
             yield _line("change", seen, await _missed(services, ids, conversation, after))
         quiet = 0
         while not services.stopping.is_set():

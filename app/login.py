@@ -9,7 +9,7 @@ from litestar import Response, get, post
 from litestar.params import FromQuery
 from litestar.response import Redirect
 
-from app.pages import HEADERS, address_of, cookie, cookie_name, page, session_of
+from app.pages import HEADERS, address_of, cookie, cookie_name, is_page, page, session_of
 from app.problems import Wrong
 from app.services import Call, services_of
 from app.sessions import TRIES_SECONDS
@@ -33,7 +33,7 @@ def signed_in(request: Call) -> Response[str] | Response[None] | None:
     """Let a signed-in browser pass; lead others to the login, and programs to a 401."""
     if session_of(request):
         return None
-    if request.method != "GET" or "text/html" not in request.headers.get("accept", ""):
+    if request.method != "GET" or not is_page(request):
         raise Wrong(401, "you are not signed in, or no longer: sign in at /login")
     address = local(request.url.path + (f"?{request.url.query}" if request.url.query else ""))
     if request.headers.get("sec-fetch-site") == "cross-site":

@@ -29,7 +29,7 @@ HEADERS = {
 ASSETS: dict[str, tuple[str, Traversable]] = {
     "console.css": ("text/css", files("app") / "static/console.css"),
     "console.js": ("text/javascript", files("app") / "static/console.js"),
-    "times.js": ("text/javascript", files("app") / "static/times.js"),
+    "page.js": ("text/javascript", files("app") / "static/page.js"),
     "icon.svg": ("image/svg+xml", files("app") / "static/icon.svg"),
     "htmx.min.js": ("text/javascript", files("js_lib_htmx") / "static/htmx/htmx.min.js"),
 }
@@ -125,12 +125,14 @@ def page(
     )
 
 
+def is_page(request: Call) -> bool:
+    """Whether a browser asks in order to show it, not a script or a program."""
+    return "text/html" in request.headers.get("accept", "") and "hx-request" not in request.headers
+
+
 def failure(request: Call, wrong: Wrong) -> Response[str] | None:
     """The page of an error, if a browser shows it; None for programs, who read problem details."""
-    headers = request.headers
-    if "text/html" not in headers.get("accept", "") or "hx-request" in headers:
-        return None
-    if f"{request.url.path}/".startswith(NOT_PAGES):
+    if not is_page(request) or f"{request.url.path}/".startswith(NOT_PAGES):
         return None
     detail = "There is nothing at this address." if wrong.status == 404 else shown.sentence(str(wrong))
     title = shown.PROBLEMS.get(wrong.status, wrong.problem.title)

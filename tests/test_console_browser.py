@@ -6,9 +6,18 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
-from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright, expect
+from playwright.async_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Request,
+    async_playwright,
+    expect,
+)
 
 from tests.consoled import System, now, text_message, whole_system
 
@@ -29,6 +38,7 @@ NASTY = [
     "left \u202eot thgir\u2066 and \u200f back",
     "W" * 64_000,
 ]
+PICTURE = '<svg xmlns="http://www.w3.org/2000/svg" width="200" height="120"/>'
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +68,7 @@ class Watched:
         page.on("console", self._said)
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("dialog", self._asked)
+        page.on("request", self._requested)
         await page.goto(url)
         return page
 
@@ -66,6 +77,10 @@ class Watched:
         page = await self.page(self.system.run.services.login_link(self.system.url))
         await expect(page.locator("#chats")).to_be_visible()
         return page
+
+    def _requested(self, request: Request) -> None:
+        if urlsplit(request.url).hostname != "127.0.0.1":
+            self.problems.append(f"a request to a stranger: {request.url}")
 
     def _said(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
@@ -204,7 +219,38 @@ async def test_nothing_a_customer_writes_runs(chromium: Browser, system: System,
         inside = "(e => e.scrollWidth <= e.clientWidth)(document.getElementById('scroll'))"
         assert await console.evaluate(inside)
         await console.locator("summary", has_text="Show the rest").click()
+        await console.locator("#scroll").evaluate("scroll => scroll.scrollTo(0, 0)")
         await keep(console, f"nasty-wide-{scheme}")
+
+
+async def test_a_picture_is_fetched_only_when_somebody_asks_for_it(chromium: Browser, system: System) -> None:
+    files = {"type": "picture", "media": "https://files.example.com/a.svg", "file_name": "a.svg"}
+    await system.act(text_message("", "conv-picture", **files))
+    async with window(chromium, system) as one:
+        await one.context.route(
+            "https://files.example.com/**",
+            lambda route: route.fulfill(body=PICTURE, content_type="image/svg+xml"),
+        )
+        console = await one.console()
+        await console.goto(f"{system.url}/conversations/{await system.chat_of('conv-picture')}")
+        assert one.problems == []
+        await console.get_by_text("Show, from files.example.com").click()
+        picture = console.locator(".picture.shown img")
+        await expect(picture).to_be_visible()
+        assert await picture.evaluate("image => image.naturalWidth") == 200
+        assert one.problems == ["a request to a stranger: https://files.example.com/a.svg"]
+        one.problems.clear()
+        await system.act(
+            {"type": "reaction.added", "conversation_id": "conv-picture", "emoji": "👍", "at": now()}
+            | {"message_id": (await named(system, "conv-picture")), "sender": ANN}
+        )
+        await expect(console.locator(".reactions")).to_be_visible()
+        await expect(picture).to_be_visible()
+
+
+async def named(system: System, conversation_id: str) -> str:
+    """What the messenger calls the last message of a chat."""
+    return str((await last(system, await system.chat_of(conversation_id)))["remote"]["messenger"])
 
 
 # Every page, in both widths and both schemes, for people to look at.
@@ -282,6 +328,9 @@ async def test_every_page_fits_and_is_kept_as_a_picture(
             fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
             assert await console.evaluate(fits), name
             await keep(console, f"{name}-{width}-{scheme}")
+            if name == "chat":
+                await console.locator("#scroll").evaluate("scroll => scroll.scrollTo(0, 0)")
+                await keep(console, f"chat-top-{width}-{scheme}")
 
 
 async def test_the_console_is_used_by_keyboard(chromium: Browser, system: System, chat: str) -> None:

@@ -1,6 +1,6 @@
 "use strict";
 // The open chat and the list follow the ledger: what changed is told by server-sent events and drawn by the
-// server. Needs times.js and htmx.
+// server. Needs page.js and htmx.
 
 const chat = document.body.dataset.chat || "";
 const log = document.getElementById("messages");
@@ -21,12 +21,6 @@ let position = Number(document.body.dataset.live || 0);
 
 function say(text) {
   document.getElementById("announce").textContent = text;
-}
-
-function complain(text) {
-  const notice = document.getElementById("notice");
-  notice.hidden = !text;
-  notice.querySelector("p").textContent = text;
 }
 
 function tellState(words, alive) {
@@ -151,10 +145,14 @@ function announce(told, stay) {
 
 // The list of chats.
 
+// As it was filtered last, not by what is being typed.
+let applied = new URLSearchParams(new FormData(filter));
+filter.addEventListener("htmx:beforeRequest", () => {
+  applied = new URLSearchParams(new FormData(filter));
+});
+
 function listPath() {
-  const asked = new URLSearchParams(new FormData(filter));
-  if (chat) asked.set("open", chat);
-  return `/fragments/conversations?${asked}`;
+  return `/fragments/conversations?${applied}`;
 }
 
 async function drawList() {
@@ -308,15 +306,32 @@ document.addEventListener("htmx:afterSettle", () => {
   height = 0;
   scroller.focus({ preventScroll: true });
 });
-document.addEventListener("htmx:responseError", (event) => {
-  if (event.detail.xhr.status === 401) signedOut();
-  else complain("That could not be loaded. Try again.");
-});
-document.addEventListener("htmx:sendError", () => complain("chatledger does not answer. Try again."));
 
-// A picture is fetched from its stranger's server only when somebody asks for it.
-function showPicture(event, link) {
+// A picture or a recording is fetched from its stranger's server only when somebody asks for it.
+function showMedia(event, link) {
   event.preventDefault();
+  if (link.dataset.media === "image") showPicture(link);
+  else play(link);
+}
+
+function play(link) {
+  const player = document.createElement(link.dataset.media);
+  player.className = "media";
+  player.controls = true;
+  player.autoplay = true;
+  player.setAttribute("aria-label", link.querySelector(".picture-name").textContent);
+  player.src = link.href;
+  player.addEventListener("error", () => {
+    const focused = player.contains(document.activeElement);
+    player.replaceWith(link);
+    cannotShow(link);
+    if (focused) link.focus();
+  }, { once: true });
+  link.replaceWith(player);
+  player.focus();
+}
+
+function showPicture(link) {
   const image = new Image();
   image.referrerPolicy = "no-referrer";
   image.alt = link.querySelector(".picture-name").textContent;
@@ -324,14 +339,16 @@ function showPicture(event, link) {
     const stay = isNearBottom();
     link.classList.add("shown");
     link.replaceChildren(image);
-    link.removeAttribute("data-picture");
+    link.removeAttribute("data-media");
     if (stay) toBottom();
   });
-  image.addEventListener("error", () => {
-    link.querySelector(".picture-host").textContent = "It cannot be shown here. Open it in a new tab";
-    link.removeAttribute("data-picture");
-  });
+  image.addEventListener("error", () => cannotShow(link));
   image.src = link.href;
+}
+
+function cannotShow(link) {
+  link.querySelector(".picture-host").textContent = "It cannot be shown here. Open it in a new tab";
+  link.removeAttribute("data-media");
 }
 
 function jump(event, link) {
@@ -348,8 +365,8 @@ function jump(event, link) {
 
 function clicked(event) {
   if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
-  const picture = event.target.closest("[data-picture]");
-  if (picture) showPicture(event, picture);
+  const media = event.target.closest("[data-media]");
+  if (media) showMedia(event, media);
   const quote = event.target.closest("[data-jump]");
   if (quote) jump(event, quote);
 }

@@ -1,5 +1,6 @@
 "use strict";
-// Times are written in the reader's own zone; the server writes them in UTC.
+// What every page does: times are written in the reader's own zone (the server writes them in UTC), and what
+// could not be loaded is said.
 
 const FORMATS = {
   time: { hour: "2-digit", minute: "2-digit" },
@@ -51,5 +52,19 @@ function localize(root) {
   }
 }
 
+function complain(text) {
+  const notice = document.getElementById("notice");
+  notice.hidden = !text;
+  notice.querySelector("p").textContent = text;
+}
+
+document.addEventListener("htmx:responseError", (event) => {
+  if (event.detail.xhr.status === 401) complain("You are signed out. Reload the page to sign in again.");
+  else complain("That could not be loaded. Try again.");
+});
+document.addEventListener("htmx:sendError", () => complain("chatledger does not answer. Try again."));
+document.addEventListener("htmx:afterRequest", (event) => {
+  if (event.detail.successful) complain("");
+});
 localize(document);
 document.addEventListener("htmx:afterSettle", () => localize(document));
