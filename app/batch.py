@@ -5,6 +5,7 @@ Commands that share a stream or a lane form a *unit*, which is stored whole or t
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from operator import itemgetter
 
 from msgspec import Struct
@@ -127,7 +128,7 @@ class Batch:
         """Decide every command in order; each sees what the ones before it decided."""
         known = Known(self.states, self.clocks)
         for job, named in zip(self.jobs, self.named, strict=True):
-            unit = self._unit(job.command.lane, named)
+            unit = self._unit((job.command.lane, *named))
             try:
                 decision = decide(job.command, known)
                 rows = [_row(event) for event in decision.events]
@@ -138,23 +139,30 @@ class Batch:
                 log.exception("a command cannot be decided")
                 self.outcomes.append((job, unit, Unavailable(repr(error)), 0))
                 continue
-            self._keep(unit, decision)
+            unit = self._keep(unit, decision)
             self.rows.extend(rows)
             self.row_units.extend([unit] * len(rows))
             self.outcomes.append((job, unit, decision, len(rows)))
 
-    def _keep(self, unit: int, decision: Decision) -> None:
+    def _keep(self, unit: int, decision: Decision) -> int:
+        """Show the decision to later commands; its unit is joined with all that wrote to the same streams."""
         self.states.update(decision.states)
+        written = [stream for stream in decision.states if self._units.get(stream) != unit]
+        if decision.clock and self._units.get(decision.clock[0]) != unit:
+            written.append(decision.clock[0])
+        if written:
+            unit = self._unit(written, unit)
         if decision.clock:
             conversation, msec = decision.clock
             self.before.setdefault(conversation, self.clocks.get(conversation, 0))
             self.clocks[conversation] = msec
             self.clock_units[conversation] = unit
+        return unit
 
-    def _unit(self, lane: str, named: list[str]) -> int:
-        """The unit of a command: joined with every other that shares its lane or a stream it names."""
-        units, mine = self._units, -1
-        for key in (lane, *named):
+    def _unit(self, keys: Iterable[str], mine: int = -1) -> int:
+        """The unit of a command: joined with every other that shares a key, a lane or a stream."""
+        units = self._units
+        for key in keys:
             found = units.get(key)
             if found is None:
                 if mine < 0:
