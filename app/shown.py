@@ -1,5 +1,6 @@
 """What a page says of a message, a delivery or a moment, in plain words; only web links become links."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from itertools import pairwise
@@ -18,6 +19,7 @@ RAW_CHARACTERS_MAX = 100_000
 BUTTONS_MAX = 40
 LINK_CHARACTERS_MAX = 4096
 SIDES = {"kommo": "Kommo", "messenger": "the messenger", "operator": "an operator", "system": "chatledger"}
+EXPLANATIONS = ("error_description", "detail", "message", "text", "error")
 KINDS = {
     "text": "Text",
     "picture": "Picture",
@@ -141,6 +143,17 @@ def sentence(text: str) -> str:
     """A message of ours as a sentence."""
     text = text[:1].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def reason(text: str) -> str:
+    """Why a delivery failed; of a stranger's JSON only what it says for people."""
+    said, brace, rest = text.partition("{")
+    if brace:
+        with contextlib.suppress(msgspec.MsgspecError):
+            told = msgspec.json.decode(brace + rest, type=dict[str, object])
+            found = next((told[name] for name in EXPLANATIONS if isinstance(told.get(name), str)), None)
+            text = f"{said}{found}" if found else text
+    return sentence(text)
 
 
 def web_link(url: object) -> str:
@@ -340,6 +353,6 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "moment_title": moment_title,
     "pretty": pretty,
     "event_head": event_head,
-    "sentence": sentence,
+    "reason": reason,
 }
 GLOBALS = {"KINDS": KINDS, "SIDES": SIDES, "FOLD": FOLD_CHARACTERS}

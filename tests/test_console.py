@@ -14,7 +14,7 @@ from yarl import URL
 from app.pages import POLICY
 from app.sessions import SESSION_SECONDS, Sessions
 from app.settings import Keys
-from app.shown import web_link
+from app.shown import reason, web_link
 from tests.consoled import (
     ACCOUNT,
     NAME,
@@ -251,6 +251,19 @@ def test_only_links_to_the_web_are_links(address: object, is_link: bool) -> None
     assert bool(web_link(address)) == is_link
 
 
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("HTTP 503 from Kommo", "HTTP 503 from Kommo."),
+        ('refused: {"error_code":400,"error_description":"user not found"}', "Refused: user not found."),
+        ("refused: {not JSON", "Refused: {not JSON."),
+        ('refused: {"code":1}', 'Refused: {"code":1}.'),
+    ],
+)
+def test_a_reason_is_told_in_words(told: str, said: str) -> None:
+    assert reason(told) == said
+
+
 async def test_links_of_strangers_learn_nothing_from_us(browser: Browser) -> None:
     media = "https://files.example.com/a.png?x=1&y=<2>"
     kinds = ["picture", "file", "sticker"]
@@ -378,6 +391,13 @@ async def until_shown(browser: Browser, path: str, words: str) -> str:
             if words in text:
                 return text
             await asyncio.sleep(0.05)
+
+
+async def test_the_console_is_no_part_of_the_documented_api(stranger: Browser) -> None:
+    _, text = await stranger.get("/schema")
+    assert "/v1/messages/{message}" in text
+    assert '"/login"' not in text
+    assert '"/fragments' not in text
 
 
 # Live.
