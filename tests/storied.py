@@ -3,11 +3,15 @@
 import asyncio
 import base64
 import json
+import os
 import secrets
+import signal
 import socket
+import sys
+import sysconfig
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +38,10 @@ BOT = "b07b07b0-0000-4000-8000-000000000001"
 LINK = ids.link("acme", CHANNEL, ACCOUNT)
 PHOTO = "https://media.example/cat.jpg"
 WAIT_SECONDS = 15.0
+READY_SECONDS = 60.0
+END_SECONDS = 20.0
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {"PATH": os.defpath, "PYTHONPATH": sysconfig.get_path("purelib"), "HOME": ""}
 Found = TypeVar("Found")
 _numbers = count(1)
 
@@ -67,7 +75,7 @@ def chat() -> str:
 class Story:
     """A service, the sandbox it serves, and whoever gives the orders."""
 
-    def __init__(self, client: aiohttp.ClientSession, sandbox: Sandbox, url: str) -> None:
+    def __init__(self, client: aiohttp.ClientSession, sandbox: Any, url: str) -> None:
         self.client, self.sandbox, self.url = client, sandbox, url
         self.run: Running | None = None
 
@@ -184,13 +192,13 @@ class Story:
                     return found
                 await asyncio.sleep(0.02)
 
-    async def settled(self) -> None:
+    async def settled(self, seconds: float = WAIT_SECONDS * 2) -> None:
         """Wait until nothing is to be delivered any more."""
-        async with asyncio.timeout(WAIT_SECONDS * 2):
+        async with asyncio.timeout(seconds):
             while True:
                 told = await self.api("GET", "/v1/status")
                 deliveries, views = told["deliveries"], [view["lag"] for view in told["views"]]
-                if deliveries["open"] == deliveries["deferred"] == 0 and not any(views):
+                if deliveries["pending"] == deliveries["deferred"] == 0 and not any(views):
                     return
                 await asyncio.sleep(0.05)
 
@@ -247,9 +255,57 @@ async def broker() -> AsyncIterator[PrivateNats]:
 @asynccontextmanager
 async def story_on(servers: Servers, **changed: Any) -> AsyncIterator[Story]:
     """A service on a database and a nats-server of its own, and a sandbox."""
-    async with database(servers) as database_url, broker() as nats:
-        async with telling(nats.folder, database_url, nats.url, **changed) as story:
-            yield story
+    async with (
+        database(servers) as database_url,
+        broker() as nats,
+        telling(nats.folder, database_url, nats.url, **changed) as story,
+    ):
+        yield story
+
+
+class Process:
+    """A program of ours as it is run, with settings of its own; what it wrote to stderr is in `log`."""
+
+    def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
+        self.log = folder / f"{arguments[0]}.log"
+        self.arguments = arguments
+        self.settings = ENVIRONMENT | settings
+        self.child: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> str:
+        """Start it and wait until it says that it is ready; returns its URL."""
+        with self.log.open("ab") as log:
+            self.child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                *self.arguments,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env=self.settings,
+                cwd=ROOT,
+            )
+        assert self.child.stdout is not None
+        async with asyncio.timeout(READY_SECONDS):
+            line = (await self.child.stdout.readline()).decode()
+        assert " ready" in line, (line, self.log.read_text()[-2000:])
+        return line.split()[-1]
+
+    async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal and wait for the end; its exit code."""
+        assert self.child is not None
+        with suppress(ProcessLookupError):
+            self.child.send_signal(number)
+        async with asyncio.timeout(END_SECONDS):
+            return await self.child.wait()
+
+
+@asynccontextmanager
+async def started(process: Process) -> AsyncIterator[str]:
+    """The program for as long as the block lasts; gives its URL."""
+    try:
+        yield await process.start()
+    finally:
+        await process.end(signal.SIGKILL)
 
 
 def config(url: str, **changed: Any) -> Config:
