@@ -326,6 +326,8 @@ def _link(request: Call, name: str, following: str | int | None) -> dict[str, st
 
 
 def _text(moment: datetime | None) -> str | None:
+    if moment and moment.tzinfo is None:
+        raise Wrong(400, "since and until are times with a zone, such as 2026-11-22T08:00:00Z")
     return clock.text(clock.milliseconds(moment)) if moment else None
 
 

@@ -50,10 +50,12 @@ class Front:
             answer = await self._answer(side, name, scope, receive)
         except HangUp:
             return
+        except Exception:
+            await _tell(send, refuse(Wrong(500, problems.OURS)))
+            raise
         self._count[side, answer.status].inc()
         self._seconds[side].observe(time.perf_counter() - start)
-        await send(_start(answer))
-        await send({"type": "http.response.body", "body": answer.body})
+        await _tell(send, answer)
 
     async def _answer(self, side: str, name: str, scope: Message, receive: Receive) -> Answer:
         try:
@@ -95,7 +97,8 @@ def refuse(wrong: Wrong) -> Answer:
     return Answer(wrong.status, problems.encode(wrong.problem), headers)
 
 
-def _start(answer: Answer) -> Message:
+async def _tell(send: Send, answer: Answer) -> None:
     headers = [(name.lower().encode(), value.encode()) for name, value in answer.headers.items()]
     headers.append((b"content-length", str(len(answer.body)).encode()))
-    return {"type": "http.response.start", "status": answer.status, "headers": headers}
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})

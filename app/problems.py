@@ -4,6 +4,7 @@ import msgspec
 from msgspec import Struct
 
 BODY_BYTES_MAX = 1024 * 1024
+OURS = "something went wrong on our side: look at the log"
 MEDIA_TYPE = "application/problem+json"
 TITLES = {
     400: "Bad request",

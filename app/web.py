@@ -111,7 +111,7 @@ def _http(request: Call, error: HTTPException) -> Failure:
             detail = "there is nothing at this path: /schema lists what there is"
         elif error.status_code == 500:
             log.error("500 at %s: %s", request.url.path, error.detail)
-            detail = "something went wrong on our side: look at the log"
+            detail = problems.OURS
         return _wrong(request, Wrong(error.status_code, detail))
     extra = error.extra if isinstance(error.extra, list) else []
     faults = [Fault(_place(each), str(each.get("message", ""))) for each in extra if isinstance(each, dict)]
@@ -130,6 +130,10 @@ def _asked_wrong(request: Call, error: ValueError) -> Failure:
     return _wrong(request, Wrong(400, str(error)))
 
 
+def _too_deep(request: Call, _: RecursionError) -> Failure:
+    return _wrong(request, Wrong(400, "the body is nested too deep: send less"))
+
+
 def _not_now(request: Call, error: Exception) -> Failure:
     log.warning("not now: %s", str(error).strip())
     return _wrong(
@@ -139,7 +143,7 @@ def _not_now(request: Call, error: Exception) -> Failure:
 
 def _ours(request: Call, error: Exception) -> Failure:
     log.exception("500 at %s", request.url.path, exc_info=error)
-    return _wrong(request, Wrong(500, "something went wrong on our side: look at the log"))
+    return _wrong(request, Wrong(500, problems.OURS))
 
 
 def application(services: Services, *more: Any) -> Front:
@@ -156,6 +160,7 @@ def application(services: Services, *more: Any) -> Front:
             BadFilter: _asked_wrong,
             ViewsMissing: _not_now,
             psycopg.OperationalError: _not_now,
+            RecursionError: _too_deep,
             Exception: _ours,
         },
         openapi_config=OpenAPIConfig(

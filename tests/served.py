@@ -68,7 +68,8 @@ class Served:
         more.setdefault("allow_redirects", False)
         async with self.client.request(method, (url or self.url) + path, **more) as answer:
             raw = await answer.read()
-            decoded = json.loads(raw) if raw and "json" in answer.content_type else None
+            types = ("application/json", "application/problem+json", "application/vnd.oai.openapi+json")
+            decoded = json.loads(raw) if raw and answer.content_type in types else None
             return Answer(answer.status, decoded, answer.headers, raw)
 
     async def hook(self, content: object, *, scope: str = SCOPE, url: str = "", **more: Any) -> Answer:

@@ -1,14 +1,28 @@
 """What breaks the contract is refused with its status and what to do, and the ledger stays as it was."""
 
+import asyncio
 import base64
 import json
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psycopg
 import pytest
 import pytest_asyncio
-from served import ACCOUNT, OTHER_ACCOUNT, SCOPE, Answer, Served, about, sent, serving, signed, wrote
+from served import (
+    ACCOUNT,
+    OTHER_ACCOUNT,
+    SCOPE,
+    Answer,
+    Served,
+    about,
+    sent,
+    serving,
+    signature,
+    signed,
+    wrote,
+)
 from yarl import URL
 
 from app.hooks import CONTENT_BYTES_MAX
@@ -454,6 +468,27 @@ async def test_forwards_that_are_too_long_are_cut_and_marked(service: Served, ur
         await service.hook(wrote(f"forwards {url}", message={"forwards": forwards}), url=url)
     ).status == 200
     assert (await service.since(head))[-1]["content"]["forwards"] == forwards
+
+
+async def test_a_fault_of_ours_is_told_as_a_problem_too(service: Served, url: str):
+    where = str(service.run.services.settings.database_url)
+    async with await psycopg.AsyncConnection.connect(where, autocommit=True) as owner:
+        await owner.execute("ALTER TABLE ledger.refused RENAME TO mislaid")
+        answer = await service.hook(b"{", url=url)
+        await owner.execute("ALTER TABLE ledger.mislaid RENAME TO refused")
+    await refused(service, answer, 500, await service.head())
+
+
+async def test_a_client_that_goes_away_before_its_body_is_complete_changes_nothing(service: Served, url: str):
+    head, body = await service.head(), json.dumps(wrote(f"half {url}")).encode()
+    _, writer = await asyncio.open_connection("127.0.0.1", URL(url).port)
+    lines = [f"POST /kommo/{SCOPE} HTTP/1.1", "Host: localhost", f"X-Signature: {signature(body)}"]
+    writer.write("\r\n".join([*lines, f"Content-Length: {len(body) + 9}", "", ""]).encode() + body)
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    await asyncio.sleep(0.1)
+    assert await service.head() == head
 
 
 async def test_nothing_in_the_database_is_unreadable_after_all_that(service: Served):
