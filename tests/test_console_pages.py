@@ -176,7 +176,7 @@ async def test_buttons_templates_forwards_and_posts_of_the_manager_are_shown(bro
     system = browser.system
     await system.act(text_message("Hello", "conv-told-more"))
     forwarded = {"type": "text", "text": "what Bo wrote", "timestamp": 1, "msec_timestamp": 1}
-    told = {
+    told: dict[str, object] = {
         "id": str(uuid4()),
         "type": "text",
         "text": "Choose",
@@ -189,8 +189,16 @@ async def test_buttons_templates_forwards_and_posts_of_the_manager_are_shown(bro
         "shared_post": {"url": "javascript:alert(1)", "type": "post", "site_name": "Site of Bo"},
     }
     menu = {"header": "Menu", "button": "Open", "sections": [{"title": "A", "rows": [{"title": "Row one"}]}]}
-    listed = told | {"id": str(uuid4()), "markup": {"list_message": menu}, "template": None}
-    odd = told | {"id": str(uuid4()), "markup": {"buttons": [7, [8]]}, "forwards": {"messages": "none"}}
+    listed: dict[str, object] = told | {
+        "id": str(uuid4()),
+        "markup": {"list_message": menu},
+        "template": None,
+    }
+    odd: dict[str, object] = told | {
+        "id": str(uuid4()),
+        "markup": {"buttons": [7, [8]]},
+        "forwards": {"messages": "none"},
+    }
     for message in (told, listed, odd):
         await hook(system, "conv-told-more", message)
     _, text = await browser.get(f"/conversations/{await system.chat_of('conv-told-more')}")
@@ -251,7 +259,11 @@ async def until_status(system: System, chat: str, status: str) -> str:
 
 async def test_what_is_parked_is_shown_with_its_reason_and_taken_up_again(browser: Browser) -> None:
     system = browser.system
-    await system.order("POST", "/faults", {"where": "kommo.new_message", "action": "503", "times": None})
+    await system.order(
+        "POST",
+        "/faults",
+        {"where": "kommo.new_message", "action": "503", "times": None, "conversation_id": "conv-parked"},
+    )
     await system.act(text_message("Stuck", "conv-parked"))
     chat = await system.chat_of("conv-parked")
     assert "503" in await until_shown(browser, f"/conversations/{chat}", "Not passed on yet")
@@ -266,7 +278,10 @@ async def test_what_is_parked_is_shown_with_its_reason_and_taken_up_again(browse
     _, text = await browser.get(answer.headers["Location"])
     assert "taken up again" in text
     await until_status(system, chat, "accepted")
-    await until_shown(browser, "/deliveries", "Nothing waits.")
+    _, text = await browser.get(f"/conversations/{chat}")
+    assert "Held back" not in text
+    answer, _ = await browser.post("/deliveries/resume", csrf=token)  # All, also of other chats.
+    assert answer.status == 303
 
 
 async def until_shown(browser: Browser, path: str, words: str) -> str:
