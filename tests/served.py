@@ -109,6 +109,18 @@ class Served:
         return await self.ask("POST", f"/v1/channels/{name}/connections", order)
 
 
+async def refused(service: Served, answer: Answer, status: int, head: int) -> dict[str, Any]:
+    """The problem of an answer that changed nothing."""
+    assert answer.status == status, answer
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.body
+    assert (problem["status"], problem["type"]) == (status, "about:blank")
+    assert problem["title"]
+    assert len(problem["detail"]) > 10
+    assert await service.head() == head
+    return problem
+
+
 def channel(name: str = "acme", **changed: Any) -> Json:
     """A channel to register; `channel_id`, `secret`, `url` and `whsec` may differ."""
     side = {"channel_id": changed.get("channel_id", CHANNEL_ID), "secret": changed.get("secret", SECRET)}
