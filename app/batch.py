@@ -14,10 +14,11 @@ from domain.commands import AnyCommand, Send
 from domain.decide import NotConnected, OwnMessage, Unknown, decide, follow, names
 from domain.draft import Decision, Known
 from domain.events import EVENT_BYTES_MAX, TAGS, AnyEvent, decode, encode
-from domain.state import State, evolve
+from domain.state import Chat, State, evolve
 from projections.columns import blobs, ints, longs, texts, uuids
 
 TRIES_MAX = 10
+CHATS_KEPT = 20_000
 log = logging.getLogger("chatledger.ledger")
 
 
@@ -63,10 +64,33 @@ def _row(event: AnyEvent) -> tuple[str, int, str, bytes, str]:
     return event.stream, event.version, TAGS[type(event)], state, event.id
 
 
+class Memory:
+    """The conversations seen lately, so that a new message in one is decided without asking the database.
+
+    It may be outdated, for other processes write too: the append then refuses the unit, for a version or a
+    clock is not the one it was decided on, and the unit is decided again on what the database says.
+    """
+
+    def __init__(self) -> None:
+        self.chats: dict[str, Chat] = {}
+        self.clocks: dict[str, int] = {}
+
+    def forget(self) -> None:
+        """Know nothing."""
+        self.chats.clear()
+        self.clocks.clear()
+
+    def bound(self) -> None:
+        """Start over rather than grow."""
+        if len(self.chats) > CHATS_KEPT:
+            self.forget()
+
+
 class Batch:
     """The commands of one commit, from what they read to what they are answered."""
 
-    def __init__(self, jobs: list[Job]) -> None:
+    def __init__(self, jobs: list[Job], memory: Memory) -> None:
+        self.memory = memory
         self.jobs = [job for job in jobs if not job.future.done()]
         self.states: dict[str, State] = {}
         self.clocks: dict[str, int] = {}
@@ -91,14 +115,39 @@ class Batch:
             command = job.command
             named = names(command)
             self.named.append(named)
-            wanted.update(named)
-            if type(command) is Send:
-                for end in command.ends:
-                    self.ends.add(end.stream)
-            else:
+            if type(command) is not Send:
                 for stream in named:
                     self.readers[stream] = command
+            elif not job.tries and self._recall(command):
+                continue
+            else:
+                for end in command.ends:
+                    self.ends.add(end.stream)
+            wanted.update(named)
         return wanted, list(self.ends)
+
+    def _recall(self, command: Send) -> bool:
+        """Whether all that a new message needs is remembered: its conversation, and that one's clock.
+
+        Its own stream is taken to be empty. If it is not, the message is a repeat, and the append says so.
+        """
+        if command.reply_stream:
+            return False
+        chats, clocks = self.memory.chats, self.memory.clocks
+        found = []
+        for end in command.ends:
+            stream: str | None = end.stream
+            while stream:
+                chat = chats.get(stream)
+                if chat is None or not (chat.into or stream in clocks):
+                    return False
+                found.append((stream, chat))
+                stream = chat.into
+        for stream, chat in found:
+            if stream not in self.states:
+                self.states[stream] = chat
+                self.clocks[stream] = clocks.get(stream, 0)
+        return True
 
     def take(self, rows: list[tuple[int, bytes | None, str | None]]) -> None:
         """Fold the events of loaded streams by position, which within a stream is by version; set clocks."""
@@ -110,7 +159,8 @@ class Batch:
                 continue
             event = decode(raw)
             stream = event.stream
-            states[stream] = evolve(states.get(stream), event)
+            before = states.get(stream) if stream in history else None  # not what was remembered
+            states[stream] = evolve(before, event)
             history.setdefault(stream, []).append((number, event.id))
 
     def more(self) -> tuple[set[str], list[str]]:
@@ -119,7 +169,7 @@ class Batch:
         for stream, state in self.states.items():
             reader = self.readers.get(stream, self.jobs[0].command)
             for pointed in follow(reader, state):
-                if pointed not in self.asked:
+                if pointed not in self.asked and pointed not in self.states:
                     wanted.add(pointed)
                     self.readers[pointed] = reader
         return wanted, list(wanted) if self.ends else []
@@ -220,7 +270,25 @@ class Batch:
                 job.future.set_exception(decision)
             else:
                 job.future.set_result(self._recorded(job, decision, position if rows else None))
+        self._remember(bad)
         return position
+
+    def _remember(self, bad: set[int]) -> None:
+        memory = self.memory
+        for stream in self.ends:
+            if isinstance(state := self.states.get(stream), Chat):
+                memory.chats[stream] = state
+                if state.into and isinstance(chat := self.states.get(state.into), Chat):
+                    memory.chats[state.into] = chat
+        for conversation, unit in self.clock_units.items():
+            if bad and self._root(unit) in bad:
+                memory.clocks.pop(conversation, None)
+            else:
+                memory.clocks[conversation] = self.clocks[conversation]
+        for job in self.retry:
+            for stream in names(job.command):
+                memory.chats.pop(stream, None)
+        memory.bound()
 
     def _recorded(self, job: Job, decision: Decision, last: int | None) -> Recorded:
         if decision.version == 0:

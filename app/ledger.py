@@ -17,7 +17,7 @@ from typing import cast
 import psycopg
 
 from app import schema
-from app.batch import TRIES_MAX, Batch, Job, Recorded, TooLarge, Unavailable
+from app.batch import TRIES_MAX, Batch, Job, Memory, Recorded, TooLarge, Unavailable
 from app.binary import take_columns
 from domain.commands import AnyCommand
 from projections.columns import uuids
@@ -46,12 +46,13 @@ class Full(Exception):
 class Ledger:
     """Takes commands and gives each its outcome once it is on disk.
 
-    Two lanes, each with its own connection and batch, overlap Python with PostgreSQL; a command's `lane`
-    decides which one it goes to, so a conversation keeps its order. `commits` holds how long the latest
-    appends took, in seconds.
+    Each of its `lanes` has a connection and a batch; a command's lane decides which one it goes to, so a
+    conversation keeps its order. One is best where commits wait for the disk: two wait for each other's fsync
+    under the same lock, with batches half as large. `commits` holds how long the latest appends took, in
+    seconds.
     """
 
-    def __init__(self, url: str, on_commit: Callable[[int], None], *, lanes: int = 2) -> None:
+    def __init__(self, url: str, on_commit: Callable[[int], None], *, lanes: int = 1) -> None:
         self.on_commit = on_commit
         self.commits: deque[float] = deque(maxlen=COMMITS_KEPT)
         self._lanes = [_Lane(url, on_commit, self.commits) for _ in range(lanes)]
@@ -105,6 +106,7 @@ class _Lane:
         self.url = url
         self.on_commit = on_commit
         self.commits = commits
+        self.memory = Memory()
         self.queue: deque[Job] = deque()
         self.bytes = 0
         self.current: list[Job] = []
@@ -184,7 +186,7 @@ class _Lane:
         return jobs
 
     async def _commit(self, jobs: list[Job]) -> list[Job]:
-        batch = Batch(jobs)
+        batch = Batch(jobs, self.memory)
         await self._load(batch)
         batch.decide()
         if not batch.rows:
@@ -202,12 +204,12 @@ class _Lane:
     async def _load(self, batch: "Batch") -> None:
         wanted, clocks = batch.first()
         for _ in range(ROUNDS_MAX):
+            if not wanted:
+                return
             batch.asked.update(wanted)
             rows = await self._all(LOAD, [uuids(list(wanted)), uuids(clocks)])
             batch.take(cast("list[tuple[int, bytes | None, str | None]]", rows))
             wanted, clocks = batch.more()
-            if not wanted:
-                return
 
     async def _all(self, statement: str, parameters: list[object]) -> list[tuple[object, ...]]:
         assert self.connection is not None
@@ -223,6 +225,7 @@ class _Lane:
         """The link broke, or the server is in trouble: connect again, and decide the batch again."""
         assert self.connection is not None
         log.warning("ledger: %d commands with unknown outcome: %s", len(jobs), str(error).strip())
+        self.memory.forget()
         if self.connection.closed or self.connection.broken:
             await self._reconnect()
         else:
