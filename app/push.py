@@ -25,6 +25,7 @@ from domain.state import RANKS, Chat, Message, State, evolve
 from projections.columns import uuids
 
 RECONNECT_SECONDS = 60.0
+OPERATOR_SECONDS = 1.0  # An operator who disconnects tells Kommo first: that must not be undone.
 PROBE_SECONDS = 60.0
 PAUSE_SECONDS_MIN = 1.0
 ROUNDS_MAX = 4
@@ -202,6 +203,11 @@ class Pusher:
             now = asyncio.get_running_loop().time()
             if now - gate.reconnected_at < RECONNECT_SECONDS:
                 return "Kommo does not know it (404), also after connecting again"
+            await asyncio.sleep(OPERATOR_SECONDS)
+            channel = await self._channels.channel(event.channel)
+            connection = channel.connections.get(event.account or "") if channel else None
+            if channel is None or connection is None or not connection.connected:
+                return Retry("the channel was disconnected meanwhile")
             who = Credentials(channel.channel_id, channel.secrets.kommo)
             try:
                 answer = await self._kommo.connect(who, event.account or "", connection.title)
