@@ -24,6 +24,7 @@ from projections.columns import uuids
 
 __all__ = ["Full", "Ledger", "Recorded", "TooLarge", "Unavailable"]
 BATCH_MAX = 500
+SECOND_LANE_AT = 250
 QUEUE_MAX = 20_000
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
 ROUNDS_MAX = 8
@@ -46,16 +47,18 @@ class Full(Exception):
 class Ledger:
     """Takes commands and gives each its outcome once it is on disk.
 
-    Each of its `lanes` has a connection and a batch; a command's lane decides which one it goes to, so a
-    conversation keeps its order. One is best where commits wait for the disk: two wait for each other's fsync
-    under the same lock, with batches half as large. `commits` holds how long the latest appends took, in
-    seconds.
+    Two lanes, each with a connection and a batch, overlap Python with PostgreSQL. The second is used only
+    while the first has a batch of its own to do: with few commands, two would make batches half as large that
+    wait for each other's fsync. Commands with the same `lane` stay together while any of them is under way,
+    so a conversation keeps its order. `commits` holds how long the latest appends took, in seconds.
     """
 
-    def __init__(self, url: str, on_commit: Callable[[int], None], *, lanes: int = 1) -> None:
+    def __init__(self, url: str, on_commit: Callable[[int], None], *, lanes: int = 2) -> None:
         self.on_commit = on_commit
         self.commits: deque[float] = deque(maxlen=COMMITS_KEPT)
-        self._lanes = [_Lane(url, on_commit, self.commits) for _ in range(lanes)]
+        self._under_way: dict[str, list[int]] = {}  # lane of a command: which of ours, how many
+        memory = Memory()
+        self._lanes = [_Lane(url, self, memory) for _ in range(lanes)]
         self._watch: asyncio.Task[None] | None = None
 
     @property
@@ -80,7 +83,25 @@ class Ledger:
 
         Raises Full. The future raises OwnMessage, Unknown, NotConnected, TooLarge, Unavailable.
         """
-        return self._lanes[hash(command.lane) % len(self._lanes)].submit(command, size)
+        under_way = self._under_way.get(command.lane)
+        if under_way is None:
+            under_way = [self._choose(), 0]
+        future = self._lanes[under_way[0]].submit(command, size)
+        under_way[1] += 1
+        self._under_way[command.lane] = under_way
+        return future
+
+    def _choose(self) -> int:
+        depths = [lane.depth for lane in self._lanes]
+        return 0 if depths[0] < SECOND_LANE_AT else depths.index(min(depths))
+
+    def done(self, jobs: list[Job]) -> None:
+        """Lanes say which commands are no longer under way."""
+        for job in jobs:
+            under_way = self._under_way[job.command.lane]
+            under_way[1] -= 1
+            if not under_way[1]:
+                del self._under_way[job.command.lane]
 
     def has_room(self, commands: int, size: int) -> bool:
         """Whether so many commands, of so many bytes together, would all be taken."""
@@ -102,11 +123,10 @@ class Ledger:
 
 
 class _Lane:
-    def __init__(self, url: str, on_commit: Callable[[int], None], commits: deque[float]) -> None:
+    def __init__(self, url: str, ledger: Ledger, memory: Memory) -> None:
         self.url = url
-        self.on_commit = on_commit
-        self.commits = commits
-        self.memory = Memory()
+        self.ledger = ledger
+        self.memory = memory
         self.queue: deque[Job] = deque()
         self.bytes = 0
         self.current: list[Job] = []
@@ -173,6 +193,8 @@ class _Lane:
             except psycopg.Error as error:
                 retry = self._isolate(jobs, error)
             self.current = []
+            kept = {id(job) for job in retry}
+            self.ledger.done([job for job in jobs if id(job) not in kept])
             self.queue.extendleft(reversed(retry))
             self.bytes += sum(job.size for job in retry)
 
@@ -194,11 +216,11 @@ class _Lane:
             return batch.retry
         start = time.perf_counter()
         row = await self._one(APPEND, batch.parameters())
-        self.commits.append(time.perf_counter() - start)
+        self.ledger.commits.append(time.perf_counter() - start)
         bad, head = cast("tuple[list[int] | None, int]", row)
         last = batch.answer(set(bad or ()), head)
         if last > head:
-            self.on_commit(last)
+            self.ledger.on_commit(last)
         return batch.retry
 
     async def _load(self, batch: "Batch") -> None:
