@@ -31,6 +31,7 @@ LOOK_SECONDS = 10.0
 PAGE = 2_000
 VIEWS_SECONDS = 0.05
 BACKOFF_SECONDS = 1.0
+LISTEN_SECONDS = 0.25
 log = logging.getLogger("chatledger.deliver")
 
 TRY_LEASE = "SELECT pg_try_advisory_lock(%s)"
@@ -54,7 +55,7 @@ Row = tuple[int, bytes, int, str | None]
 
 
 class LaneFailed(Exception):
-    """A lane cannot go on without the database: the range starts over from the view."""
+    """A range cannot go on, mostly for want of the database: it starts over from the view."""
 
 
 class Deliverer:
@@ -118,7 +119,7 @@ class _Range:
                 async with await schema.connect(self._url) as connection:
                     await self._lease(connection)
                     await self._work(connection)
-            except (psycopg.Error, JetStreamError, TimeoutError, LaneFailed) as error:
+            except (psycopg.Error, TimeoutError, LaneFailed) as error:
                 log.warning("deliver %d: %s; starting over", self.number, str(error).strip() or "no answer")
             finally:
                 await self._drop()
@@ -136,15 +137,13 @@ class _Range:
         ((head,),) = await _all(connection, HEAD)
         self._upto = await self._views_reach(connection, cast("int", head))
         await self._begin(connection)
-        name = f"deliver-{self.number}"
-        await jetstream.delete_consumer(self._nats, name)
-        filters = partition_subjects(self.partitions)
-        consumer = Consumer(self._nats, name, filters, self._upto + 1, self._received)
-        await consumer.start()
+        listening = asyncio.create_task(self._listen(), name=f"deliver range {self.number} listens")
+        listening.add_done_callback(self._deaf)
         try:
             await self._keep(connection)
         finally:
-            await asyncio.shield(consumer.stop())
+            listening.cancel()
+            await asyncio.wait([listening])
 
     async def _views_reach(self, connection: schema.Database, head: int) -> int:
         while True:
@@ -160,6 +159,27 @@ class _Range:
             self._put_back(rows)
             rows = await self._open(connection, rows[-1][0], self._upto)
 
+    async def _listen(self) -> NoReturn:
+        """Have the stream bring what is new. While it cannot, the view is swept for that."""
+        name, filters, reason = f"deliver-{self.number}", partition_subjects(self.partitions), ""
+        while True:
+            consumer = Consumer(self._nats, name, filters, self._upto + 1, self._received)
+            try:
+                await jetstream.delete_consumer(self._nats, name)
+                await consumer.start()
+                await asyncio.Event().wait()  # Until cancelled.
+            except JetStreamError as error:
+                if str(error) != reason:
+                    reason = str(error)
+                    log.warning("deliver %d does without the stream: %s", self.number, reason)
+            finally:
+                await asyncio.shield(consumer.stop())
+            await asyncio.sleep(LISTEN_SECONDS)
+
+    def _deaf(self, listening: "asyncio.Task[NoReturn]") -> None:
+        if not listening.cancelled() and (error := listening.exception()):
+            self.failed(error)
+
     async def _keep(self, connection: schema.Database) -> NoReturn:
         """Every question to the database also shows that the lease is still ours."""
         loop = asyncio.get_running_loop()
@@ -169,13 +189,13 @@ class _Range:
                 await asyncio.wait_for(self._wake.wait(), VIEWS_SECONDS if self._resumed else LEASE_SECONDS)
             self._wake.clear()
             if self._failure:
-                raise LaneFailed(f"a lane failed: {self._failure!r}") from self._failure
+                raise LaneFailed(repr(self._failure)) from self._failure
             async with asyncio.timeout(LOOK_SECONDS):
                 seen = await self._seen(connection)
                 self.done = {job: closed for job, closed in self.done.items() if closed > seen}
                 await self._refill(connection, seen)
                 await self._take_resumed(connection, seen)
-                if loop.time() >= sweep_at:
+                if loop.time() >= sweep_at or not self._nats.is_connected:
                     await self._sweep(connection, before)
                     sweep_at, before = loop.time() + SWEEP_SECONDS, seen
 

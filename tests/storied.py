@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -18,12 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
+import msgspec
 import psycopg
 from aiohttp import web
 from psycopg import sql
 from standardwebhooks import Webhook
 
-from app import clock
+from app import clock, messenger
 from app.nats import PrivateNats
 from app.serve import Running, migrate, running
 from app.servers import Servers
@@ -41,6 +43,9 @@ BOT = "b07b07b0-0000-4000-8000-000000000001"
 LINK = ids.link("acme", CHANNEL, ACCOUNT)
 PHOTO = "https://media.example/cat.jpg"
 WAIT_SECONDS = 15.0
+CHATS = 6
+PAUSE_SECONDS_MAX = 0.05
+PATIENCE = aiohttp.ClientTimeout(total=5.0)
 READY_SECONDS = 60.0
 END_SECONDS = 20.0
 ROOT = Path(__file__).parent.parent
@@ -264,6 +269,61 @@ async def story_on(servers: Servers, **changed: Any) -> AsyncIterator[Story]:
         telling(nats.folder, database_url, nats.url, **changed) as story,
     ):
         yield story
+
+
+class Traffic:
+    """Customers and managers who write all the time.
+
+    `taken` are the ids of what was acknowledged with 200, by conversation and side, in their order.
+    """
+
+    def __init__(self, story: Story, seed: int = 0) -> None:
+        self.story, self.dice = story, random.Random(seed)
+        self.taken: dict[tuple[str, str], list[str]] = defaultdict(list)
+        self.tried = 0
+        self._writing: list[asyncio.Task[None]] = []
+
+    def begin(self) -> None:
+        for name in [chat() for _ in range(CHATS)]:
+            self._writing.append(asyncio.create_task(self._write(name, "messenger", self._customer)))
+            self._writing.append(asyncio.create_task(self._write(name, "kommo", self._manager)))
+
+    async def end(self) -> None:
+        for task in self._writing:
+            task.cancel()
+        for outcome in await asyncio.gather(*self._writing, return_exceptions=True):
+            assert isinstance(outcome, asyncio.CancelledError), outcome
+
+    async def _write(self, name: str, side: str, write: Any) -> None:
+        while True:
+            self.tried += 1
+            status, own = await write(name, f"{name}-{self.tried}")
+            if status == 200:
+                self.taken[name, side].append(ids.message_id(LINK, side, own))
+            await asyncio.sleep(self.dice.uniform(0, PAUSE_SECONDS_MAX))
+
+    async def _customer(self, name: str, own: str) -> tuple[int, str]:
+        """A signed action, posted once."""
+        action = {
+            "type": "message.sent",
+            "conversation_id": name,
+            "message_id": own,
+            "at": clock.text(clock.now_ms()),
+            "sender": {"id": f"u-{name}", "name": "Ann"},
+            "message": {"type": "text", "text": own},
+        }
+        body = msgspec.json.encode(action)
+        url, headers = f"{self.story.url}/messengers/acme", messenger.signed(WHSEC, own, body)
+        with suppress(aiohttp.ClientError, TimeoutError):
+            async with self.story.client.post(url, data=body, headers=headers, timeout=PATIENCE) as answer:
+                return answer.status, own
+        return 0, own
+
+    async def _manager(self, name: str, text: str) -> tuple[int, str]:
+        """A message in Kommo, whose hook is sent once."""
+        order = {"conversation_id": name, "message": {"type": "text", "text": text}}
+        told = await self.story.order("POST", "/manager/messages?wait=1", order)
+        return told["status"] or 0, told["id"]
 
 
 class Process:

@@ -4,89 +4,27 @@ import asyncio
 import json
 import random
 from collections import defaultdict
-from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import aiohttp
-import msgspec
 import psycopg
 import pytest
 
-from app import clock, messenger
-from domain import ids
 from tests.relayed import differing
-from tests.storied import ACCOUNT, CHANNEL, LINK, SECRET, WHSEC, Process, Story, chat, free_port, started
+from tests.storied import ACCOUNT, CHANNEL, CHATS, SECRET, WHSEC, Process, Story, Traffic, free_port, started
 from tests.test_servers import gone
 
 ROUNDS = 5
 SECONDS_MIN, SECONDS_MAX = 0.3, 1.5
-PAUSE_SECONDS_MAX = 0.05
 SETTLE_SECONDS = 45.0
-CHATS = 6
-PATIENCE = aiohttp.ClientTimeout(total=5.0)
 
 
 class Where(NamedTuple):
     """A sandbox that runs as a process of its own."""
 
     url: str
-
-
-class Traffic:
-    """Customers and managers who write all the time.
-
-    `taken` are the ids of what was acknowledged with 200, by conversation and side, in their order.
-    """
-
-    def __init__(self, story: Story, dice: random.Random) -> None:
-        self.story, self.dice = story, dice
-        self.taken: dict[tuple[str, str], list[str]] = defaultdict(list)
-        self.tried = 0
-        self._writing: list[asyncio.Task[None]] = []
-
-    def begin(self) -> None:
-        for name in [chat() for _ in range(CHATS)]:
-            self._writing.append(asyncio.create_task(self._write(name, "messenger", self._customer)))
-            self._writing.append(asyncio.create_task(self._write(name, "kommo", self._manager)))
-
-    async def end(self) -> None:
-        for task in self._writing:
-            task.cancel()
-        for outcome in await asyncio.gather(*self._writing, return_exceptions=True):
-            assert isinstance(outcome, asyncio.CancelledError), outcome
-
-    async def _write(self, name: str, side: str, write: Any) -> None:
-        while True:
-            self.tried += 1
-            status, own = await write(name, f"{name}-{self.tried}")
-            if status == 200:
-                self.taken[name, side].append(ids.message_id(LINK, side, own))
-            await asyncio.sleep(self.dice.uniform(0, PAUSE_SECONDS_MAX))
-
-    async def _customer(self, name: str, own: str) -> tuple[int, str]:
-        """A signed action, posted once."""
-        action = {
-            "type": "message.sent",
-            "conversation_id": name,
-            "message_id": own,
-            "at": clock.text(clock.now_ms()),
-            "sender": {"id": f"u-{name}", "name": "Ann"},
-            "message": {"type": "text", "text": own},
-        }
-        body = msgspec.json.encode(action)
-        url, headers = f"{self.story.url}/messengers/acme", messenger.signed(WHSEC, own, body)
-        with suppress(aiohttp.ClientError, TimeoutError):
-            async with self.story.client.post(url, data=body, headers=headers, timeout=PATIENCE) as answer:
-                return answer.status, own
-        return 0, own
-
-    async def _manager(self, name: str, text: str) -> tuple[int, str]:
-        """A message in Kommo, whose hook is sent once."""
-        order = {"conversation_id": name, "message": {"type": "text", "text": text}}
-        told = await self.story.order("POST", "/manager/messages?wait=1", order)
-        return told["status"] or 0, told["id"]
 
 
 def service(folder: Path, port: int, kommo_url: str) -> Process:
@@ -152,7 +90,7 @@ async def test_what_was_acknowledged_arrives_once_and_in_order_whenever_we_are_k
     ):
         story = Story(client, Where(kommo_url), url)
         await story.connect()
-        traffic = Traffic(story, dice)
+        traffic = Traffic(story, seed)
         traffic.begin()
         for _ in range(ROUNDS):
             await asyncio.sleep(dice.uniform(SECONDS_MIN, SECONDS_MAX))
