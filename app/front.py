@@ -7,12 +7,14 @@ from typing import Any, TypeAlias
 
 from app import metrics, problems
 from app.problems import Wrong
-from app.webhooks import BODY_BYTES_MAX, Answer, Webhooks
+from app.webhooks import BODY_BYTES_MAX, OK, Answer, Webhooks
 
 Message: TypeAlias = MutableMapping[str, Any]  # ASGI's own shape
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
+OK_START: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
+OK_BODY: Message = {"type": "http.response.body", "body": b""}
 LARGE = f"a body holds at most {BODY_BYTES_MAX // 1024} KB: send less"
 COMPRESSED = "the body is compressed: send it as it is"
 log = logging.getLogger("chatledger.webhooks")
@@ -28,12 +30,6 @@ class Front:
     def __init__(self, app: App, webhooks: Webhooks) -> None:
         self._app = app
         self._webhooks = webhooks
-        self._count = {
-            (side, status): metrics.WEBHOOKS.labels(side, str(status))
-            for side in ("kommo", "messenger")
-            for status in (200, 400, 401, 403, 404, 409, 413, 415, 503)
-        }
-        self._seconds = {side: metrics.WEBHOOK_SECONDS.labels(side) for side in ("kommo", "messenger")}
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI 3."""
@@ -53,8 +49,7 @@ class Front:
         except Exception:
             await _tell(send, refuse(Wrong(500, problems.OURS)))
             raise
-        self._count[side, answer.status].inc()
-        self._seconds[side].observe(time.perf_counter() - start)
+        metrics.WEBHOOKS.answered(side, answer.status, time.perf_counter() - start)
         await _tell(send, answer)
 
     async def _answer(self, side: str, name: str, scope: Message, receive: Receive) -> Answer:
@@ -98,6 +93,10 @@ def refuse(wrong: Wrong) -> Answer:
 
 
 async def _tell(send: Send, answer: Answer) -> None:
+    if answer is OK:
+        await send(OK_START)
+        await send(OK_BODY)
+        return
     headers = [(name.lower().encode(), value.encode()) for name, value in answer.headers.items()]
     headers.append((b"content-length", str(len(answer.body)).encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})

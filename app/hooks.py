@@ -164,9 +164,8 @@ def command(where: Link, body: bytes) -> c.AnyCommand:
 
 
 def _read(body: bytes) -> Hook:
-    lower = body.lower()
     try:
-        if b"\\u0000" in body or b"\\ud" in lower:
+        if b"\\u" in body and (b"\\u0000" in body or b"\\ud" in body.lower()):
             return msgspec.convert(_mended(json.loads(body, parse_constant=_no_number)), Hook)
         return _decoder.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

@@ -1,13 +1,14 @@
 """What Prometheus is told; no label holds personal data, an id or anything unbounded."""
 
-from prometheus_client import Counter, Gauge, Histogram
+from bisect import bisect_left
+from collections.abc import Iterator
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
-WEBHOOKS = Counter("chatledger_webhooks_total", "Webhooks answered", ["side", "status"])
-WEBHOOK_SECONDS = Histogram(
-    "chatledger_webhook_seconds", "Time to a durable answer", ["side"], buckets=_SECONDS
-)
 DELIVERIES = Counter(
     "chatledger_deliveries_total", "Outcomes of attempts to push", ["destination", "outcome"]
 )
@@ -17,3 +18,40 @@ QUEUE = Gauge("chatledger_ledger_queue", "Commands that wait for the ledger")
 HEAD = Gauge("chatledger_ledger_head", "Position of the last event this process committed or saw")
 VIEW_POSITION = Gauge("chatledger_view_position", "Position that the views have reached")
 RELAY_POSITION = Gauge("chatledger_relay_position", "Position that the stream has reached")
+
+
+class Webhooks(Collector):
+    """Answers to webhooks: counted in plain numbers, for the library's locks cost 5 µs an answer."""
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[str, int], int] = {}
+        self._buckets = {side: [0] * (len(_SECONDS) + 1) for side in ("kommo", "messenger")}
+        self._sums = dict.fromkeys(self._buckets, 0.0)
+
+    def answered(self, side: str, status: int, seconds: float) -> None:
+        """Count an answer of a side ("kommo" or "messenger") and the time it took."""
+        key = (side, status)
+        self._answers[key] = self._answers.get(key, 0) + 1
+        self._buckets[side][bisect_left(_SECONDS, seconds)] += 1
+        self._sums[side] += seconds
+
+    def collect(self) -> Iterator[CounterMetricFamily | HistogramMetricFamily]:
+        """For Prometheus."""
+        answers = CounterMetricFamily("chatledger_webhooks", "Webhooks answered", labels=["side", "status"])
+        for (side, status), count in self._answers.items():
+            answers.add_metric([side, str(status)], count)
+        yield answers
+        times = HistogramMetricFamily(
+            "chatledger_webhook_seconds", "Time to a durable answer", labels=["side"]
+        )
+        for side, counts in self._buckets.items():
+            total, buckets = 0, []
+            for limit, count in zip((*map(str, _SECONDS), "+Inf"), counts, strict=True):
+                total += count
+                buckets.append((limit, total))
+            times.add_metric([side], buckets, self._sums[side])
+        yield times
+
+
+WEBHOOKS = Webhooks()
+REGISTRY.register(WEBHOOKS)

@@ -1,5 +1,6 @@
 """Names of streams: the same outside id always gives the same stream, so a repeat meets its own past."""
 
+from functools import lru_cache
 from hashlib import sha1
 from zlib import crc32
 
@@ -8,6 +9,7 @@ from msgspec import Struct
 KOMMO = "kommo"
 MESSENGER = "messenger"
 PARTITIONS = 64
+IDS_KEPT = 16_384
 TYPING_WINDOW_MS = 5_000
 _HEX = tuple(f"{n:02x}" for n in range(256))
 _ROOT = bytes.fromhex("a1f0c3d25b8e4c4f9d6e2b7a90c1e853")
@@ -43,14 +45,17 @@ def uuid5(namespace: bytes, name: str) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
+_kept_uuid5 = lru_cache(maxsize=IDS_KEPT)(uuid5)
+
+
 def message_id(where: Link, side: str, own_id: str) -> str:
     """The id of a message, which is the stream named by `own_id`, the sender's own id for it."""
     return uuid5(where.namespace, f"{side}:{own_id}")
 
 
 def conversation_id(where: Link, side: str, own_id: str) -> str:
-    """The stream named by a side's own id of a conversation."""
-    return uuid5(where.namespace, f"conversation:{side}:{own_id}")
+    """The stream named by a side's own id of a conversation; asked for with every message of it."""
+    return _kept_uuid5(where.namespace, f"conversation:{side}:{own_id}")
 
 
 def typing_id(where: Link, conversation: str, sender: str, at_ms: int) -> str:
