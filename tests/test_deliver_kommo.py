@@ -1,6 +1,7 @@
 """Kommo has every message once, whatever it answers; what it refuses, cannot find or forbids is seen to."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,14 +12,21 @@ from app import jetstream
 from app.client import Answer, Client
 from app.deliver import PAGE, RANGES, Deliverer
 from app.kommo import Kommo, outcome
+from app.lanes import Job, Lane, Settle
 from app.messenger import Messenger
 from app.outcome import Done, Forbidden, Gone, Refused, Retry
 from app.push import Pusher
 from app.servers import Servers
+from app.services import Services
+from domain import events as e
 from domain import ids
 from tests.storied import LINK, Story, chat, story_on, until
 
 PROBE_SECONDS = 1.0
+COMMON = (
+    *("id", "stream", "version", "channel", "account", "conversation", "message"),
+    *("at", "recorded_at", "by", "schema", "content"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,25 +37,47 @@ async def story(servers: Servers) -> AsyncIterator[Story]:
 
 
 @asynccontextmanager
-async def delivering(story: Story) -> AsyncIterator[None]:
-    """The role `deliver`, in the hands of the test: it probes every second."""
-    assert story.run
-    services = story.run.services
-    database_url, nats_url = services.settings.database_url, services.settings.nats_url
-    assert database_url
-    assert nats_url
-    nats, client = await jetstream.connect(nats_url, name="test"), Client()
-    kommo = Kommo(client, services.settings.kommo_url)
-    pusher = Pusher(database_url, services.channels, kommo, Messenger(client), probe_seconds=PROBE_SECONDS)
-    task = asyncio.create_task(Deliverer(database_url, nats, services.ledger, pusher).run())
+async def pushing(services: Services) -> AsyncIterator[Pusher]:
+    """A pusher in the hands of the test: it probes every second."""
+    client = Client()
+    kommo, url = Kommo(client, services.settings.kommo_url), services.settings.database_url or ""
+    pusher = Pusher(url, services.channels, kommo, Messenger(client), probe_seconds=PROBE_SECONDS)
     try:
-        yield
+        yield pusher
     finally:
-        task.cancel()
-        await asyncio.wait([task])
         await pusher.close()
         await client.close()
-        await nats.close()
+
+
+@asynccontextmanager
+async def delivering(story: Story) -> AsyncIterator[None]:
+    """The role `deliver`, in the hands of the test."""
+    assert story.run
+    services = story.run.services
+    given = services.settings
+    nats = await jetstream.connect(given.nats_url or "", name="test")
+    async with pushing(services) as pusher:
+        task = asyncio.create_task(Deliverer(given.database_url or "", nats, services.ledger, pusher).run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            await nats.close()
+
+
+class Lease:
+    """Holds a lane as a range does."""
+
+    def __init__(self) -> None:
+        self.done: dict[int, int] = {}
+        self.failures: list[BaseException] = []
+
+    def failed(self, error: BaseException) -> None:
+        self.failures.append(error)
+
+    def has_room(self) -> None:
+        """Nothing was cut off."""
 
 
 @pytest.mark.parametrize("status", ["408", "425", "429", "500", "503", "html", "drop"])
@@ -154,6 +184,26 @@ async def test_who_is_forbidden_waits_and_is_probed_by_one(servers: Servers) -> 
                 await story.arrived(name)
             await story.settled()
         assert await story.events(type="message.failed") == []
+
+
+async def test_an_error_of_our_own_parks_one_push_and_no_other(servers: Servers) -> None:
+    name = chat()
+    async with story_on(servers, roles="web,relay,project") as story:
+        assert story.run
+        await story.customer(name)
+        [sent] = [e.decode(json.dumps(one).encode()) for one in await story.events(type="message.sent")]
+        assert isinstance(sent, e.MessageSent)
+        broken = e.MessageEdited(**{field: getattr(sent, field) for field in COMMON}, push="messenger")
+        async with pushing(story.run.services) as pusher:
+            lease = Lease()
+            lane = Lane(Settle(story.run.services.ledger, pusher), lease)
+            lane.put(Job(1, broken))  # Nobody tells the messenger of edits.
+            lane.put(Job(2, sent))
+            await story.arrived(name)
+            await until(lambda: lease.done.keys() == {1, 2})
+            await lane.stop()
+        [parked] = await story.events(type="delivery.parked")
+    assert (lease.failures, parked["cause"]) == ([], sent.id)
 
 
 async def test_a_conversation_keeps_its_order_behind_thousands_of_others(servers: Servers) -> None:
