@@ -274,12 +274,14 @@ async def story_on(servers: Servers, **changed: Any) -> AsyncIterator[Story]:
 class Traffic:
     """Customers and managers who write all the time.
 
-    `taken` are the ids of what was acknowledged with 200, by conversation and side, in their order.
+    `taken` are the ids of what was acknowledged with 200, by conversation and side, in their order; `refused`
+    are the statuses of the rest, 0 without an answer.
     """
 
     def __init__(self, story: Story, seed: int = 0) -> None:
         self.story, self.dice = story, random.Random(seed)
         self.taken: dict[tuple[str, str], list[str]] = defaultdict(list)
+        self.refused: list[int] = []
         self.tried = 0
         self._writing: list[asyncio.Task[None]] = []
 
@@ -300,6 +302,8 @@ class Traffic:
             status, own = await write(name, f"{name}-{self.tried}")
             if status == 200:
                 self.taken[name, side].append(ids.message_id(LINK, side, own))
+            else:
+                self.refused.append(status)
             await asyncio.sleep(self.dice.uniform(0, PAUSE_SECONDS_MAX))
 
     async def _customer(self, name: str, own: str) -> tuple[int, str]:

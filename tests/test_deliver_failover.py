@@ -115,10 +115,11 @@ async def test_views_that_are_made_anew_disturb_no_delivery(servers: Servers, tm
         assert database_url
         traffic = Traffic(story)
         traffic.begin()
-        for _ in range(3):
+        for _ in range(5):
             await rebuild(database_url)
         await traffic.end()
         await all_is_well(story, traffic)
+        assert traffic.refused == []
         assert all(one.repeats == 0 for one in story.sandbox.crm.messages.values())
 
 
