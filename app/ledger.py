@@ -7,7 +7,6 @@ again, for a command that was stored meets its own events there.
 """
 
 import asyncio
-import itertools
 import logging
 import time
 from collections import deque
@@ -24,7 +23,7 @@ from projections.columns import uuids
 
 __all__ = ["Full", "Ledger", "Recorded", "TooLarge", "Unavailable"]
 BATCH_MAX = 500
-SECOND_LANE_AT = 250
+OWN_LANE_AT = 125
 QUEUE_MAX = 20_000
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
 ROUNDS_MAX = 8
@@ -47,18 +46,20 @@ class Full(Exception):
 class Ledger:
     """Takes commands and gives each its outcome once it is on disk.
 
-    Two lanes, each with a connection and a batch, overlap Python with PostgreSQL. The second is used only
-    while the first has a batch of its own to do: with few commands, two would make batches half as large that
-    wait for each other's fsync. Commands with the same `lane` stay together while any of them is under way,
-    so a conversation keeps its order. `commits` holds how long the latest appends took, in seconds.
+    Two lanes, each with a connection and a batch, overlap Python with PostgreSQL. A command's `lane` decides
+    which of their queues it waits in, so a conversation keeps its order. While the second queue is short the
+    first lane empties both: two lanes would make batches half as large that wait for each other's fsync.
+    `commits` holds how long the latest appends took, in seconds.
     """
 
     def __init__(self, url: str, on_commit: Callable[[int], None], *, lanes: int = 2) -> None:
         self.on_commit = on_commit
         self.commits: deque[float] = deque(maxlen=COMMITS_KEPT)
-        self._under_way: dict[str, list[int]] = {}  # lane of a command: which of ours, how many
+        self.closed = False
+        self.queues = [_Queue() for _ in range(lanes)]
         memory = Memory()
-        self._lanes = [_Lane(url, self, memory) for _ in range(lanes)]
+        self._lanes = [_Lane(url, self, number, memory) for number in range(lanes)]
+        self._loop = asyncio.get_running_loop()
         self._watch: asyncio.Task[None] | None = None
 
     @property
@@ -76,136 +77,147 @@ class Ledger:
         """Commit what is queued, for at most `timeout_seconds`, then let go of the rest unanswered."""
         if self._watch is not None:
             self._watch.cancel()
+        self.closed = True
+        self.wake()
         await asyncio.gather(*(lane.close(timeout_seconds) for lane in self._lanes))
+        for queue in self.queues:
+            for job in queue.jobs:
+                job.future.cancel()
 
     def submit(self, command: AnyCommand, size: int = 1024) -> "asyncio.Future[Recorded]":
         """Queue a command of about `size` bytes; the future has its outcome once that is durable.
 
         Raises Full. The future raises OwnMessage, Unknown, NotConnected, TooLarge, Unavailable.
         """
-        under_way = self._under_way.get(command.lane)
-        if under_way is None:
-            under_way = [self._choose(), 0]
-        future = self._lanes[under_way[0]].submit(command, size)
-        under_way[1] += 1
-        self._under_way[command.lane] = under_way
+        if not self.has_room(1, size):
+            raise Full
+        future: asyncio.Future[Recorded] = self._loop.create_future()
+        queue = self.queue_of(command)
+        queue.jobs.append(Job(command, future, size, self._loop.time()))
+        queue.bytes += size
+        self._lanes[0].wake.set()
+        if len(queue.jobs) == OWN_LANE_AT:
+            self.wake()
         return future
 
-    def _choose(self) -> int:
-        depths = [lane.depth for lane in self._lanes]
-        return 0 if depths[0] < SECOND_LANE_AT else depths.index(min(depths))
+    def queue_of(self, command: AnyCommand) -> "_Queue":
+        """Where a command waits: always in the same queue for the same lane."""
+        return self.queues[hash(command.lane) % len(self.queues)]
 
-    def done(self, jobs: list[Job]) -> None:
-        """Lanes say which commands are no longer under way."""
-        for job in jobs:
-            under_way = self._under_way[job.command.lane]
-            under_way[1] -= 1
-            if not under_way[1]:
-                del self._under_way[job.command.lane]
+    def wake(self) -> None:
+        """Have every lane look at the queues."""
+        for lane in self._lanes:
+            lane.wake.set()
 
     def has_room(self, commands: int, size: int) -> bool:
         """Whether so many commands, of so many bytes together, would all be taken."""
-        return all(lane.has_room(commands, size) for lane in self._lanes)
+        waiting, taken = 0, 0
+        for queue in self.queues:
+            waiting += len(queue.jobs)
+            taken += queue.bytes
+        return not self.closed and waiting + commands <= QUEUE_MAX and taken + size <= QUEUE_BYTES_MAX
 
     @property
     def depth(self) -> int:
         """How many commands wait or are being committed."""
-        return sum(lane.depth for lane in self._lanes)
+        return sum(len(each.jobs) for each in self.queues) + sum(len(lane.current) for lane in self._lanes)
 
     async def _keep_watch(self) -> None:
         """Nobody waits longer than Kommo does, whatever keeps the database."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            oldest = loop.time() - WAIT_SECONDS_MAX
-            for lane in self._lanes:
-                lane.give_up(oldest)
+            oldest = self._loop.time() - WAIT_SECONDS_MAX
+            for jobs in (*(lane.current for lane in self._lanes), *(queue.jobs for queue in self.queues)):
+                for job in jobs:
+                    if job.since < oldest:
+                        job.fail(Unavailable("the database did not answer in time"))
+
+
+class _Queue:
+    """Commands in the order they came; while a lane has some of them in its batch, no other takes more."""
+
+    def __init__(self) -> None:
+        self.jobs: deque[Job] = deque()
+        self.bytes = 0
+        self.taken = False
+
+    def move_to(self, batch: list[Job]) -> None:
+        """Move commands to a batch until that is full; one that must be alone goes alone."""
+        while (
+            self.jobs and len(batch) < BATCH_MAX and not (batch and (self.jobs[0].alone or batch[-1].alone))
+        ):
+            job = self.jobs.popleft()
+            self.bytes -= job.size
+            batch.append(job)
+            self.taken = True
+
+    def put_back(self, job: Job) -> None:
+        """A command that must be tried again goes ahead of all others."""
+        self.jobs.appendleft(job)
+        self.bytes += job.size
 
 
 class _Lane:
-    def __init__(self, url: str, ledger: Ledger, memory: Memory) -> None:
+    def __init__(self, url: str, ledger: Ledger, number: int, memory: Memory) -> None:
         self.url = url
         self.ledger = ledger
+        self.number = number
         self.memory = memory
-        self.queue: deque[Job] = deque()
-        self.bytes = 0
         self.current: list[Job] = []
-        self.closed = False
-        self.loop = asyncio.get_running_loop()
         self.wake = asyncio.Event()
         self.connection: psycopg.AsyncConnection[tuple[object, ...]] | None = None
         self.task: asyncio.Task[None] | None = None
 
-    @property
-    def depth(self) -> int:
-        return len(self.queue) + len(self.current)
-
-    def has_room(self, commands: int, size: int) -> bool:
-        full = self.depth + commands > QUEUE_MAX or self.bytes + size > QUEUE_BYTES_MAX
-        return not (self.closed or full)
-
-    def give_up(self, oldest: float) -> None:
-        """Answer those who have waited since before `oldest`; what becomes of their commands is open."""
-        for job in (*self.current, *itertools.takewhile(lambda job: job.since < oldest, self.queue)):
-            if job.since < oldest:
-                job.fail(Unavailable("the database did not answer in time"))
-
     async def open(self) -> None:
         await self.connect()
-        self.task = asyncio.create_task(self._run(), name="ledger lane")
+        self.task = asyncio.create_task(self._run(), name=f"ledger lane {self.number}")
 
     async def connect(self) -> None:
         self.connection = await schema.connect(self.url)
         take_columns(self.connection)
 
     async def close(self, timeout_seconds: float) -> None:
-        self.closed = True
-        self.wake.set()
         if self.task is not None:
             await asyncio.wait([self.task], timeout=timeout_seconds)
             self.task.cancel()
             await asyncio.wait([self.task])
-        for job in self.queue:
-            job.future.cancel()
         if self.connection is not None:
             await self.connection.close()
 
-    def submit(self, command: AnyCommand, size: int) -> "asyncio.Future[Recorded]":
-        if not self.has_room(1, size):
-            raise Full
-        future: asyncio.Future[Recorded] = self.loop.create_future()
-        self.queue.append(Job(command, future, size, self.loop.time()))
-        self.bytes += size
-        self.wake.set()
-        return future
-
     async def _run(self) -> None:
-        while not (self.closed and not self.queue):
-            if not self.queue:
-                self.wake.clear()
+        ledger = self.ledger
+        while True:
+            self.wake.clear()
+            queues = self._take()
+            if not self.current:
+                if ledger.closed and not any(queue.jobs or queue.taken for queue in ledger.queues):
+                    return
                 await self.wake.wait()
                 continue
-            jobs = self.current = self._take()
             try:
-                retry = await self._commit(jobs)
+                retry = await self._commit(self.current)
             except psycopg.OperationalError as error:
-                retry = await self._after(jobs, error)
+                retry = await self._after(self.current, error)
             except psycopg.Error as error:
-                retry = self._isolate(jobs, error)
+                retry = self._isolate(self.current, error)
             self.current = []
-            kept = {id(job) for job in retry}
-            self.ledger.done([job for job in jobs if id(job) not in kept])
-            self.queue.extendleft(reversed(retry))
-            self.bytes += sum(job.size for job in retry)
+            for job in reversed(retry):
+                ledger.queue_of(job.command).put_back(job)
+            for queue in queues:
+                queue.taken = False
+            ledger.wake()
 
-    def _take(self) -> list[Job]:
-        queue = self.queue
-        jobs: list[Job] = []
-        while queue and len(jobs) < BATCH_MAX and not (jobs and (queue[0].alone or jobs[-1].alone)):
-            job = queue.popleft()
-            self.bytes -= job.size
-            jobs.append(job)
-        return jobs
+    def _take(self) -> "list[_Queue]":
+        """Fill the batch from the queues that are this lane's now; returns those."""
+        queues: list[_Queue] = []
+        for number, queue in enumerate(self.ledger.queues):
+            own = number == self.number and (number == 0 or len(queue.jobs) >= OWN_LANE_AT)
+            other = self.number == 0 and (len(queue.jobs) < OWN_LANE_AT or self.ledger.closed)
+            if (own or other) and not queue.taken:
+                queue.move_to(self.current)
+                if queue.taken:
+                    queues.append(queue)
+        return queues
 
     async def _commit(self, jobs: list[Job]) -> list[Job]:
         batch = Batch(jobs, self.memory)
@@ -280,7 +292,7 @@ class _Lane:
         retry = []
         for job in jobs:
             job.tries += 1
-            if job.tries > TRIES_MAX or self.closed:
+            if job.tries > TRIES_MAX or self.ledger.closed:
                 job.fail(Unavailable(str(error).strip()))
             elif not job.future.done():
                 retry.append(job)
