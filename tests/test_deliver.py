@@ -13,7 +13,8 @@ from app.client import retry_after
 from app.gates import Gate
 from app.lanes import LANE_MAX
 from app.servers import Servers
-from tests.storied import Answering, Story, answering, chat, refusing, story_on, until
+from tests.answered import Answering, answering, refusing
+from tests.storied import Story, chat, story_on, until
 
 SLACK_SECONDS = 0.4
 
