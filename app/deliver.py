@@ -2,7 +2,9 @@
 
 Driven from the ledger: the view `deliveries` is what is open, and NATS only brings what is new. Everything up
 to the position that the view had at the start comes from the view, everything after it from the stream, or
-from the view again if the stream is silent about it. A message of NATS is acknowledged once its lane has it;
+from the view again if the stream is silent about it. What this process commits itself it also reads from the
+ledger at once: both ways bring everything in order, so whichever is first counts (the stream's fsyncs cost
+17 to 28 ms at 200 messages a second on two cores). A message of NATS is acknowledged once its lane has it;
 waiting, retry and order are the lane's. A range of partitions belongs to one process at a time, by a lock of
 the database that ends with its connection.
 """
@@ -34,6 +36,9 @@ BACKOFF_SECONDS = 1.0
 LISTEN_SECONDS = 0.25
 log = logging.getLogger("chatledger.deliver")
 
+PUSH, RESUMED = b'"push":', b'"delivery.resumed"'
+NEWS = """SELECT notification_id, state FROM ledger.stored_events WHERE notification_id > %s
+ ORDER BY notification_id LIMIT %s"""
 TRY_LEASE = "SELECT pg_try_advisory_lock(%s)"
 HEAD = "SELECT coalesce(max(notification_id), 0) FROM ledger.stored_events"
 VIEWS = "SELECT to_regclass('views.positions') IS NOT NULL"
@@ -63,13 +68,20 @@ class Deliverer:
 
     def __init__(self, database_url: str, nats: jetstream.Connection, ledger: Ledger, pusher: Pusher) -> None:
         self._settles = [Settle(ledger, pusher) for _ in range(RANGES)]
+        self._news = _News(database_url)
         self._ranges = [
-            _Range(number, database_url, nats, settle) for number, settle in enumerate(self._settles)
+            _Range(number, database_url, nats, settle, self._news)
+            for number, settle in enumerate(self._settles)
         ]
+
+    def wake(self) -> None:
+        """This process has committed something."""
+        self._news.wake.set()
 
     async def run(self) -> None:
         """Deliver until cancelled; what is in flight then is cut off, unless `end` gave it time."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._news.run(), name="deliver reads")
             for each in self._ranges:
                 group.create_task(each.run(), name=f"deliver range {each.number}")
 
@@ -84,17 +96,63 @@ class Deliverer:
         return sum(each.depth for each in self._ranges)
 
 
+class _News:
+    """Reads what the ledger has gained since, and gives it to the ranges at work here."""
+
+    def __init__(self, database_url: str) -> None:
+        self.wake = asyncio.Event()
+        self._url = database_url
+        self._after = 0
+        self._readers: set[_Range] = set()
+
+    def join(self, reader: "_Range", after: int) -> None:
+        """Give a range everything after a position, from now on; the others skip what they have had."""
+        self._after = min(self._after, after) if self._readers else after
+        self._readers.add(reader)
+
+    def leave(self, reader: "_Range") -> None:
+        """Give it nothing more."""
+        self._readers.discard(reader)
+
+    async def run(self) -> NoReturn:
+        while True:
+            try:
+                async with await schema.connect(self._url) as connection:
+                    await self._read(connection)
+            except psycopg.Error as error:
+                log.warning("deliver: reading the ledger: %s", str(error).strip())
+            await asyncio.sleep(BACKOFF_SECONDS)
+
+    async def _read(self, connection: schema.Database) -> NoReturn:
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            after = self._after
+            rows = await _all(connection, NEWS, (after, PAGE)) if self._readers else []
+            if not rows or self._after != after:  # A range has joined meanwhile: begin where it needs.
+                continue
+            self._after = cast("int", rows[-1][0])
+            for reader in tuple(self._readers):
+                reader.read(cast("list[tuple[int, bytes]]", rows))
+            if len(rows) == PAGE:
+                self.wake.set()
+
+
 class _Range:
     """Everything up to `_upto` is in a lane, done, or open in the view; what is later the stream brings."""
 
-    def __init__(self, number: int, database_url: str, nats: jetstream.Connection, settle: Settle) -> None:
+    def __init__(
+        self, number: int, database_url: str, nats: jetstream.Connection, settle: Settle, news: _News
+    ) -> None:
         size = ids.PARTITIONS // RANGES
         self.number = number
         self.partitions = list(range(number * size, (number + 1) * size))
+        self._mine = frozenset(self.partitions)
         self.done: dict[int, int] = {}
         self._url = database_url
         self._nats = nats
         self._settle = settle
+        self._news = news
         self._lanes: dict[tuple[str | None, str], Lane] = {}
         self._upto = 0
         self._swept = 0
@@ -137,11 +195,13 @@ class _Range:
         ((head,),) = await _all(connection, HEAD)
         self._upto = await self._views_reach(connection, cast("int", head))
         await self._begin(connection)
+        self._news.join(self, self._upto)
         listening = asyncio.create_task(self._listen(), name=f"deliver range {self.number} listens")
         listening.add_done_callback(self._deaf)
         try:
             await self._keep(connection)
         finally:
+            self._news.leave(self)
             listening.cancel()
             await asyncio.wait([listening])
 
@@ -231,13 +291,27 @@ class _Range:
     def _received(self, sequence: int, data: bytes, ack: Callable[[], None]) -> None:
         if sequence > self._upto:
             self._upto = sequence
-            event = e.decode(data)
-            if isinstance(event, e.DeliveryResumed):
-                self._resumed[event.cause or ""] = sequence
-                self._wake.set()
-            elif isinstance(event, Pushed) and event.push:
-                self._lane(event).put(Job(sequence, event))
+            self._take(sequence, data)
         ack()
+
+    def read(self, rows: list[tuple[int, bytes]]) -> None:
+        """The same from the ledger itself: all events after some position, those of other ranges as well."""
+        for position, raw in rows:
+            if position > self._upto:
+                self._take(position, raw)
+        self._upto = max(self._upto, rows[-1][0])
+
+    def _take(self, position: int, raw: bytes) -> None:
+        if PUSH not in raw and RESUMED not in raw:
+            return
+        event = e.decode(raw)
+        if ids.partition(event.conversation) not in self._mine:
+            return
+        if isinstance(event, e.DeliveryResumed):
+            self._resumed[event.cause or ""] = position
+            self._wake.set()
+        elif isinstance(event, Pushed) and event.push:
+            self._lane(event).put(Job(position, event))
 
     def _put_back(self, rows: list[Row]) -> None:
         for job in self._jobs(rows):

@@ -188,6 +188,7 @@ async def _working(run: Running, where: Servers, hub: _Hub) -> AsyncIterator[Non
             pusher = Pusher(where.database_url, services.channels, kommo, Messenger(client))
             stack.push_async_callback(pusher.close)
             deliverer = services.deliverer = Deliverer(where.database_url, nats, services.ledger, pusher)
+            hub.listeners.append(deliverer.wake)
             stack.push_async_callback(_start(run, "deliver", deliverer.run()))
         yield
 
