@@ -33,6 +33,8 @@ WATCH_SECONDS = 0.25
 COMMITS_KEPT = 4096
 log = logging.getLogger("chatledger.ledger")
 
+# Every look-up is by key. A plan made while the table was small reads all of it, and is kept while it grows.
+PLANS = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
 LOAD = """SELECT notification_id, state, NULL FROM ledger.stored_events WHERE originator_id = ANY(%b::uuid[])
  UNION ALL SELECT msec, NULL, conversation::text FROM ledger.clocks WHERE conversation = ANY(%b::uuid[])"""
 APPEND = """SELECT bad, head FROM ledger.append(%b::int[], %b::uuid[], %b::bigint[], %b::text[], %b::bytea[],
@@ -174,6 +176,7 @@ class _Lane:
 
     async def connect(self) -> None:
         self.connection = await schema.connect(self.url)
+        await self.connection.execute(PLANS)
         take_columns(self.connection)
 
     async def close(self, timeout_seconds: float) -> None:
