@@ -255,23 +255,42 @@ class Batch:
     def answer(self, bad: set[int], head: int) -> int:
         """Resolve the futures now that the batch is on disk; returns the ledger's new head."""
         position, index = head, 0
+        stored: list[tuple[int, int, int]] = []
+        others: list[tuple[Job, Decision, int | None]] = []
         for job, unit, decision, count in self.outcomes:
-            rows = self.rows[index : index + count]
-            index += count
+            first, end = index, index + count
+            index = end
             if bad and self._root(unit) in bad:
                 self._put_back(job)
                 continue
-            for stream, _, _, _, event_id in rows:
-                position += 1
-                self.history.setdefault(stream, []).append((position, event_id))
+            stored.append((first, end, position))
+            position += count
             if job.future.done():
                 continue
             if isinstance(decision, Exception):
                 job.future.set_exception(decision)
+            elif count and self._is_about(decision, self.rows[end - 1]):
+                told = Recorded(position, decision.duplicate, decision.conflict, decision.message, position)
+                job.future.set_result(told)
             else:
-                job.future.set_result(self._recorded(job, decision, position if rows else None))
+                others.append((job, decision, position if count else None))
+        if others:
+            self._know(stored)
+        for job, decision, last in others:
+            job.future.set_result(self._recorded(job, decision, last))
         self._remember(bad)
         return position
+
+    @staticmethod
+    def _is_about(decision: Decision, row: tuple[str, int, str, bytes, str]) -> bool:
+        """Whether a decision's own last event is the fact that it is about, as it nearly always is."""
+        return row[0] == decision.stream and row[1] == decision.version
+
+    def _know(self, stored: list[tuple[int, int, int]]) -> None:
+        """Add what the batch stored to the streams' histories, for decisions about facts of others."""
+        for first, end, before in stored:
+            for number, row in enumerate(self.rows[first:end], before + 1):
+                self.history.setdefault(row[0], []).append((number, row[4]))
 
     def _remember(self, bad: set[int]) -> None:
         memory = self.memory

@@ -270,7 +270,7 @@ async def _serving(run: Running, listener: socket.socket) -> AsyncIterator[None]
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="web")
     await server.listening.wait()
-    _settle_memory()
+    settle_memory()
     try:
         yield
     finally:
@@ -279,7 +279,7 @@ async def _serving(run: Running, listener: socket.socket) -> AsyncIterator[None]
         await serving
 
 
-def _settle_memory() -> None:
+def settle_memory() -> None:
     """What lives as long as the process is not looked at by the collector again, which then costs a tenth."""
     gc.collect()
     gc.freeze()

@@ -32,9 +32,12 @@ def names(command: c.AnyCommand) -> list[str]:
     """The streams that a command reads; `follow` may name more once these are known."""
     match command:
         case c.Send():
-            ends = [end.stream for end in command.ends]
-            reply = [command.reply_stream] if command.reply_stream else []
-            return [command.stream, *ends, *reply]
+            named = [command.stream]
+            for end in command.ends:
+                named.append(end.stream)  # noqa: PERF401  # on every path, and mostly one
+            if command.reply_stream:
+                named.append(command.reply_stream)
+            return named
         case c.React():
             return list(command.streams)
         case c.Type():

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
+from app.serve import settle_memory
 from ops.benches import append, ingest, latency, memory, relay, views
 from ops.benches.measure import Figure, say, show
 
@@ -24,6 +25,7 @@ BENCHES: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
 async def run(names: list[str]) -> bool:
     """Measure and print; whether all targets hold."""
     good = True
+    settle_memory()  # as a service does
     for name in names:
         say(name)
         for figure in await BENCHES[name]():
