@@ -5,6 +5,7 @@ becomes U+FFFD, a time out of range becomes the arrival, and forwards too long f
 """
 
 import json
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -19,6 +20,7 @@ from domain.ids import KOMMO, MESSENGER, Link
 
 CONTENT_BYTES_MAX = e.EVENT_BYTES_MAX - 48 * 1024
 ID_CHARACTERS_MAX = 255
+CHATS_KEPT = 8192
 TYPES = ("text", "file", "video", "picture", "voice", "audio", "sticker", "location", "contact")
 
 
@@ -202,9 +204,15 @@ def _name(text: str | None, what: str) -> str:
 def _ends(where: Link, conversation: Where) -> tuple[c.End, ...]:
     """The names of the conversation, Kommo's first."""
     chat_id = _name(conversation.id, "conversation.id")
+    own = _name(conversation.client_id, "conversation.client_id") if conversation.client_id else None
+    return _ends_of(where, chat_id, own)
+
+
+@lru_cache(maxsize=CHATS_KEPT)
+def _ends_of(where: Link, chat_id: str, own: str | None) -> tuple[c.End, ...]:
+    """The same for names that are in order; every hook of a chat has the same."""
     ends = [c.End("kommo", ids.conversation_id(where, KOMMO, chat_id), e.Ends(chat_id=chat_id))]
-    if conversation.client_id:
-        own = _name(conversation.client_id, "conversation.client_id")
+    if own:
         stream = ids.conversation_id(where, MESSENGER, own)
         ends.append(c.End("messenger", stream, e.Ends(conversation_id=own)))
     return tuple(ends)

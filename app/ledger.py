@@ -190,6 +190,7 @@ class _Lane:
     async def _run(self) -> None:
         ledger = self.ledger
         while True:
+            await asyncio.sleep(0)  # Let what has arrived be parsed: it goes into the same batch.
             self.wake.clear()
             queues = self._take()
             if not self.current:
