@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+import msgspec
 from litestar import Response, delete, get, post, put
 from litestar.params import FromPath, JSONBody
 from msgspec import Meta, Struct
@@ -125,6 +126,7 @@ class ChannelsShown(Struct, frozen=True):
 async def register(request: Call, data: JSONBody[NewChannel]) -> Response[ChannelShown]:
     """201 when it is registered, 200 when it was so already; 409 if the name or channel id is taken."""
     services = services_of(request)
+    data = _lower(data)
     _check_secret(data.messenger.secret)
     wanted = Secrets(data.kommo.secret, data.messenger.secret)
     before = await services.channels.channel(data.name)
@@ -193,6 +195,7 @@ async def connect(
     """201 when Kommo has connected it, 200 when it was connected; 502 with Kommo's answer if it refuses."""
     services = services_of(request)
     channel = await _channel(services, name)
+    data = msgspec.structs.replace(data, account_id=data.account_id.lower())
     where = ids.link(name, channel.channel_id, data.account_id)
     before = channel.connections.get(data.account_id)
     title = data.title or name
@@ -214,6 +217,7 @@ async def disconnect(request: Call, name: FromPath[str], account_id: FromPath[st
     """204 when Kommo has disconnected it: its hooks get 404, and its open deliveries are parked."""
     services = services_of(request)
     channel = await _channel(services, name)
+    account_id = account_id.lower()
     before = channel.connections.get(account_id)
     if before is None or not before.connected:
         raise Wrong(404, "the channel is not connected to this account")
@@ -224,6 +228,14 @@ async def disconnect(request: Call, name: FromPath[str], account_id: FromPath[st
     await _in_force(services, name, recorded)
     await _park(services, before.link)
     return Response(None, status_code=204, headers=_position(recorded))
+
+
+def _lower(data: NewChannel) -> NewChannel:
+    """Kommo writes UUIDs in lower case, and scope ids are compared as text."""
+    kommo = data.kommo
+    bot_id = kommo.bot_id.lower() if kommo.bot_id else None
+    kommo = msgspec.structs.replace(kommo, channel_id=kommo.channel_id.lower(), bot_id=bot_id)
+    return msgspec.structs.replace(data, kommo=kommo)
 
 
 async def _channel(services: Services, name: str) -> Channel:

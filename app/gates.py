@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-AT_ONCE = 32
+AT_ONCE = 64
 
 
 class Gate:
