@@ -24,6 +24,7 @@ from projections.columns import uuids
 __all__ = ["Full", "Ledger", "Recorded", "TooLarge", "Unavailable"]
 BATCH_MAX = 500
 OWN_LANE_AT = 125
+GATHER_MAX = 4
 QUEUE_MAX = 20_000
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
 ROUNDS_MAX = 8
@@ -190,7 +191,7 @@ class _Lane:
     async def _run(self) -> None:
         ledger = self.ledger
         while True:
-            await asyncio.sleep(0)  # Let what has arrived be parsed: it goes into the same batch.
+            await self._gather()
             self.wake.clear()
             queues = self._take()
             if not self.current:
@@ -210,6 +211,16 @@ class _Lane:
             for queue in queues:
                 queue.taken = False
             ledger.wake()
+
+    async def _gather(self) -> None:
+        """Let what has arrived at the process be read, as long as that makes the batch larger."""
+        before = -1
+        for _ in range(GATHER_MAX):
+            waiting = sum(len(queue.jobs) for queue in self.ledger.queues)
+            if waiting == before or waiting >= OWN_LANE_AT:
+                return
+            before = waiting
+            await asyncio.sleep(0)
 
     def _take(self) -> "list[_Queue]":
         """Fill the batch from the queues that are this lane's now; returns those."""
