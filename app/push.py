@@ -71,6 +71,7 @@ class Pusher:
         self._kommo = kommo
         self._messenger = messenger
         self._gates: dict[tuple[str, str | None, str], Gate] = {}
+        self._forbidden: set[Gate] = set()
         self._connection: psycopg.AsyncConnection[tuple[object, ...]] | None = None
         self._reading = asyncio.Lock()
 
@@ -111,8 +112,11 @@ class Pusher:
             case Forbidden():
                 log.error("Kommo refuses us (403): look at secret, clock and address: %s", result.text)
                 gate.pause(self._probe_seconds)
+                self._forbidden.add(gate)
             case Done() | Refused() | Gone() if probe:
                 gate.open()
+                self._forbidden.discard(gate)
+        metrics.PAUSED.set(len(self._forbidden))
 
     async def _call(self, channel: Channel, connection: Connection, event: Pushed) -> Result:
         if isinstance(event, e.TypingStarted) and event.expires_at < clock.text(clock.now_ms()):

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from app import jetstream
 from app.client import Answer, Client
@@ -179,10 +180,12 @@ async def test_who_is_forbidden_waits_and_is_probed_by_one(servers: Servers) -> 
             before = fault.hits
             await asyncio.sleep(PROBE_SECONDS * 3)
             assert 1 <= fault.hits - before <= 4
+            assert REGISTRY.get_sample_value("chatledger_paused_scopes") == 1
             await story.order("DELETE", "/faults")
             for name in names:
                 await story.arrived(name)
             await story.settled()
+            assert REGISTRY.get_sample_value("chatledger_paused_scopes") == 0
         assert await story.events(type="message.failed") == []
 
 
