@@ -15,7 +15,7 @@ from domain.decide import NotConnected, OwnMessage, Unknown, decide, follow, nam
 from domain.draft import Decision, Known
 from domain.events import EVENT_BYTES_MAX, TAGS, AnyEvent, decode, encode
 from domain.state import Chat, State, evolve
-from projections.columns import blobs, ints, longs, texts, uuids
+from projections.columns import Column, blobs, ints, longs, texts, uuids
 
 TRIES_MAX = 10
 CHATS_KEPT = 20_000
@@ -235,7 +235,7 @@ class Batch:
             unit = parents[unit]
         return unit
 
-    def parameters(self) -> list[object]:
+    def parameters(self) -> list[Column]:
         """The arrays of `ledger.append`."""
         root = self._root
         streams, versions, topics, states, _ = zip(*self.rows, strict=True)

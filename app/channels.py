@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Mapping
+from time import monotonic
 from typing import cast
 
 import msgspec
@@ -135,7 +136,7 @@ class Channels:
     @property
     def fresh(self) -> bool:
         """Whether what is known may still be trusted without asking."""
-        return asyncio.get_running_loop().time() - self._checked < LEASE_SECONDS
+        return monotonic() - self._checked < LEASE_SECONDS
 
     def known_scope(self, scope_id: str) -> Scope | None:
         """The scope as known; to be trusted only while `fresh`."""
@@ -163,7 +164,7 @@ class Channels:
         async with self._lock:
             if self.fresh:
                 return
-            asked = asyncio.get_running_loop().time()
+            asked = monotonic()
             ((position,),) = await self._all(CHANGED)
             if position != self._position:
                 await self._load()

@@ -227,7 +227,8 @@ def _send(where: Link, hook: Outgoing, now: int) -> c.Send:
     own_id = _name(body.id, "message.message.id")
     if body.type not in TYPES:
         raise BadHook(f"message.message.type is {body.type[:40]!r}, none of {', '.join(TYPES)}")
-    if any(map(too_deep, (body.markup, body.template, body.forwards, body.post, body.shared_post))):
+    free = (body.markup, body.template, body.forwards, body.post, body.shared_post)
+    if any(free) and any(map(too_deep, free)):
         raise BadHook(f"an object in it is nested deeper than {NESTING_MAX}")
     at = hook.msec_timestamp or (hook.timestamp or 0) * 1000
     at = _sane(at, now)

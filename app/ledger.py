@@ -17,7 +17,7 @@ import psycopg
 
 from app import schema
 from app.batch import TRIES_MAX, Batch, Job, Memory, Recorded, TooLarge, Unavailable
-from app.binary import take_columns
+from app.binary import Prepared, int_array, take_columns
 from domain.commands import AnyCommand
 from projections.columns import uuids
 
@@ -38,8 +38,8 @@ log = logging.getLogger("chatledger.ledger")
 PLANS = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
 LOAD = """SELECT notification_id, state, NULL FROM ledger.stored_events WHERE originator_id = ANY(%b::uuid[])
  UNION ALL SELECT msec, NULL, conversation::text FROM ledger.clocks WHERE conversation = ANY(%b::uuid[])"""
-APPEND = """SELECT bad, head FROM ledger.append(%b::int[], %b::uuid[], %b::bigint[], %b::text[], %b::bytea[],
- %b::int[], %b::uuid[], %b::bigint[], %b::bigint[])"""
+APPEND = """PREPARE append (int[], uuid[], bigint[], text[], bytea[], int[], uuid[], bigint[], bigint[]) AS
+ SELECT bad, head FROM ledger.append($1, $2, $3, $4, $5, $6, $7, $8, $9)"""
 
 
 class Full(Exception):
@@ -169,6 +169,7 @@ class _Lane:
         self.current: list[Job] = []
         self.wake = asyncio.Event()
         self.connection: psycopg.AsyncConnection[tuple[object, ...]] | None = None
+        self.append: Prepared | None = None
         self.task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -178,6 +179,8 @@ class _Lane:
     async def connect(self) -> None:
         self.connection = await schema.connect(self.url)
         await self.connection.execute(PLANS)
+        await self.connection.execute(APPEND)
+        self.append = Prepared(self.connection, "append")
         take_columns(self.connection)
 
     async def close(self, timeout_seconds: float) -> None:
@@ -242,10 +245,11 @@ class _Lane:
             batch.answer(set(), 0)
             return batch.retry
         start = time.perf_counter()
-        row = await self._one(APPEND, batch.parameters())
+        assert self.append is not None
+        bad, raw = await self.append.row(batch.parameters())
         self.ledger.commits.append(time.perf_counter() - start)
-        bad, head = cast("tuple[list[int] | None, int]", row)
-        last = batch.answer(set(bad or ()), head)
+        head = int.from_bytes(raw or b"")
+        last = batch.answer(set(int_array(bad)), head)
         if last > head:
             self.ledger.on_commit(last)
         return batch.retry
@@ -265,10 +269,6 @@ class _Lane:
         cursor = self.connection.cursor(binary=True)
         await cursor.execute(statement.encode(), parameters, prepare=True)
         return await cursor.fetchall()
-
-    async def _one(self, statement: str, parameters: list[object]) -> tuple[object, ...]:
-        (row,) = await self._all(statement, parameters)
-        return row
 
     async def _after(self, jobs: list[Job], error: psycopg.OperationalError) -> list[Job]:
         """The link broke, or the server is in trouble: connect again, and decide the batch again."""
