@@ -24,7 +24,7 @@ from projections.columns import uuids
 __all__ = ["Full", "Ledger", "Recorded", "TooLarge", "Unavailable"]
 BATCH_MAX = 500
 OWN_LANE_AT = 125
-GATHER_MAX = 4
+GATHER_MAX = 2
 QUEUE_MAX = 20_000
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
 ROUNDS_MAX = 8
