@@ -17,33 +17,13 @@ from app.lanes import DISCONNECTED
 from app.ledger import Full, Recorded, Unavailable
 from app.problems import Fault, Wrong
 from app.services import Call, Services, services_of
+from app.setup import ChannelName, KommoSide, MessengerSide, Secret, Url, Uuid
 from domain import commands as c
 from domain import ids
 from domain.ids import Link
 
 DELIVERIES_PAGE = 1000
 OPERATOR = "operator"
-
-ChannelName = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$")]
-Uuid = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")]
-Secret = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[!-~]+$")]
-Url = Annotated[str, Meta(pattern=r"^https?://[^\s/]", max_length=4096)]
-
-
-class KommoSide(Struct, frozen=True):
-    """A channel as Kommo's support hands it out."""
-
-    channel_id: Uuid
-    secret: Secret
-    bot_id: Uuid | None = None
-
-
-class MessengerSide(Struct, frozen=True):
-    """Where the messenger takes our calls, and the Standard Webhooks secret (`whsec_…`) of both sides."""
-
-    kind: Literal["webhook"]
-    url: Url
-    secret: Secret
 
 
 class NewChannel(Struct, frozen=True):

@@ -23,6 +23,7 @@ from app.schema import OldSchema
 from app.serve import RoleFailed, migrate, running
 from app.servers import AlreadyRunning, OldServer, servers
 from app.settings import BadSettings, Settings, load_keys, load_settings
+from app.setup import Setup, load_setup
 from app.stream import ForeignStream
 from ops.demo import demo as run_demo
 from ops.sandbox.cli import sandbox
@@ -67,12 +68,12 @@ def serve(config: Path | None, roles: str | None, host: str | None, port: int | 
     """
     given = {"ROLES": roles, "HOST": host, "PORT": None if port is None else str(port)}
     settings = _settings(config, given)
-    _run(_serve(settings))
+    _run(_serve(settings, _setup(config)))
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, setup: Setup) -> None:
     stop = _stop_on_signals()
-    async with running(settings) as run:
+    async with running(settings, setup) as run:
         where = f" on {run.url}" if run.url else f" ({', '.join(sorted(settings.roles))})"
         print(f"chatledger ready{where}", flush=True)
         await run.until(stop)
@@ -165,6 +166,14 @@ def _settings(config: Path | None, given: dict[str, str | None]) -> Settings:
     overrides = {f"CHATLEDGER_{name}": value for name, value in given.items() if value is not None}
     try:
         return load_settings(config, overrides=overrides)
+    except BadSettings as error:
+        print(f"chatledger: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _setup(config: Path | None) -> Setup:
+    try:
+        return load_setup(config)
     except BadSettings as error:
         print(f"chatledger: {error}", file=sys.stderr)
         sys.exit(2)

@@ -11,7 +11,7 @@ from psycopg import AsyncConnection, sql
 
 Database: TypeAlias = AsyncConnection[tuple[object, ...]]
 
-VERSION = 1
+VERSION = 2
 LEDGER = "ledger"
 EVENTS = "stored_events"
 CHANNEL = "ledger_stored_events"

@@ -27,6 +27,7 @@ from app.relay import Relay
 from app.servers import Servers, check_versions, servers
 from app.services import Services
 from app.settings import Settings, load_keys
+from app.setup import Setup
 from app.webhooks import Webhooks
 
 DRAIN_SECONDS = 3
@@ -60,7 +61,7 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Running]:
+async def running(settings: Settings, setup: Setup | None = None) -> AsyncIterator[Running]:
     """Start servers and roles, yield when requests can be taken, stop all at the end.
 
     Raises what its parts raise: AlreadyRunning, ServerFailed, OldServer, OldSchema, and OSError (the port is
@@ -78,7 +79,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         ledger = Ledger(where.database_url, hub.committed)
         await ledger.open()
         stack.push_async_callback(ledger.close)
-        services = await _services(stack, settings, where, keys, ledger, ledger_id)
+        services = await _services(stack, settings, setup or Setup(), where, keys, ledger, ledger_id)
         run = Running(services, _url(listener))
         for task in ledger.tasks:
             _watch(run, "ledger", task)
@@ -136,6 +137,7 @@ class _Hub:
 async def _services(
     stack: contextlib.AsyncExitStack,
     settings: Settings,
+    setup: Setup,
     where: Servers,
     keys: Any,
     ledger: Ledger,
@@ -149,6 +151,7 @@ async def _services(
     stack.push_async_callback(pool.close)
     return Services(
         settings=settings,
+        setup=setup,
         keys=keys,
         ledger_id=ledger_id,
         ledger=ledger,

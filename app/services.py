@@ -22,6 +22,7 @@ from app.read import Reads
 from app.relay import Relay
 from app.sessions import Sessions, Tries
 from app.settings import Keys, Settings
+from app.setup import Setup
 from app.webhooks import Webhooks
 
 AT_LEAST_SECONDS = 5.0
@@ -34,6 +35,7 @@ class Services:
     """One of each; `relay` and `deliverer` only where this process has their role."""
 
     settings: Settings
+    setup: Setup
     keys: Keys
     ledger_id: str
     ledger: Ledger

@@ -38,6 +38,7 @@ class Settings(
     admin_key: Annotated[str, Meta(pattern=r"^[!-~]+$")] | None = None
     master_key: str | None = None
     kommo_url: Annotated[str, Meta(pattern=r"^https?://[^\s?#]+$")] = "https://amojo.kommo.com"
+    public_url: Annotated[str, Meta(pattern=r"^https?://[^\s?#]+$")] | None = None
     roles: frozenset[Role] = ROLES
 
     def __repr__(self) -> str:
@@ -65,6 +66,7 @@ HINTS = {
     "CHATLEDGER_ADMIN_KEY": "give printable ASCII characters without spaces",
     "CHATLEDGER_MASTER_KEY": "give 32 bytes in base64, for example from: openssl rand -base64 32",
     "CHATLEDGER_KOMMO_URL": "give an http or https URL, like https://amojo.kommo.com",
+    "CHATLEDGER_PUBLIC_URL": "give the http or https URL under which Kommo reaches this service",
     "CHATLEDGER_ROLES": "give some of web,relay,project,deliver with commas between",
 }
 
@@ -80,7 +82,7 @@ def load_settings(
     All three use the names CHATLEDGER_…; an empty text is the same as nothing. Raises BadSettings.
     """
     environment = os.environ if environment is None else environment
-    given = _read_file(config) if config else {}
+    given = _plain(read_file(config)) if config else {}
     for source in (environment, overrides or {}):
         given |= {name: value for name, value in source.items() if name.startswith(PREFIX)}
     given = {name: value for name, value in given.items() if value != ""}
@@ -115,7 +117,8 @@ def prepare_folder(folder: Path) -> None:
         raise BadSettings(f"CHATLEDGER_DATA: {folder} is not writable: give a folder you may write to")
 
 
-def _read_file(config: Path) -> dict[str, object]:
+def read_file(config: Path) -> dict[str, object]:
+    """A configuration file as it is; raises BadSettings."""
     try:
         if config.stat().st_size > CONFIG_BYTES_MAX:
             raise BadSettings(f"{config} is too long for a configuration file")
@@ -128,6 +131,16 @@ def _read_file(config: Path) -> dict[str, object]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadSettings(f"{config} is not TOML: {error}") from error
     return found
+
+
+def _plain(found: dict[str, object]) -> dict[str, object]:
+    """Without the tables, which `setup` reads."""
+    return {name: value for name, value in found.items() if not is_table(name, value)}
+
+
+def is_table(name: str, value: object) -> bool:
+    """Whether it is one of the file's tables, and no setting."""
+    return isinstance(value, dict | list) and not name.startswith(PREFIX)
 
 
 def _refuse_unknown(given: Mapping[str, object]) -> None:

@@ -191,6 +191,49 @@ class Disconnect(Command, frozen=True, kw_only=True, gc=False):
     stream: str
 
 
+class LinkContact(Command, frozen=True, kw_only=True, gc=False):
+    """The conversation that `stream` names belongs to a contact of the CRM, and perhaps a lead."""
+
+    stream: str
+    contact_id: int
+    lead_id: int | None = None
+
+
+class Talk(Command, frozen=True, kw_only=True, gc=False):
+    """Kommo tells how a talk stands. `chats` are the streams that its chat may have, by channel.
+
+    `fields` are those of `events.TalkAdded`.
+    """
+
+    stream: str
+    added: bool
+    fields: dict[str, object]
+    chats: tuple[tuple[Link, str], ...] = ()
+
+
+class Lead(Command, frozen=True, kw_only=True, gc=False):
+    """Kommo tells what became of an incoming lead; `fields` are those of `events.LeadReceived`."""
+
+    stream: str
+    became: Literal["received", "accepted", "declined", "linked"]
+    fields: dict[str, object]
+    chats: tuple[tuple[Link, str], ...] = ()
+
+
+class Authorize(Command, frozen=True, kw_only=True, gc=False):
+    """An account's administrator let us into its CRM."""
+
+    stream: str
+    crm_url: str
+
+
+class Withdraw(Command, frozen=True, kw_only=True, gc=False):
+    """We may no longer use the account's CRM."""
+
+    stream: str
+    reason: str
+
+
 AnyCommand: TypeAlias = (
     Send
     | Edit
@@ -208,4 +251,9 @@ AnyCommand: TypeAlias = (
     | Change
     | Connect
     | Disconnect
+    | LinkContact
+    | Talk
+    | Lead
+    | Authorize
+    | Withdraw
 )

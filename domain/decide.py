@@ -8,6 +8,7 @@ name's stream and is recorded again, with `cause`, once the name is known. Statu
 from msgspec.structs import replace
 
 from domain import commands as c
+from domain import crm
 from domain import events as e
 from domain.conversations import resolve, root
 from domain.draft import Decision, Draft, Known
@@ -45,6 +46,8 @@ def names(command: c.AnyCommand) -> list[str]:
         case c.Accept():
             more = [command.alias, command.end.stream if command.end else None]
             return [command.stream, *(stream for stream in more if stream)]
+        case c.Talk() | c.Lead():
+            return [command.stream, *(stream for _, stream in command.chats)]
         case _:
             return [command.stream]
 
@@ -80,6 +83,14 @@ def decide(command: c.AnyCommand, known: Known) -> Decision:
             return _deliver(draft, command)
         case c.Register() | c.Change() | c.Connect() | c.Disconnect():
             return _channel(draft, command)
+        case c.LinkContact():
+            if (linked := crm.link(draft, command)) is None:
+                raise Unknown
+            return linked
+        case c.Talk() | c.Lead():
+            return crm.tell(draft, command)
+        case c.Authorize() | c.Withdraw():
+            return crm.account(draft, command)
 
 
 def _send(draft: Draft, command: c.Send) -> Decision:

@@ -7,8 +7,8 @@ from msgspec import Struct
 
 from domain.commands import Command
 from domain.events import SCHEMA, AnyEvent
-from domain.ids import nth
-from domain.state import Chat, Connection, Message, State, evolve
+from domain.ids import Link, nth
+from domain.state import Case, Chat, Connection, Message, State, evolve
 
 AnEvent = TypeVar("AnEvent", bound=AnyEvent)
 
@@ -66,6 +66,11 @@ class Draft:
         state = self.state(stream)
         return state if isinstance(state, Connection) else None
 
+    def case(self, stream: str) -> Case | None:
+        """The same for the stream of a talk or of an incoming lead."""
+        state = self.state(stream)
+        return state if isinstance(state, Case) else None
+
     def add(
         self,
         kind: type[AnEvent],
@@ -74,9 +79,11 @@ class Draft:
         *,
         at: str | None = None,
         by: str | None = None,
+        link: Link | None = None,
     ) -> AnEvent:
-        """Append an event with its kind's own `fields`; `at` and `by` are the command's unless given."""
-        command, link = self.command, self.command.link
+        """Append an event with its kind's own `fields`; `at`, `by`, `link` are the command's unless given."""
+        command = self.command
+        link = link or command.link
         state = self.state(stream)
         event = kind(
             id=self.next_id,

@@ -290,6 +290,63 @@ class DeliveryResumed(Event, frozen=True, kw_only=True, gc=False, tag="delivery.
     """The delivery of event `cause` is taken up again."""
 
 
+class AccountAuthorized(Event, frozen=True, kw_only=True, gc=False, tag="account.authorized"):
+    """An account's administrator let us into its CRM, at `crm_url`; the tokens are kept elsewhere."""
+
+    crm_url: str
+
+
+class AccountWithdrawn(Event, frozen=True, kw_only=True, gc=False, tag="account.withdrawn"):
+    """We may no longer use the account's CRM: the consent was taken back, or the integration disabled."""
+
+    reason: str
+
+
+class _Talk(Event, frozen=True, kw_only=True, gc=False):
+    talk_id: int
+    changed: int
+    chat_id: str | None = None
+    contact_id: int | None = None
+    entity_id: int | None = None
+    entity_type: str | None = None
+    is_in_work: bool = False
+    is_read: bool = False
+    rate: int | None = None
+    origin: str | None = None
+
+
+class TalkAdded(_Talk, frozen=True, kw_only=True, gc=False, tag="talk.added"):
+    """A talk began in Kommo: one stretch of a chat. `changed` is Kommo's `updated_at`, in unix seconds."""
+
+
+class TalkUpdated(_Talk, frozen=True, kw_only=True, gc=False, tag="talk.updated"):
+    """A talk was answered, closed, rated, or moved to another contact or lead."""
+
+
+class _Lead(Event, frozen=True, kw_only=True, gc=False):
+    uid: str
+    chat_id: str | None = None
+    contact_id: int | None = None
+    lead_id: int | None = None
+    user_id: int | None = None
+
+
+class LeadReceived(_Lead, frozen=True, kw_only=True, gc=False, tag="lead.received"):
+    """A chat brought an incoming lead, which waits in Kommo to be accepted; `uid` is Kommo's name of it."""
+
+
+class LeadAccepted(_Lead, frozen=True, kw_only=True, gc=False, tag="lead.accepted"):
+    """An incoming lead was accepted by a user of the CRM: `lead_id` is what it became."""
+
+
+class LeadDeclined(_Lead, frozen=True, kw_only=True, gc=False, tag="lead.declined"):
+    """An incoming lead was declined."""
+
+
+class LeadLinked(_Lead, frozen=True, kw_only=True, gc=False, tag="lead.linked"):
+    """An incoming lead was joined with a lead that was there already."""
+
+
 class ConflictNoticed(Event, frozen=True, kw_only=True, gc=False, tag="conflict.noticed"):
     """The same id came again with other content; the first recorded stands."""
 
@@ -315,7 +372,19 @@ MessageEvent: TypeAlias = (
     | Reaction
     | ConflictNoticed
 )
-AnyEvent: TypeAlias = ChannelEvent | ConversationEvent | MessageEvent | TypingStarted | DeliveryEvent
+AccountEvent: TypeAlias = AccountAuthorized | AccountWithdrawn
+TalkEvent: TypeAlias = TalkAdded | TalkUpdated
+LeadEvent: TypeAlias = LeadReceived | LeadAccepted | LeadDeclined | LeadLinked
+AnyEvent: TypeAlias = (
+    ChannelEvent
+    | ConversationEvent
+    | MessageEvent
+    | TypingStarted
+    | DeliveryEvent
+    | AccountEvent
+    | TalkEvent
+    | LeadEvent  # New ones go to the end: the view `events` keeps a type by its place here.
+)
 
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(AnyEvent).decode

@@ -73,6 +73,21 @@ def connection_stream(where: Link) -> str:
     return uuid5(where.namespace, "connection")
 
 
+def account_stream(account: str) -> str:
+    """The stream of our consent to use an account's CRM."""
+    return uuid5(_ROOT, f"account:{account}")
+
+
+def talk_stream(account: str, talk_id: int) -> str:
+    """The stream of a talk of an account's CRM."""
+    return uuid5(_ROOT, f"talk:{account}:{talk_id}")
+
+
+def lead_stream(account: str, uid: str) -> str:
+    """The stream of an incoming lead of an account's CRM."""
+    return uuid5(_ROOT, f"lead:{account}:{uid}")
+
+
 def nth(base: str, n: int) -> str:
     """The id of the n-th event of a command whose base id ends in `00`; past 255 it carries."""
     if n > 0xFF:

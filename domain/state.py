@@ -1,7 +1,9 @@
 """What a stream's events amount to: the little that decisions need, and nothing that a view is for."""
 
+from collections.abc import Mapping
 from typing import TypeAlias, assert_never
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -11,6 +13,9 @@ from domain.events import encode
 RANKS = {"sent": 0, "accepted": 1, "failed": 2, "delivered": 3, "read": 4}
 STATUSES = tuple(RANKS)
 Key: TypeAlias = str | tuple[str | bytes, ...]
+COMMON = frozenset(e.Event.__struct_fields__)
+
+encode_any = msgspec.json.Encoder().encode
 
 
 class Message(Struct, frozen=True, gc=False):
@@ -33,7 +38,10 @@ class Message(Struct, frozen=True, gc=False):
 
 
 class Chat(Struct, frozen=True, gc=False):
-    """A stream named by a conversation's id: the conversation, or (`into`) a pointer to it."""
+    """A stream named by a conversation's id: the conversation, or (`into`) a pointer to it.
+
+    `linked` is the version that linked it to its contact, 0 while it has none.
+    """
 
     version: int
     started_by: e.Side | None = None
@@ -43,6 +51,9 @@ class Chat(Struct, frozen=True, gc=False):
     chat_id: str | None = None
     receiver_id: str | None = None
     apart: bool = False
+    contact_id: int | None = None
+    lead_id: int | None = None
+    linked: int = 0
 
     @property
     def begun_by_kommo(self) -> bool:
@@ -50,8 +61,22 @@ class Chat(Struct, frozen=True, gc=False):
         return self.started_by == "kommo" and not self.apart
 
 
+class Case(Struct, frozen=True, gc=False):
+    """A stream of a talk or of an incoming lead; `changed` is the latest time that Kommo gave, unix seconds.
+
+    `seen` maps what is recorded to its version, for Kommo repeats a webhook that it thinks was not taken.
+    """
+
+    version: int
+    changed: int = 0
+    seen: dict[Key, int] = {}
+
+
 class Connection(Struct, frozen=True, gc=False):
-    """A stream of a channel or of its connection to an account; `last` is the id of its last event."""
+    """A stream of a channel, of its connection to an account, or of our consent to use that one's CRM.
+
+    `last` is the id of its last event.
+    """
 
     version: int
     last: str = ""
@@ -59,7 +84,7 @@ class Connection(Struct, frozen=True, gc=False):
     title: str = ""
 
 
-State: TypeAlias = Message | Chat | Connection
+State: TypeAlias = Message | Chat | Connection | Case
 
 
 def key(event: e.AnyEvent) -> Key:
@@ -104,8 +129,14 @@ def evolve(state: State | None, event: e.AnyEvent) -> State:
             return Connection(event.version, event.id)
         case e.ChannelConnected():
             return Connection(event.version, event.id, connected=True, title=event.title)
-        case e.ChannelDisconnected():
+        case e.ChannelDisconnected() | e.AccountWithdrawn():
             return Connection(event.version, event.id)
+        case e.AccountAuthorized():
+            return Connection(event.version, event.id, connected=True, title=event.crm_url)
+        case e.TalkAdded() | e.TalkUpdated():
+            return _case(state, event, event.changed)
+        case e.LeadReceived() | e.LeadAccepted() | e.LeadDeclined() | e.LeadLinked():
+            return _case(state, event, 0)
         case (
             e.ConversationStarted() | e.ConversationBound() | e.ConversationMerged() | e.ConversationLinked()
         ):
@@ -140,9 +171,23 @@ def _chat(chat: Chat, event: e.ConversationEvent) -> Chat:
         case e.ConversationMerged():
             return replace(chat, version=event.version, into=event.into)
         case e.ConversationLinked():
-            return replace(chat, version=event.version)
+            version, contact_id, lead_id = event.version, event.contact_id, event.lead_id
+            return replace(chat, version=version, contact_id=contact_id, lead_id=lead_id, linked=version)
         case _:
             assert_never(event)
+
+
+def case_key(kind: type[e.TalkEvent | e.LeadEvent], fields: Mapping[str, object]) -> Key:
+    """What makes an event of a talk or a lead the same as another one: its type and all that it tells."""
+    told = {name: value for name, value in fields.items() if value not in (None, False)}
+    return str(kind.__struct_config__.tag), encode_any(dict(sorted(told.items())))
+
+
+def _case(state: State | None, event: e.TalkEvent | e.LeadEvent, changed: int) -> Case:
+    before = state if isinstance(state, Case) else Case(0)
+    own = {name: getattr(event, name) for name in type(event).__struct_fields__ if name not in COMMON}
+    seen = {case_key(type(event), own): event.version, **before.seen}
+    return Case(event.version, max(before.changed, changed), seen)
 
 
 def _message(message: Message, event: e.MessageEvent | e.TypingStarted | e.DeliveryEvent) -> Message:

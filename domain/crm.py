@@ -1,0 +1,86 @@
+"""What Kommo's CRM says of chats: which contact and lead they belong to, how their talks and leads stand."""
+
+from domain import commands as c
+from domain import events as e
+from domain.conversations import root
+from domain.draft import Decision, Draft
+from domain.ids import Link
+from domain.state import case_key
+
+LEADS: dict[str, type[e.LeadEvent]] = {
+    "received": e.LeadReceived,
+    "accepted": e.LeadAccepted,
+    "declined": e.LeadDeclined,
+    "linked": e.LeadLinked,
+}
+
+
+def link(draft: Draft, command: c.LinkContact) -> Decision | None:
+    """A chat has one contact: another one is a new event. None if the conversation is not known."""
+    conversation = root(draft, command.stream)
+    chat = draft.chat(conversation)
+    if chat is None:
+        return None
+    event = _link(draft, command.link, conversation, command.contact_id, command.lead_id)
+    version = event.version if event else chat.linked
+    return draft.done(conversation, version, duplicate=event is None)
+
+
+def tell(draft: Draft, command: c.Talk | c.Lead) -> Decision:
+    """How a talk or an incoming lead stands; the same told again is a repeat of Kommo's."""
+    stream, fields = command.stream, command.fields
+    kind = _kind(command)
+    before = draft.case(stream)
+    if before and (version := before.seen.get(case_key(kind, fields))):
+        return draft.done(stream, version, duplicate=True)
+    found = next(((where, name) for where, name in command.chats if draft.chat(name)), None)
+    conversation = root(draft, found[1]) if found else None
+    where = found[0] if found else command.link
+    event = draft.add(kind, stream, {"conversation": conversation, **fields}, link=where)
+    contact_id = fields.get("contact_id")
+    latest = (
+        not isinstance(event, e.TalkAdded | e.TalkUpdated) or not before or event.changed >= before.changed
+    )
+    if conversation and isinstance(contact_id, int) and latest:
+        _link(draft, where, conversation, contact_id, _lead_id(event))
+    return draft.done(stream, event.version)
+
+
+def account(draft: Draft, command: c.Authorize | c.Withdraw) -> Decision:
+    """We may use an account's CRM, or not; the same again is no news."""
+    stream = command.stream
+    before = draft.connection(stream)
+    if before and before.last[:-2] == command.id[:-2]:
+        return draft.done(stream, before.version)  # Stored, but the link broke before that was known.
+    match command:
+        case c.Authorize():
+            event: e.AccountEvent = draft.add(e.AccountAuthorized, stream, {"crm_url": command.crm_url})
+        case c.Withdraw():
+            if before is None or not before.connected:
+                return draft.done(stream, before.version if before else 0, duplicate=True)
+            event = draft.add(e.AccountWithdrawn, stream, {"reason": command.reason})
+    return draft.done(stream, event.version)
+
+
+def _kind(command: c.Talk | c.Lead) -> type[e.TalkEvent | e.LeadEvent]:
+    if isinstance(command, c.Lead):
+        return LEADS[command.became]
+    return e.TalkAdded if command.added else e.TalkUpdated
+
+
+def _lead_id(event: e.TalkEvent | e.LeadEvent) -> int | None:
+    if isinstance(event, e.TalkAdded | e.TalkUpdated):
+        return event.entity_id if event.entity_type == "lead" else None
+    return event.lead_id
+
+
+def _link(
+    draft: Draft, where: Link, conversation: str, contact_id: int, lead_id: int | None
+) -> e.ConversationLinked | None:
+    """Record the contact, and the lead if there is one, unless that is what is recorded."""
+    chat = draft.chat(conversation)
+    same = chat is not None and chat.contact_id == contact_id
+    if chat is None or (same and lead_id in (None, chat.lead_id)):
+        return None
+    fields = {"conversation": conversation, "contact_id": contact_id, "lead_id": lead_id}
+    return draft.add(e.ConversationLinked, conversation, fields, link=where)
