@@ -54,7 +54,8 @@ APPEND = """
 CREATE OR REPLACE FUNCTION {schema}.{append}(
   unit int[], stream uuid[], version bigint[], topic text[], state bytea[],
   clock_unit int[], chat uuid[], before bigint[], after bigint[],
-  OUT bad int[], OUT head bigint) LANGUAGE plpgsql AS $$
+  OUT bad int[], OUT head bigint)
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     RAISE 'an append needs READ COMMITTED';
@@ -97,10 +98,14 @@ CREATE OR REPLACE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON led
   FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
 """
 
-# The role that the service works as: it may append to the ledger and read it, and owns only the views.
+# The role that the service works as: it may read the ledger, and write to it only through the append, which
+# runs with its maker's rights; it owns only the views.
 GRANTS = """
 GRANT USAGE ON SCHEMA ledger TO {role};
-GRANT SELECT, INSERT ON ledger.stored_events TO {role};
+REVOKE INSERT ON ledger.stored_events FROM {role};
+GRANT SELECT ON ledger.stored_events TO {role};
+REVOKE EXECUTE ON FUNCTION ledger.append FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION ledger.append TO {role};
 GRANT SELECT ON ledger.meta TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.clocks, ledger.secrets, ledger.refused TO {role};
 """

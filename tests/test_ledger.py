@@ -321,6 +321,14 @@ async def test_the_service_may_not_lift_that(url: str):
                 await connection.execute(f"DROP {what}")
 
 
+async def test_the_service_may_only_write_through_the_append(url: str):
+    async with await schema.connect(url) as connection:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            await connection.execute(
+                "INSERT INTO ledger.stored_events VALUES (gen_random_uuid(), 1, 't', 's', 1)"
+            )
+
+
 async def test_an_append_refuses_an_isolation_in_which_positions_could_repeat(url: str):
     async with owner(url) as connection, connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
