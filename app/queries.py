@@ -137,13 +137,6 @@ FROM deliveries WHERE position > %(after)s::bigint
   AND (%(conversation)s::uuid IS NULL OR conversation = %(conversation)s::uuid)
 ORDER BY position LIMIT %(limit)s::bigint
 """
-OPEN_DELIVERIES = """
-SELECT d.position, e.state AS event, d.state, d.attempts FROM (
-  SELECT position, state, attempts FROM deliveries WHERE position > %(after)s::bigint
-    AND state = ANY (%(states)s::text[]) AND partition = ANY (%(partitions)s::smallint[])
-  ORDER BY position LIMIT %(limit)s::bigint) AS d
-JOIN ledger.stored_events AS e ON e.notification_id = d.position ORDER BY d.position
-"""
 REFUSED = """
 SELECT id::text, scope_id, to_char(received_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS received_at, reason, body
 FROM ledger.refused ORDER BY received_at DESC, id LIMIT %(limit)s::bigint

@@ -7,7 +7,7 @@ by position. Cursors are opaque.
 
 import base64
 import binascii
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Literal, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -30,7 +30,6 @@ from app.queries import (
     MESSAGE,
     MESSAGES,
     MESSAGES_DESCENDING,
-    OPEN_DELIVERIES,
     PERIOD_RANGE,
     PLACES,
     REFUSED,
@@ -51,7 +50,6 @@ from app.rows import (
     told_moment,
 )
 from domain.events import AnyEvent, MessageNamed, decode
-from domain.ids import PARTITIONS
 from projections.deliveries import DEFERRED, OPEN, PARKED
 from projections.events import PERIOD, TAGS, place
 
@@ -81,15 +79,6 @@ class Filter(Struct, frozen=True, kw_only=True):
 
 
 EVERYTHING = Filter()
-
-
-class OpenDelivery(Struct, frozen=True, gc=False):
-    """What the delivery worker needs: `event` is the stored JSON."""
-
-    position: int
-    event: bytes
-    state: str
-    attempts: int
 
 
 class RefusedHook(Struct, frozen=True):
@@ -279,19 +268,6 @@ class Reads:
         rows = await self._pool.fetch(shapes.Delivery, DELIVERIES, values, prepare=False)
         items = rows[:limit]
         return shapes.Deliveries(items, _closed(items[-1].position) if len(rows) > limit else None)
-
-    async def open_deliveries(
-        self,
-        *,
-        after: int = 0,
-        limit: int = LIMIT_MAX,
-        partitions: Sequence[int] = range(PARTITIONS),
-        states: Sequence[str] = (OPEN, DEFERRED),
-    ) -> list[OpenDelivery]:
-        """What is to be delivered for these partitions after a position, in order."""
-        values: dict[str, object] = {"after": after, "limit": limit}
-        values |= {"partitions": list(partitions), "states": list(states)}
-        return await self._pool.fetch(OpenDelivery, OPEN_DELIVERIES, values, prepare=False)
 
     async def refused(self, limit: int = LIMIT) -> list[RefusedHook]:
         """Signed hooks that could not be read, the latest first."""

@@ -137,11 +137,6 @@ class Relay:
         self._sent_at = 0.0
         self._checked_at = 0.0
 
-    @property
-    def lag(self) -> int:
-        """How many events of the ledger are not known to be in the stream."""
-        return max(0, self.head - self.position)
-
     def wake(self) -> None:
         """There are new events: call it after a commit in this process."""
         self._hungry = True

@@ -47,11 +47,6 @@ class Servers(Struct, frozen=True):
     database_private: bool
     nats_private: bool
 
-    @property
-    def nats_urls(self) -> list[str]:
-        """One for each server of a cluster, as clients take them."""
-        return self.nats_url.split(",")
-
     def __repr__(self) -> str:
         """Without the credentials."""
         return f"Servers(database_private={self.database_private}, nats_private={self.nats_private})"

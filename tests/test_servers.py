@@ -143,7 +143,7 @@ async def test_a_second_chatledger_is_refused_at_once(servers: Servers, session_
 async def test_given_servers_are_used_and_nothing_is_started(data_folder: Path) -> None:
     given = {"CHATLEDGER_DATABASE_URL": "postgresql://db/x", "CHATLEDGER_NATS_URL": "nats://a,nats://b"}
     async with app.servers.servers(settings(data_folder, **given)) as found:
-        assert (found.database_url, found.nats_urls) == ("postgresql://db/x", ["nats://a", "nats://b"])
+        assert (found.database_url, found.nats_url) == ("postgresql://db/x", "nats://a,nats://b")
         assert (found.database_private, found.nats_private) == (False, False)
     assert os.listdir(data_folder) == []
 
