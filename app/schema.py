@@ -20,6 +20,7 @@ MIGRATE_LOCK = 0x6368_6174_0002
 PROJECT_LOCK = 0x6368_6174_0003
 RELAY_LOCK = 0x6368_6174_0004
 PARTITION_LOCK = 0x6368_6174_1000
+IMPORT_LOCK = 0x6368_6174
 ROLE = "chatledger"
 
 TABLES = """
@@ -34,6 +35,14 @@ CREATE TABLE IF NOT EXISTS ledger.secrets (
 CREATE TABLE IF NOT EXISTS ledger.refused (
   id uuid PRIMARY KEY, scope_id text NOT NULL, received_at timestamptz NOT NULL,
   reason text NOT NULL, body bytea NOT NULL);
+CREATE TABLE IF NOT EXISTS ledger.tokens (
+  account_id text PRIMARY KEY, crm_id bigint NOT NULL, crm_url text NOT NULL, sealed bytea NOT NULL,
+  expires_at timestamptz NOT NULL, state text NOT NULL, reason text NOT NULL, generation bigint NOT NULL);
+CREATE INDEX IF NOT EXISTS tokens_crm_id ON ledger.tokens (crm_id);
+CREATE TABLE IF NOT EXISTS ledger.consents (nonce bytea PRIMARY KEY, expires_at timestamptz NOT NULL);
+CREATE TABLE IF NOT EXISTS ledger.imports (
+  id uuid PRIMARY KEY, channel text NOT NULL, account_id text NOT NULL, began bigint NOT NULL,
+  lines bigint NOT NULL, done boolean NOT NULL, report bytea NOT NULL, updated_at timestamptz NOT NULL);
 """
 
 # The table of the eventsourcing library's recorders, but that no sequence gives the positions.
@@ -108,6 +117,8 @@ REVOKE EXECUTE ON FUNCTION ledger.append FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION ledger.append TO {role};
 GRANT SELECT ON ledger.meta TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.clocks, ledger.secrets, ledger.refused TO {role};
+GRANT SELECT, INSERT, UPDATE ON ledger.imports TO {role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.tokens, ledger.consents TO {role};
 """
 
 
