@@ -1,6 +1,6 @@
-"""Two strangers for chatledger to talk to: a strict fake Kommo Chats API and a demo messenger."""
+"""Two strangers for chatledger to talk to: a strict fake Kommo, chats and CRM, and a demo messenger."""
 
-from ops.sandbox.config import Channel, Config, Manager
+from ops.sandbox.config import Channel, Config, CrmAccount, Manager, OAuthClient, crm_account
 from ops.sandbox.server import Sandbox
 
-__all__ = ["Channel", "Config", "Manager", "Sandbox"]
+__all__ = ["Channel", "Config", "CrmAccount", "Manager", "OAuthClient", "Sandbox", "crm_account"]

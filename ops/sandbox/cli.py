@@ -9,7 +9,15 @@ import sys
 import click
 import uvloop
 
-from ops.sandbox.config import Channel, Config
+from ops.sandbox.config import (
+    CRM_PER_SECOND,
+    TOKEN_SECONDS,
+    Channel,
+    Config,
+    CrmAccount,
+    OAuthClient,
+    crm_account,
+)
 from ops.sandbox.guide import GUIDE
 from ops.sandbox.server import Sandbox
 from ops.sandbox.signatures import is_secret
@@ -24,7 +32,7 @@ from ops.sandbox.signatures import is_secret
     "--channel",
     "channels",
     multiple=True,
-    metavar="CHANNEL_ID:SECRET[:BOT_ID]",
+    metavar="CHANNEL_ID:SECRET[:BOT_ID[:CLIENT_ID]]",
     help="A chat channel as Kommo's support hands it out. Repeatable.",
 )
 @click.option(
@@ -57,6 +65,43 @@ from ops.sandbox.signatures import is_secret
 @click.option(
     "--receipts/--no-receipts", default=True, help="Tell message.delivered and message.read by itself."
 )
+@click.option(
+    "--oauth",
+    multiple=True,
+    metavar="CLIENT_ID:SECRET[:REDIRECT_URI]",
+    help="An integration that may ask for consent. Repeatable.",
+)
+@click.option(
+    "--crm-account",
+    "crm_accounts",
+    multiple=True,
+    metavar="ACCOUNT_ID[:CRM_ID[:SUBDOMAIN]]",
+    help="An account's number and name in the CRM; derived if not given. Repeatable.",
+)
+@click.option("--disabled-url", default="", metavar="URL", help="Told, signed, of a disabled integration.")
+@click.option(
+    "--token-seconds", default=TOKEN_SECONDS, show_default=True, help="How long an access token lives."
+)
+@click.option(
+    "--crm-per-second", default=CRM_PER_SECOND, show_default=True, help="CRM requests an account; 0: any."
+)
+@click.option(
+    "--chats-per-second", default=0, show_default=True, help="Chats API requests an account; 0: any."
+)
+@click.option(
+    "--crm-retry-scale",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Shortens the waits (5 min … 1 h) between the tries of a CRM webhook.",
+)
+@click.option(
+    "--slow-seconds",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="How long each hook waits in the slow queue.",
+)
 @click.option("--state", default="", metavar="FILE", help="Keep chats and connections here; none: in memory.")
 def sandbox(
     host: str,
@@ -70,16 +115,17 @@ def sandbox(
     messenger_secret: str,
     messenger_account: str,
     receipts: bool,
+    oauth: tuple[str, ...],
+    crm_accounts: tuple[str, ...],
+    disabled_url: str,
+    token_seconds: int,
+    crm_per_second: int,
+    chats_per_second: int,
+    crm_retry_scale: float,
+    slow_seconds: float,
     state: str,
 ) -> None:
     """Play both strangers until told to stop; `guide.py` is the help."""
-    for url in (hook_url, messenger_url):
-        if url and not url.startswith(("http://", "https://")):
-            raise click.BadParameter(f"{url} is not an http URL")
-    if messenger_secret and not is_secret(messenger_secret):
-        raise click.BadParameter("--messenger-secret must be whsec_ and base64")
-    if messenger_url and not messenger_secret:
-        raise click.UsageError("--messenger-url needs --messenger-secret")
     config = Config(
         host=host,
         port=port,
@@ -92,8 +138,17 @@ def sandbox(
         messenger_secret=messenger_secret,
         messenger_account=messenger_account,
         receipts=receipts,
+        oauth=tuple(_client(text) for text in oauth),
+        crm_accounts=tuple(_account(text) for text in crm_accounts),
+        disabled_url=disabled_url,
+        token_seconds=token_seconds,
+        crm_per_second=crm_per_second,
+        chats_per_second=chats_per_second,
+        crm_retry_scale=crm_retry_scale,
+        slow_seconds=slow_seconds,
         state=state,
     )
+    _check(config)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
     try:
         uvloop.run(_serve(config))
@@ -115,8 +170,34 @@ async def _serve(config: Config) -> None:
         await stop.wait()
 
 
+def _check(config: Config) -> None:
+    for url in (config.hook_url, config.messenger_url, config.disabled_url):
+        if url and not url.startswith(("http://", "https://")):
+            raise click.BadParameter(f"{url} is not an http URL")
+    if config.messenger_secret and not is_secret(config.messenger_secret):
+        raise click.BadParameter("--messenger-secret must be whsec_ and base64")
+    if config.messenger_url and not config.messenger_secret:
+        raise click.UsageError("--messenger-url needs --messenger-secret")
+
+
 def _channel(text: str) -> Channel:
     parts = text.split(":")
-    if len(parts) not in (2, 3) or not all(parts):
-        raise click.BadParameter(f"--channel {text}: must be CHANNEL_ID:SECRET or CHANNEL_ID:SECRET:BOT_ID")
+    if len(parts) not in (2, 3, 4) or not all(parts[:2]):
+        raise click.BadParameter(f"--channel {text}: must be CHANNEL_ID:SECRET[:BOT_ID[:CLIENT_ID]]")
     return Channel(*parts)
+
+
+def _client(text: str) -> OAuthClient:
+    id, _, rest = text.partition(":")
+    secret, _, redirect_uri = rest.partition(":")
+    if not id or not secret or (redirect_uri and not redirect_uri.startswith(("http://", "https://"))):
+        raise click.BadParameter(f"--oauth {id}: must be CLIENT_ID:SECRET or CLIENT_ID:SECRET:REDIRECT_URI")
+    return OAuthClient(id, secret, redirect_uri)
+
+
+def _account(text: str) -> CrmAccount:
+    amojo_id, *more = text.split(":")
+    number, subdomain = [*more, "", ""][:2]
+    if not amojo_id or len(more) > 2 or (number and not number.isdecimal()):
+        raise click.BadParameter(f"--crm-account {text}: must be ACCOUNT_ID[:CRM_ID[:SUBDOMAIN]]")
+    return crm_account(amojo_id, int(number or 0), subdomain)

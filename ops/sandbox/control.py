@@ -273,9 +273,12 @@ async def read_hooks(request: Call) -> Response[bytes]:
 
 @delete("/control/state", status_code=204)
 async def clear_state(request: Call) -> None:
-    """Forget chats, messages, records and faults; `?keep=connections` stays connected."""
+    """Forget chats, messages, records and faults; `?keep=connections` stays connected and allowed."""
     sandbox = sandbox_of(request)
-    sandbox.crm.clear(keep_connections=request.query_params.get("keep") == "connections")
+    keep = request.query_params.get("keep") == "connections"
+    sandbox.crm.clear(keep_connections=keep)
+    sandbox.books.clear(keep_consent=keep)
+    sandbox.crm_rate.clear()
     sandbox.phone.clear()
     sandbox.faults.clear()
     sandbox.hooks.sent.clear()

@@ -9,6 +9,7 @@ SECONDS_MAX = 600
 BEFORE = {"drop", "html"}
 AFTER = {"slow", "drop_after"}
 HOOK = {"slow", "twice", "skip", "newline", "forged"}
+CRM_HOOK = {"slow", "twice", "skip"}
 
 
 class Fault(Struct, kw_only=True):
@@ -31,10 +32,10 @@ class Fault(Struct, kw_only=True):
     def problem(self) -> str:
         """Why it cannot be had, or nothing."""
         side = self.where.split(".")[0]
-        if side not in ("kommo", "messenger", "hook"):
-            return "where: kommo[.endpoint], messenger[.hook] or hook[.message|.typing|.reaction]"
-        known = HOOK if side == "hook" else BEFORE | AFTER
-        if self.action not in known and not (side != "hook" and self.is_status):
+        if side not in ("kommo", "messenger", "hook", "crm", "crmhook"):
+            return "where: kommo, messenger, hook, crm or crmhook, and after a dot what of it"
+        known = HOOK if side == "hook" else CRM_HOOK if side == "crmhook" else BEFORE | AFTER
+        if self.action not in known and not ("hook" not in side and self.is_status):
             return f"action: a status 400..599 or one of {', '.join(sorted(known))}"
         if not 0 <= self.seconds <= SECONDS_MAX:
             return f"seconds: 0..{SECONDS_MAX}"

@@ -90,6 +90,21 @@ class Kommo:
         self.feed.publish("manager", "connections")
         return {}
 
+    def switch_off(self, account_id: str, channels: set[str]) -> list[str]:
+        """A disabled integration's channels disconnect by themselves; the scopes that did."""
+        stopped = []
+        for connection in self.crm.connections.values():
+            if (
+                connection.active
+                and connection.account_id == account_id
+                and connection.channel_id in channels
+            ):
+                connection.active = False
+                self.crm.save_connection(connection)
+                stopped.append(connection.scope_id)
+        self.feed.publish("manager", "connections")
+        return stopped
+
     def connected(self, scope_id: str) -> Connection:
         """The connection of the scope, or 404."""
         connection = self.crm.connections.get(scope_id)

@@ -11,8 +11,10 @@ import uvicorn
 from litestar import Litestar, Response
 from litestar.datastructures import State
 
-from ops.sandbox import amojo, control, hook, pages
+from ops.sandbox import accounts, amojo, control, crmcontrol, hook, oauth, pages
+from ops.sandbox.books import Books
 from ops.sandbox.config import BODY_MAX, Config
+from ops.sandbox.consent import Consent
 from ops.sandbox.crm import Crm
 from ops.sandbox.desk import Desk, Impossible
 from ops.sandbox.faults import Faults
@@ -22,6 +24,7 @@ from ops.sandbox.kommo import Kommo
 from ops.sandbox.lanes import Full
 from ops.sandbox.messenger import Messenger
 from ops.sandbox.phone import Phone
+from ops.sandbox.rates import Rate
 from ops.sandbox.store import Store
 from ops.sandbox.web import Call, Protocol, json
 
@@ -47,9 +50,9 @@ class Sandbox:
             raise
         host, port = self._socket.getsockname()[:2]
         self.url = f"http://{host}:{port}"
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        self.hooks.start(self._session)
-        self.messenger.start(self._session)
+        self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        self.hooks.start(self.session)
+        self.messenger.start(self.session)
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
         await self._server.listening.wait()
         return self
@@ -63,7 +66,7 @@ class Sandbox:
         await self.hooks.lanes.close()
         await self.messenger.lanes.close()
         await self._serving
-        await self._session.close()
+        await self.session.close()
         self.store.close()
 
     def _build(self) -> None:
@@ -73,11 +76,22 @@ class Sandbox:
         self.hooks = Hooks(self.config, self.crm, self.faults, self.feed)
         self.kommo = Kommo(self.config, self.crm, self.hooks, self.feed)
         self.desk = Desk(self.config, self.crm, self.hooks, self.feed)
+        self.books = Books(self.store)
+        self.consent = Consent(self.config, self.crm, self.books)
+        self.crm_rate = Rate(self.config.crm_per_second)
         self.messenger = Messenger(self.config, self.phone, self.feed)
 
     def _uvicorn(self) -> uvicorn.Config:
         app = Litestar(
-            route_handlers=[*amojo.ROUTES, *hook.ROUTES, control.ROUTER, pages.ROUTER],
+            route_handlers=[
+                *amojo.ROUTES,
+                *hook.ROUTES,
+                *oauth.ROUTES,
+                *accounts.ROUTES,
+                crmcontrol.ROUTER,
+                control.ROUTER,
+                pages.ROUTER,
+            ],
             state=State({"sandbox": self}),
             exception_handlers={Impossible: _impossible, Full: _full},
             openapi_config=None,
