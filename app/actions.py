@@ -2,12 +2,33 @@
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import msgspec
-from msgspec import Meta, Struct
 
 from app import clock
+from app.said import (
+    INTEGER_MAX,
+    STATUSES,
+    Action,
+    Deleted,
+    Delivered,
+    Edited,
+    Failed,
+    Forward,
+    Forwards,
+    Message,
+    Reaction,
+    ReactionAdded,
+    ReactionRemoved,
+    Read,
+    ReplyTo,
+    Sender,
+    Sent,
+    Status,
+    StatusTold,
+    Typing,
+)
 from domain import commands as c
 from domain import events as e
 from domain import ids
@@ -15,19 +36,13 @@ from domain.ids import MESSENGER, Link
 
 ACTIONS_MAX = 500
 TEXT_BYTES_MAX = 64 * 1024
-ID_CHARACTERS_MAX = 255
 AHEAD_MS_MAX = 24 * 3_600_000
 EARLIEST_MS = 946_684_800_000  # 2000-01-01
-INTEGER_MAX = 2**53
 NESTING_MAX = 64
 CODES = (901, 902, 903, 904, 905)
-
-Name = Annotated[str, Meta(min_length=1, max_length=ID_CHARACTERS_MAX)]
-Words = Annotated[str, Meta(max_length=1024)]
-Url = Annotated[str, Meta(pattern=r"^https?://[^\s/]", max_length=4096)]
-Count = Annotated[int, Meta(ge=0, le=INTEGER_MAX)]
-Moment = Annotated[datetime, Meta(tz=True)]
-Degrees = Annotated[float, Meta(ge=-180, le=180)]
+STATUS_CODES = {"delivered": 1, "read": 2, "failed": -1}
+NO_BOT = "name the manager who wrote (user_id), or give the channel its bot: PUT /v1/channels, kommo.bot_id"
+QUOTED_FIELDS = ("file_name", "file_size", "media_duration")
 
 
 class BadAction(Exception):
@@ -39,160 +54,6 @@ class BadAction(Exception):
         self.message = message
 
 
-class Sender(Struct, frozen=True):
-    """Who acts, as the messenger calls them."""
-
-    id: Name
-    name: Words
-    phone: Words | None = None
-    email: Words | None = None
-    avatar: Url | None = None
-    profile_link: Url | None = None
-
-
-class Actor(Struct, frozen=True):
-    """The same where the name may be left out."""
-
-    id: Name
-    name: Words | None = None
-
-
-class Location(Struct, frozen=True):
-    """Degrees."""
-
-    lon: Degrees
-    lat: Annotated[float, Meta(ge=-90, le=90)]
-
-
-class Contact(Struct, frozen=True):
-    """A shared address-book entry."""
-
-    name: Words
-    phone: Words
-
-
-class Message(Struct, frozen=True):
-    """A message's content; what each type needs is in `NEEDS`."""
-
-    type: Literal["text", "picture", "file", "video", "voice", "audio", "sticker", "location", "contact"]
-    text: str | None = None
-    media: Url | None = None
-    file_name: Words | None = None
-    file_size: Count | None = None
-    media_duration: Count | None = None
-    sticker_id: Name | None = None
-    location: Location | None = None
-    contact: Contact | None = None
-    callback_data: Words | None = None
-    shared_post: dict[str, object] | None = None
-
-
-class ReplyTo(Struct, frozen=True):
-    """The messenger's id of the message that is answered."""
-
-    message_id: Name
-
-
-class Source(Struct, frozen=True):
-    """Kommo's sources allow up to 40 printable ASCII characters."""
-
-    external_id: Annotated[str, Meta(pattern=r"^[ -~]{1,40}$")]
-
-
-class Sent(Struct, frozen=True, tag="message.sent"):
-    """A customer wrote."""
-
-    conversation_id: Name
-    message_id: Name
-    at: Moment
-    sender: Sender
-    message: Message
-    account_id: str | None = None
-    reply_to: ReplyTo | None = None
-    source: Source | None = None
-    silent: bool = False
-
-
-class Edited(Struct, frozen=True, tag="message.edited"):
-    """A customer changed a message."""
-
-    conversation_id: Name
-    message_id: Name
-    at: Moment
-    message: Message
-    account_id: str | None = None
-
-
-class Deleted(Struct, frozen=True, tag="message.deleted"):
-    """A customer took a message back."""
-
-    conversation_id: Name
-    message_id: Name
-    at: Moment
-    account_id: str | None = None
-
-
-class _Status(Struct, frozen=True):
-    conversation_id: Name
-    at: Moment
-    message_id: Name | None = None
-    id: str | None = None
-    account_id: str | None = None
-
-
-class Delivered(_Status, frozen=True, tag="message.delivered"):
-    """Our message is on the customer's device."""
-
-
-class Read(_Status, frozen=True, tag="message.read"):
-    """The customer saw our message."""
-
-
-class Failed(_Status, frozen=True, tag="message.failed"):
-    """Our message will not arrive."""
-
-    code: int = 905
-    text: Words = ""
-
-
-class Typing(Struct, frozen=True, tag="typing"):
-    """A customer is writing."""
-
-    conversation_id: Name
-    at: Moment
-    sender: Actor
-    account_id: str | None = None
-
-
-class _Reaction(Struct, frozen=True):
-    conversation_id: Name
-    at: Moment
-    sender: Actor
-    message_id: Name | None = None
-    id: str | None = None
-    account_id: str | None = None
-
-
-class ReactionAdded(_Reaction, frozen=True, tag="reaction.added"):
-    """A customer reacted."""
-
-    emoji: Annotated[str, Meta(min_length=1, max_length=64)] = msgspec.field(default="")
-
-
-class ReactionRemoved(_Reaction, frozen=True, tag="reaction.removed"):
-    """A customer took a reaction back."""
-
-    emoji: Annotated[str, Meta(max_length=64)] = ""
-
-
-Action: TypeAlias = (
-    Sent | Edited | Deleted | Delivered | Read | Failed | Typing | ReactionAdded | ReactionRemoved
-)
-STATUSES: dict[type, Literal["delivered", "read", "failed"]] = {
-    Delivered: "delivered",
-    Read: "read",
-    Failed: "failed",
-}
 MEDIA = ("media",)
 NEEDS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
@@ -233,14 +94,15 @@ def parse(body: bytes) -> Parsed:
     actions = []
     for index, raw in enumerate(raws):
         try:
-            actions.append(_action(bytes(raw)))
+            actions.append(parse_one(bytes(raw)))
         except BadAction as error:
             where = f"$[{index}]{error.path[1:]}" if array else error.path
             raise BadAction(where, error.message) from None
     return Parsed(actions, array)
 
 
-def _action(raw: bytes) -> Action:
+def parse_one(raw: bytes) -> Action:
+    """Read and check one action; raises BadAction."""
     try:
         action = _one.decode(raw)
     except msgspec.ValidationError as error:
@@ -288,26 +150,22 @@ def _refuse_odd(value: object, path: str) -> None:
 
 def _check(action: Action) -> None:
     """What types alone cannot say."""
-    at = clock.milliseconds(action.at)
-    if not EARLIEST_MS <= at <= clock.now_ms() + AHEAD_MS_MAX:
-        raise BadAction("$.at", "the time is before 2000 or over 24 hours ahead: check the sender's clock")
+    check_moment(action.at)
     _printable(action.conversation_id, "$.conversation_id")
     if not isinstance(action, Typing) and action.message_id is not None:
         _printable(action.message_id, "$.message_id")
     match action:
         case Sent():
-            _printable(action.sender.id, "$.sender.id")
-            _check_message(action.message)
-            if action.reply_to:
-                _printable(action.reply_to.message_id, "$.reply_to.message_id")
+            _check_sent(action)
         case Edited():
-            _check_message(action.message)
+            check_message(action.message)
+            _check_told(action.delivery_status)
         case Typing():
             _printable(action.sender.id, "$.sender.id")
         case Delivered() | Read() | Failed():
             _check_named(action)
-            if isinstance(action, Failed) and action.code not in CODES:
-                raise BadAction("$.code", f"a failure's code is one of {', '.join(map(str, CODES))}")
+            if isinstance(action, Failed):
+                check_code(action.code, "$.code")
         case ReactionAdded() | ReactionRemoved():
             _check_named(action)
             _printable(action.sender.id, "$.sender.id")
@@ -315,23 +173,79 @@ def _check(action: Action) -> None:
                 raise BadAction("$.emoji", "a reaction needs its emoji")
 
 
-def _check_named(action: _Status | _Reaction) -> None:
+def _check_sent(action: Sent) -> None:
+    _printable(action.sender.id, "$.sender.id")
+    check_message(action.message)
+    if action.direction == "out":
+        if action.receiver is None:
+            raise BadAction(
+                "$.receiver", "an outgoing message needs its receiver: the customer's id and name"
+            )
+        _printable(action.receiver.id, "$.receiver.id")
+    if action.reply_to:
+        _printable(action.reply_to.message_id, "$.reply_to.message_id")
+        if action.reply_to.message:
+            _check_quoted(action.reply_to, "$.reply_to")
+    if action.forwards:
+        _check_forwards(action.forwards)
+
+
+def _check_forwards(forwards: Forwards) -> None:
+    (forward,) = forwards.messages
+    if forward.message is not None:
+        _check_quoted(forward, "$.forwards.messages[0]")
+    if forward.message_id is None and forward.message is None:
+        raise BadAction("$.forwards.messages[0]", "name it (message_id), or tell it: message, sender and at")
+    for text, path in (
+        (forward.message_id, "messages[0].message_id"),
+        (forwards.conversation_id, "conversation_id"),
+    ):
+        _printable(text or "", f"$.forwards.{path}")
+
+
+def _check_quoted(quoted: ReplyTo | Forward, path: str) -> None:
+    if quoted.message is not None:
+        check_message(quoted.message, f"{path}.message")
+    for name in ("sender", "at"):
+        if getattr(quoted, name) is None:
+            raise BadAction(f"{path}.{name}", "Kommo needs it to show a message that it does not have")
+
+
+def _check_told(told: StatusTold | None) -> None:
+    if told and told.status == "failed":
+        check_code(told.code, "$.delivery_status.code")
+
+
+def check_code(code: int, path: str) -> None:
+    """A failure has one of Kommo's codes; raises BadAction."""
+    if code not in CODES:
+        raise BadAction(path, f"a failure's code is one of {', '.join(map(str, CODES))}")
+
+
+def check_moment(at: datetime, path: str = "$.at") -> None:
+    """A time is within what a working clock shows; raises BadAction."""
+    if not EARLIEST_MS <= clock.milliseconds(at) <= clock.now_ms() + AHEAD_MS_MAX:
+        raise BadAction(path, "the time is before 2000 or over 24 hours ahead: check the sender's clock")
+
+
+def _check_named(action: Status | Reaction) -> None:
     if action.message_id is None and action.id is None:
         raise BadAction("$.message_id", "name the message: message_id as you answered, or id as we gave it")
     if action.id is not None and not is_uuid(action.id):
         raise BadAction("$.id", "this is not one of our message ids, which are UUIDs in lower case")
 
 
-def _check_message(message: Message) -> None:
+def check_message(message: Message, path: str = "$.message") -> None:
+    """A message has what its type needs; raises BadAction."""
     for name in NEEDS.get(message.type, ()):
         if getattr(message, name) in (None, ""):
-            raise BadAction(f"$.message.{name}", f"a message of type {message.type} needs it")
+            raise BadAction(f"{path}.{name}", f"a message of type {message.type} needs it")
     if message.type == "sticker" and not (message.media or message.sticker_id):
-        raise BadAction("$.message.sticker_id", "a sticker needs sticker_id or media")
+        raise BadAction(f"{path}.sticker_id", "a sticker needs sticker_id or media")
     if message.shared_post is not None:
-        _refuse_odd(message.shared_post, "$.message.shared_post")
+        _refuse_odd(message.shared_post, f"{path}.shared_post")
     if message.text and len(message.text.encode()) > TEXT_BYTES_MAX:
-        raise BadAction("$.message.text", "a text holds at most 64 KB: split it")
+        raise BadAction(f"{path}.text", "a text holds at most 64 KB: split it")
 
 
 def _printable(text: str, path: str) -> None:
@@ -339,8 +253,14 @@ def _printable(text: str, path: str) -> None:
         raise BadAction(path, "an id holds 1 to 255 printable characters")
 
 
-def command(where: Link, action: Action) -> c.AnyCommand:
-    """The command that an action asks for, on a link."""
+def command(
+    where: Link, action: Action, *, bot_id: str | None = None, imported: bool = False
+) -> c.AnyCommand:
+    """The command that an action asks for, on a link; raises BadAction.
+
+    `bot_id` is the channel's: in its name Kommo takes what the business wrote on its phone, unless the action
+    names a manager. `imported`: the message was written before the channel was connected.
+    """
     now = clock.now_ms()
     at = clock.milliseconds(action.at.astimezone(UTC))
     stream = ids.conversation_id(where, MESSENGER, action.conversation_id)
@@ -348,10 +268,14 @@ def command(where: Link, action: Action) -> c.AnyCommand:
     end = c.End("messenger", stream, e.Ends(conversation_id=action.conversation_id))
     match action:
         case Sent():
-            return _send(where, action, given, end, at)
+            return _send(where, action, given, end, Imported(at, bot_id, imported))
         case Edited():
-            content = _content(action.message, action.conversation_id)
-            return c.Edit(**given, stream=_own(where, action.message_id), content=content)
+            return c.Edit(
+                **given,
+                stream=_own(where, action.message_id),
+                content=content_of(action.message, conversation_id=action.conversation_id),
+                delivery_status=_told(action.delivery_status),
+            )
         case Deleted():
             return c.Delete(**given, stream=_own(where, action.message_id))
         case Delivered() | Read():
@@ -364,7 +288,7 @@ def command(where: Link, action: Action) -> c.AnyCommand:
                 **given,
                 streams=(_named(where, action),),
                 side="messenger",
-                sender=e.Party(id=action.sender.id, name=action.sender.name),
+                sender=e.Party(id=action.sender.id, name=action.sender.name, ref_id=action.sender.user_id),
                 emoji=action.emoji,
                 removed=isinstance(action, ReactionRemoved),
             )
@@ -376,31 +300,100 @@ def command(where: Link, action: Action) -> c.AnyCommand:
                 at_ms=at,
                 ends=(end,),
                 sender=e.Party(id=action.sender.id, name=action.sender.name),
-                expires_at=clock.text(at + ids.TYPING_WINDOW_MS),
+                expires_at=clock.text(at + (action.duration_ms or ids.TYPING_WINDOW_MS)),
+                duration_ms=action.duration_ms,
             )
 
 
-def _send(where: Link, action: Sent, given: c.Stamp, end: c.End, at: int) -> c.Send:
-    sender, reply = action.sender, action.reply_to
-    content = _content(action.message, action.conversation_id, reply.message_id if reply else None)
+class Imported(NamedTuple):
+    """When a message was written (unix milliseconds), and what else its action does not say."""
+
+    at: int
+    bot_id: str | None
+    imported: bool
+
+
+def _send(where: Link, action: Sent, given: c.Stamp, end: c.End, more: Imported) -> c.Send:
+    reply, forwards = action.reply_to, action.forwards
+    forwarded = forwards.messages[0].message_id if forwards else None
+    outgoing = action.direction == "out"
+    sender = party(action.sender)
+    if outgoing:
+        sender = msgspec.structs.replace(sender, ref_id=action.sender.user_id or more.bot_id)
+        if sender.ref_id is None:
+            raise BadAction("$.sender.user_id", NO_BOT)
+    content = content_of(
+        action.message,
+        conversation_id=action.conversation_id,
+        reply=e.Reply(reply.message_id, quoted=_quoted(reply)) if reply else None,
+        forwards=_forwards(forwards) if forwards else None,
+        forwarded=e.Reply(forwarded) if forwarded else None,
+    )
     return c.Send(
         **given,
         stream=_own(where, action.message_id),
         side="messenger",
         own_id=action.message_id,
-        msec=at,
+        msec=more.at,
         ends=(end,),
-        sender=e.Party(
-            sender.id, sender.name, sender.phone, sender.email, sender.avatar, sender.profile_link
-        ),
+        sender=sender,
+        receiver=party(action.receiver) if action.receiver and outgoing else None,
         content=content,
         reply_stream=_own(where, reply.message_id) if reply else None,
+        forward_stream=_own(where, forwarded) if forwarded else None,
         source=action.source.external_id if action.source else None,
         silent=action.silent,
+        direction=action.direction,
+        imported=more.imported,
     )
 
 
-def _content(message: Message, conversation_id: str, reply: str | None = None) -> e.Content:
+def party(who: Sender) -> e.Party:
+    """Somebody as events name them; whom a manager stands behind is told apart."""
+    return e.Party(who.id, who.name, who.phone, who.email, who.avatar, who.profile_link)
+
+
+def _told(told: StatusTold | None) -> e.DeliveryStatus | None:
+    """How far an edited message has come, with Kommo's codes."""
+    if told is None:
+        return None
+    if told.status != "failed":
+        return e.DeliveryStatus(STATUS_CODES[told.status])
+    return e.DeliveryStatus(STATUS_CODES[told.status], told.code, told.text or "not delivered")
+
+
+def _quoted(quote: ReplyTo | Forward) -> e.Json | None:
+    """A quoted message told whole, as Kommo embeds one."""
+    message, sender, at = quote.message, quote.sender, quote.at
+    if message is None or sender is None or at is None:
+        return None
+    moment = clock.milliseconds(at)
+    told: e.Json = {"type": message.type, "text": message.text or ""}
+    told |= {"timestamp": moment // 1000, "msec_timestamp": moment}
+    told["sender"] = {"id": sender.id, "name": sender.name} if sender.id else {"name": sender.name}
+    told |= {name: value for name in QUOTED_FIELDS if (value := getattr(message, name)) is not None}
+    if message.location:
+        told["location"] = msgspec.to_builtins(message.location)
+    if message.contact:
+        told["contact"] = msgspec.to_builtins(message.contact)
+    return told
+
+
+def _forwards(forwards: Forwards) -> e.Json:
+    (forward,) = forwards.messages
+    told: e.Json = {"messages": [_quoted(forward) or {"message_id": forward.message_id}]}
+    return told | ({"conversation_id": forwards.conversation_id} if forwards.conversation_id else {})
+
+
+def content_of(
+    message: Message,
+    *,
+    conversation_id: str | None,
+    reply: e.Reply | None = None,
+    forwards: e.Json | None = None,
+    forwarded: e.Reply | None = None,
+) -> e.Content:
+    """A message's content as events hold it."""
     place, contact = message.location, message.contact
     return e.Content(
         type=message.type,
@@ -414,8 +407,11 @@ def _content(message: Message, conversation_id: str, reply: str | None = None) -
         contact=e.Contact(contact.name, contact.phone) if contact else None,
         callback_data=message.callback_data,
         shared_post=message.shared_post,
-        reply_to=e.Reply(reply) if reply else None,
+        post=msgspec.to_builtins(message.post) if message.post else None,
+        reply_to=reply,
+        forwards=forwards,
         conversation_id=conversation_id,
+        forwarded=forwarded,
     )
 
 
@@ -423,5 +419,5 @@ def _own(where: Link, message_id: str) -> str:
     return ids.message_id(where, MESSENGER, message_id)
 
 
-def _named(where: Link, action: _Status | _Reaction) -> str:
+def _named(where: Link, action: Status | Reaction) -> str:
     return action.id if action.id else _own(where, action.message_id or "")

@@ -11,11 +11,13 @@ import psycopg
 from msgspec import Struct
 
 from app import actions, clock, hooks, messenger, problems, schema
-from app.actions import Action, BadAction
+from app.actions import BadAction
 from app.channels import Channel, Channels, Connection, Scope
 from app.hooks import BadHook
 from app.ledger import Full, Ledger, Recorded, TooLarge, Unavailable
 from app.problems import Fault, Wrong
+from app.said import Action
+from domain import commands as c
 from domain.decide import OwnMessage
 
 BODY_BYTES_MAX = 256 * 1024
@@ -107,12 +109,9 @@ class Webhooks:
         try:
             parsed = actions.parse(body)
         except BadAction as error:
-            detail = f"{error.path}: {error.message}; nothing of this body is stored"
-            raise Wrong(400, detail, errors=[Fault(error.path, error.message)]) from None
+            raise _bad(error.path, error.message) from None
         where = [_connection(channel, action, _path(parsed, n)) for n, action in enumerate(parsed.actions)]
-        commands = [
-            actions.command(to.link, action) for to, action in zip(where, parsed.actions, strict=True)
-        ]
+        commands = _commands(channel, parsed, where)
         if not self._ledger.has_room(len(commands), len(body)):
             raise Wrong(503, BUSY, retry_after=RETRY_AFTER_SECONDS)
         size = len(body) // len(commands)
@@ -143,6 +142,22 @@ def _path(parsed: actions.Parsed, index: int) -> str:
     return f"$[{index}].account_id" if parsed.array else "$.account_id"
 
 
+def _bad(path: str, message: str) -> Wrong:
+    return Wrong(400, f"{path}: {message}; nothing of this body is stored", errors=[Fault(path, message)])
+
+
+def _commands(channel: Channel, parsed: actions.Parsed, where: list[Connection]) -> list[c.AnyCommand]:
+    """The command of each action."""
+    found = []
+    for index, (to, action) in enumerate(zip(where, parsed.actions, strict=True)):
+        try:
+            found.append(actions.command(to.link, action, bot_id=channel.bot_id))
+        except BadAction as error:
+            place = f"$[{index}]" if parsed.array else "$"
+            raise _bad(place + error.path[1:], error.message) from None
+    return found
+
+
 def _connection(channel: Channel, action: Action, path: str) -> Connection:
     """The connection that an action belongs to: the account it names, or the only one there is."""
     accounts = channel.accounts
@@ -152,7 +167,7 @@ def _connection(channel: Channel, action: Action, path: str) -> Connection:
         if connection.link.account == action.account_id:
             return connection
     wrong = "name the account: the channel has several" if action.account_id is None else "unknown account"
-    raise Wrong(400, f"{path}: {wrong}; nothing of this body is stored", errors=[Fault(path, wrong)])
+    raise _bad(path, wrong)
 
 
 def _results(parsed: actions.Parsed, done: list[Recorded | BaseException]) -> Answer:

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, TypedDict
 
 from msgspec import Struct
 
-from domain.events import Content, Ends, Party, Side
+from domain.events import Author, Content, DeliveryStatus, Direction, Ends, Party, Side
 from domain.ids import Link
 
 
@@ -45,10 +45,14 @@ class Command(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Send(Command, frozen=True, kw_only=True, gc=False):
-    """Somebody wrote. `ends` are the names of the conversation, the most trusted first."""
+    """Somebody wrote. `ends` are the names of the conversation, the most trusted first.
+
+    `side` is who sends; `direction` matters only of the messenger, on whose phone the business may write too
+    ("out", then `receiver` is the customer). `imported`: it was written before we were there to see it.
+    """
 
     stream: str
-    side: Side
+    side: Author
     own_id: str
     msec: int
     ends: tuple[End, ...]
@@ -56,8 +60,11 @@ class Send(Command, frozen=True, kw_only=True, gc=False):
     content: Content
     receiver: Party | None = None
     reply_stream: str | None = None
+    forward_stream: str | None = None
     source: str | None = None
     silent: bool = False
+    direction: Direction = "in"
+    imported: bool = False
 
 
 class Edit(Command, frozen=True, kw_only=True, gc=False):
@@ -65,6 +72,7 @@ class Edit(Command, frozen=True, kw_only=True, gc=False):
 
     stream: str
     content: Content
+    delivery_status: DeliveryStatus | None = None
 
 
 class Delete(Command, frozen=True, kw_only=True, gc=False):
@@ -101,13 +109,21 @@ class Type(Command, frozen=True, kw_only=True, gc=False):
     ends: tuple[End, ...]
     sender: Party
     expires_at: str
+    duration_ms: int | None = None
+
+
+class Begin(Command, frozen=True, kw_only=True, gc=False):
+    """Kommo made a chat for a conversation before anybody wrote; `receiver` is its customer."""
+
+    ends: tuple[End, ...]
+    receiver: Party
 
 
 class Accept(Command, frozen=True, kw_only=True, gc=False):
     """The side that a message was pushed to took it.
 
     `alias` is the stream that its `remote_id` names; `end` the messenger's name of the conversation, learned
-    from the same answer.
+    from the same answer. `copy`: Kommo took the copy of a message that an operator sent.
     """
 
     stream: str
@@ -116,6 +132,7 @@ class Accept(Command, frozen=True, kw_only=True, gc=False):
     alias: str | None = None
     end: End | None = None
     cause: str | None = None
+    copy: bool = False
 
 
 class Reject(Command, frozen=True, kw_only=True, gc=False):
@@ -183,6 +200,7 @@ class Connect(Command, frozen=True, kw_only=True, gc=False):
     stream: str
     title: str
     again: bool = False
+    is_time_window_disabled: bool = False
 
 
 class Disconnect(Command, frozen=True, kw_only=True, gc=False):
@@ -241,6 +259,7 @@ AnyCommand: TypeAlias = (
     | Confirm
     | React
     | Type
+    | Begin
     | Accept
     | Reject
     | Complete

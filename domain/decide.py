@@ -13,8 +13,10 @@ from domain import events as e
 from domain.conversations import resolve, root
 from domain.draft import Decision, Draft, Known
 from domain.facts import Fact, apply, asked, record
-from domain.ids import KOMMO, MESSENGER, TYPING_WINDOW_MS, other
-from domain.state import Chat, Message, State, comparable, conflict_key
+from domain.ids import KOMMO, MESSENGER, OPERATOR, TYPING_WINDOW_MS, other
+from domain.state import COPIED, Chat, Message, State, comparable, conflict_key
+
+IMPORT_WINDOW_MS = 1000
 
 
 class OwnMessage(Exception):
@@ -38,7 +40,11 @@ def names(command: c.AnyCommand) -> list[str]:
                 named.append(end.stream)  # noqa: PERF401  # on every path, and mostly one
             if command.reply_stream:
                 named.append(command.reply_stream)
+            if command.forward_stream:
+                named.append(command.forward_stream)
             return named
+        case c.Begin():
+            return [end.stream for end in command.ends]
         case c.React():
             return list(command.streams)
         case c.Type():
@@ -58,7 +64,8 @@ def follow(command: c.AnyCommand, state: State) -> list[str]:
         into = getattr(state, "into", None)
         return [into] if into else []
     found = [state.alias] if state.alias else []
-    if isinstance(command, c.Accept) and state.sent and state.sent.conversation:
+    whole = isinstance(command, c.Accept) or (isinstance(command, c.Send) and command.side == OPERATOR)
+    if whole and state.sent and state.sent.conversation:
         found.append(state.sent.conversation)
     return found
 
@@ -75,6 +82,8 @@ def decide(command: c.AnyCommand, known: Known) -> Decision:
             return _about(draft, command, command.streams)
         case c.Type():
             return _type(draft, command)
+        case c.Begin():
+            return _begin(draft, command)
         case c.Accept():
             return _accept(draft, command)
         case c.Reject():
@@ -102,11 +111,14 @@ def _send(draft: Draft, command: c.Send) -> Decision:
         return _again(draft, command, before, before.sent)
     conversation, chat = resolve(draft, command.ends, command.receiver)
     last = draft.clocks.get(conversation, 0)
-    incoming = command.side == MESSENGER
-    msec = max(command.msec, last + 1) if incoming else command.msec
-    sender = command.sender
-    if incoming and chat.begun_by_kommo:
+    ours = command.side == KOMMO
+    incoming = command.side == MESSENGER and command.direction == "in"
+    msec = command.msec if ours else _msec(command, last)
+    sender, receiver = command.sender, command.receiver
+    if chat.begun_by_kommo and incoming:
         sender = replace(sender, ref_id=chat.receiver_id)
+    elif chat.begun_by_kommo and receiver and not ours:
+        receiver = replace(receiver, ref_id=chat.receiver_id)
     version = before.version + 1 if before else 1
     sent = e.MessageSent(
         id=draft.next_id,
@@ -124,23 +136,46 @@ def _send(draft: Draft, command: c.Send) -> Decision:
         own_id=command.own_id,
         msec=msec,
         sender=sender,
-        receiver=command.receiver,
+        receiver=receiver,
         content=_content(draft, command, chat),
         source=command.source,
         silent=command.silent,
-        push="kommo" if incoming else "messenger",
+        imported=command.imported,
+        push="kommo" if command.side == MESSENGER else "messenger",
+        sent_by=None if incoming or ours else command.side,
     )
     draft.append(sent)
+    if command.side == OPERATOR:
+        _mirror(draft, sent)
     for fact in before.waiting if before else ():
         apply(draft, stream, fact)
     return draft.done(stream, version, message=stream, clock=(conversation, max(msec, last)))
+
+
+def _msec(command: c.Send, last: int) -> int:
+    """A place in Kommo's feed after everything before it; what is imported keeps its own place in the past,
+    but for what was written within the second before it.
+    """
+    if command.imported and command.msec < last - IMPORT_WINDOW_MS:
+        return command.msec
+    return max(command.msec, last + 1)
+
+
+def _mirror(draft: Draft, sent: e.MessageSent) -> None:
+    """What an operator sends to the customer, the managers are to see in Kommo."""
+    about: dict[str, object] = {"conversation": sent.conversation, "message": sent.stream, "cause": sent.id}
+    fields = {"msec": sent.msec, "sender": sent.sender, "receiver": sent.receiver, "content": sent.content}
+    more = {"source": sent.source, "push": KOMMO}
+    draft.add(e.MessageMirrored, sent.stream, about | fields | more)
 
 
 def _content(draft: Draft, command: c.Send, chat: Chat) -> e.Content:
     """The content with what is known of the message it answers and of the conversation's names."""
     content = command.content
     if content.reply_to:
-        content = replace(content, reply_to=_reply(draft, command))
+        content = replace(content, reply_to=_found(draft, content.reply_to, command.reply_stream))
+    if content.forwarded:
+        content = replace(content, forwarded=_found(draft, content.forwarded, command.forward_stream))
     if chat.begun_by_kommo:
         content = replace(content, chat_id=chat.chat_id)
     if content.conversation_id is None and chat.conversation_id:
@@ -158,7 +193,7 @@ def _echo(draft: Draft, message: str) -> Decision:
 def _again(draft: Draft, command: c.Send, before: Message, sent: e.MessageSent) -> Decision:
     """The same id again: a repeat, or a conflict that is recorded once per distinct content."""
     version = before.seen["message.sent"]
-    if _same(command, sent):
+    if _same(draft, command, sent):
         return draft.done(command.stream, version, duplicate=True, message=command.stream)
     if conflict_key(command.sender, command.content, command.source) not in before.seen:
         fields: dict[str, object] = {"conversation": sent.conversation, "message": command.stream}
@@ -167,27 +202,24 @@ def _again(draft: Draft, command: c.Send, before: Message, sent: e.MessageSent) 
     return draft.done(command.stream, version, conflict=True, message=command.stream)
 
 
-def _same(command: c.Send, sent: e.MessageSent) -> bool:
+def _same(draft: Draft, command: c.Send, sent: e.MessageSent) -> bool:
     """Whether content, sender, reply and source are those first recorded; times and names may differ."""
     first, again = (
         replace(comparable(content), chat_id=None, conversation_id=None)
         for content in (sent.content, command.content)
     )
-    named = command.content.conversation_id
+    same_chat = command.side == KOMMO or command.content.conversation_id == sent.content.conversation_id
+    if command.side == OPERATOR:
+        same_chat = root(draft, command.ends[0].stream) == root(draft, sent.conversation or "")
     return (
-        first == again
-        and (command.side == KOMMO or named == sent.content.conversation_id)
-        and command.sender.id == sent.sender.id
-        and command.source == sent.source
+        first == again and same_chat and command.sender.id == sent.sender.id and command.source == sent.source
     )
 
 
-def _reply(draft: Draft, command: c.Send) -> e.Reply | None:
-    """The message that is answered, as far as it is known."""
-    reply = command.content.reply_to
-    if reply is None or command.reply_stream is None:
+def _found(draft: Draft, reply: e.Reply, stream: str | None) -> e.Reply:
+    """The message that is answered or forwarded, as far as it is known."""
+    if stream is None:
         return reply
-    stream = command.reply_stream
     named = draft.message(stream)
     if named and named.alias:
         stream = named.alias
@@ -195,8 +227,7 @@ def _reply(draft: Draft, command: c.Send) -> e.Reply | None:
     if named is None or named.sent is None:
         return reply
     sent = named.sent
-    side: e.Side = "messenger" if sent.direction == "in" else "kommo"
-    return e.Reply(reply.id, stream, side, sent.own_id, named.remote_id)
+    return e.Reply(reply.id, stream, e.author(sent), sent.own_id, named.remote_id)
 
 
 def _about(
@@ -210,7 +241,8 @@ def _about(
         if named and (version := named.seen.get(fact.key)):
             return draft.done(stream, version, duplicate=True, message=target)
     message = draft.message(target) if target else None
-    if isinstance(command, c.Confirm) and message and message.sent and message.sent.direction == "in":
+    sent = message.sent if message else None
+    if isinstance(command, c.Confirm) and sent and e.author(sent) == MESSENGER:
         raise OwnMessage
     event = record(draft, target or streams[0], fact)
     return draft.done(event.stream, event.version, message=target)
@@ -237,9 +269,16 @@ def _type(draft: Draft, command: c.Type) -> Decision:
         "content": e.Ends(chat.conversation_id, chat.chat_id),
         "expires_at": command.expires_at,
         "push": other(command.side),
+        "duration_ms": command.duration_ms,
     }
     event = draft.add(e.TypingStarted, command.stream, fields)
     return draft.done(command.stream, event.version)
+
+
+def _begin(draft: Draft, command: c.Begin) -> Decision:
+    """A chat that nobody has written in yet is known by both its names."""
+    conversation, chat = resolve(draft, command.ends, command.receiver)
+    return draft.done(conversation, chat.version, duplicate=not draft.events)
 
 
 def _accept(draft: Draft, command: c.Accept) -> Decision:
@@ -248,10 +287,11 @@ def _accept(draft: Draft, command: c.Accept) -> Decision:
     if message is None or message.sent is None:
         raise Unknown
     sent = message.sent
-    if version := message.seen.get("message.accepted"):
+    if version := message.seen.get(COPIED if command.copy else "message.accepted"):
         return draft.done(command.stream, version, duplicate=True, message=command.stream)
     about: dict[str, object] = {"conversation": sent.conversation, "message": command.stream}
-    fields = {"cause": command.cause, "side": command.side, "remote_id": command.remote_id}
+    fields: dict[str, object] = {"cause": command.cause, "side": command.side, "copy": command.copy}
+    fields["remote_id"] = command.remote_id
     accepted = draft.add(e.MessageAccepted, command.stream, about | fields)
     alias = draft.message(command.alias) if command.alias else None
     if command.alias and not (alias and alias.alias):
@@ -329,9 +369,11 @@ def _channel(draft: Draft, command: c.Register | c.Change | c.Connect | c.Discon
             news, kind = True, e.ChannelChanged
             fields = {"url": command.url, "bot_id": command.bot_id, "secrets": list(command.secrets)}
         case c.Connect():
-            same = before and before.connected and before.title == command.title
+            wanted = (command.title, command.is_time_window_disabled)
+            same = before and before.connected and (before.title, before.is_time_window_disabled) == wanted
             news, kind = command.again or not same, e.ChannelConnected
             fields = {"scope_id": command.link.scope_id, "title": command.title}
+            fields |= {"is_time_window_disabled": command.is_time_window_disabled}
         case c.Disconnect():
             if before is None or not before.connected:
                 raise NotConnected

@@ -16,6 +16,7 @@ EVENT_BYTES_MAX = 384 * 1024
 Json: TypeAlias = dict[str, object]
 Side: TypeAlias = Literal["kommo", "messenger"]
 Direction: TypeAlias = Literal["in", "out"]
+Author: TypeAlias = Literal["kommo", "messenger", "operator"]
 
 
 class Party(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -50,14 +51,16 @@ class Contact(Struct, frozen=True, gc=False):
 class Reply(Struct, frozen=True, omit_defaults=True, gc=False):
     """What a message answers. `id` is as its sender named it; the rest is known once that is resolved.
 
-    `message` is our id, `sent_by` the side that sent it, `own_id` that side's id, `remote_id` the other's.
+    `message` is our id, `sent_by` who sent it and `own_id` what they call it; `remote_id` is what the side
+    calls it that it was sent to. `quoted` is the message as its quoter tells it, kept while it is not known.
     """
 
     id: str
     message: str | None = None
-    sent_by: Side | None = None
+    sent_by: Author | None = None
     own_id: str | None = None
     remote_id: str | None = None
+    quoted: Json | None = None
 
 
 class Ends(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -71,7 +74,8 @@ class Content(Struct, frozen=True, omit_defaults=True):
     """A message's content, and the conversation as both sides name it.
 
     type: text, picture, file, video, voice, audio, sticker, location or contact. `file_size` is in bytes,
-    `media_duration` in seconds. `forwards_cut` says how many forwarded messages were too long to keep.
+    `media_duration` in seconds. `forwards_cut` says how many forwarded messages were too long to keep;
+    `forwarded` is the forwarded message of a customer, if it was named by an id.
     """
 
     type: str
@@ -96,6 +100,15 @@ class Content(Struct, frozen=True, omit_defaults=True):
     forwards_cut: int = 0
     conversation_id: str | None = None
     chat_id: str | None = None
+    forwarded: Reply | None = None
+
+
+class DeliveryStatus(Struct, frozen=True, omit_defaults=True, gc=False):
+    """How far an edited message has come, as Kommo is told: 1 delivered, 2 read, -1 failed."""
+
+    status_code: int
+    error_code: int | None = None
+    error: str | None = None
 
 
 class Event(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True, gc=False):
@@ -137,6 +150,7 @@ class ChannelConnected(Event, frozen=True, kw_only=True, gc=False, tag="channel.
 
     scope_id: str
     title: str = ""
+    is_time_window_disabled: bool = False
 
 
 class ChannelDisconnected(Event, frozen=True, kw_only=True, gc=False, tag="channel.disconnected"):
@@ -146,7 +160,7 @@ class ChannelDisconnected(Event, frozen=True, kw_only=True, gc=False, tag="chann
 
 
 class ConversationStarted(Event, frozen=True, kw_only=True, gc=False, tag="conversation.started"):
-    """A chat is seen first, by this side's name; `receiver` is whom Kommo wrote to first."""
+    """A chat is seen first, by this side's name; `receiver` is the customer, if somebody else wrote first."""
 
     side: Side
     content: Ends
@@ -178,7 +192,10 @@ class ConversationLinked(Event, frozen=True, kw_only=True, gc=False, tag="conver
 
 
 class MessageSent(Event, frozen=True, kw_only=True, gc=False, tag="message.sent"):
-    """Somebody wrote. `own_id` is the sender's own id; `msec` orders the chat in Kommo's feed."""
+    """Somebody wrote. `own_id` is the sender's own id; `msec` orders the chat in Kommo's feed.
+
+    `sent_by` is left out where the direction says it: "in" is from the messenger, "out" from Kommo.
+    """
 
     direction: Direction
     own_id: str
@@ -190,6 +207,18 @@ class MessageSent(Event, frozen=True, kw_only=True, gc=False, tag="message.sent"
     silent: bool = False
     imported: bool = False
     push: Side | None = None
+    sent_by: Author | None = None
+
+
+class MessageMirrored(Event, frozen=True, kw_only=True, gc=False, tag="message.mirrored"):
+    """A message that an operator sent is to be shown in Kommo as well, without a sound."""
+
+    msec: int
+    sender: Party
+    receiver: Party
+    content: Content
+    source: str | None = None
+    push: Side | None = None
 
 
 class MessageEdited(Event, frozen=True, kw_only=True, gc=False, tag="message.edited"):
@@ -197,6 +226,7 @@ class MessageEdited(Event, frozen=True, kw_only=True, gc=False, tag="message.edi
 
     content: Content
     push: Side | None = None
+    delivery_status: DeliveryStatus | None = None
 
 
 class MessageDeleted(Event, frozen=True, kw_only=True, gc=False, tag="message.deleted"):
@@ -204,10 +234,14 @@ class MessageDeleted(Event, frozen=True, kw_only=True, gc=False, tag="message.de
 
 
 class MessageAccepted(Event, frozen=True, kw_only=True, gc=False, tag="message.accepted"):
-    """The receiving side took the message and calls it `remote_id` (None: it did not say)."""
+    """The receiving side took the message and calls it `remote_id` (None: it did not say).
+
+    `copy`: Kommo took the copy of a message that an operator sent, which says nothing of the message itself.
+    """
 
     side: Side
     remote_id: str | None = None
+    copy: bool = False
 
 
 class MessageNamed(Event, frozen=True, kw_only=True, gc=False, tag="message.named"):
@@ -243,7 +277,7 @@ class ReactionAdded(Event, frozen=True, kw_only=True, gc=False, tag="reaction.ad
     sender: Party
     content: Ends
     emoji: str = ""
-    sent_by: Side | None = None
+    sent_by: Author | None = None
     own_id: str | None = None
     push: Side | None = None
 
@@ -254,18 +288,19 @@ class ReactionRemoved(Event, frozen=True, kw_only=True, gc=False, tag="reaction.
     sender: Party
     content: Ends
     emoji: str = ""
-    sent_by: Side | None = None
+    sent_by: Author | None = None
     own_id: str | None = None
     push: Side | None = None
 
 
 class TypingStarted(Event, frozen=True, kw_only=True, gc=False, tag="typing.started"):
-    """Somebody is writing; worth nothing after `expires_at`."""
+    """Somebody is writing; worth nothing after `expires_at`. `duration_ms` is how long, if that was told."""
 
     sender: Party
     content: Ends
     expires_at: str
     push: Side | None = None
+    duration_ms: int | None = None
 
 
 class DeliveryCompleted(Event, frozen=True, kw_only=True, gc=False, tag="delivery.completed"):
@@ -383,7 +418,8 @@ AnyEvent: TypeAlias = (
     | DeliveryEvent
     | AccountEvent
     | TalkEvent
-    | LeadEvent  # New ones go to the end: the view `events` keeps a type by its place here.
+    | LeadEvent
+    | MessageMirrored  # New ones go to the end: the view `events` keeps a type by its place here.
 )
 
 encode = msgspec.json.Encoder().encode
@@ -396,3 +432,8 @@ TAGS: dict[type, str] = {kind: str(kind.__struct_config__.tag) for kind in get_a
 def tag(event: AnyEvent) -> str:
     """The permanent name of the event's type."""
     return TAGS[type(event)]
+
+
+def author(sent: MessageSent) -> Author:
+    """Who sent a message: the messenger also when it is the business that wrote on its phone."""
+    return sent.sent_by or ("messenger" if sent.direction == "in" else "kommo")

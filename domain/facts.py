@@ -35,7 +35,7 @@ def asked(command: AboutMessage) -> Fact:
     at, by = command.at, command.by
     match command:
         case c.Edit():
-            fields = {"content": command.content}
+            fields = {"content": command.content, "delivery_status": command.delivery_status}
             return Fact(e.MessageEdited, at, by, fields, edit_key(at, command.content))
         case c.Delete():
             return Fact(e.MessageDeleted, at, by, {}, "message.deleted")
@@ -54,7 +54,7 @@ def waited(event: e.MessageEvent) -> Fact | None:
     fields: dict[str, object]
     match event:
         case e.MessageEdited():
-            fields = {"content": event.content}
+            fields = {"content": event.content, "delivery_status": event.delivery_status}
         case e.MessageDeleted() | e.MessageDelivered() | e.MessageRead():
             fields = {}
         case e.MessageFailed():
@@ -71,7 +71,7 @@ def apply(draft: Draft, stream: str, event: e.MessageEvent) -> None:
     message, fact = draft.message(stream), waited(event)
     if message is None or message.sent is None or fact is None:
         return
-    if fact.kind in STATUS.values() and message.sent.direction == "in":
+    if fact.kind in STATUS.values() and e.author(message.sent) == MESSENGER:
         return  # It was the messenger's own message after all: it has no status to report.
     if event.stream != stream and fact.key in message.seen:
         return
@@ -89,17 +89,22 @@ def record(draft: Draft, stream: str, fact: Fact) -> FactEvent:
 
 
 def _push(message: Message, sent: e.MessageSent, fact: Fact) -> dict[str, object]:
-    """Where the fact must be told, and by which name the message is known there."""
+    """Where the fact must be told, and by which name the message is known there.
+
+    What Kommo calls an operator's message may be learned later than its status: the push looks then.
+    """
+    sent_by = e.author(sent)
     if fact.kind is e.MessageEdited:
         newest = fact.at >= message.edited[0] and not message.deleted
-        return {"push": KOMMO if sent.direction == "in" and newest else None}
+        return {"push": KOMMO if sent_by == MESSENGER and newest else None}
     if fact.kind in STATUS.values():
         rank = RANKS[str(fact.kind.__struct_config__.tag).removeprefix("message.")]
         told = {"push": KOMMO} if rank > message.rank else {}
-        return {"remote_id": sent.own_id, **told} if sent.direction == "out" else {}
+        if sent_by == MESSENGER:
+            return {}
+        return {"remote_id": sent.own_id if sent_by == KOMMO else message.kommo_id, **told}
     if fact.kind is e.MessageDeleted:
         return {}
     ends = e.Ends(sent.content.conversation_id, sent.content.chat_id)
-    sent_by = MESSENGER if sent.direction == "in" else KOMMO
     side = fact.by if fact.by == KOMMO else MESSENGER
     return {"content": ends, "sent_by": sent_by, "own_id": sent.own_id, "push": other(side)}

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 KOMMO = "kommo"
 MESSENGER = "messenger"
+OPERATOR = "operator"
 PARTITIONS = 64
 IDS_KEPT = 16_384
 TYPING_WINDOW_MS = 5_000

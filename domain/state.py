@@ -15,6 +15,9 @@ STATUSES = tuple(RANKS)
 Key: TypeAlias = str | tuple[str | bytes, ...]
 COMMON = frozenset(e.Event.__struct_fields__)
 
+COPIED = "message.accepted copy"
+"""The key of Kommo's taking the copy of an operator's message."""
+
 encode_any = msgspec.json.Encoder().encode
 
 
@@ -22,7 +25,8 @@ class Message(Struct, frozen=True, gc=False):
     """A stream named by a message's id: the message itself, another name of one, or facts that wait.
 
     `seen` maps what is recorded to its version, so that a repeat is recognised; `waiting` are facts about an
-    id that nothing is known by yet; `deliveries` maps an event's id to how its push stands.
+    id that nothing is known by yet; `deliveries` maps an event's id to how its push stands. `remote_id` is
+    what the side calls it that it was sent to, `kommo_id` what Kommo calls the copy of an operator's.
     """
 
     version: int
@@ -30,6 +34,7 @@ class Message(Struct, frozen=True, gc=False):
     alias: str | None = None
     rank: int = 0
     remote_id: str | None = None
+    kommo_id: str | None = None
     edited: tuple[str, str] = ("", "")
     deleted: bool = False
     seen: dict[Key, int] = {}
@@ -82,6 +87,7 @@ class Connection(Struct, frozen=True, gc=False):
     last: str = ""
     connected: bool = False
     title: str = ""
+    is_time_window_disabled: bool = False
 
 
 State: TypeAlias = Message | Chat | Connection | Case
@@ -96,6 +102,8 @@ def key(event: e.AnyEvent) -> Key:
             return reaction_key(type(event), event.at, event.sender, event.emoji)
         case e.ConflictNoticed():
             return conflict_key(event.sender, event.content, event.source)
+        case e.MessageAccepted(copy=True):
+            return COPIED
         case _:
             return e.tag(event)
 
@@ -116,8 +124,12 @@ def conflict_key(sender: e.Party, content: e.Content, source: str | None) -> Key
 
 
 def comparable(content: e.Content) -> e.Content:
-    """The content as its sender gave it: without what we found out about the message it answers."""
-    return replace(content, reply_to=e.Reply(content.reply_to.id)) if content.reply_to else content
+    """The content as its sender gave it: without what we found out about the messages it refers to."""
+    if content.reply_to:
+        content = replace(content, reply_to=e.Reply(content.reply_to.id))
+    if content.forwarded:
+        content = replace(content, forwarded=e.Reply(content.forwarded.id))
+    return content
 
 
 def evolve(state: State | None, event: e.AnyEvent) -> State:
@@ -128,7 +140,13 @@ def evolve(state: State | None, event: e.AnyEvent) -> State:
         case e.ChannelRegistered() | e.ChannelChanged():
             return Connection(event.version, event.id)
         case e.ChannelConnected():
-            return Connection(event.version, event.id, connected=True, title=event.title)
+            return Connection(
+                event.version,
+                event.id,
+                connected=True,
+                title=event.title,
+                is_time_window_disabled=event.is_time_window_disabled,
+            )
         case e.ChannelDisconnected() | e.AccountWithdrawn():
             return Connection(event.version, event.id)
         case e.AccountAuthorized():
@@ -190,13 +208,15 @@ def _case(state: State | None, event: e.TalkEvent | e.LeadEvent, changed: int) -
     return Case(event.version, max(before.changed, changed), seen)
 
 
-def _message(message: Message, event: e.MessageEvent | e.TypingStarted | e.DeliveryEvent) -> Message:
+def _message(
+    message: Message, event: e.MessageEvent | e.MessageMirrored | e.TypingStarted | e.DeliveryEvent
+) -> Message:
     version = event.version
     match event:
         case e.DeliveryCompleted() | e.DeliveryDeferred() | e.DeliveryParked() | e.DeliveryResumed():
             stand = {**message.deliveries, event.cause or "": _stand(event)}
             return replace(message, version=version, deliveries=stand)
-    if event.message is None and not isinstance(event, e.TypingStarted):
+    if event.message is None and not isinstance(event, e.TypingStarted | e.MessageMirrored):
         waiting = (*message.waiting, event)
         return replace(message, version=version, seen=_seen(message, event), waiting=waiting)
     known = replace(message, version=version, seen=_seen(message, event))
@@ -205,6 +225,8 @@ def _message(message: Message, event: e.MessageEvent | e.TypingStarted | e.Deliv
             return replace(known, sent=event, waiting=())
         case e.MessageNamed():
             return replace(known, alias=event.message, waiting=())
+        case e.MessageAccepted(copy=True):
+            return replace(known, kommo_id=event.remote_id)
         case e.MessageAccepted():
             return replace(known, rank=max(known.rank, 1), remote_id=event.remote_id)
         case e.MessageFailed():
@@ -217,7 +239,13 @@ def _message(message: Message, event: e.MessageEvent | e.TypingStarted | e.Deliv
             return replace(known, edited=max(known.edited, (event.at, event.id)))
         case e.MessageDeleted():
             return replace(known, deleted=True)
-        case e.ReactionAdded() | e.ReactionRemoved() | e.ConflictNoticed() | e.TypingStarted():
+        case (
+            e.MessageMirrored()
+            | e.ReactionAdded()
+            | e.ReactionRemoved()
+            | e.ConflictNoticed()
+            | e.TypingStarted()
+        ):
             return known
         case _:
             assert_never(event)

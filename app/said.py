@@ -1,0 +1,234 @@
+"""What a messenger may say, field by field; unknown fields are ignored."""
+
+from datetime import datetime
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+
+ID_CHARACTERS_MAX = 255
+INTEGER_MAX = 2**53
+TYPING_MS_MAX = 60_000
+
+Name = Annotated[str, Meta(min_length=1, max_length=ID_CHARACTERS_MAX)]
+Words = Annotated[str, Meta(max_length=1024)]
+Url = Annotated[str, Meta(pattern=r"^https?://[^\s/]", max_length=4096)]
+Count = Annotated[int, Meta(ge=0, le=INTEGER_MAX)]
+Moment = Annotated[datetime, Meta(tz=True)]
+Degrees = Annotated[float, Meta(ge=-180, le=180)]
+
+
+class Sender(Struct, frozen=True):
+    """Who acts, as the messenger calls them; `user_id` is the amojo id of a manager behind it."""
+
+    id: Name
+    name: Words
+    phone: Words | None = None
+    email: Words | None = None
+    avatar: Url | None = None
+    profile_link: Url | None = None
+    user_id: Name | None = None
+
+
+class Actor(Struct, frozen=True):
+    """The same where the name may be left out."""
+
+    id: Name
+    name: Words | None = None
+    user_id: Name | None = None
+
+
+class Location(Struct, frozen=True):
+    """Degrees."""
+
+    lon: Degrees
+    lat: Annotated[float, Meta(ge=-90, le=90)]
+
+
+class Contact(Struct, frozen=True):
+    """A shared address-book entry."""
+
+    name: Words
+    phone: Words
+
+
+class Post(Struct, frozen=True, omit_defaults=True):
+    """The post that a comment is on: then the message is that comment."""
+
+    id: Name
+    url: Url
+    preview_url: Url | None = None
+    preview_permalink: Url | None = None
+    username: Words | None = None
+    caption: str | None = None
+
+
+class Message(Struct, frozen=True):
+    """A message's content; what each type needs is in `NEEDS`."""
+
+    type: Literal["text", "picture", "file", "video", "voice", "audio", "sticker", "location", "contact"]
+    text: str | None = None
+    media: Url | None = None
+    file_name: Words | None = None
+    file_size: Count | None = None
+    media_duration: Count | None = None
+    sticker_id: Name | None = None
+    location: Location | None = None
+    contact: Contact | None = None
+    callback_data: Words | None = None
+    shared_post: dict[str, object] | None = None
+    post: Post | None = None
+
+
+class Author(Struct, frozen=True):
+    """Who wrote what is quoted."""
+
+    name: Words
+    id: Name | None = None
+
+
+class ReplyTo(Struct, frozen=True):
+    """The messenger's id of the message that is answered.
+
+    With `message`, `sender` and `at` Kommo shows it also if it was written before the channel was connected.
+    """
+
+    message_id: Name
+    message: Message | None = None
+    sender: Author | None = None
+    at: Moment | None = None
+
+
+class Forward(Struct, frozen=True):
+    """A forwarded message: by the messenger's id of it, or told whole, or both."""
+
+    message_id: Name | None = None
+    message: Message | None = None
+    sender: Author | None = None
+    at: Moment | None = None
+
+
+class Forwards(Struct, frozen=True):
+    """What is forwarded, and from which conversation; Kommo takes one message."""
+
+    messages: Annotated[list[Forward], Meta(min_length=1, max_length=1)]
+    conversation_id: Name | None = None
+
+
+class Source(Struct, frozen=True):
+    """Kommo's sources allow up to 40 printable ASCII characters."""
+
+    external_id: Annotated[str, Meta(pattern=r"^[ -~]{1,40}$")]
+
+
+class Sent(Struct, frozen=True, tag="message.sent"):
+    """A customer wrote; or ("out") the business did, on its own phone, and `receiver` is the customer."""
+
+    conversation_id: Name
+    message_id: Name
+    at: Moment
+    sender: Sender
+    message: Message
+    account_id: str | None = None
+    reply_to: ReplyTo | None = None
+    forwards: Forwards | None = None
+    source: Source | None = None
+    silent: bool = False
+    direction: Literal["in", "out"] = "in"
+    receiver: Sender | None = None
+
+
+class StatusTold(Struct, frozen=True):
+    """How far an edited message has come; `code` (901..905) and `text` are of a failure."""
+
+    status: Literal["delivered", "read", "failed"]
+    code: int = 905
+    text: Words = ""
+
+
+class Edited(Struct, frozen=True, tag="message.edited"):
+    """A customer changed a message."""
+
+    conversation_id: Name
+    message_id: Name
+    at: Moment
+    message: Message
+    account_id: str | None = None
+    delivery_status: StatusTold | None = None
+
+
+class Deleted(Struct, frozen=True, tag="message.deleted"):
+    """A customer took a message back."""
+
+    conversation_id: Name
+    message_id: Name
+    at: Moment
+    account_id: str | None = None
+
+
+class Status(Struct, frozen=True):
+    """How far a message of ours has come: `message_id` as the messenger answered, or `id` as we gave it."""
+
+    conversation_id: Name
+    at: Moment
+    message_id: Name | None = None
+    id: str | None = None
+    account_id: str | None = None
+
+
+class Delivered(Status, frozen=True, tag="message.delivered"):
+    """Our message is on the customer's device."""
+
+
+class Read(Status, frozen=True, tag="message.read"):
+    """The customer saw our message."""
+
+
+class Failed(Status, frozen=True, tag="message.failed"):
+    """Our message will not arrive."""
+
+    code: int = 905
+    text: Words = ""
+
+
+class Typing(Struct, frozen=True, tag="typing"):
+    """A customer is writing, for so long."""
+
+    conversation_id: Name
+    at: Moment
+    sender: Actor
+    account_id: str | None = None
+    duration_ms: Annotated[int, Meta(ge=1, le=TYPING_MS_MAX)] | None = None
+
+
+class Reaction(Struct, frozen=True):
+    """Somebody reacted to a message, named likewise."""
+
+    conversation_id: Name
+    at: Moment
+    sender: Actor
+    message_id: Name | None = None
+    id: str | None = None
+    account_id: str | None = None
+
+
+class ReactionAdded(Reaction, frozen=True, tag="reaction.added"):
+    """A customer reacted."""
+
+    emoji: Annotated[str, Meta(min_length=1, max_length=64)] = msgspec.field(default="")
+
+
+class ReactionRemoved(Reaction, frozen=True, tag="reaction.removed"):
+    """A customer took a reaction back."""
+
+    emoji: Annotated[str, Meta(max_length=64)] = ""
+
+
+Action: TypeAlias = (
+    Sent | Edited | Deleted | Delivered | Read | Failed | Typing | ReactionAdded | ReactionRemoved
+)
+STATUSES: dict[type, Literal["delivered", "read", "failed"]] = {
+    Delivered: "delivered",
+    Read: "read",
+    Failed: "failed",
+}
