@@ -7,6 +7,9 @@ ledger at once: both ways bring everything in order, so whichever is first count
 17 to 28 ms at 200 messages a second on two cores). A message of NATS is acknowledged once its lane has it;
 waiting, retry and order are the lane's. A range of partitions belongs to one process at a time, by a lock of
 the database that ends with its connection.
+
+What an import sends goes in lanes of its own, one for each partition: a live message never waits behind it,
+it keeps its order, and however much is imported, the lanes hold a bounded number; the view holds the rest.
 """
 
 import asyncio
@@ -32,6 +35,7 @@ SWEEP_SECONDS = 5.0
 LOOK_SECONDS = 10.0
 PAGE = 2_000
 VIEWS_SECONDS = 0.05
+IMPORTED_SECONDS = 0.2
 BACKOFF_SECONDS = 1.0
 LISTEN_SECONDS = 0.25
 log = logging.getLogger("chatledger.deliver")
@@ -46,17 +50,25 @@ POSITION = "SELECT coalesce(min(position), 0) FROM views.positions"
 OPEN = """SELECT d.position, s.state, d.attempts, d.reason FROM views.deliveries d
  JOIN ledger.stored_events s ON s.notification_id = d.position
  WHERE d.partition = ANY (%(partitions)s) AND d.state <> 'parked' AND d.position > %(after)s
- AND d.position <= %(upto)s ORDER BY d.position LIMIT %(limit)s"""
+ AND d.position <= %(upto)s AND NOT d.imported ORDER BY d.position LIMIT %(limit)s"""
 OPEN_OF = """SELECT d.position, s.state, d.attempts, d.reason FROM views.deliveries d
  JOIN ledger.stored_events s ON s.notification_id = d.position
  WHERE d.partition = ANY (%(partitions)s) AND d.state <> 'parked' AND d.destination = %(side)s
- AND d.conversation IS NOT DISTINCT FROM %(conversation)s::uuid ORDER BY d.position LIMIT %(limit)s"""
+ AND d.conversation IS NOT DISTINCT FROM %(conversation)s::uuid AND NOT d.imported
+ ORDER BY d.position LIMIT %(limit)s"""
+IMPORTED = """SELECT DISTINCT partition, destination FROM views.deliveries
+ WHERE imported AND partition = ANY (%(partitions)s) AND state <> 'parked'"""
+IMPORTED_OF = """SELECT d.position, s.state, d.attempts, d.reason FROM views.deliveries d
+ JOIN ledger.stored_events s ON s.notification_id = d.position
+ WHERE d.imported AND d.partition = %(partition)s AND d.state <> 'parked' AND d.destination = %(side)s
+ ORDER BY d.position LIMIT %(limit)s"""
 NAMED = """SELECT d.position, s.state, d.attempts, d.reason FROM views.deliveries d
  JOIN ledger.stored_events s ON s.notification_id = d.position
  WHERE d.partition = ANY (%(partitions)s) AND d.state <> 'parked' AND d.id = ANY (%(ids)s::uuid[])
  ORDER BY d.position"""
 
 Row = tuple[int, bytes, int, str | None]
+Key = tuple[str | None, str, int | None]  # conversation and side; of what is imported, partition and side
 
 
 class LaneFailed(Exception):
@@ -153,7 +165,7 @@ class _Range:
         self._nats = nats
         self._settle = settle
         self._news = news
-        self._lanes: dict[tuple[str | None, str], Lane] = {}
+        self._lanes: dict[Key, Lane] = {}
         self._upto = 0
         self._swept = 0
         self._resumed: dict[str, int] = {}
@@ -218,6 +230,7 @@ class _Range:
         while rows:
             self._put_back(rows)
             rows = await self._open(connection, rows[-1][0], self._upto)
+        await self._find_imported(connection, self._upto)
 
     async def _listen(self) -> NoReturn:
         """Have the stream bring what is new. While it cannot, the view is swept for that."""
@@ -245,8 +258,12 @@ class _Range:
         loop = asyncio.get_running_loop()
         sweep_at, before = loop.time() + SWEEP_SECONDS, self._upto
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), VIEWS_SECONDS if self._resumed else LEASE_SECONDS)
+            if any(partition is not None for _, _, partition in self._lanes):
+                await asyncio.sleep(IMPORTED_SECONDS)  # Those lanes have room for more all the while.
+            else:
+                with contextlib.suppress(TimeoutError):
+                    pause = VIEWS_SECONDS if self._resumed else LEASE_SECONDS
+                    await asyncio.wait_for(self._wake.wait(), pause)
             self._wake.clear()
             if self._failure:
                 raise LaneFailed(repr(self._failure)) from self._failure
@@ -262,14 +279,27 @@ class _Range:
     async def _refill(self, connection: schema.Database, seen: int) -> None:
         """Give the lanes that were cut off what they can hold now; forget those that have nothing to do."""
         self._lanes = {key: lane for key, lane in self._lanes.items() if lane.busy or lane.cut_at}
-        for (conversation, side), lane in list(self._lanes.items()):
-            cut_at = lane.cut_at
-            if lane.wants and cut_at <= seen:
-                rows = await self._rows(
-                    connection, OPEN_OF, conversation=conversation, side=side, limit=LANE_MAX
-                )
-                more = len(rows) >= LANE_MAX or lane.cut_at > cut_at  # The stream cut more off meanwhile.
-                lane.fill(self._jobs(rows), cut_at=lane.cut_at if more else 0)
+        for (conversation, side, partition), lane in list(self._lanes.items()):
+            if not lane.wants:
+                continue
+            if partition is not None:  # More is cut off all the while: it goes on with what the view has.
+                await self._fill(connection, lane, seen, IMPORTED_OF, partition=partition, side=side)
+            elif lane.cut_at <= seen:
+                await self._fill(connection, lane, seen, OPEN_OF, conversation=conversation, side=side)
+
+    async def _fill(
+        self, connection: schema.Database, lane: Lane, seen: int, statement: str, **of: object
+    ) -> None:
+        cut_at = lane.cut_at
+        rows = await self._rows(connection, statement, limit=LANE_MAX, **of)
+        more = len(rows) >= LANE_MAX or lane.cut_at > min(cut_at, seen)  # The stream cut off more meanwhile.
+        lane.fill(self._jobs(rows), cut_at=lane.cut_at if more else 0)
+
+    async def _find_imported(self, connection: schema.Database, upto: int) -> None:
+        """Have the lanes of what is imported look for what the view has as open up to a position."""
+        for partition, side in await _all(connection, IMPORTED, {"partitions": self.partitions}):
+            lane = self._lane_of((None, cast("str", side), cast("int", partition)))
+            lane.cut_at = max(lane.cut_at, upto)
 
     async def _take_resumed(self, connection: schema.Database, seen: int) -> None:
         causes = [cause for cause, position in self._resumed.items() if position <= seen]
@@ -283,6 +313,7 @@ class _Range:
         rows = await self._open(connection, self._swept, self._upto)
         self._swept = rows[-1][0] if len(rows) == PAGE else 0
         self._put_back(rows)
+        await self._find_imported(connection, before)
         if before > self._upto:
             rows = await self._open(connection, self._upto, before)
             self._upto = max(self._upto, rows[-1][0] if len(rows) == PAGE else before)
@@ -329,7 +360,11 @@ class _Range:
         return jobs
 
     def _lane(self, event: Pushed) -> Lane:
-        key = (event.conversation, event.push or "")
+        if isinstance(event, e.MessageSent) and event.imported:
+            return self._lane_of((None, event.push or "", ids.partition(event.conversation)))
+        return self._lane_of((event.conversation, event.push or "", None))
+
+    def _lane_of(self, key: Key) -> Lane:
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane(self._settle, self)

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 AT_ONCE = 64
+IMPORTED_AT_ONCE = 16
 
 
 class Gate:
@@ -16,6 +17,7 @@ class Gate:
 
     def __init__(self) -> None:
         self._places = asyncio.Semaphore(AT_ONCE)
+        self._imported = asyncio.Semaphore(IMPORTED_AT_ONCE)
         self._until = 0.0
         self._closed = False
         self._probing = False
@@ -35,13 +37,16 @@ class Gate:
         self._changed.set()
 
     @contextlib.asynccontextmanager
-    async def passing(self) -> AsyncIterator[bool]:
-        """Wait until one may pass, and hold a place meanwhile; gives whether it passes as the probe."""
+    async def passing(self, *, live: bool = True) -> AsyncIterator[bool]:
+        """Wait until one may pass, and hold a place meanwhile; gives whether it passes as the probe.
+
+        What is not `live` (imported) gets a share of the places, so that there is always one for what is.
+        """
         probe = False
         try:
             while True:
                 probe = probe or await self._wait()
-                async with self._places:
+                async with contextlib.nullcontext() if live else self._imported, self._places:
                     if probe or not self._closed:  # It may have been paused while we waited for a place.
                         yield probe
                         return

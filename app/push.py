@@ -100,7 +100,7 @@ class Pusher:
             return found
         gate = self.gate(event)
         with metrics.PUSH_SECONDS.labels(event.push).time():
-            async with gate.passing() as probe:
+            async with gate.passing(live=_live(event)) as probe:
                 result = await self._call(channel, connection, event)
                 self._press(gate, result, probe)
         return result
@@ -250,6 +250,11 @@ class Pusher:
             await cursor.execute(LOAD.encode(), [uuids(streams), uuids([])], prepare=True)
             rows = cast("list[tuple[int, bytes, None]]", await cursor.fetchall())
         return [raw for _, raw, _ in sorted(rows)]
+
+
+def _live(event: Pushed) -> bool:
+    """Whether somebody waits for it: what is imported gives way."""
+    return not (isinstance(event, e.MessageSent) and event.imported)
 
 
 def _chat(states: dict[str, State], stream: str) -> Chat | None:

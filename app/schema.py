@@ -9,6 +9,8 @@ from typing import TypeAlias
 import psycopg
 from psycopg import AsyncConnection, sql
 
+from app import permits
+
 Database: TypeAlias = AsyncConnection[tuple[object, ...]]
 
 VERSION = 2
@@ -19,6 +21,7 @@ APPEND_LOCK = 0x6368_6174_0001
 MIGRATE_LOCK = 0x6368_6174_0002
 PROJECT_LOCK = 0x6368_6174_0003
 RELAY_LOCK = 0x6368_6174_0004
+CONNECT_LOCK = 0x6368_6174_0005
 PARTITION_LOCK = 0x6368_6174_1000
 IMPORT_LOCK = 0x6368_6174
 ROLE = "chatledger"
@@ -117,6 +120,7 @@ REVOKE EXECUTE ON FUNCTION ledger.append FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION ledger.append TO {role};
 GRANT SELECT ON ledger.meta TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.clocks, ledger.secrets, ledger.refused TO {role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.connecting TO {role};
 GRANT SELECT, INSERT, UPDATE ON ledger.imports TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.tokens, ledger.consents TO {role};
 """
@@ -135,6 +139,8 @@ async def migrate(connection: Database) -> None:
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATE_LOCK,))
         await connection.execute(TABLES)
+        for statement in permits.STATEMENTS:
+            await connection.execute(statement.encode())
         for statement in recorder_statements(LEDGER, EVENTS):
             await connection.execute(statement)
         await connection.execute(IMMUTABLE)
@@ -169,7 +175,8 @@ async def _role(connection: Database) -> None:
     found = await (await connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (ROLE,))).fetchone()
     if found is None:
         await connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(role))
-    await connection.execute(sql.SQL(GRANTS).format(role=role))
+    for grants in (GRANTS, permits.GRANT):
+        await connection.execute(sql.SQL(grants).format(role=role))
     row = await (await connection.execute("SELECT current_database(), current_user")).fetchone()
     assert row is not None
     database, user = (sql.Identifier(str(name)) for name in row)

@@ -25,7 +25,7 @@ from domain.events import (
     tag,
 )
 from domain.ids import partition
-from projections.columns import Page, Statement, ints, longs, smalls, texts, times, uuids
+from projections.columns import Page, Statement, booleans, ints, longs, smalls, texts, times, uuids
 
 NAME = "deliveries"
 VERSION = 1
@@ -33,18 +33,19 @@ VERSION = 1
 OPEN, DEFERRED, PARKED = "open", "deferred", "parked"
 
 # `send` is the message whose sending the row is; rows come and go, so the table stays small and is made with
-# its indexes.
+# its indexes. `imported` are the sends of an import, of which there may be very many at once.
 SCHEMA = """
 CREATE TABLE deliveries (position bigint PRIMARY KEY, id uuid NOT NULL, updated bigint NOT NULL,
   recorded_at timestamptz NOT NULL, conversation uuid, message uuid, send uuid, attempts integer NOT NULL,
   partition smallint NOT NULL, destination text NOT NULL, channel text NOT NULL, account_id text,
-  type text NOT NULL, state text NOT NULL, reason text)
+  type text NOT NULL, state text NOT NULL, reason text, imported boolean NOT NULL)
   WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX deliveries_id ON deliveries (id);
 CREATE INDEX deliveries_send ON deliveries (send) WHERE send IS NOT NULL;
 """
 INDEXES = """
 CREATE INDEX deliveries_state ON deliveries (state, position);
+CREATE INDEX deliveries_imported ON deliveries (partition, position) WHERE imported;
 ANALYZE deliveries;
 """
 
@@ -58,10 +59,10 @@ FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::integer[], %b::bigint[])
 """
 OPENED = """
 INSERT INTO deliveries (position, id, updated, recorded_at, conversation, message, send, attempts, partition,
-  destination, channel, account_id, type, state, reason)
+  destination, channel, account_id, type, state, reason, imported)
 SELECT * FROM unnest(%b::bigint[], %b::uuid[], %b::bigint[], %b::timestamptz[], %b::uuid[], %b::uuid[],
   %b::uuid[], %b::integer[], %b::smallint[], %b::text[], %b::text[], %b::text[], %b::text[],
-  %b::text[], %b::text[])
+  %b::text[], %b::text[], %b::boolean[])
 """
 
 
@@ -192,4 +193,5 @@ def _rows(fold: _Fold) -> tuple[object, ...]:
         texts([tag(event) for event in events]),
         texts([stand.state for stand in stands]),
         texts([stand.reason for stand in stands]),
+        booleans([isinstance(event, MessageSent) and event.imported for event in events]),
     )
