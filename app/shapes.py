@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
+from app.problems import Problem
 from domain.events import Contact, Json, Location, Party, Reply
 
 
@@ -230,3 +231,24 @@ class Deliveries(Struct, frozen=True):
 
     items: list[Delivery]
     next: str | None
+
+
+class Outcome(Struct, frozen=True):
+    """What became of one action: our message id, its position and whether it was a repeat; or a problem."""
+
+    id: str | UnsetType | None = UNSET
+    position: int | UnsetType | None = UNSET
+    duplicate: bool | UnsetType = UNSET
+    error: Problem | UnsetType = UNSET
+
+
+class Outcomes(Struct, frozen=True):
+    """One for each action, in their order."""
+
+    results: list[Outcome]
+
+
+class Alive(Struct, frozen=True):
+    """That the process lives, or can take requests."""
+
+    status: Literal["ok", "ready"]

@@ -5,7 +5,7 @@ ours 5xx, not yet 503.
 """
 
 import logging
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import psycopg
 from litestar import Litestar, Response, Router, get, post
@@ -14,19 +14,27 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
+from litestar.openapi.spec import Components
 from litestar.params import FromPath
+from msgspec import Meta
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from app import admin, api, metrics, pages, problems
+from app import admin, api, described, examples, metrics, pages, problems, shapes, webhooks
+from app.actions import ACTIONS_MAX, Action
+from app.answers import answers, takes
 from app.front import App, Front, Receive, read, refuse
+from app.hooks import Hook
 from app.pool import BadFilter, ViewsMissing
 from app.problems import Fault, Wrong
 from app.read import BadCursor
 from app.services import Call, Services, services_of
 
 Failure = Response[bytes] | Response[str]
+Actions = Annotated[list[Action], Meta(min_length=1, max_length=ACTIONS_MAX)]
+UNSIGNED = {
+    401: webhooks.UNSIGNED,
+    409: "the channel is not connected yet: POST /v1/channels/{name}/connections",
+}
 log = logging.getLogger("chatledger.web")
 DESCRIPTION = """Every chat action between a messenger and Kommo, as immutable events.
 
@@ -44,7 +52,15 @@ def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -
         )
 
 
-@post("/kommo/{scope_id:str}", status_code=200, summary="A hook of Kommo", tags=["webhooks"])
+@post(
+    "/kommo/{scope_id:str}",
+    status_code=200,
+    summary="A hook of Kommo",
+    tags=["webhooks"],
+    security=[{described.KOMMO: []}],
+    responses=answers(403, 404, 415, 503),
+    opt=takes(Hook, **examples.HOOKS) | {"writes": False},
+)
 async def kommo(request: Call, scope_id: FromPath[str]) -> Response[bytes]:
     """A v2 hook, signed with `X-Signature`: 200 with an empty body once it is durable, also for a repeat."""
     headers, body = await _raw(request)
@@ -53,7 +69,15 @@ async def kommo(request: Call, scope_id: FromPath[str]) -> Response[bytes]:
     return Response(answer.body, status_code=answer.status, headers=dict(answer.headers))
 
 
-@post("/messengers/{channel:str}", status_code=200, summary="Actions of a messenger", tags=["webhooks"])
+@post(
+    "/messengers/{channel:str}",
+    status_code=200,
+    summary="Actions of a messenger",
+    tags=["webhooks"],
+    security=[{described.MESSENGER: []}],
+    responses=answers(404, 409, 415, 503, said=UNSIGNED, also={200: shapes.Outcomes}),
+    opt=takes(Action | Actions, **examples.ACTIONS),
+)
 async def messenger(request: Call, channel: FromPath[str]) -> Response[bytes]:
     """One action or an array of 1 to 500, signed by Standard Webhooks: 200 once all are durable."""
     headers, body = await _raw(request)
@@ -68,22 +92,29 @@ async def _raw(request: Call) -> tuple[dict[bytes, bytes], bytes]:
 
 
 @get("/healthz", summary="Whether the process lives", tags=["operation"])
-async def healthz() -> dict[str, str]:
+async def healthz() -> shapes.Alive:
     """Always, if it answers at all."""
-    return {"status": "ok"}
+    return shapes.Alive("ok")
 
 
-@get("/readyz", summary="Whether it can take requests", tags=["operation"])
-async def readyz(request: Call) -> dict[str, str]:
+@get("/readyz", summary="Whether it can take requests", tags=["operation"], responses=answers(503))
+async def readyz(request: Call) -> shapes.Alive:
     """503 while the database or the views are out of reach, or while the process stops."""
     services = services_of(request)
     if services.stopping.is_set():
         raise Wrong(503, "the process is stopping", retry_after=5)
     await services.reads.status()
-    return {"status": "ready"}
+    return shapes.Alive("ready")
 
 
-@get("/metrics", summary="Metrics for Prometheus", tags=["operation"], guards=[guard])
+@get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    tags=["operation"],
+    guards=[guard],
+    security=[{described.KEY: []}],
+    responses=answers(texts={200: {CONTENT_TYPE_LATEST: examples.METRICS}}),
+)
 async def measures(request: Call) -> Response[bytes]:
     """Counts and times, without anything personal."""
     services = services_of(request)
@@ -148,7 +179,7 @@ def _ours(request: Call, error: Exception) -> Failure:
 
 def application(services: Services, *more: Any) -> Front:
     """The application; `more` are further route handlers, such as the console's."""
-    secured: list[dict[str, list[str]]] = [{"key": []}]
+    secured: list[dict[str, list[str]]] = [{described.KEY: []}]
     v1 = Router("/v1", route_handlers=[*admin.routes, *api.routes], guards=[guard], security=secured)
     app = Litestar(
         route_handlers=[kommo, messenger, healthz, readyz, measures, v1, *more],
@@ -168,8 +199,8 @@ def application(services: Services, *more: Any) -> Front:
             version="1",
             description=DESCRIPTION,
             path="/schema",
-            render_plugins=[JsonRenderPlugin(path="/")],
-            components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}),
+            render_plugins=[described.Described("/")],
+            components=Components(security_schemes=described.SECURITY),
         ),
         logging_config=None,
         request_max_body_size=problems.BODY_BYTES_MAX,

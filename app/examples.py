@@ -1,0 +1,267 @@
+"""One story, told in the examples of `/schema`: Ann writes to Acme, and Maria answers her in Kommo.
+
+`SHAPES` has an example of each shape that a route takes or answers, by its name; `PARAMETERS` says what each
+is for, with a value.
+"""
+
+import json
+from typing import Any
+
+Json = dict[str, Any]
+
+AT = "2026-11-22T08:00:00.000Z"
+LATER = "2026-11-22T08:00:00.412Z"
+CHANNEL_ID = "344a5002-f8ca-454d-af3d-396180102ac7"
+ACCOUNT = "52e591f7-c98f-4255-8495-827210138c81"
+SCOPE = f"{CHANNEL_ID}_{ACCOUNT}"
+BOT = "b07b07b0-0000-4000-8000-000000000001"
+SECRET = "f2d7f8704eff95087ed45b23ba99c0b5aac8278e"  # noqa: S105 - published in Kommo's documentation
+WHSEC = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # published with Standard Webhooks
+HOOK = "https://messenger.example/hook"
+CHAT = "2f1b8d0e-5a0c-5b0e-8a57-3c9d5d1d6a10"
+CHAT_ID = "6cbab3d5-c4c1-46ff-b710-ad59ad10805f"
+MESSAGE = "8a3f6a52-91c2-5d55-9f0e-1f6f6d0f9b2c"
+KOMMO_ID = "079e44fb-fc22-476b-9e8a-421b688ec53b"
+MARIA = "0f8f1c5e-7f0a-4c52-9a43-3b1d0c7a1e01"
+EVENT = "019ab0c2-7d7a-7c3e-8c7b-0a5b5e1d2f3c"
+ANN: Json = {"id": "u-1", "name": "Ann"}
+SENT: Json = {
+    "type": "message.sent",
+    "id": EVENT,
+    "stream": MESSAGE,
+    "version": 1,
+    "channel": "acme",
+    "account": ACCOUNT,
+    "conversation": CHAT,
+    "message": MESSAGE,
+    "at": AT,
+    "recorded_at": AT,
+    "by": "messenger",
+    "schema": 1,
+    "direction": "in",
+    "own_id": "m-1",
+    "msec": 1795334400000,
+    "sender": {"id": "u-1", "name": "Ann"},
+    "content": {"type": "text", "text": "Hello", "conversation_id": "conv-1"},
+    "push": "kommo",
+}
+METRICS = "# TYPE chatledger_ledger_head gauge\nchatledger_ledger_head 13.0\n"
+LINE = f'{{"position":12,"event":{json.dumps(SENT)}}}\n'
+FOLLOWED = f": following\n\nid: 12\ndata: {json.dumps(SENT)}\n\n"
+
+_message: Json = {
+    "id": MESSAGE,
+    "position": 12,
+    "conversation": CHAT,
+    "channel": "acme",
+    "account_id": ACCOUNT,
+    "direction": "in",
+    "type": "text",
+    "text": "Hello",
+    "sender": ANN,
+    "receiver": None,
+    "source": None,
+    "silent": False,
+    "imported": False,
+    "sent_at": AT,
+    "recorded_at": AT,
+    "status": "accepted",
+    "failure": None,
+    "remote": {"kommo": KOMMO_ID, "messenger": "m-1"},
+    "edited": False,
+    "edited_at": None,
+    "deleted": False,
+    "reactions": [{"emoji": "👍", "by": "kommo", "sender_id": MARIA, "at": LATER}],
+}
+_timeline: list[Json] = [
+    {
+        "position": 12,
+        "id": EVENT,
+        "type": "message.sent",
+        "at": AT,
+        "recorded_at": AT,
+        "by": "messenger",
+        "push": "kommo",
+    },
+    {
+        "position": 13,
+        "id": "019ab0c2-7f10-7d21-9d32-5b1c2d3e4f50",
+        "type": "message.accepted",
+        "at": LATER,
+        "recorded_at": LATER,
+        "by": "kommo",
+        "cause": EVENT,
+        "side": "kommo",
+        "remote_id": KOMMO_ID,
+    },
+]
+_conversation: Json = {
+    "id": CHAT,
+    "channel": "acme",
+    "account_id": ACCOUNT,
+    "conversation_id": "conv-1",
+    "chat_id": CHAT_ID,
+    "contact_id": 4711,
+    "lead_id": 815,
+    "last_message_at": AT,
+    "messages": 1,
+    "position": 13,
+    "last": {"direction": "in", "type": "text", "text": "Hello", "status": "accepted", "deleted": False},
+}
+_delivery: Json = {
+    "position": 12,
+    "id": EVENT,
+    "type": "message.sent",
+    "destination": "kommo",
+    "channel": "acme",
+    "account_id": ACCOUNT,
+    "conversation": CHAT,
+    "message": MESSAGE,
+    "state": "deferred",
+    "reason": "HTTP 503 from Kommo",
+    "attempts": 3,
+    "recorded_at": AT,
+    "updated": 14,
+}
+_connection: Json = {"account_id": ACCOUNT, "scope_id": SCOPE, "title": "Acme chat", "connected_at": AT}
+_channel: Json = {
+    "name": "acme",
+    "kommo": {"channel_id": CHANNEL_ID, "bot_id": BOT},
+    "messenger": {"kind": "webhook", "url": HOOK},
+    "connections": [_connection],
+}
+
+SHAPES: dict[str, Json] = {
+    "NewChannel": {
+        "name": "acme",
+        "kommo": {"channel_id": CHANNEL_ID, "secret": SECRET, "bot_id": BOT},
+        "messenger": {"kind": "webhook", "url": HOOK, "secret": WHSEC},
+    },
+    "ChannelChange": {"messenger": {"url": HOOK, "secret": WHSEC}},
+    "NewConnection": {"account_id": ACCOUNT, "title": "Acme chat"},
+    "ChannelShown": _channel,
+    "ChannelsShown": {"items": [_channel]},
+    "ConnectionShown": _connection,
+    "Alive": {"status": "ok"},
+    "Conversation": _conversation,
+    "Conversations": {"items": [_conversation], "next": None},
+    "Messages": {"items": [_message], "next": None},
+    "History": _message | {"timeline": _timeline},
+    "Events": {"items": [{"position": 12, "event": SENT}], "next": 12},
+    "Deliveries": {"items": [_delivery], "next": None},
+    "Outcomes": {"results": [{"id": MESSAGE, "position": 12, "duplicate": False}]},
+    "Status": {
+        "ledger": "019ab0c2-0000-7000-8000-000000000001",
+        "head": 13,
+        "queue": 0,
+        "views": [
+            {"view": name, "position": 13, "lag": 0}
+            for name in ("channels", "conversations", "messages", "deliveries", "events")
+        ],
+        "relay": {"active": True, "position": 13, "lag": 0},
+        "deliveries": {"pending": 1, "deferred": 1, "parked": 0, "oldest_position": 12},
+    },
+    "Resumed": {"resumed": 2},
+    "RefusedPage": {
+        "items": [
+            {
+                "id": EVENT,
+                "scope_id": SCOPE,
+                "received_at": AT,
+                "reason": "neither `message` nor `action.typing` is in it",
+                "body": "e30=",
+            }
+        ]
+    },
+}
+
+PARAMETERS: dict[str, tuple[str, Any]] = {
+    "scope_id": ("the channel's connection, as Kommo calls it: channel id, underscore, account id", SCOPE),
+    "name": ("the channel, by its name", "acme"),
+    "channel": ("the channel, by its name", "acme"),
+    "account_id": ("the Kommo account, by its amojo id", ACCOUNT),
+    "conversation": ("the conversation, by our id", CHAT),
+    "conversation_id": ("the conversation, as the messenger calls it", "conv-1"),
+    "chat_id": ("the conversation, as Kommo calls it", CHAT_ID),
+    "message": ("the message, by our id", MESSAGE),
+    "limit": ("how many at most", 50),
+    "cursor": ("where to go on: `next` of the page before", None),
+    "after": ("the position after which to begin", 0),
+    "order": ("by position: the oldest first, or the newest", "desc"),
+    "type": ("only events of this type", "message.sent"),
+    "since": ("only what was recorded at this time or later", AT),
+    "until": ("only what was recorded before this time", LATER),
+    "at_least": ("wait, at most 5 s, until the views have seen this position", 0),
+    "state": ("only deliveries that stand so", "parked"),
+    "destination": ("only deliveries to this side", "kommo"),
+}
+
+# What the messenger may say, an example of each action.
+
+
+def _of(kind: str, **more: Any) -> Json:
+    return {"type": kind, "conversation_id": "conv-1", "at": AT, **more}
+
+
+ACTIONS: Json = {
+    "sent": _of("message.sent", message_id="m-1", sender=ANN, message={"type": "text", "text": "Hello"}),
+    "picture": _of(
+        "message.sent",
+        message_id="m-2",
+        sender=ANN | {"phone": "+15550100"},
+        message={"type": "picture", "media": "https://files.example.com/x.jpg", "file_name": "x.jpg"},
+        reply_to={"message_id": "m-1"},
+        source={"external_id": "15550999"},
+    ),
+    "edited": _of("message.edited", message_id="m-1", message={"type": "text", "text": "Hello!"}),
+    "deleted": _of("message.deleted", message_id="m-1"),
+    "delivered": _of("message.delivered", message_id="x-9"),
+    "read": _of("message.read", message_id="x-9"),
+    "failed": _of("message.failed", message_id="x-9", code=904, text="not a user"),
+    "typing": _of("typing", sender=ANN),
+    "reaction": _of("reaction.added", message_id="x-9", sender=ANN, emoji="👍"),
+    "unreaction": _of("reaction.removed", message_id="x-9", sender=ANN),
+    "several": [_of("message.delivered", message_id="x-9"), _of("message.read", message_id="x-9")],
+}
+
+# What Kommo may say.
+_chat = {"id": CHAT_ID, "client_id": "conv-1"}
+HOOKS: Json = {
+    "message": {
+        "account_id": ACCOUNT,
+        "time": 1795334401,
+        "message": {
+            "conversation": _chat,
+            "sender": {"id": MARIA},
+            "receiver": {"id": "r-1", "client_id": "u-1", "phone": "+15550100", "email": ""},
+            "timestamp": 1795334400,
+            "msec_timestamp": 1795334400980,
+            "message": {
+                "id": KOMMO_ID,
+                "type": "text",
+                "text": "Hi",
+                "markup": None,
+                "tag": "",
+                "file_size": 0,
+            },
+        },
+    },
+    "typing": {
+        "account_id": ACCOUNT,
+        "time": 1795334401,
+        "action": {"typing": {"user": {"id": MARIA}, "conversation": _chat, "expired_at": 1795334406}},
+    },
+    "reaction": {
+        "account_id": ACCOUNT,
+        "time": 1795334401,
+        "action": {
+            "reaction": {
+                "message": {"id": KOMMO_ID},
+                "user": {"id": MARIA},
+                "conversation": _chat,
+                "type": "react",
+                "emoji": "👍",
+            }
+        },
+    },
+}
