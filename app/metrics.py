@@ -13,6 +13,9 @@ DELIVERIES = Counter(
     "chatledger_deliveries_total", "Outcomes of attempts to push", ["destination", "outcome"]
 )
 PUSH_SECONDS = Histogram("chatledger_push_seconds", "Time of one attempt", ["destination"], buckets=_SECONDS)
+BUDGET_SECONDS = Histogram(
+    "chatledger_budget_seconds", "Time that calls to Kommo waited for their turn", ["api"], buckets=_SECONDS
+)
 PAUSED = Gauge("chatledger_paused_scopes", "Connections where Kommo refuses us (403) and someone must look")
 QUEUE = Gauge("chatledger_ledger_queue", "Commands that wait for the ledger")
 HEAD = Gauge("chatledger_ledger_head", "Position of the last event this process committed or saw")

@@ -38,6 +38,9 @@ CREATE TABLE IF NOT EXISTS ledger.secrets (
 CREATE TABLE IF NOT EXISTS ledger.refused (
   id uuid PRIMARY KEY, scope_id text NOT NULL, received_at timestamptz NOT NULL,
   reason text NOT NULL, body bytea NOT NULL);
+CREATE TABLE IF NOT EXISTS ledger.connecting (
+  channel text NOT NULL, account_id text NOT NULL DEFAULT '', tried_at timestamptz NOT NULL, problem text,
+  PRIMARY KEY (channel, account_id));
 CREATE TABLE IF NOT EXISTS ledger.tokens (
   account_id text PRIMARY KEY, crm_id bigint NOT NULL, crm_url text NOT NULL, sealed bytea NOT NULL,
   expires_at timestamptz NOT NULL, state text NOT NULL, reason text NOT NULL, generation bigint NOT NULL);

@@ -1,0 +1,158 @@
+"""One row an account and API says how many calls may be made now; two functions keep it, under its lock.
+
+`level` is a bucket of permits that fills at `rate` a second and holds a tenth of a second's worth, at least
+one: so in any second at most `rate` and what the bucket holds are given out. All times are the database's, for
+the clocks of processes differ. The row may be lost with a crash of the server (UNLOGGED, so asking waits for
+no disk): then the account begins anew at what is configured.
+
+Live callers go first. Others leave them half of the bucket; and while live ones go short, they get a tenth of
+the rate, and not more, on credit if it must be, so that they are never starved.
+
+A refusal pauses the account. After it one call passes as a probe, and the others once that has succeeded, or
+after `PROBE_SECONDS` another probe.
+"""
+
+BURST_SECONDS = 0.1
+SHORT_SECONDS = 0.5
+SHARE = 0.1
+GROW_SECONDS = 60.0
+CUT_SECONDS = 1.0
+PROBE_SECONDS = 10.0
+PAUSE_SECONDS_MAX = 3600.0
+REFUSED_SECONDS_MAX = 60.0
+REFUSALS_AT_ONCE = 2  # So often it is tried again after a second; then the pauses double.
+
+TABLE = """
+CREATE UNLOGGED TABLE IF NOT EXISTS ledger.budgets (
+  account text NOT NULL, api text NOT NULL, PRIMARY KEY (account, api),
+  rate double precision NOT NULL, level double precision NOT NULL,
+  at timestamptz NOT NULL, short_until timestamptz NOT NULL DEFAULT '-infinity',
+  spare_at timestamptz NOT NULL DEFAULT '-infinity', cut_at timestamptz NOT NULL DEFAULT '-infinity',
+  paused_until timestamptz NOT NULL DEFAULT '-infinity', probe_until timestamptz NOT NULL DEFAULT '-infinity',
+  grown_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  closed boolean NOT NULL DEFAULT false, refusals integer NOT NULL DEFAULT 0)
+  WITH (fillfactor = 50);
+"""
+
+# What an account's row is now: filled up to this moment, at most at the configured rate.
+CURRENT = """
+CREATE OR REPLACE FUNCTION ledger.budget(of_account text, of_api text, configured double precision)
+  RETURNS ledger.budgets LANGUAGE plpgsql AS $$
+DECLARE b ledger.budgets; passed double precision; moment timestamptz;
+BEGIN
+  SELECT * INTO b FROM ledger.budgets WHERE account = of_account AND api = of_api FOR UPDATE;
+  IF NOT FOUND THEN
+    INSERT INTO ledger.budgets (account, api, rate, level, at)
+      VALUES (of_account, of_api, configured, greatest(1, configured * {burst}), clock_timestamp())
+      ON CONFLICT DO NOTHING;
+    SELECT * INTO b FROM ledger.budgets WHERE account = of_account AND api = of_api FOR UPDATE;
+  END IF;
+  moment := clock_timestamp();
+  passed := greatest(0, extract(epoch FROM moment - b.at));
+  b.rate := least(b.rate, configured);
+  b.level := least(greatest(1, b.rate * {burst}), b.level + b.rate * passed);
+  b.at := moment;
+  RETURN b;
+END $$
+"""
+
+# So many wait, live ones and others, and a process would like so many `ahead` for live ones. `unused` permits of
+# an earlier asking come back; `taken`: Kommo has taken a call since, so the rate may grow.
+TAKE = """
+CREATE OR REPLACE FUNCTION ledger.take_permits(
+  of_account text, of_api text, configured double precision, live integer, ahead integer,
+  other integer, unused integer, taken boolean,
+  OUT live_given integer, OUT other_given integer, OUT wait_seconds double precision, OUT probe boolean)
+  LANGUAGE plpgsql AS $$
+DECLARE b ledger.budgets; burst double precision; kept double precision; missing integer;
+BEGIN
+  b := ledger.budget(of_account, of_api, configured);
+  live_given := 0; other_given := 0; wait_seconds := 0; probe := false;
+  IF b.paused_until > b.at OR b.probe_until > b.at THEN
+    wait_seconds := extract(epoch FROM greatest(b.paused_until, b.probe_until) - b.at);
+  ELSIF b.closed THEN
+    IF live + other > 0 THEN
+      probe := true;
+      live_given := least(live, 1);
+      other_given := 1 - live_given;
+      b.probe_until := b.at + make_interval(secs => {probe});
+      wait_seconds := {probe};
+      b.level := 0;
+    END IF;
+  ELSE
+    IF taken AND b.cut_at < b.at - make_interval(secs => {cut}) THEN
+      b.rate := least(configured,
+        b.rate + configured / {grow} * least(1, greatest(0, extract(epoch FROM b.at - b.grown_at))));
+      b.grown_at := b.at;
+    END IF;
+    burst := greatest(1, b.rate * {burst});
+    kept := CASE WHEN burst < 2 THEN 0 ELSE burst / 2 END;
+    b.level := least(burst, b.level + unused);
+    live_given := greatest(0, least(live + ahead, floor(b.level)));
+    b.level := b.level - live_given;
+    IF live_given < live + ahead AND b.level < 1 THEN
+      b.short_until := b.at + make_interval(secs => {short});
+    END IF;
+    IF b.short_until <= b.at THEN
+      other_given := greatest(0, least(other, floor(b.level - kept)));
+    ELSIF b.spare_at <= b.at THEN
+      other_given := least(other, greatest(1, floor(burst * {share})));
+      b.spare_at := b.at + make_interval(secs => other_given / (b.rate * {share}));
+    END IF;
+    b.level := b.level - other_given;
+    missing := live - live_given;  -- Less than nothing, if some are ahead.
+    IF missing > 0 THEN
+      wait_seconds := greatest(0, least(missing, greatest(1, burst / 5)) - b.level) / b.rate;
+    ELSIF other_given < other AND b.short_until > b.at THEN
+      wait_seconds := extract(epoch FROM least(b.spare_at, b.short_until) - b.at);
+    ELSIF other_given < other THEN
+      wait_seconds := greatest(0, kept + least(other - other_given, greatest(1, burst / 5)) - b.level) / b.rate;
+    END IF;
+  END IF;
+  UPDATE ledger.budgets SET rate = b.rate, level = b.level, at = b.at, short_until = b.short_until,
+    spare_at = b.spare_at, probe_until = b.probe_until, grown_at = b.grown_at
+    WHERE account = of_account AND api = of_api;
+END $$
+"""
+
+# Kommo refused a call, and asks to wait so long (0: it does not say); `slower`: it says that we are too fast.
+REFUSE = """
+CREATE OR REPLACE FUNCTION ledger.pause_budget(
+  of_account text, of_api text, configured double precision, asked double precision, slower boolean,
+  OUT wait_seconds double precision) LANGUAGE plpgsql AS $$
+DECLARE b ledger.budgets;
+BEGIN
+  b := ledger.budget(of_account, of_api, configured);
+  IF slower AND b.cut_at <= b.at - make_interval(secs => {cut}) THEN
+    b.rate := greatest(least(1, configured), b.rate / 2);
+    b.cut_at := b.at;
+  END IF;
+  IF b.paused_until <= b.at THEN
+    b.refusals := b.refusals + 1;
+  END IF;
+  wait_seconds := CASE WHEN asked > 0 THEN least(asked, {pause})
+    ELSE least({refused}, 2 ^ least(20, greatest(0, b.refusals - {at_once}))) END;
+  b.paused_until := greatest(b.paused_until, b.at + make_interval(secs => wait_seconds));
+  UPDATE ledger.budgets SET rate = b.rate, level = 0, at = b.at, cut_at = b.cut_at, refusals = b.refusals,
+    paused_until = b.paused_until, probe_until = '-infinity', closed = true
+    WHERE account = of_account AND api = of_api;
+  wait_seconds := extract(epoch FROM b.paused_until - b.at);
+END $$
+"""
+
+OPEN = """UPDATE ledger.budgets SET closed = false, refusals = 0, probe_until = '-infinity'
+ WHERE account = %s AND api = %s AND closed AND paused_until <= clock_timestamp()"""
+
+_LIMITS = {
+    "burst": BURST_SECONDS,
+    "short": SHORT_SECONDS,
+    "share": SHARE,
+    "grow": GROW_SECONDS,
+    "cut": CUT_SECONDS,
+    "probe": PROBE_SECONDS,
+    "pause": PAUSE_SECONDS_MAX,
+    "refused": REFUSED_SECONDS_MAX,
+    "at_once": REFUSALS_AT_ONCE,
+}
+STATEMENTS = (TABLE, *(text.format(**_LIMITS) for text in (CURRENT, TAKE, REFUSE)))
+GRANT = "GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.budgets TO {role};"
