@@ -16,8 +16,6 @@ from domain.facts import Fact, apply, asked, record
 from domain.ids import KOMMO, MESSENGER, OPERATOR, TYPING_WINDOW_MS, other
 from domain.state import COPIED, Chat, Message, State, comparable, conflict_key
 
-IMPORT_WINDOW_MS = 1000
-
 
 class OwnMessage(Exception):
     """The messenger reports a status of its own message: only messages we sent have one."""
@@ -113,7 +111,7 @@ def _send(draft: Draft, command: c.Send) -> Decision:
     last = draft.clocks.get(conversation, 0)
     ours = command.side == KOMMO
     incoming = command.side == MESSENGER and command.direction == "in"
-    msec = command.msec if ours else _msec(command, last)
+    msec = command.msec if ours or command.imported else max(command.msec, last + 1)
     sender, receiver = command.sender, command.receiver
     if chat.begun_by_kommo and incoming:
         sender = replace(sender, ref_id=chat.receiver_id)
@@ -139,7 +137,7 @@ def _send(draft: Draft, command: c.Send) -> Decision:
         receiver=receiver,
         content=_content(draft, command, chat),
         source=command.source,
-        silent=command.silent,
+        silent=command.silent or (command.imported and msec < last),
         imported=command.imported,
         push="kommo" if command.side == MESSENGER else "messenger",
         sent_by=None if incoming or ours else command.side,
@@ -149,16 +147,10 @@ def _send(draft: Draft, command: c.Send) -> Decision:
         _mirror(draft, sent)
     for fact in before.waiting if before else ():
         apply(draft, stream, fact)
-    return draft.done(stream, version, message=stream, clock=(conversation, max(msec, last)))
-
-
-def _msec(command: c.Send, last: int) -> int:
-    """A place in Kommo's feed after everything before it; what is imported keeps its own place in the past,
-    but for what was written within the second before it.
-    """
-    if command.imported and command.msec < last - IMPORT_WINDOW_MS:
-        return command.msec
-    return max(command.msec, last + 1)
+    reached = (
+        last if command.imported else max(msec, last)
+    )  # History keeps its own place, and moves no clock.
+    return draft.done(stream, version, message=stream, clock=(conversation, reached))
 
 
 def _mirror(draft: Draft, sent: e.MessageSent) -> None:
