@@ -13,7 +13,8 @@ from litestar.response import Redirect, Stream
 from litestar.status_codes import HTTP_307_TEMPORARY_REDIRECT
 from msgspec import Meta, Struct
 
-from app import admin, clock, shapes
+from app import clock, connecting, examples, registry, shapes
+from app.answers import answers
 from app.problems import Wrong
 from app.read import Filter
 from app.services import Call, Services, services_of
@@ -22,6 +23,7 @@ from domain import ids
 SSE_POLL_SECONDS = 1.0
 SSE_QUIET_POLLS = 15
 POSITION_MAX = 2**53
+UNKNOWN = answers(said={404: "no conversation has this id"})
 
 Limit = Annotated[int, QueryParameter(ge=1, le=1000, description="how many at most")]
 LimitOrNone = Annotated[int | None, QueryParameter(ge=1, le=1000, description="how many at most")]
@@ -33,6 +35,10 @@ After = Annotated[int, QueryParameter(ge=0, le=POSITION_MAX, description="the po
 Moment = Annotated[datetime, Meta(tz=True)]
 
 
+STREAMS = {"application/x-ndjson": examples.LINE, "text/event-stream": examples.FOLLOWED}
+STREAMED = answers(also={200: shapes.Events}, texts={200: STREAMS})
+
+
 class Relayed(Struct, frozen=True):
     """How far the stream is; `active` is whether this process relays."""
 
@@ -42,7 +48,10 @@ class Relayed(Struct, frozen=True):
 
 
 class Status(Struct, frozen=True):
-    """Where everything stands. `queue` is the number of commands that wait for the ledger."""
+    """Where everything stands. `queue` is the number of commands that wait for the ledger.
+
+    `connections` are the channels that could not be registered or connected at the last attempt, and why.
+    """
 
     ledger: str
     head: int
@@ -50,6 +59,7 @@ class Status(Struct, frozen=True):
     views: list[shapes.ViewStatus]
     relay: Relayed | None
     deliveries: shapes.DeliveryCounts
+    connections: list[connecting.Problem] = []
 
 
 class Refused(Struct, frozen=True):
@@ -99,7 +109,7 @@ async def conversations(
     return Response(page, headers=_link(request, "cursor", page.next))
 
 
-@get("/conversations/{conversation:str}", summary="One conversation", tags=["history"])
+@get("/conversations/{conversation:str}", summary="One conversation", tags=["history"], responses=UNKNOWN)
 async def conversation(
     request: Call, conversation: FromPath[str], at_least: AtLeast = None
 ) -> shapes.Conversation | Redirect:
@@ -108,7 +118,12 @@ async def conversation(
     return found if found.id == conversation else _redirect(request, conversation, found.id)
 
 
-@get("/conversations/{conversation:str}/messages", summary="A chat's history", tags=["history"])
+@get(
+    "/conversations/{conversation:str}/messages",
+    summary="A chat's history",
+    tags=["history"],
+    responses=UNKNOWN,
+)
 async def messages(
     request: Call,
     conversation: FromPath[str],
@@ -126,7 +141,12 @@ async def messages(
     return Response(page, headers=_link(request, "cursor", page.next))
 
 
-@get("/messages/{message:str}", summary="A message and its timeline", tags=["history"])
+@get(
+    "/messages/{message:str}",
+    summary="A message and its timeline",
+    tags=["history"],
+    responses=answers(said={404: "no message has this id"}),
+)
 async def message(request: Call, message: FromPath[str], at_least: AtLeast = None) -> shapes.History:
     """The message as it stands, and every transition with its evidence."""
     services = services_of(request)
@@ -137,7 +157,7 @@ async def message(request: Call, message: FromPath[str], at_least: AtLeast = Non
     return found
 
 
-@get("/events", summary="The ledger", tags=["events"])
+@get("/events", summary="The ledger", tags=["events"], responses=STREAMED)
 async def events(
     request: Call,
     after: After = 0,
@@ -219,6 +239,7 @@ async def standing(services: Services) -> Status:
         now.views,
         relayed,
         now.deliveries,
+        await services.pool.fetch(connecting.Problem, connecting.PROBLEMS, {}),
     )
 
 
@@ -284,7 +305,7 @@ async def resume_parked(
         for delivery in page.items:
             known = await services.channels.channel(delivery.channel)
             where = ids.link(delivery.channel, known.channel_id if known else "", delivery.account_id or "")
-            recorded = await admin.resume_one(services, where, delivery)
+            recorded = await registry.resume_one(services, where, delivery)
             count, last = count + 1, max(last, recorded.position or 0)
         if (cursor := page.next) is None:
             return count, last

@@ -15,6 +15,7 @@ from psycopg import sql
 from app import console, jetstream, schema, web
 from app.channels import Channels
 from app.client import Client
+from app.connecting import Attempts
 from app.deliver import Deliverer
 from app.kommo import Kommo
 from app.ledger import Ledger
@@ -156,6 +157,7 @@ async def _services(
         ledger_id=ledger_id,
         ledger=ledger,
         channels=channels,
+        attempts=Attempts(where.database_url),
         projector=Projector(where.database_url),
         pool=pool,
         reads=Reads(pool),

@@ -12,6 +12,7 @@ from litestar import Request
 from litestar.datastructures import State
 
 from app.channels import Channels
+from app.connecting import Attempts
 from app.deliver import Deliverer
 from app.kommo import Kommo
 from app.ledger import Ledger
@@ -40,6 +41,7 @@ class Services:
     ledger_id: str
     ledger: Ledger
     channels: Channels
+    attempts: Attempts
     projector: Projector
     pool: Pool
     reads: Reads
