@@ -1,10 +1,10 @@
 """Kommo is called no more often than it takes, by all processes of ours together; live messages go first.
 
-Permits are given out by the database (`permits`) for an account and an API, and a process takes some ahead, as
-many as it has lately used within a lease: so a call waits for no round trip while there is budget. A permit
-that is not used within the lease goes back. What Kommo answers comes back through `told`: a refusal pauses the
-account for every process (one that holds permits notices when its lease ends) and halves its rate, which
-grows back slowly while calls are taken.
+Permits are given out by the database (`permits`) for an account and an API, and a process takes some ahead,
+as many as it has lately used within a lease: so a call waits for no round trip while there is budget. A
+permit that is not used within the lease goes back. What Kommo answers comes back through `told`: a refusal
+pauses the account for every process (one that holds permits notices when its lease ends) and halves its rate,
+which grows back slowly while calls are taken.
 """
 
 import asyncio
@@ -34,6 +34,7 @@ AWAY_SECONDS = 0.5
 AHEAD_RATE_MIN = 20.0  # Of a slower one nothing is taken ahead: each permit counts.
 TAKE = """SELECT live_given, other_given, wait_seconds, probe
  FROM ledger.take_permits(%s, %s, %s, %s, %s, %s, %s, %s)"""
+SPENT = "Kommo takes no more calls for this account now: try again later"
 REFUSE = "SELECT wait_seconds FROM ledger.pause_budget(%s, %s, %s, %s, %s)"
 log = logging.getLogger("chatledger.budget")
 
@@ -65,15 +66,23 @@ class Budget:
         self._asking = asyncio.Lock()
         self._away = False
 
-    async def take(self, account: str, api: Api, *, live: bool = True) -> None:
+    async def take(
+        self, account: str, api: Api, *, live: bool = True, within_seconds: float | None = None
+    ) -> None:
         """Wait, first come first served, until one call may be made: it is to be made now.
 
-        `live=False` (import, repair) gets what live callers leave. Raises Crowded.
+        `live=False` (import, repair) gets what live callers leave. Raises Unreached if that takes longer than
+        `within_seconds` (None: wait as long as it takes), or if too many wait already.
         """
         purse = self._purse(account, api)
-        if not (live and purse.take()):
+        if live and purse.take():
+            return
+        try:
             with metrics.BUDGET_SECONDS.labels(api).time():
-                await purse.wait(live=live)
+                async with asyncio.timeout(within_seconds):
+                    await purse.wait(live=live)
+        except TimeoutError:
+            raise Unreached(SPENT, unknown=False) from None
 
     async def told(self, account: str, api: Api, answer: Answer) -> None:
         """What Kommo answered: 429, a page of HTML and Retry-After pause the account on every process."""
@@ -226,7 +235,7 @@ class _Purse:
         return given.wait_seconds
 
     def _wanted_ahead(self, now: float) -> int:
-        """What a lease's time will use, as far as the last ones tell; a third of it left is a reason to ask."""
+        """What a lease's time will use, going by the last ones; half of it left is a reason to ask again."""
         passed = max(now - self._used_since, MEASURED_SECONDS_MIN)
         self._per_second = max(self._used / passed, self._per_second * 0.7)
         self._used, self._used_since = 0, now

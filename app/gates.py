@@ -15,7 +15,9 @@ class Gate:
     on its way when the pause began says nothing about it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, pauses: bool = True) -> None:
+        """`pauses`: whether to pause when asked to wait, as nobody else sees to that."""
+        self.pauses = pauses
         self._places = asyncio.Semaphore(AT_ONCE)
         self._imported = asyncio.Semaphore(IMPORTED_AT_ONCE)
         self._until = 0.0

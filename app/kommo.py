@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 from yarl import URL
 
+from app.budget import Budget
 from app.client import RETRIED, Answer, Client, Unreached
 from app.outcome import Done, Forbidden, Gone, Outcome, Refused, Retry
 from domain import events as e
@@ -25,6 +26,7 @@ CONTENT_TYPE = "application/json"
 HISTORY_PAGE = 50
 HISTORY_PAGES_MAX = 4
 TYPING_MS = 5000
+PATIENCE_SECONDS = 5.0
 STATUS_CODES: dict[type, int] = {e.MessageDelivered: 1, e.MessageRead: 2, e.MessageFailed: -1}
 SENT_FIELDS = (
     "type", "text", "media", "file_name", "file_size", "media_duration", "sticker_id", "callback_data",
@@ -52,20 +54,37 @@ def sign(secret: str, method: str, path: str, body: bytes, date: str) -> dict[st
 
 
 class Kommo:
-    """Calls on behalf of any channel; `url` is the base of the Chats API."""
+    """Calls on behalf of any channel, within its account's budget; `url` is the base of the Chats API."""
 
-    def __init__(self, client: Client, url: str) -> None:
+    def __init__(self, client: Client, url: str, budget: Budget) -> None:
         self._client = client
+        self._budget = budget
         self._base = url.rstrip("/") + "/v2/origin/custom/"
         self._path = "/" + self._base.split("://", 1)[1].partition("/")[2]
 
-    async def call(self, who: Credentials, method: str, path: str, payload: Json | None = None) -> Answer:
-        """A signed request; `path` follows `/v2/origin/custom/`, its query is unsigned. Raises Unreached."""
+    async def call(
+        self,
+        who: Credentials,
+        method: str,
+        path: str,
+        payload: Json | None = None,
+        *,
+        live: bool = True,
+        patience_seconds: float | None = PATIENCE_SECONDS,
+    ) -> Answer:
+        """A signed request; `path` follows `/v2/origin/custom/`, its query is unsigned. Raises Unreached.
+
+        It waits for the account's budget as long as the patience lasts; what is not `live` gives way there.
+        """
+        account = account_of(path, payload)
+        await self._budget.take(account, "chats", live=live, within_seconds=patience_seconds)
         body = b"" if payload is None else msgspec.json.encode(payload)
         date = format_datetime(datetime.now(UTC))
         headers = sign(who.secret, method, self._path + path.partition("?")[0], body, date)
         url = URL(self._base + path, encoded=True)  # Not a character of it may change: it is signed.
-        return await self._client.call(method, url, body, headers)
+        answer = await self._client.call(method, url, body, headers)
+        await self._budget.told(account, "chats", answer)
+        return answer
 
     async def connect(self, who: Credentials, account: str, title: str) -> Answer:
         """Connect the channel to an account. Raises Unreached."""
@@ -77,10 +96,12 @@ class Kommo:
         return await self.call(who, "DELETE", f"{who.channel_id}/disconnect", {"account_id": account})
 
     async def push(self, who: Credentials, scope_id: str, event: e.AnyEvent) -> Outcome:
-        """Tell Kommo what an event says."""
+        """Tell Kommo what an event says, once the account's budget allows it: what is imported gives way."""
         path, payload = request(scope_id, event)
+        live = not (isinstance(event, e.MessageSent) and event.imported)
+        patience = PATIENCE_SECONDS if isinstance(event, e.TypingStarted) else None
         try:
-            answer = await self.call(who, "POST", path, payload)
+            answer = await self.call(who, "POST", path, payload, live=live, patience_seconds=patience)
         except Unreached as error:
             return Retry(error.reason, unknown=error.unknown)
         return outcome(answer)
@@ -159,6 +180,12 @@ def outcome(answer: Answer) -> Outcome:
     if status == 404:
         return Gone(answer.text)
     return Refused(status, 905, answer.text or f"HTTP {status} from Kommo")
+
+
+def account_of(path: str, payload: Json | None) -> str:
+    """The account that a call is about: its scope's, or the one that is connected or disconnected."""
+    account = path.partition("/")[0].partition("_")[2]
+    return account or str((payload or {}).get("account_id", ""))
 
 
 def request(scope_id: str, event: e.AnyEvent) -> tuple[str, Json]:

@@ -1,9 +1,9 @@
 """One row an account and API says how many calls may be made now; two functions keep it, under its lock.
 
 `level` is a bucket of permits that fills at `rate` a second and holds a tenth of a second's worth, at least
-one: so in any second at most `rate` and what the bucket holds are given out. All times are the database's, for
-the clocks of processes differ. The row may be lost with a crash of the server (UNLOGGED, so asking waits for
-no disk): then the account begins anew at what is configured.
+one: so in any second at most `rate` and what the bucket holds are given out. All times are the database's,
+for the clocks of processes differ. The row may be lost with a crash of the server (UNLOGGED, so asking waits
+for no disk): then the account begins anew at what is configured.
 
 Live callers go first. Others leave them half of the bucket; and while live ones go short, they get a tenth of
 the rate, and not more, on credit if it must be, so that they are never starved.
@@ -56,8 +56,8 @@ BEGIN
 END $$
 """
 
-# So many wait, live ones and others, and a process would like so many `ahead` for live ones. `unused` permits of
-# an earlier asking come back; `taken`: Kommo has taken a call since, so the rate may grow.
+# So many wait, live ones and others, and a process would like so many `ahead` for live ones. `unused` permits
+# of an earlier asking come back; `taken`: Kommo has taken a call since, so the rate may grow.
 TAKE = """
 CREATE OR REPLACE FUNCTION ledger.take_permits(
   of_account text, of_api text, configured double precision, live integer, ahead integer,
@@ -106,7 +106,8 @@ BEGIN
     ELSIF other_given < other AND b.short_until > b.at THEN
       wait_seconds := extract(epoch FROM least(b.spare_at, b.short_until) - b.at);
     ELSIF other_given < other THEN
-      wait_seconds := greatest(0, kept + least(other - other_given, greatest(1, burst / 5)) - b.level) / b.rate;
+      wait_seconds :=
+        greatest(0, kept + least(other - other_given, greatest(1, burst / 5)) - b.level) / b.rate;
     END IF;
   END IF;
   UPDATE ledger.budgets SET rate = b.rate, level = b.level, at = b.at, short_until = b.short_until,

@@ -82,7 +82,10 @@ class Pusher:
 
     def gate(self, event: Pushed) -> Gate:
         """The gate of the event's destination."""
-        return self._gates.setdefault((event.channel, event.account, event.push or ""), Gate())
+        key = (event.channel, event.account, event.push or "")
+        if key not in self._gates:
+            self._gates[key] = Gate(pauses=event.push != KOMMO)  # Kommo's pauses are the account's: `budget`.
+        return self._gates[key]
 
     async def link(self, event: Pushed) -> Link:
         """Where the event belongs, also when it is no longer connected."""
@@ -107,7 +110,7 @@ class Pusher:
 
     def _press(self, gate: Gate, result: Result, probe: bool) -> None:
         match result:
-            case Retry(pause=True):
+            case Retry(pause=True) if gate.pauses:
                 gate.pause(max(result.after_seconds, PAUSE_SECONDS_MIN))
             case Forbidden():
                 log.error("Kommo refuses us (403): look at secret, clock and address: %s", result.text)

@@ -13,6 +13,7 @@ import uvicorn
 from psycopg import sql
 
 from app import console, jetstream, schema, web
+from app.budget import Budget
 from app.channels import Channels
 from app.client import Client
 from app.connecting import Attempts
@@ -148,6 +149,8 @@ async def _services(
     stack.push_async_callback(client.close)
     channels = Channels(where.database_url, keys.master)
     stack.push_async_callback(channels.close)
+    budget = Budget(where.database_url, setup.budgets)
+    stack.push_async_callback(budget.close)
     pool = Pool(where.database_url)
     stack.push_async_callback(pool.close)
     return Services(
@@ -161,7 +164,8 @@ async def _services(
         projector=Projector(where.database_url),
         pool=pool,
         reads=Reads(pool),
-        kommo=Kommo(client, settings.kommo_url),
+        budget=budget,
+        kommo=Kommo(client, settings.kommo_url, budget),
         webhooks=Webhooks(where.database_url, ledger, channels),
     )
 
@@ -189,7 +193,7 @@ async def _working(run: Running, where: Servers, hub: _Hub) -> AsyncIterator[Non
         if "deliver" in roles:
             client = Client()
             stack.push_async_callback(client.close)
-            kommo = Kommo(client, services.settings.kommo_url)
+            kommo = Kommo(client, services.settings.kommo_url, services.budget)
             pusher = Pusher(where.database_url, services.channels, kommo, Messenger(client))
             stack.push_async_callback(pusher.close)
             deliverer = services.deliverer = Deliverer(where.database_url, nats, services.ledger, pusher)

@@ -11,6 +11,7 @@ from typing import Any, cast
 from litestar import Request
 from litestar.datastructures import State
 
+from app.budget import Budget
 from app.channels import Channels
 from app.connecting import Attempts
 from app.deliver import Deliverer
@@ -45,6 +46,7 @@ class Services:
     projector: Projector
     pool: Pool
     reads: Reads
+    budget: Budget
     kommo: Kommo
     webhooks: Webhooks
     relay: Relay | None = None

@@ -41,7 +41,8 @@ async def story(servers: Servers) -> AsyncIterator[Story]:
 async def pushing(services: Services) -> AsyncIterator[Pusher]:
     """A pusher in the hands of the test: it probes every second."""
     client = Client()
-    kommo, url = Kommo(client, services.settings.kommo_url), services.settings.database_url or ""
+    kommo = Kommo(client, services.settings.kommo_url, services.budget)
+    url = services.settings.database_url or ""
     pusher = Pusher(url, services.channels, kommo, Messenger(client), probe_seconds=PROBE_SECONDS)
     try:
         yield pusher
