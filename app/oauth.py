@@ -25,6 +25,7 @@ STATE_CHARACTERS_MAX = 400
 TOKEN_PATH = "/oauth2/access_token"  # noqa: S105 - an address
 KOMMO_HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)+(?:kommo\.com|amocrm\.ru|amocrm\.com)")
 WRONG_APP = frozenset({"invalid_client", "unauthorized_client", "unsupported_grant_type"})
+WRONG_APP_HINTS = ("client authentication", "redirect", "`client_")
 Token = Annotated[str, Meta(min_length=1)]
 
 
@@ -175,6 +176,7 @@ def _pair(answer: Answer) -> Pair:
     told = answer.json()
     said = next((text for name in ("hint", "detail", "error_description") if (text := told.get(name))), "")
     reason = f"HTTP {answer.status}: {said or told.get('error') or 'no reason given'}"
-    if told.get("error") in WRONG_APP or "client authentication" in f"{told.get('hint')}".lower():
+    hint = f"{told.get('hint')}".lower()
+    if told.get("error") in WRONG_APP or any(part in hint for part in WRONG_APP_HINTS):
         raise WrongApp(reason)
     raise Refused(reason)

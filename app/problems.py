@@ -15,6 +15,7 @@ TITLES = {
     409: "Conflict",
     413: "Too large",
     415: "Unsupported media type",
+    422: "Cannot be done",
     500: "Our fault",
     502: "The other side refused",
     503: "Not now",

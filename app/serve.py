@@ -17,10 +17,12 @@ from app.budget import Budget
 from app.channels import Channels
 from app.client import Client
 from app.connecting import Attempts
+from app.crm import Crm
 from app.deliver import Deliverer
 from app.kommo import Kommo
 from app.ledger import Ledger
 from app.messenger import Messenger
+from app.oauth import OAuth
 from app.pool import Pool
 from app.project import Projector
 from app.push import Pusher
@@ -30,6 +32,8 @@ from app.servers import Servers, check_versions, servers
 from app.services import Services
 from app.settings import Settings, load_keys
 from app.setup import Setup
+from app.tokens import Tokens
+from app.users import Users
 from app.webhooks import Webhooks
 
 DRAIN_SECONDS = 3
@@ -153,6 +157,12 @@ async def _services(
     stack.push_async_callback(budget.close)
     pool = Pool(where.database_url)
     stack.push_async_callback(pool.close)
+    oauth = OAuth(client, setup.oauth) if setup.oauth else None
+    tokens = Tokens(where.database_url, pool, keys.master, oauth, ledger.submit)
+    stack.push_async_callback(tokens.close)
+    crm = Crm(client, tokens, budget)
+    users = Users(crm)
+    stack.push_async_callback(users.close)
     return Services(
         settings=settings,
         setup=setup,
@@ -166,6 +176,10 @@ async def _services(
         reads=Reads(pool),
         budget=budget,
         kommo=Kommo(client, settings.kommo_url, budget),
+        oauth=oauth,
+        tokens=tokens,
+        crm=crm,
+        users=users,
         webhooks=Webhooks(where.database_url, ledger, channels),
     )
 

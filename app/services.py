@@ -14,9 +14,11 @@ from litestar.datastructures import State
 from app.budget import Budget
 from app.channels import Channels
 from app.connecting import Attempts
+from app.crm import Crm
 from app.deliver import Deliverer
 from app.kommo import Kommo
 from app.ledger import Ledger
+from app.oauth import OAuth, States
 from app.pool import Pool
 from app.problems import Wrong
 from app.project import Projector
@@ -25,6 +27,8 @@ from app.relay import Relay
 from app.sessions import Sessions, Tries
 from app.settings import Keys, Settings
 from app.setup import Setup
+from app.tokens import Tokens
+from app.users import Users
 from app.webhooks import Webhooks
 
 AT_LEAST_SECONDS = 5.0
@@ -48,6 +52,10 @@ class Services:
     reads: Reads
     budget: Budget
     kommo: Kommo
+    oauth: OAuth | None
+    tokens: Tokens
+    crm: Crm
+    users: Users
     webhooks: Webhooks
     relay: Relay | None = None
     deliverer: Deliverer | None = None
@@ -60,6 +68,11 @@ class Services:
     def sessions(self) -> Sessions:
         """The console's sessions: the same in every process with our keys."""
         return Sessions(self.keys)
+
+    @cached_property
+    def states(self) -> States:
+        """What goes to Kommo's consent and comes back: the same in every process with our master key."""
+        return States(self.keys.master)
 
     async def views_reach(self, position: int | None) -> None:
         """Wait until the views have seen `position`; raises Wrong (503) after 5 s."""

@@ -12,14 +12,27 @@ from litestar import Litestar, Response, Router, get, post
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException, ValidationException
-from litestar.handlers import BaseRouteHandler
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components
 from litestar.params import FromPath
 from msgspec import Meta
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from app import admin, api, described, examples, metrics, pages, problems, shapes, webhooks
+from app import (
+    accounts,
+    admin,
+    api,
+    catalog,
+    consent,
+    described,
+    examples,
+    metrics,
+    pages,
+    problems,
+    shapes,
+    webhooks,
+)
 from app.actions import ACTIONS_MAX, Action
 from app.answers import answers, takes
 from app.front import App, Front, Receive, read, refuse
@@ -180,9 +193,16 @@ def _ours(request: Call, error: Exception) -> Failure:
 def application(services: Services, *more: Any) -> Front:
     """The application; `more` are further route handlers, such as the console's."""
     secured: list[dict[str, list[str]]] = [{described.KEY: []}]
-    v1 = Router("/v1", route_handlers=[*admin.routes, *api.routes], guards=[guard], security=secured)
+    keyed: list[HTTPRouteHandler] = [
+        *admin.routes,
+        *api.routes,
+        *consent.routes,
+        *accounts.routes,
+        *catalog.routes,
+    ]
+    v1 = Router("/v1", route_handlers=keyed, guards=[guard], security=secured)
     app = Litestar(
-        route_handlers=[kommo, messenger, healthz, readyz, measures, v1, *more],
+        route_handlers=[kommo, messenger, healthz, readyz, measures, *consent.open_routes, v1, *more],
         state=State({"services": services}),
         exception_handlers={
             Wrong: _wrong,
