@@ -30,7 +30,8 @@ CHANGED = """SELECT coalesce(greatest((SELECT max(position) FROM views.channels)
  (SELECT max(position) FROM views.connections)), 0)"""
 CHANNELS = """SELECT c.name, c.channel_id, c.kind, c.url, c.bot_id, s.sealed
  FROM views.channels c JOIN ledger.secrets s ON s.channel = c.name"""
-CONNECTIONS = """SELECT channel, account_id, title, connected, connected_at FROM views.connections"""
+CONNECTIONS = """SELECT channel, account_id, title, connected, connected_at, is_time_window_disabled
+ FROM views.connections"""
 SEALED = "SELECT channel_id, sealed FROM ledger.secrets WHERE channel = %s"
 ADD = """INSERT INTO ledger.secrets (channel, channel_id, sealed) VALUES (%s, %s, %s)
  ON CONFLICT (channel) DO NOTHING RETURNING channel"""
@@ -65,6 +66,7 @@ class Connection(Struct, frozen=True):
     title: str
     connected: bool
     connected_at: str
+    is_time_window_disabled: bool = False
 
 
 class Channel(Struct, frozen=True):
@@ -186,14 +188,14 @@ class Channels:
             secrets = self._sealer.open(name, sealed)
             channels[name] = Channel(name, channel_id, kind, url, bot_id, secrets)
         scopes = {}
-        for name, account, title, connected, at in cast(
-            "list[tuple[str, str, str, bool, object]]", await self._all(CONNECTIONS)
+        for name, account, title, connected, at, disabled in cast(
+            "list[tuple[str, str, str, bool, object, bool]]", await self._all(CONNECTIONS)
         ):
             if (channel := channels.get(name)) is None:
                 continue
             where = link(name, channel.channel_id, account)
             since = clock.text(clock.milliseconds(at))  # type: ignore[arg-type]  # a timestamptz column
-            connection = Connection(where, title, connected, since)
+            connection = Connection(where, title, connected, since, disabled)
             channel.connections[account] = connection
             if connected:
                 scopes[where.scope_id] = Scope(channel, connection, channel.secrets.kommo.encode())

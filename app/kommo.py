@@ -8,7 +8,7 @@ import hashlib
 import hmac
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -22,6 +22,7 @@ from domain import events as e
 from domain.events import Json
 
 Told = TypeVar("Told", bound=Struct)
+Created: TypeAlias = e.MessageSent | e.MessageMirrored
 CONTENT_TYPE = "application/json"
 HISTORY_PAGE = 50
 HISTORY_PAGES_MAX = 4
@@ -86,14 +87,27 @@ class Kommo:
         await self._budget.told(account, "chats", answer)
         return answer
 
-    async def connect(self, who: Credentials, account: str, title: str) -> Answer:
+    async def connect(
+        self, who: Credentials, account: str, title: str, *, is_time_window_disabled: bool = False
+    ) -> Answer:
         """Connect the channel to an account. Raises Unreached."""
         payload: Json = {"account_id": account, "title": title, "hook_api_version": "v2"}
+        if is_time_window_disabled:
+            payload["is_time_window_disabled"] = True
         return await self.call(who, "POST", f"{who.channel_id}/connect", payload)
 
     async def disconnect(self, who: Credentials, account: str) -> Answer:
         """Disconnect it. Raises Unreached."""
         return await self.call(who, "DELETE", f"{who.channel_id}/disconnect", {"account_id": account})
+
+    async def new_chat(
+        self, who: Credentials, scope_id: str, conversation_id: str, user: e.Party, source: str | None = None
+    ) -> Answer:
+        """Kommo's chat of a conversation, made if there is none. Raises Unreached."""
+        payload: Json = {"conversation_id": conversation_id, "user": _participant(user)}
+        if source:
+            payload["source"] = {"external_id": source}
+        return await self.call(who, "POST", f"{scope_id}/chats", payload)
 
     async def push(self, who: Credentials, scope_id: str, event: e.AnyEvent) -> Outcome:
         """Tell Kommo what an event says, once the account's budget allows it: what is imported gives way."""
@@ -106,9 +120,7 @@ class Kommo:
             return Retry(error.reason, unknown=error.unknown)
         return outcome(answer)
 
-    async def find(
-        self, who: Credentials, scope_id: str, event: e.MessageSent, chat_id: str | None
-    ) -> str | None:
+    async def find(self, who: Credentials, scope_id: str, event: Created, chat_id: str | None) -> str | None:
         """Kommo's id of a message that may have arrived, from the chat's history; None if it is not there.
 
         Without a chat id the chat is asked for by our own name, which Kommo answers without making a new one
@@ -126,10 +138,10 @@ class Kommo:
                 break
         return None
 
-    async def _chat(self, who: Credentials, scope_id: str, event: e.MessageSent) -> str | None:
-        user = {"id": event.sender.id, "name": event.sender.name or event.sender.id}
-        payload: Json = {"conversation_id": event.content.conversation_id, "user": user}
-        return _told(await self.call(who, "POST", f"{scope_id}/chats", payload), _Chat).id
+    async def _chat(self, who: Credentials, scope_id: str, event: Created) -> str | None:
+        user = event.receiver or event.sender
+        answer = await self.new_chat(who, scope_id, event.content.conversation_id or "", user)
+        return _told(answer, _Chat).id
 
 
 class _PastMessage(Struct, frozen=True):
@@ -191,7 +203,7 @@ def account_of(path: str, payload: Json | None) -> str:
 def request(scope_id: str, event: e.AnyEvent) -> tuple[str, Json]:
     """The path (after `/v2/origin/custom/`) and the payload that tell Kommo of an event."""
     match event:
-        case e.MessageSent():
+        case e.MessageSent() | e.MessageMirrored():
             return scope_id, {"event_type": "new_message", "payload": _new_message(event)}
         case e.MessageEdited():
             return scope_id, {"event_type": "edit_message", "payload": _edit(event)}
@@ -203,7 +215,7 @@ def request(scope_id: str, event: e.AnyEvent) -> tuple[str, Json]:
             return f"{scope_id}/typing", {
                 "conversation_id": where,
                 "sender": sender,
-                "duration_ms": TYPING_MS,
+                "duration_ms": event.duration_ms or TYPING_MS,
             }
         case e.ReactionAdded() | e.ReactionRemoved():
             return f"{scope_id}/react", _reaction(event)
@@ -211,23 +223,28 @@ def request(scope_id: str, event: e.AnyEvent) -> tuple[str, Json]:
             raise AssertionError(f"{e.tag(event)} is not pushed to Kommo")
 
 
-def _new_message(event: e.MessageSent) -> Json:
+def _new_message(event: Created) -> Json:
+    """From the customer without a receiver, else to the customer: then Kommo's `ref_id` says who wrote."""
     content = event.content
     payload: Json = {
         "timestamp": event.msec // 1000,
         "msec_timestamp": event.msec,
         "msgid": event.message,
         "conversation_id": content.conversation_id,
-        "silent": event.silent,
+        "silent": event.silent if isinstance(event, e.MessageSent) else True,
         "sender": _participant(event.sender),
         "message": _message(content),
     }
+    if event.receiver:
+        payload["receiver"] = _participant(event.receiver)
     if content.chat_id:
         payload["conversation_ref_id"] = content.chat_id
     if event.source:
         payload["source"] = {"external_id": event.source}
     if reply := _reply(content.reply_to):
         payload["reply_to"] = {"message": reply}
+    if forwards := _forwards(content):
+        payload["forwards"] = forwards
     return payload
 
 
@@ -253,20 +270,35 @@ def _participant(party: e.Party) -> Json:
 
 
 def _reply(reply: e.Reply | None) -> Json | None:
-    """The answered message as Kommo knows it: by our id if the messenger sent it, else by Kommo's own."""
+    """A message as Kommo knows it: by our id if we brought it there, else by Kommo's own; or told whole."""
     if reply is None or reply.message is None:
+        return reply.quoted if reply else None
+    return {"id": reply.own_id} if reply.sent_by == "kommo" else {"msgid": reply.message}
+
+
+def _forwards(content: e.Content) -> Json | None:
+    """What is forwarded: one message that Kommo knows, or one told whole; None if it is neither."""
+    forwards = content.forwards or {}
+    told = forwards.get("messages")
+    whole = told[0] if isinstance(told, list) and told and "type" in told[0] else None
+    message = _reply(content.forwarded) or whole
+    if message is None:
         return None
-    return {"msgid": reply.message} if reply.sent_by == "messenger" else {"id": reply.own_id}
+    where = {name: forwards[name] for name in ("conversation_id", "conversation_ref_id") if name in forwards}
+    return {"messages": [message], **where}
 
 
 def _edit(event: e.MessageEdited) -> Json:
     moment = int(datetime.fromisoformat(event.at).timestamp() * 1000 + 0.5)
+    message = _message(event.content)
+    if event.delivery_status:
+        message["delivery_status"] = msgspec.to_builtins(event.delivery_status)
     return {
         "timestamp": moment // 1000,
         "msec_timestamp": moment,
         "msgid": event.message,
         "conversation_id": event.content.conversation_id,
-        "message": _message(event.content),
+        "message": message,
     }
 
 
@@ -279,15 +311,17 @@ def _status(event: e.MessageDelivered | e.MessageRead | e.MessageFailed) -> Json
 
 def _reaction(event: e.ReactionAdded | e.ReactionRemoved) -> Json:
     removed = isinstance(event, e.ReactionRemoved)
-    payload: Json = {"user": {"id": event.sender.id}, "type": "unreact" if removed else "react"}
+    sender = event.sender
+    user = {"ref_id": sender.ref_id} if sender.ref_id else {"id": sender.id}  # a manager's is on his behalf
+    payload: Json = {"user": user, "type": "unreact" if removed else "react"}
     if event.content.conversation_id:
         payload["conversation_id"] = event.content.conversation_id
     else:
         payload["conversation_ref_id"] = event.content.chat_id
-    if event.sent_by == "messenger":
-        payload["msgid"] = event.message
-    else:
+    if event.sent_by == "kommo":
         payload["id"] = event.own_id
+    else:
+        payload["msgid"] = event.message
     if not removed:
         payload["emoji"] = event.emoji
     return payload

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from app import clock, metrics
 from app.client import Unreached
+from app.kommo import Created
 from app.ledger import Full, Ledger, Recorded, Unavailable
 from app.outcome import Done, Forbidden, Gone, Refused, Retry
 from app.push import Disconnected, Pushed, Pusher, Settled, Superseded, classify
@@ -29,6 +30,8 @@ LATER_SECONDS = 3600.0
 RECORD_SECONDS = 0.5
 STOP_POLL_SECONDS = 0.05
 LANE_MAX = 100
+COPY_SECONDS = 12.0  # Longer than a call may take.
+COPY_POLL_SECONDS = 0.02
 ABSENT = (psycopg.OperationalError, psycopg.InternalError, psycopg.ProgrammingError, psycopg.InterfaceError)
 DISCONNECTED = "disconnected: the channel is not connected to the account"
 log = logging.getLogger("chatledger.deliver")
@@ -168,6 +171,7 @@ class Settle:
     def __init__(self, ledger: Ledger, pusher: Pusher) -> None:
         self._ledger = ledger
         self._pusher = pusher
+        self._copies: dict[str | None, Job] = {}
         self._ends_at: float | None = None
 
     def end(self, seconds: float) -> None:
@@ -189,6 +193,31 @@ class Settle:
         event = job.event
         if isinstance(event, e.TypingStarted):
             return await self._typing(job.position, event)
+        if isinstance(event, e.MessageMirrored):
+            self._copies[event.conversation] = job
+            try:
+                return await self._settle(job)
+            finally:
+                del self._copies[event.conversation]
+        if isinstance(event, e.MessageSent) and event.push == ids.MESSENGER:
+            await self._outwait_copy(job, event)
+        return await self._settle(job)
+
+    async def _outwait_copy(self, job: Job, event: e.MessageSent) -> None:
+        """Kommo may send a hook of a copy that it has just taken: that it is one shows once its name is here.
+
+        Only while a copy of the chat may be with Kommo without our knowing its name, and not for ever.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + COPY_SECONDS
+        while (copy := self._copies.get(event.conversation)) and loop.time() < until:
+            if copy.resting and not copy.unknown:
+                break
+            job.again = True
+            await asyncio.sleep(COPY_POLL_SECONDS)
+
+    async def _settle(self, job: Job) -> int:
+        event = job.event
         while True:
             job.tried_at = asyncio.get_running_loop().time()
             result = await self._pusher.attempt(event, again=job.again)
@@ -233,7 +262,7 @@ class Settle:
     async def _done(self, job: Job, done: Done) -> int:
         event = job.event
         side = event.push or ""
-        if not isinstance(event, e.MessageSent):
+        if not isinstance(event, Created):
             return await self._complete(job)
         where = await self._pusher.link(event)
         alias = ids.message_id(where, side, done.remote_id) if done.remote_id else None
@@ -249,6 +278,7 @@ class Settle:
             alias=alias,
             end=end,
             cause=event.id,
+            copy=isinstance(event, e.MessageMirrored),
         )
         return await self._record(command)
 
@@ -270,7 +300,7 @@ class Settle:
     async def _refused(self, job: Job, refused: Refused) -> int | None:
         """Final, unless an earlier attempt was taken without our learning of it: Kommo's history says."""
         event = job.event
-        if not isinstance(event, e.MessageSent):
+        if not isinstance(event, Created):
             return await self._park(job, f"refused for good: {refused.text}")
         if job.unknown and event.push == ids.KOMMO:
             try:
@@ -280,6 +310,8 @@ class Settle:
                 return None
             if found is not None:
                 return await self._done(job, Done(remote_id=found, recovered=True))
+        if isinstance(event, e.MessageMirrored):
+            return await self._park(job, f"Kommo refused the copy: {refused.text}")
         log.error("refused: position %d: HTTP %d", job.position, refused.http)
         return await self._record(
             c.Reject(

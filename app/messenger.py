@@ -117,7 +117,8 @@ def _message(event: e.MessageSent, push: Push) -> Json:
         message["contact"] = {"name": content.contact.name, "phone": content.contact.phone}
     body: Json = {"message": message, "sender": _sender(event.sender), "at": event.at}
     receiver = event.receiver or e.Party()
-    names = {"id": receiver.client_id, "phone": receiver.phone}
+    own = receiver.id if event.sent_by == "operator" else receiver.client_id
+    names = {"id": own, "phone": receiver.phone}
     body["receiver"] = {name: value for name, value in names.items() if value}
     if push.reply_id:
         body["reply_to"] = {"message_id": push.reply_id}

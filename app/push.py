@@ -7,13 +7,14 @@ from typing import TypeAlias, cast
 
 import psycopg
 from msgspec import Struct
+from msgspec.structs import replace
 
 from app import clock, metrics, schema
 from app.binary import take_columns
 from app.channels import Channel, Channels, Connection
 from app.client import RETRIED, Unreached
 from app.gates import Gate
-from app.kommo import Credentials, Kommo
+from app.kommo import Created, Credentials, Kommo
 from app.ledger import LOAD
 from app.messenger import Messenger, Push
 from app.outcome import Done, Forbidden, Gone, Outcome, Refused, Retry
@@ -21,7 +22,7 @@ from domain import commands as c
 from domain import events as e
 from domain import ids
 from domain.ids import KOMMO, Link
-from domain.state import RANKS, Chat, Message, State, evolve
+from domain.state import COPIED, RANKS, Chat, Message, State, evolve
 from projections.columns import uuids
 
 RECONNECT_SECONDS = 60.0
@@ -30,9 +31,10 @@ PROBE_SECONDS = 60.0
 PAUSE_SECONDS_MIN = 1.0
 ROUNDS_MAX = 4
 ENDS_OF_A_SEND = {"message.accepted", "message.failed"}
+NO_COPY = "Kommo has no copy of this message"
 log = logging.getLogger("chatledger.push")
 
-Pushed: TypeAlias = e.MessageSent | e.MessageEdited | e.Status | e.Reaction | e.TypingStarted
+Pushed: TypeAlias = Created | e.MessageEdited | e.Status | e.Reaction | e.TypingStarted
 
 
 class Superseded(Struct, frozen=True):
@@ -125,13 +127,40 @@ class Pusher:
         if isinstance(event, e.TypingStarted) and event.expires_at < clock.text(clock.now_ms()):
             return Superseded("it has waited too long")
         if event.push == KOMMO:
+            named = await self._named(event)
+            if isinstance(named, Superseded | Retry):
+                return named
             who = Credentials(channel.channel_id, channel.secrets.kommo)
-            return await self._kommo.push(who, connection.link.scope_id, event)
+            return await self._kommo.push(who, connection.link.scope_id, named)
         assert isinstance(event, e.MessageSent | e.TypingStarted | e.ReactionAdded | e.ReactionRemoved)
         push = await self._names(event)
         if push.conversation_id is None and not isinstance(event, e.MessageSent):
             return Superseded("the messenger does not know the conversation yet")
         return await self._messenger.push(channel.url, channel.secrets.messenger, push)
+
+    async def _named(self, event: Pushed) -> Pushed | Superseded | Retry:
+        """The event with the names that Kommo needs and that were not known when it was recorded.
+
+        The copy of an operator's message may wait for the messenger's name of a chat that Kommo started;
+        a status of it needs Kommo's name of the copy, whose push was settled before, in the same lane.
+        """
+        match event:
+            case e.MessageMirrored() if event.content.conversation_id is None:
+                states = await self._states([event.conversation or "", event.stream])
+                chat = _chat(states, event.conversation or "")
+                if chat and chat.conversation_id:
+                    content = replace(event.content, conversation_id=chat.conversation_id)
+                    return replace(event, content=content)
+                sent = states.get(event.stream)
+                if isinstance(sent, Message) and "message.failed" in sent.seen:
+                    return Superseded("the messenger refused it before it named the chat")
+                return Retry("the messenger has not named the chat yet")
+            case e.MessageDelivered() | e.MessageRead() | e.MessageFailed() if event.remote_id is None:
+                states = await self._states([event.stream])
+                message = states.get(event.stream)
+                kommo_id = message.kommo_id if isinstance(message, Message) else None
+                return replace(event, remote_id=kommo_id) if kommo_id else Superseded(NO_COPY)
+        return event
 
     async def _names(self, event: e.MessageSent | e.TypingStarted | e.Reaction) -> Push:
         """The messenger's names of conversation and messages, asked of the ledger if not in the event."""
@@ -170,6 +199,8 @@ class Pusher:
         match event:
             case e.MessageSent() if message.alias or message.seen.keys() & ENDS_OF_A_SEND:
                 return Settled()
+            case e.MessageMirrored() if COPIED in message.seen:
+                return Settled()
             case e.MessageEdited() if message.edited > (event.at, event.id):
                 return Superseded("a later edit is recorded")
             case e.MessageDelivered() | e.MessageRead() | e.MessageFailed():
@@ -177,7 +208,7 @@ class Pusher:
                 return Superseded("a higher status is recorded") if message.rank > rank else None
         return None
 
-    async def recover(self, event: e.MessageSent) -> str | None:
+    async def recover(self, event: Created) -> str | None:
         """Kommo's id of a message whose sending ended without an answer; None if Kommo does not have it.
 
         Raises Unreached.
@@ -217,7 +248,12 @@ class Pusher:
                 return Retry("the channel was disconnected meanwhile")
             who = Credentials(channel.channel_id, channel.secrets.kommo)
             try:
-                answer = await self._kommo.connect(who, event.account or "", connection.title)
+                answer = await self._kommo.connect(
+                    who,
+                    event.account or "",
+                    connection.title,
+                    is_time_window_disabled=connection.is_time_window_disabled,
+                )
             except Unreached as error:
                 return Retry(f"connecting again failed: {error.reason}")
             if answer.html or answer.status in RETRIED or answer.status >= 500:
@@ -228,7 +264,10 @@ class Pusher:
         log.warning("channel %s was not connected to the account any more: connected again", channel.name)
         stream = ids.connection_stream(connection.link)
         given = clock.stamp(connection.link, stream, "system", now=clock.now_ms())
-        return c.Connect(**given, stream=stream, title=connection.title, again=True)
+        disabled = connection.is_time_window_disabled
+        return c.Connect(
+            **given, stream=stream, title=connection.title, again=True, is_time_window_disabled=disabled
+        )
 
     async def _states(self, streams: Sequence[str]) -> dict[str, State]:
         """The streams as the ledger has them, with those they point to."""

@@ -5,7 +5,7 @@ VIEWS = 'SELECT "view", position FROM positions ORDER BY "view"'
 COUNTS = "SELECT state, count(*) AS count, min(position) AS oldest FROM deliveries GROUP BY state"
 CHANNELS = "SELECT name, channel_id, kind, url, bot_id, position FROM channels ORDER BY name"
 CONNECTIONS = """
-SELECT channel, account_id, scope_id, title, connected, position,
+SELECT channel, account_id, scope_id, title, connected, is_time_window_disabled, position,
   to_char(connected_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS connected_at
 FROM connections WHERE %(channel)s::text IS NULL OR channel = %(channel)s::text ORDER BY channel, account_id
 """
@@ -45,10 +45,9 @@ FROM (SELECT * FROM conversations
 )
 
 _MESSAGE = """
-SELECT m.id::text, m.position, m.conversation::text, m.channel, m.account_id, m.outgoing, m.own_id,
-  m.remote_id, m.content, m.sender, m.receiver, m.source, m.silent, m.imported, m.status, m.failure_code,
-  m.failure_text,
-  m.deleted, to_char(m.sent_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS sent_at,
+SELECT m.id::text, m.position, m.conversation::text, m.channel, m.account_id, m.outgoing, m.sent_by,
+  m.own_id, m.remote_id, m.copy_id, m.content, m.sender, m.receiver, m.source, m.silent, m.imported, m.status,
+  m.failure_code, m.failure_text, m.deleted, to_char(m.sent_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS sent_at,
   to_char(m.recorded_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS recorded_at,
   to_char(m.edited_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS edited_at,
   (SELECT json_agg(json_build_object('emoji', r.emoji, 'by', r."by", 'sender_id', r.sender_id,

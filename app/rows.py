@@ -7,7 +7,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from app import shapes
-from domain.events import AnyEvent, Content, Party, tag
+from domain.events import AnyEvent, Content, MessageAccepted, Party, tag
 from domain.state import STATUSES
 
 _content = msgspec.json.Decoder(Content).decode
@@ -24,8 +24,10 @@ class MessageRow(Struct):
     channel: str
     account_id: str | None
     outgoing: bool
+    sent_by: str
     own_id: str
     remote_id: str | None
+    copy_id: str | None
     content: bytes
     sender: bytes
     receiver: bytes | None
@@ -126,7 +128,6 @@ def told_message(row: MessageRow) -> dict[str, Any]:
     told = {"type": content.type} if row.deleted else asdict(content)
     status = STATUSES[row.status]
     failed = status == "failed" and row.failure_code is not None
-    kommo, messenger = (row.own_id, row.remote_id) if row.outgoing else (row.remote_id, row.own_id)
     return {
         "id": row.id,
         "position": row.position,
@@ -134,6 +135,7 @@ def told_message(row: MessageRow) -> dict[str, Any]:
         "channel": row.channel,
         "account_id": row.account_id,
         "direction": "out" if row.outgoing else "in",
+        "sent_by": row.sent_by,
         **{name: value for name, value in told.items() if name not in ("conversation_id", "chat_id")},
         "sender": _party(row.sender),
         "receiver": _party(row.receiver) if row.receiver else None,
@@ -144,12 +146,22 @@ def told_message(row: MessageRow) -> dict[str, Any]:
         "recorded_at": row.recorded_at,
         "status": status,
         "failure": shapes.Failure(row.failure_code or 0, row.failure_text or "") if failed else None,
-        "remote": shapes.Remote(kommo, messenger),
+        "remote": _remote(row),
         "edited": row.edited_at is not None,
         "edited_at": row.edited_at,
         "deleted": row.deleted,
         "reactions": _reactions(row.reactions) if row.reactions else [],
     }
+
+
+def _remote(row: MessageRow) -> shapes.Remote:
+    match row.sent_by:
+        case "kommo":
+            return shapes.Remote(row.own_id, row.remote_id)
+        case "messenger":
+            return shapes.Remote(row.remote_id, row.own_id)
+        case _:
+            return shapes.Remote(row.copy_id, row.remote_id)
 
 
 def told_moment(position: int, event: AnyEvent) -> shapes.Moment:
@@ -163,6 +175,7 @@ def told_moment(position: int, event: AnyEvent) -> shapes.Moment:
         recorded_at=event.recorded_at,
         by=event.by,
         cause=event.cause,
+        copy=isinstance(event, MessageAccepted) and event.copy,
         **evidence,
     )
 

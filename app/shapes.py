@@ -60,6 +60,8 @@ class ReactionShown(Struct, frozen=True):
 class Message(Struct, frozen=True, kw_only=True):
     """A message as it stands now; of a deleted one the content is not told.
 
+    `sent_by` is who sent it: the messenger also when the business wrote on its own phone ("out").
+
     `file_size` is in bytes, `media_duration` in seconds. `failure` is told while the status is "failed".
     """
 
@@ -69,6 +71,7 @@ class Message(Struct, frozen=True, kw_only=True):
     channel: str
     account_id: str | None
     direction: Literal["in", "out"]
+    sent_by: str
     type: str
     text: str | None = None
     media: str | None = None
@@ -89,6 +92,7 @@ class Message(Struct, frozen=True, kw_only=True):
     reply_to: Reply | None = None
     forwards: Json | None = None
     forwards_cut: int = 0
+    forwarded: Reply | None = None
     sender: Party
     receiver: Party | None
     source: str | None
@@ -106,7 +110,10 @@ class Message(Struct, frozen=True, kw_only=True):
 
 
 class Moment(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One event of a message's stream: what became known, when, from whom, and the evidence it came with."""
+    """One event of a message's stream: what became known, when, from whom, and the evidence it came with.
+
+    `copy`: it is about the copy, in Kommo, of a message that an operator sent.
+    """
 
     position: int
     id: str
@@ -123,6 +130,7 @@ class Moment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     emoji: str | None = None
     reason: str | None = None
     superseded: str | None = None
+    copy: bool = False
 
 
 class History(Message, frozen=True, kw_only=True):
@@ -166,6 +174,7 @@ class Connection(Struct, frozen=True, kw_only=True):
     connected: bool
     connected_at: str
     position: int
+    is_time_window_disabled: bool = False
 
 
 class Channel(Struct, frozen=True, kw_only=True):

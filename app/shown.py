@@ -44,6 +44,7 @@ STATUS_WORDS = {
 }
 MOMENTS = {
     "message.sent": "Written",
+    "message.mirrored": "To be shown in Kommo too",
     "message.edited": "Edited",
     "message.deleted": "Deleted",
     "message.named": "Named by the other side",
@@ -202,7 +203,8 @@ def status_words(message: shapes.Message) -> str:
     if message.status == "failed":
         failure = message.failure
         return f"Not delivered: {failure.text or 'no reason given'} ({failure.code})" if failure else "Failed"
-    return STATUS_WORDS.get((message.direction, message.status), message.status.capitalize())
+    towards = "in" if message.sent_by == "messenger" and message.status in ("sent", "accepted") else None
+    return STATUS_WORDS.get((towards or message.direction, message.status), message.status.capitalize())
 
 
 def snippet(last: shapes.Snippet | None) -> str:
@@ -277,7 +279,8 @@ def post_link(message: shapes.Message) -> tuple[str, str]:
 def moment_title(moment: shapes.Moment) -> str:
     """What happened, in words."""
     if moment.type == "message.accepted":
-        return f"Taken by {SIDES.get(moment.side or '', 'the other side')}"
+        side = SIDES.get(moment.side or "", "the other side")
+        return f"Shown in {side}" if moment.copy else f"Taken by {side}"
     if moment.type == "message.failed":
         return f"Failed: {moment.text or 'no reason given'} ({moment.code})"
     return MOMENTS.get(moment.type, moment.type)
@@ -289,7 +292,7 @@ def hops(history: shapes.History) -> list[Hop]:
     names = {"message.accepted": "Taken by the other side", "message.delivered": "Delivered"}
     names |= {"message.read": "Read", "message.failed": "Failed"}
     for moment in history.timeline:
-        title = names.pop(moment.type, None)
+        title = None if moment.copy else names.pop(moment.type, None)
         reached += [(title, moment.recorded_at)] if title else []
     found = []
     for (_, before), (title, after) in pairwise(reached):

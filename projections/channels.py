@@ -6,14 +6,14 @@ from domain.events import ChannelChanged, ChannelConnected, ChannelDisconnected,
 from projections.columns import Page, Statement, plain
 
 NAME = "channels"
-VERSION = 1
+VERSION = 2
 
 SCHEMA = """
 CREATE TABLE channels (name text PRIMARY KEY, channel_id text NOT NULL, kind text NOT NULL, url text NOT NULL,
   bot_id text, position bigint NOT NULL);
 CREATE TABLE connections (channel text NOT NULL, account_id text NOT NULL, scope_id text NOT NULL,
-  title text NOT NULL, connected boolean NOT NULL, connected_at timestamptz NOT NULL,
-  position bigint NOT NULL, PRIMARY KEY (channel, account_id));
+  title text NOT NULL, is_time_window_disabled boolean NOT NULL, connected boolean NOT NULL,
+  connected_at timestamptz NOT NULL, position bigint NOT NULL, PRIMARY KEY (channel, account_id));
 """
 INDEXES = ""
 
@@ -25,10 +25,12 @@ ON CONFLICT (name) DO UPDATE SET channel_id = excluded.channel_id, kind = exclud
 """
 CHANGE = "UPDATE channels SET url = %b::text, bot_id = %b::text, position = %b::bigint WHERE name = %b::text"
 CONNECT = """
-INSERT INTO connections AS c (channel, account_id, scope_id, title, connected, connected_at, position)
-VALUES (%b::text, %b::text, %b::text, %b::text, true, %b::text::timestamptz, %b::bigint)
+INSERT INTO connections AS c (channel, account_id, scope_id, title, is_time_window_disabled, connected,
+  connected_at, position)
+VALUES (%b::text, %b::text, %b::text, %b::text, %b::text::boolean, true, %b::text::timestamptz, %b::bigint)
 ON CONFLICT (channel, account_id) DO UPDATE SET scope_id = excluded.scope_id, title = excluded.title,
-  connected = true, connected_at = excluded.connected_at, position = excluded.position
+  is_time_window_disabled = excluded.is_time_window_disabled, connected = true,
+  connected_at = excluded.connected_at, position = excluded.position
 """
 DISCONNECT = """
 UPDATE connections SET connected = false, position = %b::bigint
@@ -50,6 +52,7 @@ def project(page: Page) -> Iterator[Statement]:
             case ChannelChanged(url=url, bot_id=bot_id):
                 yield CHANGE, (plain(url), bot_id, position, event.channel)
             case ChannelConnected(scope_id=scope_id, title=title, at=at):
-                yield CONNECT, (event.channel, event.account, scope_id, plain(title), at, position)
+                disabled = "true" if event.is_time_window_disabled else "false"
+                yield CONNECT, (event.channel, event.account, scope_id, plain(title), disabled, at, position)
             case ChannelDisconnected():
                 yield DISCONNECT, (position, event.channel, event.account)

@@ -1,7 +1,8 @@
 """What is still to be pushed: every event that asks for it until a later one closes it; typing never waits.
 
 A send is closed by `message.accepted`, `message.failed` or `delivery.completed`, and by `message.named` in
-its stream, for then it was an echo; anything else by the `delivery.completed` that names it as its cause.
+its stream, for then it was an echo; the copy of an operator's by the `message.accepted` of the copy; anything
+else by the `delivery.completed` that names it as its cause.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from domain.events import (
     MessageAccepted,
     MessageEdited,
     MessageFailed,
+    MessageMirrored,
     MessageNamed,
     MessageSent,
     Reaction,
@@ -66,7 +68,7 @@ SELECT * FROM unnest(%b::bigint[], %b::uuid[], %b::bigint[], %b::timestamptz[], 
 """
 
 
-Pushed: TypeAlias = MessageSent | MessageEdited | Status | Reaction
+Pushed: TypeAlias = MessageSent | MessageMirrored | MessageEdited | Status | Reaction
 _OPENING = set(get_args(Pushed))
 _OTHERS = {
     MessageAccepted,
@@ -109,7 +111,10 @@ class _Fold:
         if isinstance(event, DeliveryCompleted):
             self._close(event.cause)
         elif isinstance(event, MessageAccepted):
-            self._close_send(event.message)
+            if event.copy:
+                self._close(event.cause)
+            else:
+                self._close_send(event.message)
         elif isinstance(event, MessageNamed):
             if event.version > 1 or event.stream in self.sends:
                 self._close_send(event.stream)

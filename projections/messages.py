@@ -24,6 +24,7 @@ from domain.events import (
     Reaction,
     ReactionAdded,
     ReactionRemoved,
+    author,
     encode,
 )
 from domain.state import RANKS
@@ -41,17 +42,18 @@ from projections.columns import (
 )
 
 NAME = "messages"
-VERSION = 1
+VERSION = 2
 
 # `content`, `sender` and `receiver` are the event's own JSON. `edit` is the event that gave the content, if
 # that is not the message itself; `failure` the event that `failure_code` and `failure_text` come from.
+# `copy_id` is what Kommo calls its copy of an operator's message.
 SCHEMA = """
 CREATE TABLE messages (id uuid PRIMARY KEY, position bigint NOT NULL, updated bigint NOT NULL,
   conversation uuid NOT NULL, sent_at timestamptz NOT NULL, recorded_at timestamptz NOT NULL,
   edited_at timestamptz, edit uuid, failure uuid, failure_code bigint, status smallint NOT NULL,
   outgoing boolean NOT NULL, silent boolean NOT NULL, imported boolean NOT NULL, deleted boolean NOT NULL,
-  channel text NOT NULL, account_id text, own_id text NOT NULL, remote_id text, source text,
-  failure_text text, content bytea NOT NULL, sender bytea NOT NULL, receiver bytea)
+  channel text NOT NULL, account_id text, sent_by text NOT NULL, own_id text NOT NULL, remote_id text,
+  copy_id text, source text, failure_text text, content bytea NOT NULL, sender bytea NOT NULL, receiver bytea)
   WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 CREATE TABLE reactions (message uuid NOT NULL, "by" text NOT NULL, sender_id text NOT NULL,
   emoji text NOT NULL, removed boolean NOT NULL, at timestamptz NOT NULL, event uuid NOT NULL,
@@ -64,9 +66,10 @@ ANALYZE messages, reactions;
 
 ADVANCE = """
 UPDATE messages AS m SET status = greatest(m.status, i.status), updated = greatest(m.updated, i.updated),
-  remote_id = coalesce(m.remote_id, i.remote_id), deleted = m.deleted OR i.deleted
-FROM unnest(%b::uuid[], %b::smallint[], %b::bigint[], %b::text[], %b::boolean[])
-  AS i(id, status, updated, remote_id, deleted) WHERE m.id = i.id
+  remote_id = coalesce(m.remote_id, i.remote_id), copy_id = coalesce(m.copy_id, i.copy_id),
+  deleted = m.deleted OR i.deleted
+FROM unnest(%b::uuid[], %b::smallint[], %b::bigint[], %b::text[], %b::text[], %b::boolean[])
+  AS i(id, status, updated, remote_id, copy_id, deleted) WHERE m.id = i.id
 """
 EDIT = """
 UPDATE messages AS m SET content = i.content, edited_at = i.edited_at, edit = i.edit
@@ -80,18 +83,19 @@ WHERE m.id = i.id AND (m.failure IS NULL OR i.failure > m.failure)
 """
 INSERT = """
 INSERT INTO messages (id, position, updated, conversation, sent_at, recorded_at, edited_at, edit, failure,
-  failure_code, status, outgoing, silent, imported, deleted, channel, account_id, own_id, remote_id, source,
-  failure_text, content, sender, receiver)
+  failure_code, status, outgoing, silent, imported, deleted, channel, account_id, sent_by, own_id, remote_id,
+  copy_id, source, failure_text, content, sender, receiver)
 SELECT i.id, i.position, i.updated, coalesce(g.winner, i.conversation), i.sent_at, i.recorded_at, i.edited_at,
   i.edit, i.failure, i.failure_code, i.status, i.outgoing, i.silent, i.imported, i.deleted, i.channel,
-  i.account_id, i.own_id, i.remote_id, i.source, i.failure_text, i.content, i.sender, i.receiver
+  i.account_id, i.sent_by, i.own_id, i.remote_id, i.copy_id, i.source, i.failure_text, i.content, i.sender,
+  i.receiver
 FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::uuid[], %b::timestamptz[], %b::timestamptz[],
   %b::timestamptz[], %b::uuid[], %b::uuid[], %b::bigint[], %b::smallint[], %b::boolean[], %b::boolean[],
   %b::boolean[], %b::boolean[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
-  %b::bytea[], %b::bytea[], %b::bytea[])
+  %b::text[], %b::text[], %b::bytea[], %b::bytea[], %b::bytea[])
   AS i(id, position, updated, conversation, sent_at, recorded_at, edited_at, edit, failure, failure_code,
-  status, outgoing, silent, imported, deleted, channel, account_id, own_id, remote_id, source, failure_text,
-  content, sender, receiver)
+  status, outgoing, silent, imported, deleted, channel, account_id, sent_by, own_id, remote_id, copy_id,
+  source, failure_text, content, sender, receiver)
 LEFT JOIN merges AS g ON g.loser = i.conversation
 """
 REACT = """
@@ -118,6 +122,7 @@ class _Facts(Struct, gc=False):
     updated: int
     status: int = 0
     remote_id: str | None = None
+    copy_id: str | None = None
     deleted: bool = False
     edit: MessageEdited | None = None
     failure: MessageFailed | None = None
@@ -155,6 +160,9 @@ class _Fold:
         if facts is None:
             facts = self.facts[event.message] = _Facts(position)
         facts.updated = position
+        if isinstance(event, MessageAccepted) and event.copy:
+            facts.copy_id = facts.copy_id or event.remote_id
+            return
         rank = _RANKS.get(type(event), 0)
         if rank > facts.status:
             facts.status = rank
@@ -227,6 +235,7 @@ def _advance(known: dict[str, _Facts]) -> Iterator[Statement]:
             smalls([fact.status for fact in facts]),
             longs([fact.updated for fact in facts]),
             texts([fact.remote_id for fact in facts]),
+            texts([fact.copy_id for fact in facts]),
             booleans([fact.deleted for fact in facts]),
         ),
     )
@@ -279,8 +288,10 @@ def _rows(fold: _Fold) -> tuple[object, ...]:
         booleans([fact.deleted for fact in facts]),
         texts([event.channel for event in sent]),
         texts([event.account for event in sent]),
+        texts([author(event) for event in sent]),
         texts([event.own_id for event in sent]),
         texts([fact.remote_id for fact in facts]),
+        texts([fact.copy_id for fact in facts]),
         texts([event.source for event in sent]),
         texts([failure.text if failure else None for failure in failures]),
         blobs([encode(content) for content in contents]),

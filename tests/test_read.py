@@ -128,6 +128,7 @@ async def test_a_message_says_how_it_stands(of: Open):
         "channel": "acme",
         "account_id": WHERE.account,
         "direction": "in",
+        "sent_by": "messenger",
         "type": "text",
         "text": "Now this",
         "sender": {"id": "u-1", "name": "Ann", "phone": "+15550100"},
