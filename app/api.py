@@ -136,8 +136,9 @@ async def messages(
     found = await _conversation(request, conversation, at_least)
     if found.id != conversation:
         return _redirect(request, conversation, found.id)
-    reads = services_of(request).reads
-    page = await reads.list_messages(conversation, limit=limit, cursor=cursor, order=order)
+    services = services_of(request)
+    page = await services.reads.list_messages(conversation, limit=limit, cursor=cursor, order=order)
+    page = shapes.Messages(await services.users.named(page.items), page.next)
     return Response(page, headers=_link(request, "cursor", page.next))
 
 
@@ -154,7 +155,7 @@ async def message(request: Call, message: FromPath[str], at_least: AtLeast = Non
     found = await services.reads.get_message(message)
     if found is None:
         raise Wrong(404, "no message has this id")
-    return found
+    return (await services.users.named([found]))[0]
 
 
 @get("/events", summary="The ledger", tags=["events"], responses=STREAMED)

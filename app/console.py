@@ -252,7 +252,8 @@ async def _listed(services: Services, filters: dict[str, str], cursor: str | Non
 async def _history(services: Services, chat_id: str, cursor: str | None = None) -> dict[str, object]:
     """A page of messages, the newest last, and the cursor of older ones."""
     listed = await services.reads.list_messages(chat_id, limit=MESSAGES, cursor=cursor or None, order="desc")
-    drawn = await _bubbles(services, chat_id, listed.items[::-1])
+    messages = await services.users.named(listed.items[::-1])
+    drawn = await _bubbles(services, chat_id, messages)
     return {"bubbles": drawn, "older": listed.next}
 
 

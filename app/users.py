@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 from time import monotonic
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -21,6 +22,7 @@ KEPT_SECONDS = 3600.0
 UNKNOWN_SECONDS = 60.0
 FAILED_SECONDS = 60.0
 FIRST_SECONDS = 1.0
+Said = TypeVar("Said", bound=Message)
 
 
 class User(Struct, frozen=True):
@@ -41,12 +43,13 @@ class _Page(Struct, frozen=True):
 
 
 class _Known(Struct):
-    """An account's users by amojo id, when they were asked for, and who is asking."""
+    """An account's users by amojo id, when they were asked for, who asks and until when to wait."""
 
     names: dict[str, str] = {}
     asked: float = -KEPT_SECONDS
     failed: float = -FAILED_SECONDS
     asking: "asyncio.Task[None] | None" = None
+    until: float = 0.0
 
 
 class Users:
@@ -70,11 +73,12 @@ class Users:
         stale = age > KEPT_SECONDS or (amojo_id not in known.names and age > UNKNOWN_SECONDS)
         if stale and known.asking is None and now - known.failed > FAILED_SECONDS:
             known.asking = asyncio.create_task(self._ask(account, known), name="users")
-        if known.asking is not None and amojo_id not in known.names:
-            await asyncio.wait([known.asking], timeout=FIRST_SECONDS)
+            known.until = now + FIRST_SECONDS
+        if known.asking is not None and amojo_id not in known.names and known.until > now:
+            await asyncio.wait([known.asking], timeout=known.until - now)
         return known.names.get(amojo_id)
 
-    async def named(self, messages: Sequence[Message]) -> list[Message]:
+    async def named(self, messages: Sequence[Said]) -> list[Said]:
         """The messages, with the names of managers who came without one."""
         found: dict[tuple[str, str], str | None] = {}
         for message in messages:
@@ -118,7 +122,7 @@ def _whose(message: Message) -> tuple[str, str] | None:
     return account, sender.id
 
 
-def _with_name(message: Message, found: Mapping[tuple[str, str], str | None]) -> Message:
+def _with_name(message: Said, found: Mapping[tuple[str, str], str | None]) -> Said:
     who = _whose(message)
     name = found.get(who) if who else None
     if name is None:
