@@ -228,6 +228,7 @@ class _Purse:
         given = Given(*cast("tuple[int, int, float, bool]", row))
         self._probing = self._probing or given.probe
         left = self._give(self._live, given.live)
+        self._used += given.live - left
         self._unused += self._give(self._other, given.other)
         if left:
             self._leases.append(_Lease(now + LEASE_SECONDS, left))
