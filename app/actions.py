@@ -112,22 +112,22 @@ def parse_one(raw: bytes) -> Action:
         hint = " (a lone surrogate is no character)" if b"\\ud" in raw.lower() else ""
         raise BadAction("$", f"this is not JSON: {error}{hint}") from None
     if b"\\u0000" in raw:
-        _refuse_nul(msgspec.to_builtins(action), "$")
+        refuse_nul(msgspec.to_builtins(action), "$")
     _check(action)
     return action
 
 
-def _refuse_nul(value: object, path: str) -> None:
+def refuse_nul(value: object, path: str) -> None:
     match value:
         case str() if "\0" in value:
             raise BadAction(path, "a text must not hold the character NUL: leave it out")
         case dict():
             for name, inner in value.items():
-                _refuse_nul(name, path)
-                _refuse_nul(inner, f"{path}.{name}")
+                refuse_nul(name, path)
+                refuse_nul(inner, f"{path}.{name}")
         case list():
             for index, inner in enumerate(value):
-                _refuse_nul(inner, f"{path}[{index}]")
+                refuse_nul(inner, f"{path}[{index}]")
 
 
 def too_deep(value: object, left: int = NESTING_MAX) -> bool:
@@ -151,9 +151,9 @@ def _refuse_odd(value: object, path: str) -> None:
 def _check(action: Action) -> None:
     """What types alone cannot say."""
     check_moment(action.at)
-    _printable(action.conversation_id, "$.conversation_id")
+    check_printable(action.conversation_id, "$.conversation_id")
     if not isinstance(action, Typing) and action.message_id is not None:
-        _printable(action.message_id, "$.message_id")
+        check_printable(action.message_id, "$.message_id")
     match action:
         case Sent():
             _check_sent(action)
@@ -161,29 +161,29 @@ def _check(action: Action) -> None:
             check_message(action.message)
             _check_told(action.delivery_status)
         case Typing():
-            _printable(action.sender.id, "$.sender.id")
+            check_printable(action.sender.id, "$.sender.id")
         case Delivered() | Read() | Failed():
             _check_named(action)
             if isinstance(action, Failed):
                 check_code(action.code, "$.code")
         case ReactionAdded() | ReactionRemoved():
             _check_named(action)
-            _printable(action.sender.id, "$.sender.id")
+            check_printable(action.sender.id, "$.sender.id")
             if isinstance(action, ReactionAdded) and not action.emoji:
                 raise BadAction("$.emoji", "a reaction needs its emoji")
 
 
 def _check_sent(action: Sent) -> None:
-    _printable(action.sender.id, "$.sender.id")
+    check_printable(action.sender.id, "$.sender.id")
     check_message(action.message)
     if action.direction == "out":
         if action.receiver is None:
             raise BadAction(
                 "$.receiver", "an outgoing message needs its receiver: the customer's id and name"
             )
-        _printable(action.receiver.id, "$.receiver.id")
+        check_printable(action.receiver.id, "$.receiver.id")
     if action.reply_to:
-        _printable(action.reply_to.message_id, "$.reply_to.message_id")
+        check_printable(action.reply_to.message_id, "$.reply_to.message_id")
         if action.reply_to.message:
             _check_quoted(action.reply_to, "$.reply_to")
     if action.forwards:
@@ -200,7 +200,7 @@ def _check_forwards(forwards: Forwards) -> None:
         (forward.message_id, "messages[0].message_id"),
         (forwards.conversation_id, "conversation_id"),
     ):
-        _printable(text or "", f"$.forwards.{path}")
+        check_printable(text or "", f"$.forwards.{path}")
 
 
 def _check_quoted(quoted: ReplyTo | Forward, path: str) -> None:
@@ -248,7 +248,8 @@ def check_message(message: Message, path: str = "$.message") -> None:
         raise BadAction(f"{path}.text", "a text holds at most 64 KB: split it")
 
 
-def _printable(text: str, path: str) -> None:
+def check_printable(text: str, path: str) -> None:
+    """An id can be shown; raises BadAction."""
     if not text.isprintable():
         raise BadAction(path, "an id holds 1 to 255 printable characters")
 

@@ -284,8 +284,9 @@ def _forwards(content: e.Content) -> Json | None:
     message = _reply(content.forwarded) or whole
     if message is None:
         return None
-    where = {name: forwards[name] for name in ("conversation_id", "conversation_ref_id") if name in forwards}
-    return {"messages": [message], **where}
+    named: Json = {"messages": [message]}
+    named |= {name: forwards[name] for name in ("conversation_id", "conversation_ref_id") if name in forwards}
+    return named
 
 
 def _edit(event: e.MessageEdited) -> Json:
