@@ -5,9 +5,10 @@ The two open routes trust nothing but a signature: ours on the state, Kommo's on
 
 import hmac
 from html import escape
+from typing import Annotated
 
 from litestar import Response, get, post
-from litestar.params import FromPath, FromQuery
+from litestar.params import FromPath, FromQuery, QueryParameter
 from msgspec import Struct
 
 from app import clock, registry
@@ -81,7 +82,7 @@ async def authorize(request: Call, account_id: FromPath[str]) -> Authorize:
 async def callback(
     request: Call,
     code: FromQuery[str | None] = None,
-    state: FromQuery[str | None] = None,
+    state_: Annotated[str | None, QueryParameter(name="state")] = None,
     referer: FromQuery[str | None] = None,
     client_id: FromQuery[str | None] = None,
     error: FromQuery[str | None] = None,
@@ -91,11 +92,11 @@ async def callback(
     app = _app(services)
     if error:
         raise Wrong(403, f"Kommo says that consent was refused; {AGAIN}")
-    if not code or not state:
+    if not code or not state_:
         raise Wrong(400, f"code and state are missing: {AGAIN}")
     if client_id and client_id.lower() != app.app.client_id.lower():
         raise Wrong(400, f"client_id is not our integration's: {CORRECT}")
-    asked = _state(services, state)
+    asked = _state(services, state_)
     crm_url = crm_url_of(referer, _configured(services, asked.account))
     if crm_url is None:
         raise Wrong(400, "referer is not the account's address: give its crm_url in the configuration")
@@ -107,7 +108,7 @@ async def callback(
     except (Full, Unavailable):
         raise Wrong(503, f"the ledger cannot take it now: {AGAIN}", retry_after=1) from None
     page = PAGE.format(account=escape(asked.account))
-    return Response(page, media_type="text/html; charset=utf-8", headers=HEADERS)
+    return Response(page, media_type="text/html", headers=HEADERS)
 
 
 @get(
