@@ -25,7 +25,14 @@ TYPES = ("text", "file", "video", "picture", "voice", "audio", "sticker", "locat
 
 
 class BadHook(Exception):
-    """A signed hook that is not of the documented shape; the message says why."""
+    """A signed hook that is not of the documented shape; the message says why.
+
+    `old`: it is of version v1, which Kommo sends if it was asked to when the channel was connected.
+    """
+
+    def __init__(self, message: str, *, old: bool = False) -> None:
+        super().__init__(message)
+        self.old = old
 
 
 class Who(Struct, frozen=True):
@@ -52,16 +59,30 @@ class Origin(Struct, frozen=True):
 
 
 class Embedded(Struct, frozen=True):
-    """The message that is answered: `id` is Kommo's, `msgid` ours."""
+    """A message that is answered or reacted to: `id` is Kommo's, `msgid` (or `client_id`) ours."""
 
     id: str | None = None
     msgid: str | None = None
+    client_id: str | None = None
+
+    @property
+    def ours(self) -> str | None:
+        """Our id, if it is one."""
+        return next((name for name in (self.msgid, self.client_id) if name and is_uuid(name)), None)
 
 
 class Quote(Struct, frozen=True):
-    """What a message answers."""
+    """What a message answers: as an object of its own, or without that level."""
 
     message: Embedded | None = None
+    id: str | None = None
+    msgid: str | None = None
+
+    @property
+    def answered(self) -> Embedded | None:
+        """The message, told either way."""
+        flat = Embedded(self.id, self.msgid) if self.id or self.msgid else None
+        return self.message or flat
 
 
 class Body(Struct, frozen=True):
@@ -128,12 +149,13 @@ class Action(Struct, frozen=True):
 
 
 class Hook(Struct, frozen=True):
-    """A v2 hook: `message` or `action`."""
+    """A v2 hook: `message` or `action`. A v1 hook has its `conversation_id` here instead."""
 
     account_id: str | None = None
     time: int | None = None
     message: Outgoing | None = None
     action: Action | None = None
+    conversation_id: msgspec.Raw = msgspec.Raw()
 
 
 class Given(NamedTuple):
@@ -160,9 +182,9 @@ def command(where: Link, body: bytes) -> c.AnyCommand:
         return _type(given, action.typing, action.typing.user or action.user or Who())
     if action and action.reaction:
         return _react(given, action.reaction, action.user)
-    raise BadHook(
-        "neither `message` nor `action.typing` nor `action.reaction` is in it (v1 hooks are refused)"
-    )
+    if hook.conversation_id:
+        raise BadHook("it is a v1 hook: connect the account again, which asks for v2", old=True)
+    raise BadHook("neither `message` nor `action.typing` nor `action.reaction` is in it")
 
 
 def _read(body: bytes) -> Hook:
@@ -251,22 +273,22 @@ def _send(where: Link, hook: Outgoing, now: int) -> c.Send:
             client_id=receiver.client_id or None,
         ),
         content=content,
-        reply_stream=_named(where, body.reply_to.message)
-        if body.reply_to and body.reply_to.message
-        else None,
+        reply_stream=_named(where, body.reply_to.answered) if body.reply_to else None,
         source=hook.source.external_id if hook.source else None,
     )
 
 
-def _named(where: Link, message: Embedded) -> str | None:
+def _named(where: Link, message: Embedded | None) -> str | None:
     """The stream of a message that Kommo speaks of: ours by `msgid`, else by its own name."""
-    if message.msgid and is_uuid(message.msgid):
-        return message.msgid
+    if message is None:
+        return None
+    if message.ours:
+        return message.ours
     return ids.message_id(where, KOMMO, message.id) if message.id else None
 
 
 def _content(body: Body, conversation: Where) -> e.Content:
-    answered = body.reply_to.message if body.reply_to else None
+    answered = body.reply_to.answered if body.reply_to else None
     reply = (answered.id or answered.msgid) if answered else None
     content = e.Content(
         type=body.type,
@@ -335,8 +357,8 @@ def _react(given: Given, hook: ReactionHook, user: Who | None) -> c.React:
     ends = _ends(given.where, hook.conversation)
     message = hook.message or Embedded(id=hook.msgid, msgid=hook.msgid)
     named = [ids.message_id(given.where, KOMMO, message.id)] if message.id else []
-    if message.msgid and is_uuid(message.msgid):
-        named.append(message.msgid)
+    if message.ours:
+        named.append(message.ours)
     if not named:
         raise BadHook("action.reaction names no message: neither message.id nor msgid is in it")
     who = hook.user if hook.user.id else user or Who()

@@ -24,6 +24,8 @@ BODY_BYTES_MAX = 256 * 1024
 RETRY_AFTER_SECONDS = 1
 KEEP = """INSERT INTO ledger.refused (id, scope_id, received_at, reason, body)
  VALUES (%s, %s, now(), %s, %s)"""
+SIGNED_HOOK = "a signed hook"
+OLD_HOOK = "a v1 hook (connect the account again: that asks Kommo for v2)"
 log = logging.getLogger("chatledger.webhooks")
 
 
@@ -70,7 +72,8 @@ class Webhooks:
         try:
             command = hooks.command(scope.connection.link, body)
         except BadHook as error:
-            raise await self._keep(scope_id, body, str(error)) from None
+            what = OLD_HOOK if error.old else SIGNED_HOOK
+            raise await self._keep(scope_id, body, str(error), what) from None
         try:
             await self._ledger.submit(command, len(body))
         except (Full, Unavailable):
@@ -85,7 +88,7 @@ class Webhooks:
         except psycopg.OperationalError:
             raise Wrong(503, BUSY, retry_after=RETRY_AFTER_SECONDS) from None
 
-    async def _keep(self, scope_id: str, body: bytes, reason: str) -> Wrong:
+    async def _keep(self, scope_id: str, body: bytes, reason: str, what: str = SIGNED_HOOK) -> Wrong:
         """Keep a signed hook that we cannot read: Kommo will not send it again."""
         refused = uuid.uuid4()
         try:
@@ -93,7 +96,7 @@ class Webhooks:
                 await connection.execute(KEEP, (refused, scope_id, reason.replace("\0", "\ufffd"), body))
         except psycopg.OperationalError:
             return Wrong(503, BUSY, retry_after=RETRY_AFTER_SECONDS)
-        log.error("a signed hook was refused and kept: id %s, %d bytes", refused, len(body))
+        log.error("%s was refused and kept: id %s, %d bytes", what, refused, len(body))
         return Wrong(400, f"the hook cannot be read, and is kept as {refused} (GET /v1/refused): {reason}")
 
     async def messenger(self, name: str, headers: Mapping[str, str], body: bytes) -> Answer:

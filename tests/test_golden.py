@@ -81,3 +81,4 @@ def test_every_documented_variant_of_a_hook_has_a_golden_file():
     assert {"buttons", "url-buttons", "list-message", "template", "media-group", "source"} <= found
     assert {"reply", "reply-to-ours", "forwards", "comment", "write-first", "php-empty-arrays"} <= found
     assert {"typing", "typing-user-beside", "reaction", "reaction-msgid", "unreact"} <= found
+    assert {"reply-flat", "reaction-client-id", "comment-reply-to-ours", "typing-post"} <= found
