@@ -25,6 +25,7 @@ from app.servers import AlreadyRunning, OldServer, servers
 from app.settings import BadSettings, Settings, load_keys, load_settings
 from app.setup import Setup, load_setup
 from app.stream import ForeignStream
+from app.upload import summary, upload
 from ops.demo import demo as run_demo
 from ops.sandbox.cli import sandbox
 
@@ -131,6 +132,54 @@ async def _status(url: str, key: str) -> dict[str, Any]:
         if answer.status != 200:
             raise OSError(f"{url} answered {answer.status}: {told.get('detail')}")
         return dict(told)
+
+
+@cli.command(name="import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--channel", required=True, help="The channel that the messages belong to.")
+@click.option("--account", help="The account (amojo id), if the channel is connected to several.")
+@click.option("--url", help="Where the service listens; the settings' host and port if not given.")
+@click.option("--again", is_flag=True, help="Begin at the first line, though it was imported before.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.pass_obj
+def import_command(
+    config: Path | None, /, file: Path, url: str | None, as_json: bool, again: bool, **place: str | None
+) -> None:
+    """Import FILE into a running service: messages in the contract's shape, as JSON, one a line.
+
+    What was cut off goes on where it stopped, and the same file again changes nothing. The exit code is 1
+    unless every line is in the ledger.
+    """
+    settings = _settings(config, {})
+    where = url or f"http://{settings.host}:{settings.port}"
+    given = {"channel": place["channel"], "account_id": place["account"], "again": str(again).lower()}
+    query = {name: value for name, value in given.items() if value is not None}
+    size = file.stat().st_size
+    report = asyncio.run(_failing(_import(where, load_keys(settings).admin, file, size, query)))
+    print(json.dumps(report) if as_json else "\n".join(summary(report)))
+    if report["state"] != "done" or report["skipped"] or report["conflicts"]:
+        sys.exit(1)
+
+
+async def _import(url: str, key: str, file: Path, size: int, query: dict[str, str]) -> dict[str, Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    with progress:
+        tasks = {"sending": progress.add_task("sending (bytes)", total=size)}
+
+        def told(said: dict[str, Any]) -> None:
+            if said["stage"] not in tasks:
+                tasks[said["stage"]] = progress.add_task(said["stage"], total=None)
+            progress.update(tasks[said["stage"]], completed=said["line"], total=said["lines"])
+
+        return await upload(
+            url,
+            key,
+            file,
+            query,
+            sent=lambda done: progress.update(tasks["sending"], completed=done),
+            told=told,
+        )
 
 
 @cli.command()

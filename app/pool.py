@@ -93,6 +93,10 @@ class Pool:
                 else:
                     await link.close()
 
+    async def apart(self) -> Link:
+        """A connection beside the pool, for who holds a lock with it, and closes it."""
+        return await schema.connect(self._url)
+
     async def _take(self) -> Link:
         """A free connection, or a new one."""
         while self._free:

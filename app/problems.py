@@ -19,6 +19,7 @@ TITLES = {
     500: "Our fault",
     502: "The other side refused",
     503: "Not now",
+    507: "No room",
 }
 
 

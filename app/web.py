@@ -27,19 +27,22 @@ from app import (
     consent,
     described,
     examples,
+    imports,
     metrics,
     pages,
     problems,
+    sending,
     shapes,
     webhooks,
 )
-from app.actions import ACTIONS_MAX, Action
+from app.actions import ACTIONS_MAX
 from app.answers import answers, takes
 from app.front import App, Front, Receive, read, refuse
 from app.hooks import Hook
 from app.pool import BadFilter, ViewsMissing
 from app.problems import Fault, Wrong
 from app.read import BadCursor
+from app.said import Action
 from app.services import Call, Services, services_of
 
 Failure = Response[bytes] | Response[str]
@@ -196,9 +199,11 @@ def application(services: Services, *more: Any) -> Front:
     keyed: list[HTTPRouteHandler] = [
         *admin.routes,
         *api.routes,
+        *sending.routes,
         *consent.routes,
         *accounts.routes,
         *catalog.routes,
+        *imports.routes,
     ]
     v1 = Router("/v1", route_handlers=keyed, guards=[guard], security=secured)
     app = Litestar(
