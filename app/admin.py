@@ -42,10 +42,14 @@ class ChannelChange(Struct, frozen=True):
 
 
 class NewConnection(Struct, frozen=True):
-    """The account to connect, by its amojo id, and the title it shows there."""
+    """The account to connect, by its amojo id, and the title it shows there.
+
+    `is_time_window_disabled`: managers may write at any time, whatever the channel says; left out, it stays.
+    """
 
     account_id: Uuid
     title: Annotated[str, Meta(max_length=255)] = ""
+    is_time_window_disabled: bool | None = None
 
 
 class ConnectionShown(Struct, frozen=True):
@@ -55,6 +59,7 @@ class ConnectionShown(Struct, frozen=True):
     scope_id: str
     title: str
     connected_at: str
+    is_time_window_disabled: bool = False
 
 
 class KommoShown(Struct, frozen=True):
@@ -136,7 +141,10 @@ async def connect(
     request: Call, name: FromPath[str], data: JSONBody[NewConnection]
 ) -> Response[ConnectionShown]:
     """201 when Kommo has connected it, 200 when it was connected; 502 with Kommo's answer if it refuses."""
-    done = await registry.connect(services_of(request), name, data.account_id, data.title)
+    disabled = data.is_time_window_disabled
+    done = await registry.connect(
+        services_of(request), name, data.account_id, data.title, is_time_window_disabled=disabled
+    )
     now = done.channel.connections[data.account_id.lower()]
     status = 200 if done.again else 201
     return Response(_connection(now), status_code=status, headers=_position(done.recorded))
@@ -169,7 +177,13 @@ def _shown(channel: Channel) -> ChannelShown:
 
 def _connection(connection: Connection) -> ConnectionShown:
     where = connection.link
-    return ConnectionShown(where.account, where.scope_id, connection.title, connection.connected_at)
+    return ConnectionShown(
+        where.account,
+        where.scope_id,
+        connection.title,
+        connection.connected_at,
+        connection.is_time_window_disabled,
+    )
 
 
 routes = [register, change, channels, connect, disconnect]

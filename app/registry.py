@@ -123,28 +123,39 @@ async def change(
 
 
 async def connect(
-    services: Services, name: str, account: str, title: str, *, by: str = OPERATOR, anew: bool = True
+    services: Services,
+    name: str,
+    account: str,
+    title: str,
+    *,
+    by: str = OPERATOR,
+    anew: bool = True,
+    is_time_window_disabled: bool | None = None,
 ) -> Done:
     """Connect an account: at Kommo, then in the ledger; what was parked for want of it is taken up.
 
     `anew` false: it may have been connected all the time, so what Kommo did not find then stays parked.
-    Raises NotDone.
+    `is_time_window_disabled` None: as it was. Raises NotDone.
     """
     channel = await named(services, name)
     account = account.lower()
     where = ids.link(name, channel.channel_id, account)
     before = channel.connections.get(account)
     again = before is not None and before.connected
+    kept = before is not None and before.is_time_window_disabled
+    disabled = kept if is_time_window_disabled is None else is_time_window_disabled
     try:
-        await _ask_kommo(services, channel, "connect", account, title or name)
+        await _ask_kommo(services, channel, "connect", account, title or name, disabled=disabled)
     except NotDone as refused:
-        if not refused.passing:
-            await services.attempts.note(name, account, refused.problem.detail)
+        await services.attempts.note(name, account, refused.problem.detail)
         raise
     stream = ids.connection_stream(where)
     given = clock.stamp(where, stream, by, now=clock.now_ms())
     system = anew and again and by != OPERATOR
-    recorded = await record(services, c.Connect(**given, stream=stream, title=title or name, again=system))
+    command = c.Connect(
+        **given, stream=stream, title=title or name, again=system, is_time_window_disabled=disabled
+    )
+    recorded = await record(services, command)
     channel = await _in_force(services, name, recorded)
     await services.attempts.note(name, account)
     await _resume(services, where, (DISCONNECTED, *LOST) if anew else (DISCONNECTED,), by)
@@ -246,11 +257,13 @@ async def _in_force(services: Services, name: str, recorded: Recorded) -> Channe
     return await named(services, name)
 
 
-async def _ask_kommo(services: Services, channel: Channel, what: str, account: str, title: str) -> None:
+async def _ask_kommo(
+    services: Services, channel: Channel, what: str, account: str, title: str, *, disabled: bool = False
+) -> None:
     who = Credentials(channel.channel_id, channel.secrets.kommo)
     try:
         if what == "connect":
-            answer = await services.kommo.connect(who, account, title)
+            answer = await services.kommo.connect(who, account, title, is_time_window_disabled=disabled)
         else:
             answer = await services.kommo.disconnect(who, account)
     except Unreached as error:
