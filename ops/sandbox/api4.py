@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 from litestar import Response
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from ops.sandbox.config import CrmAccount
 from ops.sandbox.faults import Fault
@@ -169,3 +169,35 @@ def _bad_part(message: str) -> BadPart:
         return BadPart("FieldMissing", path, "This field is required.", index)
     code = "InvalidType" if what.startswith("Expected") else "InvalidValue"
     return BadPart(code, path, what, index)
+
+
+def collection(
+    caller: Caller, path: str, name: str, items: list[dict[str, object]], total: int = -1
+) -> dict[str, object]:
+    """Things of one kind, as every list of the v4 API has them."""
+    return {
+        "_total_items": len(items) if total < 0 else total,
+        "_links": caller.link(path),
+        "_embedded": {name: items},
+    }
+
+
+def page_of(caller: Caller, path: str, name: str, items: list[dict[str, object]], most: int) -> Reply:
+    """One page of a list (`page`, `limit`); 204 when there is nothing on it."""
+    page, limit = caller.number("page", 1, 1_000_000), caller.number("limit", most, most)
+    shown = items[(page - 1) * limit : page * limit]
+    if not shown:
+        return Reply(204)
+    return Reply(200, {"_page": page} | collection(caller, path, name, shown))
+
+
+def few(parts: list[T], most: int) -> list[T]:
+    """The parts of a body, if there are some and not too many; Wrong 400 otherwise."""
+    if not 1 <= len(parts) <= most:
+        raise Wrong(400, f"The body holds {len(parts)} things: send 1..{most}")
+    return parts
+
+
+def request_id(index: int, told: str | int | UnsetType) -> str:
+    """What the answer calls a part of the body: as told, else by its place."""
+    return str(index) if told is UNSET else str(told)

@@ -5,6 +5,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct, field
 
+from ops.sandbox.config import CHATS_MAX
 from ops.sandbox.store import Store
 
 
@@ -28,6 +29,8 @@ class Contact(Struct, kw_only=True):
     name: str = ""
     first_name: str = ""
     last_name: str = ""
+    phone: str = ""
+    email: str = ""
     fields: list[dict[str, object]] = field(default_factory=list)
     hidden: bool = False
     created_at: int = 0
@@ -35,11 +38,11 @@ class Contact(Struct, kw_only=True):
 
 
 class Link(Struct, kw_only=True):
-    """A chat belongs to this contact; a new link has a new id."""
+    """The chat `id` belongs to this contact; a new link has a new number."""
 
-    id: int
+    id: str
     account: str
-    chat_id: str
+    number: int
     contact_id: int
 
 
@@ -96,6 +99,7 @@ class Incoming(Struct, kw_only=True):
     """An incoming lead; `action` is empty until it is accepted, declined or linked."""
 
     id: str
+    number: int
     account: str
     chat_id: str
     contact_id: int
@@ -104,6 +108,7 @@ class Incoming(Struct, kw_only=True):
     source_external_id: str = ""
     action: str = ""
     lead_id: int = 0
+    user_id: int = 0
     message_id: str = ""
 
 
@@ -172,6 +177,7 @@ class Table(Generic[Row]):
         """Keep it, new or changed."""
         self.rows[_id(row)] = row
         self.store.save(self.kind, str(_id(row)), row)
+        self.trim()
         return row
 
     def delete(self, row: Row) -> None:
@@ -183,6 +189,11 @@ class Table(Generic[Row]):
         """Forget all; numbers go on."""
         self.rows.clear()
         self.store.clear((self.kind,))
+
+    def trim(self) -> None:
+        """Beyond the limit the oldest is forgotten."""
+        if len(self.rows) > CHATS_MAX:
+            self.delete(next(iter(self.rows.values())))
 
 
 class Books:
@@ -202,6 +213,33 @@ class Books:
         self.talks = Table(store, "talk", Talk)
         self.incoming = Table(store, "incoming", Incoming)
         self.leads = Table(store, "lead", Lead)
+        self._talks = {talk.chat_id: talk.id for talk in self.talks}
+        self._numbers = max(
+            [2000, *(one.number for one in self.links), *(one.number for one in self.incoming)]
+        )
+
+    def number(self) -> int:
+        """A number for a link or an incoming lead."""
+        self._numbers += 1
+        return self._numbers
+
+    def link(self, chat_id: str) -> Link | None:
+        """Whose a chat is."""
+        return self.links.get(chat_id)
+
+    def talk(self, chat_id: str) -> Talk | None:
+        """The latest talk of a chat."""
+        return self.talks.get(self._talks.get(chat_id, 0))
+
+    def waiting(self, chat_id: str) -> Incoming | None:
+        """The incoming lead of a chat that nobody has accepted or declined yet."""
+        found = (one for one in self.incoming if one.chat_id == chat_id and not one.action)
+        return next(found, None)
+
+    def save_talk(self, talk: Talk) -> None:
+        """Keep a talk, new or changed."""
+        self.talks.save(talk)
+        self._talks[talk.chat_id] = max(talk.id, self._talks.get(talk.chat_id, 0))
 
     def clear(self, *, keep_consent: bool) -> None:
         """Forget everything, consents and subscriptions too unless told otherwise."""
@@ -215,6 +253,7 @@ class Books:
             self.incoming.clear,
             self.leads.clear,
         )
+        self._talks.clear()
         for clear in content if keep_consent else (*consent, *content):
             clear()
 

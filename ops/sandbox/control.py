@@ -282,6 +282,8 @@ async def clear_state(request: Call) -> None:
     sandbox.phone.clear()
     sandbox.faults.clear()
     sandbox.hooks.sent.clear()
+    sandbox.crm_hooks.sent.clear()
+    await sandbox.crm_hooks.close()
     await sandbox.hooks.lanes.close()
     await sandbox.messenger.lanes.close()
     for side in ("manager", "customer"):

@@ -9,6 +9,7 @@ from ops.sandbox.crm import Chat, Connection, Crm, Message, Person, new_id, now_
 from ops.sandbox.feed import Feed
 from ops.sandbox.hooks import Hooks, Sent
 from ops.sandbox.kommo import react
+from ops.sandbox.office import Office
 
 TYPING_SECONDS = 5.0
 KINDS = ("text", "file", "video", "picture", "voice", "audio", "sticker", "location", "contact")
@@ -44,8 +45,8 @@ class Address(Struct, frozen=True, kw_only=True):
 class Desk:
     """The manager's side of the fake Kommo."""
 
-    def __init__(self, config: Config, crm: Crm, hooks: Hooks, feed: Feed) -> None:
-        self.config, self.crm, self.hooks, self.feed = config, crm, hooks, feed
+    def __init__(self, config: Config, crm: Crm, hooks: Hooks, feed: Feed, office: Office) -> None:
+        self.config, self.crm, self.hooks, self.feed, self.office = config, crm, hooks, feed, office
         self._typed: dict[str, float] = {}
 
     def connection(self, scope_id: str) -> Connection:
@@ -103,6 +104,7 @@ class Desk:
         if message.id not in self.crm.messages:
             self.crm.append(message)
         chat.unread = 0
+        self.office.answered(chat)
         self.feed.publish("manager", "message", chat=chat.id, message=message.id)
         return message, sent
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from itertools import count
 
 import aiohttp
@@ -52,6 +53,7 @@ class Hooks:
 
     def __init__(self, config: Config, crm: Crm, faults: Faults, feed: Feed) -> None:
         self.config, self.crm, self.faults, self.feed = config, crm, faults, feed
+        self.source_of: Callable[[Chat], str] = _own_source
         self.secrets = {channel.id: channel.secret for channel in config.channels}
         self.sent: deque[Hook] = deque(maxlen=RECORDS_MAX)
         self.lanes = Lanes(WAITING_MAX)
@@ -73,8 +75,8 @@ class Hooks:
             "msec_timestamp": message.msec_timestamp,
             "message": {"id": message.id, **EMPTY, **message.message},
         }
-        if chat.source:
-            told["source"] = {"external_id": chat.source}
+        if source := self.source_of(chat):
+            told["source"] = {"external_id": source}
         return self.send("message", connection, {"message": told}, lane=chat.id, message=message)
 
     def typing(self, connection: Connection, chat: Chat, user: str, *, variant: str) -> Sent:
@@ -198,6 +200,10 @@ class Hooks:
         if client.client_id:
             told["client_id"] = client.client_id
         return told
+
+
+def _own_source(chat: Chat) -> str:
+    return chat.source
 
 
 def _conversation(chat: Chat) -> dict[str, str]:

@@ -23,6 +23,7 @@ from ops.sandbox.crm import (
 )
 from ops.sandbox.feed import Feed
 from ops.sandbox.hooks import Hooks
+from ops.sandbox.office import Office
 
 HISTORY_MAX = 50
 ERROR_CODES = (901, 902, 903, 904, 905)
@@ -41,8 +42,8 @@ class Refused(Exception):
 class Kommo:
     """The calls an integration may make; each takes the raw body and gives what the answer holds."""
 
-    def __init__(self, config: Config, crm: Crm, hooks: Hooks, feed: Feed) -> None:
-        self.config, self.crm, self.hooks, self.feed = config, crm, hooks, feed
+    def __init__(self, config: Config, crm: Crm, hooks: Hooks, feed: Feed, office: Office) -> None:
+        self.config, self.crm, self.hooks, self.feed, self.office = config, crm, hooks, feed, office
         self.channels = {channel.id: channel for channel in config.channels}
         self.managers = {manager.id: manager.name for manager in config.managers}
         self.bots = {channel.bot_id for channel in config.channels}
@@ -171,6 +172,8 @@ class Kommo:
         )
         chat.source = message.source or chat.source
         self.crm.append(message)
+        if not outgoing:
+            self.office.heard(chat, message)
         self.feed.publish("manager", "message", chat=chat.id, message=message.id)
         if outgoing and self.config.echo and sender in self.managers:
             self.hooks.message(self.connected(scope_id), chat, message)

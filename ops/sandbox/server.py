@@ -11,11 +11,12 @@ import uvicorn
 from litestar import Litestar, Response
 from litestar.datastructures import State
 
-from ops.sandbox import accounts, amojo, control, crmcontrol, hook, oauth, pages
+from ops.sandbox import amojo, control, crmcontrol, hook, oauth, pages, v4
 from ops.sandbox.books import Books
 from ops.sandbox.config import BODY_MAX, Config
 from ops.sandbox.consent import Consent
 from ops.sandbox.crm import Crm
+from ops.sandbox.crmhooks import CrmHooks
 from ops.sandbox.desk import Desk, Impossible
 from ops.sandbox.faults import Faults
 from ops.sandbox.feed import Feed
@@ -23,6 +24,7 @@ from ops.sandbox.hooks import Hooks
 from ops.sandbox.kommo import Kommo
 from ops.sandbox.lanes import Full
 from ops.sandbox.messenger import Messenger
+from ops.sandbox.office import Office
 from ops.sandbox.phone import Phone
 from ops.sandbox.rates import Rate
 from ops.sandbox.store import Store
@@ -52,6 +54,7 @@ class Sandbox:
         self.url = f"http://{host}:{port}"
         self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         self.hooks.start(self.session)
+        self.crm_hooks.start(self.session)
         self.messenger.start(self.session)
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
         await self._server.listening.wait()
@@ -64,6 +67,7 @@ class Sandbox:
         self.feed.close()
         self._server.should_exit = True
         await self.hooks.lanes.close()
+        await self.crm_hooks.close()
         await self.messenger.lanes.close()
         await self._serving
         await self.session.close()
@@ -74,10 +78,13 @@ class Sandbox:
         self.feed, self.faults = Feed(), Faults()
         self.crm, self.phone = Crm(self.store), Phone(self.store)
         self.hooks = Hooks(self.config, self.crm, self.faults, self.feed)
-        self.kommo = Kommo(self.config, self.crm, self.hooks, self.feed)
-        self.desk = Desk(self.config, self.crm, self.hooks, self.feed)
         self.books = Books(self.store)
         self.consent = Consent(self.config, self.crm, self.books)
+        self.crm_hooks = CrmHooks(self.config, self.books, self.faults)
+        self.office = Office(self.config, self.crm, self.books, self.crm_hooks, self.feed)
+        self.hooks.source_of = self.office.source
+        self.kommo = Kommo(self.config, self.crm, self.hooks, self.feed, self.office)
+        self.desk = Desk(self.config, self.crm, self.hooks, self.feed, self.office)
         self.crm_rate = Rate(self.config.crm_per_second)
         self.messenger = Messenger(self.config, self.phone, self.feed)
 
@@ -87,7 +94,7 @@ class Sandbox:
                 *amojo.ROUTES,
                 *hook.ROUTES,
                 *oauth.ROUTES,
-                *accounts.ROUTES,
+                *v4.ROUTES,
                 crmcontrol.ROUTER,
                 control.ROUTER,
                 pages.ROUTER,
