@@ -11,19 +11,22 @@ from typing import Any, TypeVar
 
 import aiohttp
 import click
+import msgspec
 import psycopg
 import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from app import doctor as doctors
 from app import project
 from app.children import ServerFailed
+from app.example import EXAMPLE
 from app.jetstream import JetStreamError
 from app.schema import OldSchema
 from app.serve import RoleFailed, migrate, running
 from app.servers import AlreadyRunning, OldServer, servers
 from app.settings import BadSettings, Settings, load_keys, load_settings
-from app.setup import Setup, load_setup
+from app.setup import Setup, check_together, load_setup
 from app.stream import ForeignStream
 from app.upload import summary, upload
 from ops.demo import demo as run_demo
@@ -69,7 +72,7 @@ def serve(config: Path | None, roles: str | None, host: str | None, port: int | 
     """
     given = {"ROLES": roles, "HOST": host, "PORT": None if port is None else str(port)}
     settings = _settings(config, given)
-    _run(_serve(settings, _setup(config)))
+    _run(_serve(settings, _setup(config, settings)))
 
 
 async def _serve(settings: Settings, setup: Setup) -> None:
@@ -183,6 +186,26 @@ async def _import(url: str, key: str, file: Path, size: int, query: dict[str, st
 
 
 @cli.command()
+@click.option("--json", "as_json", is_flag=True, help='Print {"checks":[{"name","ok","says","todo"}]}.')
+@click.option("--example", is_flag=True, help="Only print a complete file for --config, each line explained.")
+@click.pass_obj
+def doctor(config: Path | None, as_json: bool, example: bool) -> None:
+    """Try everything an installation needs: each in a sentence, with what to do if it is wrong.
+
+    Exits with 1 if something is wrong.
+    """
+    if example:
+        click.echo(EXAMPLE, nl=False)
+        return
+    checks = asyncio.run(doctors.diagnose(config))
+    if as_json:
+        click.echo(msgspec.json.encode({"checks": checks}))
+    else:
+        doctors.show(checks, Console())
+    sys.exit(0 if all(check.ok for check in checks) else 1)
+
+
+@cli.command()
 @click.pass_obj
 def rebuild(config: Path | None) -> None:
     """Build all views anew from the ledger, beside the old ones, and switch. Reads go on meanwhile."""
@@ -220,9 +243,11 @@ def _settings(config: Path | None, given: dict[str, str | None]) -> Settings:
         sys.exit(2)
 
 
-def _setup(config: Path | None) -> Setup:
+def _setup(config: Path | None, settings: Settings) -> Setup:
     try:
-        return load_setup(config)
+        setup = load_setup(config)
+        check_together(settings, setup)
+        return setup
     except BadSettings as error:
         print(f"chatledger: {error}", file=sys.stderr)
         sys.exit(2)

@@ -3,12 +3,17 @@
 A row without an account is about the channel itself. Whatever connects a channel later outdates what is kept.
 """
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import cast
 
 from msgspec import Struct
 
 from app import schema
 
+LOCK_POLL_SECONDS = 0.5
+TAKE = "SELECT pg_try_advisory_lock(%s)"
 NOW = "SELECT extract(epoch FROM clock_timestamp())::float8"
 NOTE = """
 INSERT INTO ledger.connecting (channel, account_id, tried_at, problem)
@@ -18,10 +23,6 @@ ON CONFLICT (channel, account_id) DO UPDATE SET tried_at = excluded.tried_at, pr
 WENT_WELL = """
 SELECT 1 FROM ledger.connecting WHERE channel = %(channel)s AND account_id = %(account)s AND problem IS NULL
   AND extract(epoch FROM tried_at)::float8 > %(since)s
-"""
-WENT_WRONG = """
-SELECT 1 FROM ledger.connecting
-WHERE channel = %(channel)s AND account_id = %(account)s AND problem IS NOT NULL
 """
 PROBLEMS = """
 SELECT p.channel, nullif(p.account_id, '') AS account_id, p.problem,
@@ -60,9 +61,16 @@ class Attempts:
         """Whether the last attempt, whoever made it, was after `since` and went well."""
         return bool(await self._all(WENT_WELL, {"channel": channel, "account": account, "since": since}))
 
-    async def went_wrong(self, channel: str, account: str) -> bool:
-        """Whether the last attempt failed."""
-        return bool(await self._all(WENT_WRONG, {"channel": channel, "account": account}))
+    @contextlib.asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """While no other process connects what it must at its start; waits until it may."""
+        async with await schema.connect(self._url) as connection:
+            while True:
+                cursor = await connection.execute(TAKE, (schema.CONNECT_LOCK,))
+                if (await cursor.fetchone()) == (True,):
+                    break
+                await asyncio.sleep(LOCK_POLL_SECONDS)
+            yield  # The lock goes with the connection.
 
     async def _all(self, statement: str, values: dict[str, object]) -> list[tuple[object, ...]]:
         async with await schema.connect(self._url) as connection:

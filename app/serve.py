@@ -12,7 +12,7 @@ import psycopg
 import uvicorn
 from psycopg import sql
 
-from app import console, jetstream, schema, web
+from app import console, jetstream, reconnect, schema, web
 from app.budget import Budget
 from app.channels import Channels
 from app.client import Client
@@ -213,6 +213,7 @@ async def _working(run: Running, where: Servers, hub: _Hub) -> AsyncIterator[Non
             deliverer = services.deliverer = Deliverer(where.database_url, nats, services.ledger, pusher)
             hub.listeners.append(deliverer.wake)
             stack.push_async_callback(_start(run, "deliver", deliverer.run()))
+            stack.push_async_callback(_start(run, "start", reconnect.Start(services).run()))
         yield
 
 

@@ -77,10 +77,11 @@ async def servers(settings: Settings) -> AsyncIterator[Servers]:
 
 async def check_versions(database_url: str, nats_url: str) -> None:
     """Refuse servers that we were not made for. Raises OldServer; ServerFailed if one does not answer."""
-    await _together(_check_postgres(database_url), _check_nats(nats_url))
+    await _together(check_postgres(database_url), check_nats(nats_url))
 
 
-async def _check_postgres(url: str) -> None:
+async def check_postgres(url: str) -> None:
+    """Raises OldServer, and ServerFailed if it does not answer."""
     try:
         connection = await psycopg.AsyncConnection.connect(url, connect_timeout=CONNECT_SECONDS)
     except psycopg.OperationalError as error:
@@ -98,8 +99,11 @@ async def _check_postgres(url: str) -> None:
         )
 
 
-async def _check_nats(urls: str) -> None:
-    """A server greets before it asks who we are, so every one of a cluster is seen with no client at all."""
+async def check_nats(urls: str) -> None:
+    """A server greets before it asks who we are, so every one of a cluster is seen with no client at all.
+
+    Raises OldServer, and ServerFailed if one does not answer.
+    """
     for url in urls.split(","):
         place = urlsplit(url)
         host, port = place.hostname or "", place.port or NATS_PORT

@@ -100,6 +100,17 @@ def load_keys(settings: Settings) -> Keys:
     return Keys(admin, _master_key(sealed, str(settings.data / "master.key")))
 
 
+def from_environment(text: str, environment: Mapping[str, str] | None = None) -> str:
+    """What a text of the file stands for: `env:NAME` is the value of that variable. Raises BadSettings."""
+    kind, _, name = text.partition(":")
+    if kind != "env":
+        return text
+    found = (os.environ if environment is None else environment).get(name, "")
+    if not found:
+        raise BadSettings(f"the environment has no {name}: set it, or write the value itself")
+    return found
+
+
 def prepare_folder(folder: Path) -> None:
     """Make the data folder unless it is there, for its owner only. Raises BadSettings.
 

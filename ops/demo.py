@@ -8,10 +8,11 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import aiohttp
 import msgspec
 from msgspec import Struct
 
+from app import reconnect, setup
+from app.problems import Wrong
 from app.serve import Running, running
 from app.settings import Settings, prepare_folder
 from ops.sandbox import Channel, Config, Sandbox
@@ -59,7 +60,7 @@ async def demo(settings: Settings, stop_on_signals: Callable[[], asyncio.Event])
         sandbox = await stack.enter_async_context(Sandbox(_config(folder, secrets, url)))
         settings = msgspec.structs.replace(settings, data=folder, port=port, kommo_url=sandbox.url)
         run = await stack.enter_async_context(running(settings))
-        await _connect(run, url, sandbox.url, secrets)
+        await _connect(run, sandbox.url, secrets)
         run.services.demo_links = {
             "Customer": f"{sandbox.url}/customer",
             "Manager": f"{sandbox.url}/manager",
@@ -89,29 +90,15 @@ def _config(folder: Path, secrets: Secrets, url: str) -> Config:
     )
 
 
-async def _connect(run: Running, url: str, sandbox_url: str, secrets: Secrets) -> None:
-    """Register the channel and connect the account through the API; both are no news the second time."""
-    channel = {
-        "name": NAME,
-        "kommo": {"channel_id": CHANNEL_ID, "secret": secrets.kommo},
-        "messenger": {"kind": "webhook", "url": f"{sandbox_url}/messenger/hook", "secret": secrets.messenger},
-    }
-    headers = {"Authorization": f"Bearer {run.services.keys.admin}"}
-    async with aiohttp.ClientSession(url, headers=headers) as session:
-        async with session.post("/v1/channels", json=channel) as answer:
-            status = answer.status
-        if status == 409:  # Registered before, with the sandbox's earlier address.
-            await _ask(session, "PUT", f"/v1/channels/{NAME}", {"messenger": channel["messenger"]})
-        elif status not in (200, 201):
-            raise DemoFailed(f"the channel was not registered: HTTP {status}")
-        connection = {"account_id": ACCOUNT_ID, "title": "Demo messenger"}
-        await _ask(session, "POST", f"/v1/channels/{NAME}/connections", connection)
-
-
-async def _ask(session: aiohttp.ClientSession, method: str, path: str, body: object) -> None:
-    async with session.request(method, path, json=body) as answer:
-        if answer.status not in (200, 201):
-            raise DemoFailed(f"{method} {path} answered {answer.status}: {await answer.text()}")
+async def _connect(run: Running, sandbox_url: str, secrets: Secrets) -> None:
+    """Register the channel and connect the account, as a start does for the file: no news the second time."""
+    kommo = setup.KommoSide(CHANNEL_ID, secrets.kommo)
+    messenger = setup.MessengerSide("webhook", f"{sandbox_url}/messenger/hook", secrets.messenger)
+    account = setup.Connected(ACCOUNT_ID, "Demo messenger")
+    try:
+        await reconnect.bring(run.services, setup.Channel(NAME, kommo, messenger, (account,)))
+    except Wrong as wrong:
+        raise DemoFailed(f"the demo was not connected: {wrong.problem.detail}") from None
 
 
 def _greet(run: Running, sandbox_url: str) -> None:

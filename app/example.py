@@ -1,0 +1,50 @@
+"""A complete file for `--config`, each line said; a test loads it, so it is never wrong."""
+
+EXAMPLE = """\
+# chatledger: everything an integrator writes down. Use it with: chatledger --config chatledger.toml serve
+# Any text may be "env:NAME": then the value is that of the variable NAME, and this file holds no secret.
+# A setting CHATLEDGER_… in the environment wins over the one here. Check it all: chatledger --config … doctor
+
+CHATLEDGER_PUBLIC_URL = "https://chat.example.com"   # under which all others reach us
+CHATLEDGER_PORT = 8080                               # where HTTP listens, behind a reverse proxy with TLS
+# CHATLEDGER_DATA = "/var/lib/chatledger"            # keys, and private servers without these URLs:
+# CHATLEDGER_DATABASE_URL = "postgresql://chatledger:PASSWORD@db.example.com/chatledger"
+# CHATLEDGER_NATS_URL = "nats://chatledger:PASSWORD@nats.example.com:4222"
+
+# A channel is what Kommo's support registers for you. Tell it the hook address, version v2:
+#   https://chat.example.com/kommo/:scope_id
+[[channels]]
+name = "acme"                                        # a to z, digits, hyphens; in our URLs
+
+[channels.kommo]
+channel_id = "344a5002-f8ca-454d-af3d-396180102ac7"  # these three come from Kommo's support
+secret = "env:ACME_CHANNEL_SECRET"
+bot_id = "b07b07b0-0000-4000-8000-000000000001"      # may be left out
+
+[channels.messenger]
+kind = "webhook"
+url = "https://messenger.example.com/chatledger"     # takes message.send, typing and reactions
+secret = "env:ACME_MESSENGER_SECRET"                 # whsec_… of Standard Webhooks, for both directions
+
+# Accounts that the channel shall be connected to, by their amojo_id: GET /api/v4/account?with=amojo_id
+[[channels.connections]]
+account_id = "52e591f7-c98f-4255-8495-827210138c81"
+title = "Acme chat"                                  # what managers see; may be left out
+
+# The integration, from its page in Kommo. Needed for contacts, leads, users, sources, templates and talks.
+[oauth]
+client_id = "11111111-2222-3333-4444-555555555555"
+client_secret = "env:KOMMO_CLIENT_SECRET"
+redirect_url = "https://chat.example.com/oauth/callback"
+# authorize_url = "https://www.kommo.com/oauth"
+
+# Accounts that let us into their CRM, and where that is.
+[[accounts]]
+account_id = "52e591f7-c98f-4255-8495-827210138c81"
+crm_url = "https://acme.kommo.com"
+
+# Calls a second that one account's Kommo takes from all our processes together.
+[budgets]
+crm_per_second = 7.0                                 # as Kommo documents it
+chats_per_second = 500.0                             # where it begins; Kommo's answers change it
+"""

@@ -1,0 +1,235 @@
+"""At start the ledger comes to what the file says, and Kommo to what the ledger says, once.
+
+The file's channels are registered, or changed as PUT does: the file wins over what was changed through the
+API. Then Kommo is asked to connect every account that is recorded as connected, for a reinstallation of the
+integration drops the connection without a word, and every account that the file names, unless an operator
+disconnected it: that stays in force until an operator connects it again. Nothing is disconnected for not
+being in the file.
+
+It happens behind the service, which takes requests meanwhile, in whichever process delivers and is first.
+What may pass (Kommo is down, the ledger is busy) is tried again for about two hours; what Kommo refuses is
+not. Each outcome is one line in the log; what failed is also in GET /v1/status.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import uuid
+from collections.abc import Awaitable, Callable
+
+import psycopg
+from msgspec import Struct
+
+from app import registry
+from app.channels import Channel, Connection, WrongMasterKey
+from app.client import Answer, Unreached
+from app.kommo import Credentials, Kommo
+from app.pool import ViewsMissing
+from app.problems import Wrong
+from app.queries import STREAM
+from app.registry import NewChannel, NotDone
+from app.rows import EventRow
+from app.services import Services
+from app.setup import Channel as Named
+from domain import events as e
+from domain import ids
+
+SYSTEM = "system"
+ROUNDS_MAX = 30
+DELAY_FIRST_SECONDS = 1.0
+DELAY_SECONDS_MAX = 300.0
+AT_ONCE = 8
+OPERATOR_SECONDS = 1.0  # An operator who disconnects tells Kommo first: that must not be undone.
+log = logging.getLogger("chatledger.start")
+
+
+class Wanted(Struct, frozen=True):
+    """A channel that shall be connected to an account, which `connected` says it is by the ledger."""
+
+    channel: str
+    account: str
+    title: str
+    connected: bool
+
+
+class Start:
+    """What a start has to do; `run` does it."""
+
+    def __init__(self, services: Services, *, delay_seconds: float = DELAY_FIRST_SECONDS) -> None:
+        """`delay_seconds`: how long the first pause is before what failed is tried again; each is doubled."""
+        self._services = services
+        self._delay_seconds = delay_seconds
+        self._settled: set[tuple[str, str]] = set()
+        self._failing: dict[tuple[str, str], str] = {}
+        self._since = 0.0
+
+    async def run(self) -> None:
+        """Until everything is settled, or has failed for about two hours."""
+        delay = self._delay_seconds
+        for _ in range(ROUNDS_MAX):
+            with contextlib.suppress(psycopg.OperationalError, ViewsMissing):
+                self._since = self._since or await self._services.attempts.now()
+                async with self._services.attempts.alone():
+                    if await self._round():
+                        return
+            await asyncio.sleep(random.uniform(delay / 2, delay))
+            delay = min(delay * 2, DELAY_SECONDS_MAX)
+        for key, reason in self._failing.items():
+            log.error("%s: given up until the next start: %s", _name(*key), reason)
+
+    async def _round(self) -> bool:
+        """Try what is not settled; whether nothing is left."""
+        services = self._services
+        try:
+            for named in services.setup.channels:
+                await self._try(named.name, "", lambda named=named: register(services, named))  # type: ignore[misc]
+            wanted = await self._wanted()
+        except WrongMasterKey as error:
+            log.error("no channel can be connected: %s", error)
+            return True
+        for key in self._failing.keys() - {(want.channel, want.account) for want in wanted}:
+            if key[1]:
+                del self._failing[key]
+        places = asyncio.Semaphore(AT_ONCE)
+
+        async def one(want: Wanted) -> None:
+            async with places:
+                await self._try(want.channel, want.account, lambda: self._connect(want))
+
+        await asyncio.gather(*(one(want) for want in wanted))
+        return not self._failing
+
+    async def _try(self, channel: str, account: str, work: Callable[[], Awaitable[str]]) -> None:
+        """Do it unless it is settled, and tell how that ended: once, however often it is tried."""
+        key = (channel, account)
+        if key in self._settled:
+            return
+        try:
+            told = await work()
+        except Wrong as wrong:
+            reason = wrong.problem.detail
+            passing = wrong.passing if isinstance(wrong, NotDone) else wrong.status == 503
+            if not account:
+                await self._services.attempts.note(channel, problem=reason)
+            if passing:
+                if key not in self._failing:
+                    log.warning("%s: trying again from time to time: %s", _name(*key), reason)
+                self._failing[key] = reason
+                return
+            log.error("%s: %s", _name(*key), reason)
+        else:
+            log.info("%s: %s", _name(*key), told)
+        self._settled.add(key)
+        self._failing.pop(key, None)
+
+    async def _wanted(self) -> list[Wanted]:
+        """What is recorded as connected, and what the file names unless an operator disconnected it."""
+        found = []
+        named = {channel.name: channel for channel in self._services.setup.channels}
+        for channel in (await self._services.channels.all()).values():
+            titles = {
+                one.account_id: one.title for one in getattr(named.get(channel.name), "connections", ())
+            }
+            if named and channel.name not in named:
+                self._say(channel.name, "", "is not in the file: it stays registered and connected")
+            for account in sorted(channel.connections.keys() | titles.keys()):
+                before = channel.connections.get(account)
+                if before and before.connected:
+                    if channel.name in named and account not in titles:
+                        self._say(
+                            channel.name, account, "is not in the file: it stays connected until DELETE"
+                        )
+                    title = titles.get(account) or before.title
+                    found.append(Wanted(channel.name, account, title, connected=True))
+                elif account not in titles:
+                    continue
+                elif before and await self._by_operator(before):
+                    self._say(channel.name, account, "an operator disconnected it: it stays so until POST")
+                else:
+                    found.append(Wanted(channel.name, account, titles[account], connected=False))
+        return found
+
+    def _say(self, channel: str, account: str, what: str) -> None:
+        """Once a start."""
+        if (key := (channel, f"{account} ")) not in self._settled:
+            self._settled.add(key)
+            log.warning("%s: %s", _name(channel, account), what)
+
+    async def _by_operator(self, connection: Connection) -> bool:
+        stream = ids.connection_stream(connection.link)
+        rows = await self._services.pool.fetch(EventRow, STREAM, {"stream": stream})
+        return bool(rows) and e.decode(rows[-1].event).by == registry.OPERATOR
+
+    async def _connect(self, want: Wanted) -> str:
+        """Ask Kommo; what it answers is the outcome. Raises Wrong."""
+        services = self._services
+        if await services.attempts.went_well(want.channel, want.account, since=self._since):
+            return "another process has connected it"
+        channel = await registry.named(services, want.channel)
+        lost = not want.connected or await self._lost(channel, want)
+        if lost and want.connected:
+            await asyncio.sleep(OPERATOR_SECONDS)
+            now = (await registry.named(services, want.channel)).connections[want.account]
+            if not now.connected:
+                return "an operator disconnected it meanwhile: it stays so"
+        done = await registry.connect(services, want.channel, want.account, want.title, by=SYSTEM, anew=lost)
+        if lost and want.connected:
+            return "Kommo had dropped the connection, as a reinstallation does: connected again"
+        return "connected, as it was" if done.again else "connected"
+
+    async def _lost(self, channel: Channel, want: Wanted) -> bool:
+        """Whether Kommo does not know the scope any more: it says 404 to whatever is asked of it."""
+        where = ids.link(channel.name, channel.channel_id, want.account)
+        who = Credentials(channel.channel_id, channel.secrets.kommo)
+        try:
+            answer = await ask_scope(self._services.kommo, who, where.scope_id)
+        except Unreached as error:
+            detail = f"Kommo could not be reached ({error.reason})"
+            await self._services.attempts.note(want.channel, want.account, detail)
+            raise NotDone(detail) from None
+        return answer.status == 404 and not answer.html
+
+
+async def register(services: Services, named: Named) -> str:
+    """Bring a channel to what the file says; how, in words. Raises Wrong."""
+    before = await services.channels.channel(named.name)
+    kommo, messenger = named.kommo, named.messenger
+    if before and before.channel_id != kommo.channel_id:
+        raise Wrong(
+            409,
+            f"it is registered with channel_id {before.channel_id}, and keeps it: name the other one anew",
+        )
+    if before is None:
+        await registry.register(services, NewChannel(named.name, kommo, messenger), by=SYSTEM)
+        told = "registered"
+    else:
+        secrets = (kommo.secret, messenger.secret)
+        done = await registry.change(
+            services, named.name, secrets=secrets, url=messenger.url, bot_id=kommo.bot_id, by=SYSTEM
+        )
+        told = "registered, as it was" if done.recorded is None else "changed to what the file says"
+    await services.attempts.note(named.name)
+    return told
+
+
+async def bring(services: Services, named: Named) -> None:
+    """Register a channel and connect its accounts now, whatever was before. Raises Wrong."""
+    await register(services, named)
+    for connection in named.connections:
+        await registry.connect(
+            services, named.name, connection.account_id, connection.title, by=SYSTEM, anew=False
+        )
+
+
+async def ask_scope(kommo: Kommo, who: Credentials, scope_id: str) -> Answer:
+    """Kommo's answer to a call that changes nothing: the history of a chat that is not there.
+
+    204 or 200: all is well; 403: it does not take our signature; 404: it does not know the scope. Raises
+    Unreached.
+    """
+    return await kommo.call(who, "GET", f"{scope_id}/chats/{uuid.uuid4()}/history?offset=0&limit=1")
+
+
+def _name(channel: str, account: str) -> str:
+    return f"channel {channel}, account {account}" if account else f"channel {channel}"
