@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from litestar import Response, get, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import FromPath, JSONBody
+from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import Meta, Struct, to_builtins
 
 from app import clock, registry, shapes
@@ -94,6 +94,20 @@ class LeadShown(Struct, frozen=True):
     """What Kommo says of an incoming lead that is settled; Kommo adds fields."""
 
     uid: str | None = None
+
+
+class ChatLink(Struct, frozen=True):
+    """A chat and the contact it belongs to; `id` is the link's own. Kommo may add fields."""
+
+    chat_id: str
+    contact_id: int
+    id: int | None = None
+
+
+class ChatLinks(Struct, frozen=True):
+    """Chats and their contacts."""
+
+    items: list[ChatLink]
 
 
 class LinkChat(Struct, frozen=True):
@@ -215,6 +229,27 @@ async def link_lead(
     return await _settle(request, account_id, "POST", f"{_part(uid)}/link", order)
 
 
+@get(
+    "/accounts/{account_id:str}/links",
+    summary="Which contacts chats belong to",
+    tags=["accounts"],
+    responses=REFUSALS,
+)
+async def links(
+    request: Call,
+    account_id: FromPath[str],
+    chat_id: FromQuery[str | None] = None,
+    contact_id: FromQuery[int | None] = None,
+) -> ChatLinks:
+    """The contact of a chat, or the chats of a contact, as Kommo has them now."""
+    query = {"chat_id[]": chat_id} if chat_id else {}
+    query |= {"contact_id[]": str(contact_id)} if contact_id is not None else {}
+    if not query:
+        raise Wrong(400, "chat_id or contact_id: give one of them")
+    answer = await ask(services_of(request), account_id, "GET", "contacts/chats", query=query)
+    return ChatLinks(listed(answer, "chats", ChatLink))
+
+
 @post(
     "/conversations/{conversation:str}/link",
     status_code=201,
@@ -275,5 +310,6 @@ routes: list[HTTPRouteHandler] = [
     accept_lead,
     decline_lead,
     link_lead,
+    links,
     link_chat,
 ]
