@@ -131,7 +131,7 @@ class Batch:
 
         Its own stream is taken to be empty. If it is not, the message is a repeat, and the append says so.
         """
-        if command.reply_stream:
+        if command.reply_stream or command.forward_stream:
             return False
         chats, clocks = self.memory.chats, self.memory.clocks
         found = []
