@@ -142,8 +142,8 @@ async def migrate(connection: Database) -> None:
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATE_LOCK,))
         await connection.execute(TABLES)
-        for statement in permits.STATEMENTS:
-            await connection.execute(statement.encode())
+        for text in permits.STATEMENTS:
+            await connection.execute(text.encode())
         for statement in recorder_statements(LEDGER, EVENTS):
             await connection.execute(statement)
         await connection.execute(IMMUTABLE)

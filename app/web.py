@@ -25,6 +25,7 @@ from app import (
     api,
     catalog,
     consent,
+    crmhooks,
     described,
     examples,
     imports,
@@ -207,7 +208,17 @@ def application(services: Services, *more: Any) -> Front:
     ]
     v1 = Router("/v1", route_handlers=keyed, guards=[guard], security=secured)
     app = Litestar(
-        route_handlers=[kommo, messenger, healthz, readyz, measures, *consent.open_routes, v1, *more],
+        route_handlers=[
+            kommo,
+            messenger,
+            *crmhooks.routes,
+            healthz,
+            readyz,
+            measures,
+            *consent.open_routes,
+            v1,
+            *more,
+        ],
         state=State({"services": services}),
         exception_handlers={
             Wrong: _wrong,

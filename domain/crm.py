@@ -41,7 +41,8 @@ def tell(draft: Draft, command: c.Talk | c.Lead) -> Decision:
     latest = (
         not isinstance(event, e.TalkAdded | e.TalkUpdated) or not before or event.changed >= before.changed
     )
-    if conversation and isinstance(contact_id, int) and latest:
+    declined = isinstance(event, e.LeadDeclined)  # Its contact goes with it.
+    if conversation and isinstance(contact_id, int) and latest and not declined:
         _link(draft, where, conversation, contact_id, _lead_id(event))
     return draft.done(stream, event.version)
 
