@@ -5,6 +5,8 @@ import contextlib
 from collections.abc import AsyncIterator
 
 AT_ONCE = 64
+RECONNECT_SECONDS = 60.0
+RECONNECT_SECONDS_MAX = 3600.0
 IMPORTED_AT_ONCE = 16
 
 
@@ -26,6 +28,25 @@ class Gate:
         self._changed = asyncio.Event()
         self.reconnect = asyncio.Lock()
         self.reconnected_at = float("-inf")
+        self.reconnect_rest = 0.0
+        self.reconnect_refused = ""
+
+    @property
+    def reconnectable(self) -> bool:
+        """Whether connecting again may be tried: once a minute, and seldom (an hour) if it is no use."""
+        rest = max(self.reconnect_rest, RECONNECT_SECONDS)
+        return asyncio.get_running_loop().time() - self.reconnected_at >= rest
+
+    def reconnected(self, refused: str = "") -> None:
+        """The other side was asked to connect again, or has `refused`."""
+        self.reconnected_at = asyncio.get_running_loop().time()
+        self.reconnect_rest = min(max(self.reconnect_rest * 2, RECONNECT_SECONDS), RECONNECT_SECONDS_MAX)
+        self.reconnect_refused = refused
+
+    def hasten(self) -> None:
+        """End a pause: the next passes as the probe."""
+        self._until = 0.0
+        self._changed.set()
 
     def pause(self, seconds: float) -> None:
         """Let nothing pass for so long, then a probe."""

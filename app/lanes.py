@@ -237,7 +237,7 @@ class Settle:
                 case Gone():
                     settled = await self._gone(job, result)
                 case Forbidden():
-                    await self._later(job, f"refused (403): {result.text}", 0.0)
+                    await self._forbidden(job, result)
                     settled = None
                 case Retry():
                     job.unknown = job.unknown or result.unknown
@@ -337,6 +337,16 @@ class Settle:
         if found is not None:
             await self._record(found)
         return None
+
+    async def _forbidden(self, job: Job, forbidden: Forbidden) -> None:
+        """Not connected any more, perhaps: connect again, once; else wait until someone has looked."""
+        found = None if job.reconnected else await self._pusher.reconnect(job.event, job.tried_at)
+        if isinstance(found, c.Connect):
+            await self._record(found)
+        if job.reconnected or isinstance(found, str | Retry):
+            await self._later(job, f"refused (403): {forbidden.text}", 0.0)
+        else:
+            job.reconnected = True
 
     async def _later(self, job: Job, reason: str, after_seconds: float) -> None:
         """Record the first failure, and any change of reason, then wait."""

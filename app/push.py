@@ -13,6 +13,7 @@ from app import clock, metrics, schema
 from app.binary import take_columns
 from app.channels import Channel, Channels, Connection
 from app.client import RETRIED, Unreached
+from app.connecting import Attempts
 from app.gates import Gate
 from app.kommo import Created, Credentials, Kommo
 from app.ledger import LOAD
@@ -25,7 +26,6 @@ from domain.ids import KOMMO, Link
 from domain.state import COPIED, RANKS, Chat, Message, State, evolve
 from projections.columns import uuids
 
-RECONNECT_SECONDS = 60.0
 OPERATOR_SECONDS = 1.0  # An operator who disconnects tells Kommo first: that must not be undone.
 PROBE_SECONDS = 60.0
 PAUSE_SECONDS_MIN = 1.0
@@ -69,6 +69,7 @@ class Pusher:
         """`probe_seconds`: how often an account is tried whose Kommo refuses us (403)."""
         self._probe_seconds = probe_seconds
         self._url = database_url
+        self._attempts = Attempts(database_url)
         self._channels = channels
         self._kommo = kommo
         self._messenger = messenger
@@ -111,6 +112,8 @@ class Pusher:
         return result
 
     def _press(self, gate: Gate, result: Result, probe: bool) -> None:
+        if isinstance(result, Done):
+            gate.reconnect_rest = 0.0
         match result:
             case Retry(pause=True) if gate.pauses:
                 gate.pause(max(result.after_seconds, PAUSE_SECONDS_MIN))
@@ -225,7 +228,7 @@ class Pusher:
         return await self._kommo.find(who, scope_id, event, chat_id)
 
     async def reconnect(self, event: Pushed, tried_at: float) -> c.Connect | Retry | str | None:
-        """Connect the channel again after a 404, at most once a minute.
+        """Connect the channel again after a 404 or 403, at most once a minute, and seldom if it is no use.
 
         None if that was done since `tried_at` (seconds of the loop), a Retry if it cannot be done now, a
         reason if it cannot help.
@@ -236,11 +239,10 @@ class Pusher:
         if channel is None or connection is None:
             return "the channel is not registered"
         async with gate.reconnect:
-            if gate.reconnected_at > tried_at:
+            if gate.reconnected_at > tried_at and not gate.reconnect_refused:
                 return None
-            now = asyncio.get_running_loop().time()
-            if now - gate.reconnected_at < RECONNECT_SECONDS:
-                return "Kommo does not know it (404), also after connecting again"
+            if not gate.reconnectable:
+                return gate.reconnect_refused or "Kommo does not know it (404), also after connecting again"
             await asyncio.sleep(OPERATOR_SECONDS)
             channel = await self._channels.channel(event.channel)
             connection = channel.connections.get(event.account or "") if channel else None
@@ -258,9 +260,15 @@ class Pusher:
                 return Retry(f"connecting again failed: {error.reason}")
             if answer.html or answer.status in RETRIED or answer.status >= 500:
                 return Retry(f"connecting again failed: HTTP {answer.status}", answer.retry_after)
-            if answer.status != 200:
-                return f"connecting again failed: HTTP {answer.status} {answer.text}"
-            gate.reconnected_at = asyncio.get_running_loop().time()
+            refused = (
+                "" if answer.status == 200 else f"connecting again failed: HTTP {answer.status} {answer.text}"
+            )
+            gate.reconnected(refused)
+            await self._attempts.note(channel.name, event.account or "", refused or None)
+            if refused:
+                return refused
+        if gate in self._forbidden:
+            gate.hasten()
         log.warning("channel %s was not connected to the account any more: connected again", channel.name)
         stream = ids.connection_stream(connection.link)
         given = clock.stamp(connection.link, stream, "system", now=clock.now_ms())
