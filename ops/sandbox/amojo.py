@@ -9,10 +9,10 @@ from litestar.params import FromPath
 
 from ops.sandbox.kommo import Refused
 from ops.sandbox.signatures import refusal
-from ops.sandbox.web import Call, behave, headers_of, json, sandbox_of
+from ops.sandbox.web import HTML, Call, behave, headers_of, json, sandbox_of
 
 ORIGIN = "/v2/origin/custom/{origin:str}"
-TYPES = {400: "bad_request", 403: "forbidden", 404: "not_found"}
+TYPES = {400: "bad_request", 403: "forbidden", 404: "not_found", 429: "too_many_requests"}
 
 Work = Callable[[bytes], object]
 
@@ -95,6 +95,9 @@ async def _answer(
         where, conversation = _named(endpoint, body)
         fault = sandbox.faults.take(f"kommo.{where}", conversation)
 
+    if status := sandbox.chats_rate.ask(origin.partition("_")[2] or origin):
+        return _limited(status)
+
     def checked() -> Response[bytes]:
         try:
             channel = sandbox.kommo.channel(origin.partition("_")[0])
@@ -106,15 +109,23 @@ async def _answer(
                 sandbox.kommo.connected(origin)
             content = work(body)
         except Refused as refused:
-            told = {
-                "error_code": refused.status,
-                "error_type": TYPES[refused.status],
-                "error_description": refused.text,
-            }
-            return json(refused.status, told)
+            return _refused(refused.status, refused.text)
         return json(200 if content else empty, content)
 
     return await behave(request, fault, checked)
+
+
+def _refused(status: int, text: str) -> Response[bytes]:
+    return json(status, {"error_code": status, "error_type": TYPES[status], "error_description": text})
+
+
+def _limited(status: int) -> Response[bytes]:
+    """Too many: 429 and when to ask again, then the page of the firewall."""
+    if status == 403:
+        return Response(HTML, status_code=403, media_type="text/html")
+    answered = _refused(429, "too many requests")
+    answered.headers["Retry-After"] = "1"
+    return answered
 
 
 def _path(request: Call) -> str:

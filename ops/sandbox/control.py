@@ -78,8 +78,15 @@ async def manager_message(request: Call) -> Response[bytes]:
         conversation_id=order.conversation_id,
         phone=order.phone,
         receiver=order.receiver,
+        source=order.source,
     )
-    message, sent = sandbox_of(request).desk.write(address, order.message, order.sender_id)
+    desk = sandbox_of(request).desk
+    if not order.message and not order.template_id:
+        raise Impossible(400, "message: required without template_id")
+    said = order.message
+    if order.template_id:
+        said = desk.from_template(order.template_id, order.params) | said
+    message, sent = desk.write(address, said, order.sender_id)
     return await _hooked(request, sent, {"id": message.id, "chat_id": message.chat_id})
 
 
@@ -268,7 +275,8 @@ async def read_messenger(request: Call) -> Response[bytes]:
 async def read_hooks(request: Call) -> Response[bytes]:
     """The hooks in the order they were made, with what became of them."""
     hooks = sandbox_of(request).hooks
-    return json(200, {"hooks": _page(request, list(hooks.sent)), "waiting": hooks.lanes.waiting})
+    told: dict[str, object] = {"hooks": _page(request, list(hooks.sent)), "waiting": hooks.lanes.waiting}
+    return json(200, told | {"queues": hooks.pace.standings})
 
 
 @delete("/control/state", status_code=204)
@@ -279,9 +287,11 @@ async def clear_state(request: Call) -> None:
     sandbox.crm.clear(keep_connections=keep)
     sandbox.books.clear(keep_consent=keep)
     sandbox.crm_rate.clear()
+    sandbox.chats_rate.clear()
     sandbox.phone.clear()
     sandbox.faults.clear()
     sandbox.hooks.sent.clear()
+    sandbox.hooks.pace.standings.clear()
     sandbox.crm_hooks.sent.clear()
     await sandbox.crm_hooks.close()
     await sandbox.hooks.lanes.close()

@@ -40,6 +40,7 @@ class Address(Struct, frozen=True, kw_only=True):
     conversation_id: str = ""
     phone: str = ""
     receiver: Receiver | None = None
+    source: str = ""
 
 
 class Desk:
@@ -72,7 +73,7 @@ class Desk:
             known = self.crm.chat(connection.scope_id, address.conversation_id)
             return connection, known or self._start(connection, address)
         if address.phone:
-            return connection, self._by_phone(connection, address.phone) or self._start(connection, address)
+            return connection, self._by_phone(connection, address) or self._start(connection, address)
         raise Impossible(400, "name chat_id, conversation_id or phone")
 
     def write(
@@ -81,6 +82,8 @@ class Desk:
         """A manager's message; its hook is sent in the background. Raises Impossible, lanes.Full."""
         if content.get("type", "text") not in KINDS:
             raise Impossible(400, f"message.type: one of {', '.join(KINDS)}")
+        if "post" in content and content.get("type", "text") != "text":
+            raise Impossible(400, "message.type: a comment is answered with a text")
         connection, chat = self.chat(address)
         manager = sender_id or (self.config.managers[0].id if self.config.managers else new_id())
         names = {one.id: one.name for one in self.config.managers}
@@ -133,14 +136,36 @@ class Desk:
         self.feed.publish("manager", "message", chat=chat.id, message=message.id)
         return sent
 
-    def _by_phone(self, connection: Connection, phone: str) -> Chat | None:
+    def from_template(self, template_id: int, params: dict[str, str]) -> dict[str, object]:
+        """What a template says with these meanings of its markers (`{"contact.name": "Ann"}`)."""
+        template = self.office.books.templates.get(template_id)
+        if template is None:
+            raise Impossible(404, "template_id: no such template; POST /api/v4/chats/templates makes one")
+        text = content = str(template.told["content"])
+        markers = {f"{{{{{name}}}}}": value for name, value in params.items()}
+        for marker, value in markers.items():
+            text = text.replace(marker, value)
+        used = [{"key": key, "value": value} for key, value in markers.items() if key in content]
+        told: dict[str, object] = {"id": template.id, "content": content, "params": used}
+        if external_id := template.told.get("external_id"):
+            told["external_id"] = external_id
+        message: dict[str, object] = {"type": "text", "text": text, "template": told}
+        if buttons := template.told.get("buttons"):
+            message["markup"] = {"mode": "inline", "buttons": [[_button(one)] for one in _dicts(buttons)]}
+        return message
+
+    def _by_phone(self, connection: Connection, address: Address) -> Chat | None:
         for chat in self.crm.chats.values():
-            if chat.scope_id == connection.scope_id and self.crm.client(chat).phone == phone:
+            if chat.scope_id != connection.scope_id or address.source not in ("", chat.source):
+                continue
+            if self.crm.client(chat).phone == address.phone:
                 return chat
         return None
 
     def _start(self, connection: Connection, address: Address) -> Chat:
         told = address.receiver or Receiver()
+        if address.source and not self.office.knows(connection.account_id, address.source):
+            raise Impossible(404, "source: no such source; POST /api/v4/sources makes one")
         client = Person(
             id=new_id(),
             scope_id=connection.scope_id,
@@ -153,6 +178,18 @@ class Desk:
             client = self.crm.person(connection.scope_id, told.client_id) or client
         self.crm.save_person(client)
         chat = Chat(
-            id=new_id(), scope_id=connection.scope_id, client=client.id, client_id=address.conversation_id
+            id=new_id(),
+            scope_id=connection.scope_id,
+            client=client.id,
+            client_id=address.conversation_id,
+            source=address.source,
         )
         return self.crm.save_chat(chat)
+
+
+def _dicts(value: object) -> list[dict[str, object]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _button(told: dict[str, object]) -> dict[str, object]:
+    return {name: told[name] for name in ("text", "url") if name in told}

@@ -15,6 +15,7 @@ from ops.sandbox.crm import Chat, Connection, Crm, Message
 from ops.sandbox.faults import Faults
 from ops.sandbox.feed import Feed
 from ops.sandbox.lanes import Lanes
+from ops.sandbox.pace import Pace
 from ops.sandbox.signatures import hook_signature
 
 TYPING_SECONDS = 5
@@ -36,6 +37,7 @@ class Hook(Struct, kw_only=True):
     status: int | None = None
     error: str = ""
     times: int = 0
+    queue: str = "fast"
 
     @property
     def outcome(self) -> str:
@@ -56,7 +58,7 @@ class Hooks:
         self.source_of: Callable[[Chat], str] = _own_source
         self.secrets = {channel.id: channel.secret for channel in config.channels}
         self.sent: deque[Hook] = deque(maxlen=RECORDS_MAX)
-        self.lanes = Lanes(WAITING_MAX)
+        self.lanes, self.pace = Lanes(WAITING_MAX), Pace()
         self._numbers = count(1)
         self._workers = asyncio.Semaphore(HOOK_WORKERS)
         self._session: aiohttp.ClientSession | None = None
@@ -160,6 +162,9 @@ class Hooks:
         action = fault.action if fault else ""
         if fault and action == "slow":
             await asyncio.sleep(fault.seconds)
+        hook.queue = self.pace.queue(hook.scope_id)
+        if hook.queue == "slow":
+            await asyncio.sleep(self.config.slow_seconds)
         signature = hook_signature(self.secrets[connection.channel_id], body)
         if action == "forged":
             signature = "0" * 40
@@ -193,6 +198,7 @@ class Hooks:
             except (aiohttp.ClientError, ValueError) as error:
                 hook.error = type(error).__name__
             hook.answered_ns = time.monotonic_ns()
+        self.pace.tell(hook.scope_id, hook.status, (hook.answered_ns - hook.sent_ns) / 1e9)
 
     def _receiver(self, chat: Chat) -> dict[str, str]:
         client = self.crm.client(chat)

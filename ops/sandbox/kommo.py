@@ -61,7 +61,10 @@ class Kommo:
         if order.hook_api_version != "v2":
             raise Refused(400, "hook_api_version: only v2 is supported")
         if self.config.accounts and order.account_id not in self.config.accounts:
-            raise Refused(403, "account_id: this private channel is not open to the account")
+            told = (
+                "this private channel is not open to the account; Kommo's support keeps the list (--account)"
+            )
+            raise Refused(403, f"account_id: {told}")
         scope_id = f"{channel_id}_{order.account_id}"
         known = self.crm.connections.get(scope_id)
         connection = Connection(
@@ -120,7 +123,9 @@ class Kommo:
         person = self._client(scope_id, order.user)
         if chat is None:
             chat = Chat(id=new_id(), scope_id=scope_id, client=person.id, client_id=order.conversation_id)
-            chat.source = order.source.external_id if isinstance(order.source, shapes.Source) else ""
+            self.office.bind(
+                chat, order.source.external_id if isinstance(order.source, shapes.Source) else ""
+            )
             self.crm.save_chat(chat)
         user = {"id": person.id, "client_id": person.client_id, "name": person.name, "avatar": person.avatar}
         told = {name: value for name in ("phone", "email") if (value := getattr(person, name))}
@@ -144,7 +149,8 @@ class Kommo:
         if problem := order.message.problem() or _quoted(order):
             raise Refused(400, problem)
         outgoing = isinstance(order.receiver, shapes.Person)
-        if outgoing and order.sender.ref_id not in self.managers and order.sender.ref_id not in self.bots:
+        channel = self.channels[scope_id.partition("_")[0]]
+        if outgoing and order.sender.ref_id not in (*self.managers, channel.bot_id):
             raise Refused(400, "sender: user not found")
         person = self._client(
             scope_id, order.receiver if isinstance(order.receiver, shapes.Person) else order.sender
@@ -170,9 +176,11 @@ class Kommo:
             silent=order.silent,
             arrived_ns=monotonic_ns(),
         )
-        chat.source = message.source or chat.source
+        self.office.bind(chat, message.source)
         self.crm.append(message)
-        if not outgoing:
+        if outgoing:
+            self.office.answered(chat)
+        else:
             self.office.heard(chat, message)
         self.feed.publish("manager", "message", chat=chat.id, message=message.id)
         if outgoing and self.config.echo and sender in self.managers:
@@ -190,6 +198,8 @@ class Kommo:
         if self.crm.chats[known.chat_id].client_id != order.conversation_id:
             raise Refused(400, "conversation_id: the message is in another conversation")
         content = msgspec.to_builtins(order.message)
+        if status := content.pop("delivery_status", None):
+            self._status_on_edit(known, status)
         known.edits.append({"at": order.msec_timestamp, "message": content, "arrived_ns": monotonic_ns()})
         known.message = known.message | content if content["type"] == known.message["type"] else content
         if isinstance(order.id, str) and isinstance(order.msgid, str):
@@ -197,6 +207,15 @@ class Kommo:
         self.crm.save_message(known)
         self.feed.publish("manager", "message", chat=known.chat_id, message=known.id)
         return self._accepted(known)
+
+    def _status_on_edit(self, message: Message, told: dict[str, Any]) -> None:
+        order = shapes.DeliveryStatus(
+            status_code=told["status_code"],
+            error_code=told.get("error_code", UNSET),
+            error=told.get("error", UNSET),
+        )
+        if problem := self._told_status(message, order):
+            raise Refused(400, f"message.delivery_status.{problem}")
 
     def _accepted(self, message: Message) -> dict[str, object]:
         receiver = self.crm.people.get(message.receiver)
@@ -258,27 +277,34 @@ class Kommo:
             raise Refused(400, "msgid: required with delivery_status")
         if order.status_code not in (UNSET, status):
             raise Refused(400, "status_code: differs from delivery_status")
-        if not isinstance(status, int) or status not in (1, 2, -1):
-            raise Refused(400, "delivery_status: must be 1, 2 or -1")
-        if problem := _error(status, order):
-            raise Refused(400, problem)
         message = self.crm.message(scope_id, id=message_id)
+        order.status_code = status
         if message is None:
+            if problem := _status_problem(order):
+                raise Refused(400, problem)
             raise Refused(404, "message does not exist")
+        if problem := self._told_status(message, order):
+            raise Refused(400, problem)
+        self.crm.save_message(message)
+        self.feed.publish("manager", "message", chat=message.chat_id, message=message.id)
+        return {}
+
+    def _told_status(self, message: Message, order: shapes.DeliveryStatus) -> str:
+        """Keep what became of a message to the client, or say why it cannot be."""
+        if problem := _status_problem(order):
+            return problem
         if message.direction != "out":
-            raise Refused(400, "message: was written by the client")
+            return "message: was written by the client"
         call = StatusCall(
-            message_id=message_id,
-            status=status,
+            message_id=message.id,
+            status=int(order.status_code) if isinstance(order.status_code, int) else 0,
             error_code=order.error_code if isinstance(order.error_code, int) else None,
             error=order.error if isinstance(order.error, str) else "",
             arrived_ns=monotonic_ns(),
         )
         message.statuses.append(call)
         self.crm.statuses.append(call)
-        self.crm.save_message(message)
-        self.feed.publish("manager", "message", chat=message.chat_id, message=message.id)
-        return {}
+        return ""
 
     def history(self, scope_id: str, chat_id: str, offset: int, limit: int) -> list[dict[str, object]]:
         """§3.6. Newest first; empty when there is no such chat or nothing in it (204)."""
@@ -390,7 +416,7 @@ def _required(value: str | UnsetType, name: str) -> str:
 
 
 def _quoted(order: shapes.NewMessage) -> str:
-    if isinstance(order.reply_to, shapes.ReplyTo) and (problem := order.reply_to.message.problem()):
+    if isinstance(order.reply_to, shapes.ReplyTo) and (problem := order.reply_to.quoted.problem()):
         return f"reply_to.message.{problem}"
     if isinstance(order.forwards, shapes.Forwards):
         for message in order.forwards.messages:
@@ -399,7 +425,10 @@ def _quoted(order: shapes.NewMessage) -> str:
     return ""
 
 
-def _error(status: int, order: shapes.DeliveryStatus) -> str:
+def _status_problem(order: shapes.DeliveryStatus) -> str:
+    status = order.status_code
+    if status not in (1, 2, -1):
+        return "delivery_status: must be 1, 2 or -1"
     if order.error_code is not UNSET and order.error_code not in ERROR_CODES:
         return "error_code: must be 901..905"
     if status == -1 and order.error_code is UNSET:

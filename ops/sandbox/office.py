@@ -42,6 +42,11 @@ class Office:
         """The channel a chat came by."""
         return self._channels.get(chat.scope_id.partition("_")[0])
 
+    def bind(self, chat: Chat, external_id: str) -> None:
+        """A chat that was written by a source of the account's stays with it."""
+        if external_id and (not self.is_open or self.knows(self.account(chat).amojo_id, external_id)):
+            chat.source = external_id
+
     def source(self, chat: Chat) -> str:
         """The external_id that hooks of a chat carry: its own source, else the default one, else none."""
         if not self.is_open:
@@ -50,6 +55,11 @@ class Office:
         if chat.source and any(one.external_id == chat.source for one in known):
             return chat.source
         return next((one.external_id for one in known if one.default), "")
+
+    def knows(self, amojo_id: str, external_id: str) -> bool:
+        """Is there such a source? Without a CRM there may be any."""
+        known = self.books.sources.of(amojo_id)
+        return not self.is_open or any(one.external_id == external_id for one in known)
 
     def heard(self, chat: Chat, message: Message) -> None:
         """A client has written. Silently: nothing happens here."""

@@ -11,9 +11,16 @@ Name = Annotated[str, Meta(max_length=4096)]
 
 
 class ManagerMessage(Struct, forbid_unknown_fields=True, kw_only=True):
-    """`message` goes into the hook as it is: type, text, media, markup, template, reply_to …"""
+    """`message` goes into the hook as it is: type, text, media, markup, template, reply_to, post …
 
-    message: dict[str, object]
+    `template_id` begins it with one of the account's templates, `params` says what its markers mean.
+    `source` is the external_id a new chat is written by (write first).
+    """
+
+    message: dict[str, object] = msgspec.field(default_factory=dict)
+    template_id: int = 0
+    params: dict[str, str] = msgspec.field(default_factory=dict)
+    source: Name = ""
     scope_id: Name = ""
     chat_id: Name = ""
     conversation_id: Name = ""

@@ -86,6 +86,7 @@ class Sandbox:
         self.kommo = Kommo(self.config, self.crm, self.hooks, self.feed, self.office)
         self.desk = Desk(self.config, self.crm, self.hooks, self.feed, self.office)
         self.crm_rate = Rate(self.config.crm_per_second)
+        self.chats_rate = Rate(self.config.chats_per_second)
         self.messenger = Messenger(self.config, self.phone, self.feed)
 
     def _uvicorn(self) -> uvicorn.Config:

@@ -156,8 +156,15 @@ class Embedded(Struct, omit_defaults=True):
         return ""
 
 
-class ReplyTo(Struct):
-    message: Embedded
+class ReplyTo(Embedded, omit_defaults=True):
+    """The quoted message is in `message`, or, as in one of the documents, here itself."""
+
+    message: Embedded | UnsetType = UNSET
+
+    @property
+    def quoted(self) -> Embedded:
+        """The quoted message, wherever it stands."""
+        return self.message if isinstance(self.message, Embedded) else self
 
 
 class Forwards(Struct):
