@@ -46,6 +46,8 @@ HINTS = {
     "crm_per_second": "give calls a second, over 0",
     "chats_per_second": "give calls a second, over 0",
 }
+# For the document at /schema; check_secret and the check below say it in better words.
+WHSEC = Meta(extra_json_schema={"pattern": "^whsec_([A-Za-z0-9+/]{4}){6,60}$"})
 WHSEC_HINT = "give a Standard Webhooks secret: whsec_ and what `openssl rand -base64 32` prints"
 MISSING = re.compile(r"missing required field `(\w+)`")
 
@@ -57,13 +59,21 @@ class KommoSide(Struct, frozen=True):
     secret: Secret
     bot_id: Uuid | None = None
 
+    def __repr__(self) -> str:
+        """Without the secret."""
+        return f"KommoSide({self.channel_id})"
+
 
 class MessengerSide(Struct, frozen=True):
     """Where the messenger takes our calls, and the Standard Webhooks secret (`whsec_…`) of both sides."""
 
     kind: Literal["webhook"]
     url: Url
-    secret: Secret
+    secret: Annotated[Secret, WHSEC]
+
+    def __repr__(self) -> str:
+        """Without the secret."""
+        return f"MessengerSide({self.url})"
 
 
 class OAuthApp(Struct, frozen=True, forbid_unknown_fields=True):
