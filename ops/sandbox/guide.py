@@ -1,24 +1,40 @@
 """What `sandbox --help` says: every call an integrator can make, in any language."""
 
-GUIDE = """Play a strict fake Kommo (Chats API, signed hooks) and a demo messenger on one port.
+GUIDE = """Play a strict fake Kommo (Chats API, CRM, both kinds of hooks) and a demo messenger on one port.
 
 \b
-Pages    /  /customer  /manager
-Kommo    POST   /v2/origin/custom/CHANNEL_ID/connect          (signed as Kommo wants it)
+Pages    /  /customer  /manager  /oauth?client_id=…&state=…
+Chats    POST   /v2/origin/custom/CHANNEL_ID/connect          (signed as Kommo wants it)
          DELETE /v2/origin/custom/CHANNEL_ID/disconnect
          POST   /v2/origin/custom/SCOPE_ID                    new_message, edit_message
          POST   /v2/origin/custom/SCOPE_ID/chats
          POST   /v2/origin/custom/SCOPE_ID/MSGID/delivery_status
          POST   /v2/origin/custom/SCOPE_ID/typing, …/react
          GET    /v2/origin/custom/SCOPE_ID/chats/CHAT_ID/history?offset=0&limit=50
+Consent  POST   /oauth2/access_token                          a code or a refresh token, once each
+CRM      GET    /api/v4/account?with=amojo_id, users?with=amojo_id      (Authorization: Bearer)
+         GET, POST, PATCH, DELETE /api/v4/sources[/ID]
+         GET, POST /api/v4/contacts[/ID], contacts/chats, leads[/ID]
+         GET, POST, PATCH, DELETE /api/v4/chats/templates[/ID]
+         POST   /api/v4/chats/templates/ID/review[/REVIEW_ID]
+         GET    /api/v4/talks/ID       POST …/ID/close
+         GET    /api/v4/leads/unsorted[/UID]    POST …/UID/accept, …/UID/link   DELETE …/UID/decline
+         GET, POST, DELETE /api/v4/webhooks
 Messenger POST  /messenger/hook                               (Standard Webhooks)
+
+The CRM is there with --oauth: then a client's message that is not silent makes an incoming lead (unless its
+chat is linked to a contact) and a talk, and unknown sources fall back to the default one. Its webhooks are
+forms, unsigned, tried five times: add_talk, update_talk, add_message, add_unsorted, update_unsorted,
+delete_unsorted (action accept, decline or link), add_chat_template_review. Other events can be subscribed to
+and never come. Channels are private: --account lists who may connect.
 
 The control API takes and gives JSON, without a key. `?wait=1` answers when what was ordered has been
 tried, with the status the receiver gave.
 
 \b
 POST   /control/manager/messages   {"conversation_id"|"chat_id"|"phone", "message":{…}, "sender_id"?,
-                                    "scope_id"?, "receiver"?:{"client_id","name","phone","email"}}
+                                    "scope_id"?, "receiver"?:{"client_id","name","phone","email"},
+                                    "source"?, "template_id"?, "params"?:{"contact.name":"Ann"}}
 POST   /control/manager/typing     {"conversation_id"|"chat_id", "sender_id"?, "variant"?}
 POST   /control/manager/reactions  {"id"|"msgid", "emoji" ("" takes it away), "variant"?}
 POST   /control/hooks              {"body":{…}} or {"raw":"…"}: any bytes, signed, as a hook
@@ -30,9 +46,20 @@ POST   /control/customer/statuses  {"message_id"|"id", "status":"delivered|read|
 POST   /control/customer/typing    {"conversation_id", "sender"?}
 POST   /control/customer/reactions {"message_id", "emoji" ("" takes it away), "sender"?}
 POST   /control/customer/actions   any body: signed, posted once, gives {"status","body"}
+POST   /control/crm/authorize      {"account_id"?, "client_id"?, "redirect_uri"?, "state"?}: a code;
+                                    ?wait=1 takes it to the redirect_uri
+POST   /control/crm/expire, /control/crm/revoke               {"account_id"?, "client_id"?}
+POST   /control/crm/disable        {"account_id"?, "client_id"?, "url"?}: disconnects, calls --disabled-url
+POST   /control/crm/talks          {"talk_id"|"chat_id", "is_read"?, "rate"?, "close"?}
+POST   /control/crm/incoming       {"uid"|"chat_id", "action":"accept|decline|link|update", "lead_id"?,
+                                    "contact_id"?, "user_id"?}
+POST   /control/crm/reviews        {"template_id"}
+POST   /control/crm/hooks/repeat   {"n"}: a webhook once more
 GET    /control/kommo              connections, chats, messages …; ?after=N&limit=N&only=messages
+GET    /control/crm                accounts, contacts, links, sources, talks, leads …
+GET    /control/crm/hooks          CRM webhooks, with every try
 GET    /control/messenger          pushes, customers, messages, actions;     ?after=N&limit=N&only=pushes
-GET    /control/hooks              hooks sent, with what became of them;     ?after=N&limit=N
+GET    /control/hooks              hooks sent, what became of them, queues;  ?after=N&limit=N
 POST   /control/faults             {"where", "action", "times"?:1 (null: until cleared), "every"?:1,
                                     "seconds"?:30, "retry_after"?, "conversation_id"?, "body"?}
 GET, DELETE /control/faults
@@ -41,15 +68,20 @@ DELETE /control/state              ?keep=connections
 \b
 where   kommo[.connect|.disconnect|.new_message|.edit_message|.chats|.delivery_status|.typing
               |.react|.history]
+        crm[.token|.account|.users|.sources|.contacts|.links|.templates|.talks|.unsorted|.leads|.webhooks]
         messenger[.hook[.message|.typing|.reaction]]      hook[.message|.typing|.reaction|.raw]
-action  kommo, messenger: 400..599, html, drop (not done), drop_after (done, not answered),
+        crmhook[.talk|.unsorted|.message|.template]
+action  kommo, crm, messenger: 400..599, html, drop (not done), drop_after (done, not answered),
         slow (done, answered late)
         hook: slow (sent late), twice, skip, newline (one the signature does not cover), forged
+        crmhook: slow, twice, skip
 
 \b
 sandbox --port 8090 --channel c1d2…:f00d… --account 52e5… --hook-url http://127.0.0.1:8080/kommo/:scope_id
+        --oauth 7d1a…:secret:http://127.0.0.1:8080/oauth/callback
 curl -d '{"conversation_id":"conv-1","message":{"type":"text","text":"Hello"}}' \\
      'http://127.0.0.1:8090/control/manager/messages?wait=1'
+curl -X POST 'http://127.0.0.1:8090/control/crm/authorize?wait=1'
 curl -d '{"where":"kommo.new_message","action":"503","times":3,"retry_after":1}' \\
      http://127.0.0.1:8090/control/faults
 curl 'http://127.0.0.1:8090/control/kommo?only=messages'
