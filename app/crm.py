@@ -16,12 +16,16 @@ from app.client import Answer, Client, Unreached
 from app.oauth import AGENT
 from app.tokens import NotAuthorized, Tokens
 
-__all__ = ["Crm", "NotAuthorized"]
+__all__ = ["Crm", "NoPlace", "NotAuthorized"]
 
 ATTEMPTS_MAX = 3
 PAUSE_SECONDS = 0.25
 WAIT_SECONDS_MAX = 5.0
 IDEMPOTENT = frozenset({"GET", "PUT", "DELETE"})
+
+
+class NoPlace(Unreached):
+    """Nothing was sent, for the account's budget of calls is used up, or Kommo asked us to wait."""
 
 
 class Crm:
@@ -48,6 +52,8 @@ class Crm:
             pause = PAUSE_SECONDS * 2**attempt * random.random()
             try:
                 answer = await self._signed_in(account, method, where, body)
+            except NoPlace:
+                raise
             except Unreached as error:
                 if attempt == ATTEMPTS_MAX or (error.unknown and method not in IDEMPOTENT):
                     raise
@@ -77,7 +83,7 @@ class Crm:
             async with asyncio.timeout(WAIT_SECONDS_MAX):
                 await self._budget.take(account, "crm")
         except TimeoutError:
-            raise Unreached("the account's budget of calls gave no place in time", unknown=False) from None
+            raise NoPlace("the account's budget of calls gave no place in time", unknown=False) from None
         answer = await self._client.call(method, url, body, headers)
         await self._budget.told(account, "crm", answer)
         return answer

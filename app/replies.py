@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from app.client import Answer, Unreached
-from app.crm import NotAuthorized
+from app.crm import NoPlace, NotAuthorized
 from app.ledger import Full, Unavailable
 from app.problems import Fault, Wrong
 from app.services import Services
@@ -52,6 +52,8 @@ async def ask(
         raise Wrong(409, str(error)) from None
     except (Full, Unavailable):  # The ledger, which has to know of a consent that is withdrawn.
         raise Wrong(503, "the ledger cannot take it now: ask again", retry_after=1) from None
+    except NoPlace as error:
+        raise Wrong(503, f"{error.reason}: ask again later", retry_after=WAIT_SECONDS) from None
     except Unreached as error:
         raise Wrong(502, f"Kommo could not be reached ({error.reason}): ask again") from None
     if answer.html or answer.status == 429:

@@ -9,10 +9,11 @@ from urllib.parse import parse_qs, urlsplit
 import aiohttp
 import psycopg
 from psycopg import sql
-from served import ACCOUNT, CHANNEL_ID, KEY, OTHER_ACCOUNT, SECRET, Answer, Served
+from served import ACCOUNT, CHANNEL_ID, KEY, OTHER_ACCOUNT, SCOPE, SECRET, Answer, Served
 from storied import free_port
 
-from app import serve
+from app import clock, serve
+from app.kommo import Credentials
 from app.servers import Servers
 from app.settings import load_settings
 from app.setup import Account, Budgets, OAuthApp, Setup
@@ -22,6 +23,7 @@ CLIENT = "7d1a0c3e-2c3b-4f7e-9a55-0c1d2e3f4a5b"
 CLIENT_SECRET = "s3cret-of-the-integration"
 CRM_ID = 30_123_456
 MASTER = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
+MARIA = "0f8f1c5e-7f0a-4c52-9a43-3b1d0c7a1e01"
 HERE = f"/v1/accounts/{ACCOUNT}"
 
 
@@ -63,6 +65,37 @@ class Office(Served):
         """What the service says of an account."""
         listed = await self.get("/v1/accounts")
         return next(each for each in listed["items"] if each["account_id"] == account)
+
+    async def customer(self, conversation: str) -> Any:
+        """A customer's first message reaches Kommo, which makes a chat, a talk and an incoming lead of it."""
+        now = clock.now_ms()
+        payload: dict[str, object] = {
+            "timestamp": now // 1000,
+            "msec_timestamp": now,
+            "msgid": f"m-{conversation}",
+            "conversation_id": conversation,
+            "sender": {"id": f"u-{conversation}", "name": "Ann"},
+            "message": {"type": "text", "text": "Hello"},
+        }
+        order: dict[str, object] = {"event_type": "new_message", "payload": payload}
+        kommo = self.run.services.kommo
+        answer = await kommo.call(Credentials(CHANNEL_ID, SECRET), "POST", SCOPE, order)
+        assert answer.status == 200, answer
+        return self.sandbox.crm.chat(SCOPE, conversation)
+
+    async def chat(self, conversation: str) -> tuple[str, str]:
+        """A chat with a manager's answer, known to both: our id and Kommo's."""
+        chat = await self.customer(conversation)
+        reply = {
+            "conversation_id": conversation,
+            "message": {"type": "text", "text": "Hi"},
+            "sender_id": MARIA,
+        }
+        told = await self.order("/manager/messages?wait=1", reply)
+        assert told["status"] == 200, told
+        at_least = await self.head()
+        listed = await self.get("/v1/conversations", conversation_id=conversation, at_least=at_least)
+        return listed["items"][0]["id"], chat.id
 
     async def types(self, head: int) -> list[str]:
         """The types of the events after a position."""
