@@ -148,12 +148,11 @@ class Pusher:
         a status of it needs Kommo's name of the copy, whose push was settled before, in the same lane.
         """
         match event:
-            case e.MessageMirrored() if event.content.conversation_id is None:
+            case e.MessageMirrored():
                 states = await self._states([event.conversation or "", event.stream])
-                chat = _chat(states, event.conversation or "")
-                if chat and chat.conversation_id:
-                    content = replace(event.content, conversation_id=chat.conversation_id)
-                    return replace(event, content=content)
+                named = as_of(event, _chat(states, event.conversation or ""))
+                if named.content.conversation_id:
+                    return named
                 sent = states.get(event.stream)
                 if isinstance(sent, Message) and "message.failed" in sent.seen:
                     return Superseded("the messenger refused it before it named the chat")
@@ -305,6 +304,22 @@ class Pusher:
 def _live(event: Pushed) -> bool:
     """Whether somebody waits for it: what is imported gives way."""
     return not (isinstance(event, e.MessageSent) and event.imported)
+
+
+def as_of(event: e.MessageMirrored, chat: Chat | None) -> e.MessageMirrored:
+    """A copy with the names that its conversation has by now.
+
+    If the messenger's name of it turned out to be that of a chat which had begun apart, Kommo has bound the
+    customer there, and must not be told again which of its own it was.
+    """
+    content = event.content
+    if chat is None:
+        return event
+    if content.chat_id and not chat.begun_by_kommo:
+        content = replace(content, chat_id=None)
+        event = replace(event, receiver=replace(event.receiver, ref_id=None))
+    name = content.conversation_id or chat.conversation_id
+    return replace(event, content=replace(content, conversation_id=name))
 
 
 def _chat(states: dict[str, State], stream: str) -> Chat | None:
