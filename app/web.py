@@ -5,6 +5,7 @@ ours 5xx, not yet 503.
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Annotated, Any, cast
 
 import psycopg
@@ -34,6 +35,7 @@ from app import (
     problems,
     sending,
     shapes,
+    subscriptions,
     webhooks,
 )
 from app.actions import ACTIONS_MAX
@@ -143,12 +145,12 @@ async def measures(request: Call) -> Response[bytes]:
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _wrong(request: Call, wrong: Wrong) -> Failure:
+def _wrong(request: Call, wrong: Wrong, more: Mapping[str, str] = {}) -> Failure:
     if shown := pages.failure(request, wrong):
         return shown
     answer = refuse(wrong)
-    more = {"WWW-Authenticate": "Bearer"} if wrong.status == 401 else {}
-    return Response(answer.body, status_code=answer.status, headers={**answer.headers, **more})
+    asked = {"WWW-Authenticate": "Bearer"} if wrong.status == 401 else {}
+    return Response(answer.body, status_code=answer.status, headers={**answer.headers, **asked, **more})
 
 
 def _http(request: Call, error: HTTPException) -> Failure:
@@ -160,7 +162,8 @@ def _http(request: Call, error: HTTPException) -> Failure:
         elif error.status_code == 500:
             log.error("500 at %s: %s", request.url.path, error.detail)
             detail = problems.OURS
-        return _wrong(request, Wrong(error.status_code, detail))
+        allowed = (error.headers or {}).get("allow")
+        return _wrong(request, Wrong(error.status_code, detail), {"Allow": allowed} if allowed else {})
     extra = error.extra if isinstance(error.extra, list) else []
     faults = [Fault(_place(each), str(each.get("message", ""))) for each in extra if isinstance(each, dict)]
     said = "; ".join(f"{fault.path}: {fault.message}" for fault in faults) or error.detail
@@ -175,7 +178,10 @@ def _place(extra: dict[str, Any]) -> str:
 
 
 def _asked_wrong(request: Call, error: ValueError) -> Failure:
-    return _wrong(request, Wrong(400, str(error)))
+    detail = str(error)
+    if "uuid" in detail:  # PostgreSQL's words, of which the first line is about the value.
+        detail = f"{detail.splitlines()[0]}: give an id as a list shows it, a UUID in lower case"
+    return _wrong(request, Wrong(400, detail))
 
 
 def _too_deep(request: Call, _: RecursionError) -> Failure:
@@ -204,6 +210,7 @@ def application(services: Services, *more: Any) -> Front:
         *consent.routes,
         *accounts.routes,
         *catalog.routes,
+        *subscriptions.routes,
         *imports.routes,
     ]
     v1 = Router("/v1", route_handlers=keyed, guards=[guard], security=secured)

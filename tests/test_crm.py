@@ -1,5 +1,6 @@
 """Kommo's CRM through the service: what is asked, what never reaches Kommo, and what Kommo refuses."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -293,6 +294,34 @@ async def test_a_chat_that_kommo_has_not_is_to_be_created_first(office: Office):
 
 async def test_a_conversation_that_is_not_there_cannot_be_linked(office: Office):
     assert (await link(office, NOBODY, 1)).status == 404
+
+
+# CRM webhooks.
+
+
+async def test_kommos_crm_is_told_where_to_call_us(office: Office):
+    told = await done(office, "POST", "/webhooks", status=201)
+    assert told["destination"].startswith(f"{office.url}/crm/{ACCOUNT}/")
+    assert {"add_talk", "update_talk", "add_unsorted", "delete_unsorted"} <= set(told["settings"])
+    again = await done(office, "POST", "/webhooks", status=201)
+    listed = (await done(office, "GET", "/webhooks"))["items"]
+    assert [one["id"] for one in listed] == [told["id"]] == [again["id"]]
+
+
+async def test_what_happens_in_the_crm_reaches_the_ledger(office: Office):
+    await done(office, "POST", "/webhooks", status=201)
+    head = await office.head()
+    await office.customer("conv-told")
+    async with asyncio.timeout(10):
+        while not {"talk.added", "lead.received"} <= set(await office.types(head)):
+            await asyncio.sleep(0.05)
+
+
+async def test_settings_that_kommo_does_not_know_are_left_out(office: Office):
+    body = {"title": "Bad Request", "status": 400, "detail": "There is no event add_unsorted."}
+    await office.fault("crm.webhooks", "400", body=body)
+    told = await done(office, "POST", "/webhooks", status=201)
+    assert told["settings"] == ["add_talk", "update_talk", "add_message", "add_chat_template_review"]
 
 
 # Whoever has not let us in.
