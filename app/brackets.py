@@ -19,8 +19,8 @@ class BadForm(ValueError):
 def read(body: bytes) -> Tree:
     """The form's fields by their names; a list is an object with the keys "0", "1" ….
 
-    `a[]` takes the next free number. A field that comes again replaces the first. What cannot be stored
-    becomes U+FFFD. Raises BadForm.
+    `a[]` takes the next free number. A field that comes again replaces the first, one without a name is left
+    out. What cannot be stored becomes U+FFFD. Raises BadForm.
     """
     pairs = [pair for pair in body.strip().split(b"&", PAIRS_MAX) if pair]
     if len(pairs) > PAIRS_MAX:
@@ -28,7 +28,8 @@ def read(body: bytes) -> Tree:
     root: Tree = {}
     for pair in pairs:
         name, _, value = pair.partition(b"=")
-        _put(root, _path(_text(name)), _text(value))
+        if name:
+            _put(root, _path(_text(name)), _text(value))
     return root
 
 

@@ -102,7 +102,7 @@ async def crm_hook(request: Call, account_id: FromPath[str], key: FromPath[str])
 
 
 async def take(services: Services, account: str, body: bytes) -> None:
-    """Record what a hook tells, or keep it: then it is durable. Raises Full, Unavailable, OperationalError."""
+    """Record what a hook tells, or keep it; durable then. Raises Full, Unavailable, OperationalError."""
     try:
         tree = read(body)
     except BadForm as error:

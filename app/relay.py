@@ -326,8 +326,9 @@ def _add_message(parts: list[bytes], body: bytes, more: str, reply: str) -> None
     event = _open_envelope(body)
     trace = (event.cause or event.id).replace("-", "")
     span = event.id[-17:].replace("-", "")
+    source = f"channels/{event.channel}" if event.channel else f"accounts/{event.account}"
     headers = (
-        f"NATS/1.0\r\nce-specversion: 1.0\r\nce-id: {event.id}\r\nce-source: /channels/{event.channel}\r\n"
+        f"NATS/1.0\r\nce-specversion: 1.0\r\nce-id: {event.id}\r\nce-source: /{source}\r\n"
         f"ce-type: {event.type}\r\ntraceparent: 00-{trace}-{span}-01\r\n{more}\r\n"
     )
     subject, size = ids.subject(event.conversation, event.account, event.type), len(headers)
