@@ -18,7 +18,7 @@ from domain import commands as c
 
 OPERATOR = "operator"
 NO_CHAT = "Kommo has no chat for this conversation yet: create it first with POST /v1/conversations"
-REFUSALS = answers(404, 409, 502)
+REFUSALS = answers(404, 409, 422, 502)
 Number = Annotated[int, Meta(ge=1, le=2**53)]
 
 
@@ -170,7 +170,7 @@ async def talk(request: Call, account_id: FromPath[str], talk_id: FromPath[int])
     summary="Close a talk",
     tags=["accounts"],
     opt={"writes": False},
-    responses=answers(404, 409, 422, 502),
+    responses=REFUSALS,
 )
 async def close_talk(
     request: Call, account_id: FromPath[str], talk_id: FromPath[int], data: JSONBody[CloseTalk]
@@ -255,7 +255,7 @@ async def links(
     status_code=201,
     summary="Say which contact a chat belongs to",
     tags=["accounts"],
-    responses=answers(404, 502, said={409: NO_CHAT}, also={200: LinkShown}),
+    responses=answers(404, 422, 502, said={409: NO_CHAT}, also={200: LinkShown}),
 )
 async def link_chat(
     request: Call, conversation: FromPath[str], data: JSONBody[LinkChat]

@@ -14,8 +14,7 @@ from app.services import Call, services_of
 from domain.events import Json
 
 AT_ONCE = 50
-REFUSALS = answers(404, 409, 502)
-CHANGES = answers(404, 409, 422, 502)
+REFUSALS = answers(404, 409, 422, 502)
 READS = {"writes": False}  # the ledger
 Number = Annotated[int, Meta(ge=1, le=2**53)]
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
@@ -237,7 +236,7 @@ async def source(request: Call, account_id: FromPath[str], source_id: FromPath[i
     return told(answer, SourceShown)
 
 
-@post(SOURCES, opt=READS, status_code=201, summary="Create sources", tags=["sources"], responses=CHANGES)
+@post(SOURCES, opt=READS, status_code=201, summary="Create sources", tags=["sources"], responses=REFUSALS)
 async def create_sources(
     request: Call, account_id: FromPath[str], data: JSONBody[NewSources]
 ) -> SourcesShown:
@@ -247,7 +246,7 @@ async def create_sources(
     return SourcesShown(listed(answer, "sources", SourceShown))
 
 
-@patch(SOURCES, opt=READS, summary="Change sources", tags=["sources"], responses=CHANGES)
+@patch(SOURCES, opt=READS, summary="Change sources", tags=["sources"], responses=REFUSALS)
 async def change_sources(
     request: Call, account_id: FromPath[str], data: JSONBody[SourceChanges]
 ) -> SourcesShown:
@@ -294,7 +293,7 @@ async def template(request: Call, account_id: FromPath[str], template_id: FromPa
     status_code=201,
     summary="Create chat templates",
     tags=["templates"],
-    responses=CHANGES,
+    responses=REFUSALS,
 )
 async def create_templates(
     request: Call, account_id: FromPath[str], data: JSONBody[NewTemplates]
@@ -304,7 +303,7 @@ async def create_templates(
     return TemplatesShown(listed(answer, "chat_templates", TemplateShown))
 
 
-@patch(TEMPLATES, opt=READS, summary="Change chat templates", tags=["templates"], responses=CHANGES)
+@patch(TEMPLATES, opt=READS, summary="Change chat templates", tags=["templates"], responses=REFUSALS)
 async def change_templates(
     request: Call, account_id: FromPath[str], data: JSONBody[TemplateChanges]
 ) -> TemplatesShown:
@@ -325,7 +324,7 @@ async def delete_template(request: Call, account_id: FromPath[str], template_id:
     status_code=200,
     summary="Send a template to review",
     tags=["templates"],
-    responses=CHANGES,
+    responses=REFUSALS,
 )
 async def review(request: Call, account_id: FromPath[str], template_id: FromPath[int]) -> ReviewsShown:
     """One review for each source of WhatsApp; Kommo's webhook asks us to hand it in there."""
@@ -340,7 +339,7 @@ async def review(request: Call, account_id: FromPath[str], template_id: FromPath
     status_code=200,
     summary="Say how a review ended",
     tags=["templates"],
-    responses=CHANGES,
+    responses=REFUSALS,
 )
 async def review_status(
     request: Call,

@@ -119,7 +119,7 @@ def page(
     return Response(
         text,
         status_code=status,
-        media_type="text/html; charset=utf-8",
+        media_type="text/html",
         headers=HEADERS | (headers or {}),
         cookies=cookies or [],
     )

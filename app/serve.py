@@ -194,6 +194,8 @@ async def _working(run: Running, where: Servers, hub: _Hub) -> AsyncIterator[Non
             hub.listeners.append(services.projector.wake)
         stack.push_async_callback(_start(run, "project", services.projector.run(lead=lead)))
         await _views(where.database_url)
+        if "web" in roles and services.oauth:
+            stack.push_async_callback(_start(run, "consents", services.tokens.keep_alive()))
         if roles & {"relay", "deliver"}:
             nats = await jetstream.connect(where.nats_url, name="chatledger")
             stack.push_async_callback(nats.close)

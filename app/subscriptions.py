@@ -13,7 +13,7 @@ from app.services import Call, services_of
 NO_URL = "Kommo does not know where to call: set CHATLEDGER_PUBLIC_URL to the address it reaches us at"
 SETTINGS = ("add_talk", "update_talk", "add_message", "add_chat_template_review")
 LEAD_SETTINGS = ("add_unsorted", "update_unsorted", "delete_unsorted")
-REFUSALS = answers(404, 409, 502)
+REFUSALS = answers(404, 409, 422, 502)
 
 
 class WebhookShown(Struct, frozen=True):
@@ -44,7 +44,7 @@ async def webhooks(request: Call, account_id: FromPath[str]) -> WebhooksShown:
     summary="Subscribe to CRM webhooks",
     tags=["accounts"],
     opt={"writes": False},
-    responses=answers(404, 502, said={409: NO_URL}),
+    responses=answers(404, 422, 502, said={409: NO_URL}),
 )
 async def subscribe(request: Call, account_id: FromPath[str]) -> WebhookShown:
     """Talks, messages, template reviews and incoming leads are told to us; the same again changes nothing."""

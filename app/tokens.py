@@ -34,6 +34,8 @@ AHEAD_SECONDS = 300.0
 REST_SECONDS = 10.0
 CLOSE_SECONDS = 3.0
 SAVES_MAX = 6
+UNUSED_SECONDS = 30 * 86_400.0
+KEEP_ALIVE_SECONDS = 6 * 3600.0
 LOCK = 0x6368_0001
 AUTHORIZED = "authorized"
 WITHDRAWN = "withdrawn"
@@ -111,6 +113,22 @@ class Tokens:
         self._cipher = AESGCM(master)
         self._renewals: dict[str, asyncio.Task[Access]] = {}
         self._rest_until: dict[str, float] = {}
+
+    async def keep_alive(self) -> None:
+        """Refresh what nobody used for a month, for ever: a refresh token lives three."""
+        while True:
+            try:
+                await self.refresh_unused()
+            except psycopg.OperationalError as error:
+                log.warning("unused tokens: %s", str(error).strip())
+            await asyncio.sleep(KEEP_ALIVE_SECONDS)
+
+    async def refresh_unused(self) -> None:
+        """The same, once. Raises psycopg.OperationalError."""
+        for consent in await self.all():
+            if consent.state == AUTHORIZED and consent.expires < time.time() - UNUSED_SECONDS:
+                with contextlib.suppress(NotAuthorized, Unreached):  # Told in the log, and by /v1/accounts.
+                    await self.access(consent.account_id)
 
     async def close(self) -> None:
         """Let refreshes that are under way end, for 3 s: an answer that is not kept costs the consent."""

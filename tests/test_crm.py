@@ -313,7 +313,7 @@ async def test_what_happens_in_the_crm_reaches_the_ledger(office: Office):
     head = await office.head()
     await office.customer("conv-told")
     async with asyncio.timeout(10):
-        while not {"talk.added", "lead.received"} <= set(await office.types(head)):
+        while not {"talk.added", "lead.received"} <= set(await office.types(head)):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 

@@ -160,6 +160,13 @@ async def test_a_refusal_in_kommo_is_told(office: Office):
     assert (answer.status, "refused" in answer.body["detail"]) == (403, True)
 
 
+async def test_a_browser_is_shown_what_went_wrong_as_a_page(office: Office):
+    headers = {"Accept": "text/html,*/*"}
+    answer = await office.request("GET", "/oauth/callback", params={"state": "made-up"}, headers=headers)
+    assert (answer.status, answer.headers["Content-Type"]) == (400, "text/html; charset=utf-8")
+    assert b"egin again with POST" in answer.raw
+
+
 async def test_an_account_id_that_is_none_is_refused(office: Office):
     answer = await office.ask("POST", "/v1/accounts/acme/authorize")
     assert (answer.status, "UUID" in answer.body["detail"]) == (400, True)

@@ -37,6 +37,7 @@ KILL_HOLDER = """SELECT pg_terminate_backend(pid) FROM pg_locks
    SELECT oid FROM pg_database WHERE datname = current_database())"""
 SWAP = """UPDATE ledger.tokens SET sealed = (SELECT sealed FROM ledger.tokens WHERE account_id = %s)
  WHERE account_id = %s"""
+UNUSED = """UPDATE ledger.tokens SET expires_at = now() - make_interval(days => %s) WHERE account_id = %s"""
 _numbers = count(1)
 
 
@@ -267,6 +268,15 @@ async def test_tokens_outlive_a_database_that_breaks_during_a_refresh(processes:
     token = (await call).token
     assert await processes.works(token)
     assert (await processes.all[1].access(account)).token == token
+
+
+async def test_what_nobody_used_for_a_month_is_refreshed_before_it_dies(processes: Processes):
+    account = await processes.consent()
+    for days, refreshes in ((29, 0), (32, 1)):
+        async with await psycopg.AsyncConnection.connect(processes.url, autocommit=True) as link:
+            await link.execute(UNUSED, (days, account))
+        await processes.all[0].refresh_unused()
+        assert len(processes.spent) == refreshes
 
 
 async def test_tokens_cannot_be_moved_to_another_account(processes: Processes):
