@@ -77,6 +77,7 @@ async def examine(settings: Settings, setup: Setup) -> list[Check]:
             {f"messenger of {name}": strangers.messenger(name, url) for name, url in who.messengers.items()}
             | {case.name: strangers.account(case) for case in who.cases}
             | {_hooks(case): doctor.hooks(case) for case in recorded or [None]}
+            | {"deliveries": doctor.deliveries()}
         )
         crms = {f"crm of {one.account_id}": strangers.consent(one, ground.key) for one in setup.accounts}
         found += await _together({"oauth": strangers.app(setup)} | crms)
@@ -214,6 +215,25 @@ class Doctor:
             return [Check("public url", True, f"{url} reaches a chatledger")]
         says = f"{url} answers HTTP {heard.status}, but not as chatledger does"
         return [Check("public url", False, says, "let the reverse proxy pass every path to the service")]
+
+    async def deliveries(self) -> list[Check]:
+        """Nothing waits for somebody to look."""
+        headers = {"Authorization": f"Bearer {self._ground.key}"}
+        if not self._ground.key:
+            return []
+        try:
+            heard = await hear(
+                self._session, "GET", f"{service_url(self._settings)}/v1/status", headers=headers
+            )
+        except Unheard:
+            return []  # That is told already.
+        counts = heard.json().get("deliveries")
+        parked = int(counts.get("parked", 0)) if isinstance(counts, dict) else 0
+        if not parked:
+            return [Check("deliveries", True, "none is parked")]
+        says = "1 delivery is parked" if parked == 1 else f"{parked} deliveries are parked"
+        todo = "GET /v1/deliveries?state=parked tells why; then POST /v1/deliveries/resume"
+        return [Check("deliveries", False, says, todo)]
 
     async def hooks(self, case: Case | None) -> list[Check]:
         """A hook with a bad signature is refused by us; without a case, one for a scope nobody has."""

@@ -1,0 +1,59 @@
+"""Whether an account lets us into its CRM is told, from before the first consent to its end."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+from consented import Office, office_of
+from served import ACCOUNT
+
+from app.doctor import examine
+from app.probes import Check
+from app.servers import Servers
+
+
+@pytest.fixture(scope="module")
+async def office(servers: Servers) -> AsyncIterator[Office]:
+    """A service with an OAuth app, and accounts that have not let it in yet."""
+    async with office_of(servers) as one:
+        yield one
+
+
+async def crm_of(office: Office, **changed: Any) -> tuple[Check, Check]:
+    """The check of the app, and that of the account."""
+    services = office.run.services
+    setup = msgspec.structs.replace(services.setup, **changed)
+    found = {check.name: check for check in await examine(services.settings, setup)}
+    return found["oauth"], found[f"crm of account {ACCOUNT}"]
+
+
+async def test_an_account_is_followed_from_the_first_consent_to_its_end(office: Office) -> None:
+    app, crm = await crm_of(office)
+    assert (app.ok, crm.ok, "never let us in" in crm.says) == (True, False, True), crm
+    assert crm.todo.startswith(f"POST /v1/accounts/{ACCOUNT}/authorize")
+    await office.consent()
+    _, crm = await crm_of(office)
+    assert (crm.ok, f"POST /v1/accounts/{ACCOUNT}/webhooks" in crm.todo) == (True, True), crm
+    assert (await office.ask("POST", f"/v1/accounts/{ACCOUNT}/webhooks")).status == 201
+    _, crm = await crm_of(office)
+    assert (crm.ok, crm.todo) == (True, ""), crm
+    await office.run.services.tokens.withdraw(ACCOUNT, "test")
+    _, crm = await crm_of(office)
+    assert (crm.ok, "withdrawn" in crm.says, "authorize" in crm.todo) == (False, True, True), crm
+
+
+async def test_an_app_whose_consents_end_elsewhere_is_told(office: Office) -> None:
+    setup = office.run.services.setup
+    assert setup.oauth
+    elsewhere = msgspec.structs.replace(setup.oauth, redirect_url="https://elsewhere/oauth/callback")
+    app, _ = await crm_of(office, oauth=elsewhere)
+    assert (app.ok, "redirect_url is not" in app.says) == (False, True), app
+
+
+async def test_an_address_of_the_crm_that_is_another_is_told(office: Office) -> None:
+    await office.consent()
+    [account, *_] = office.run.services.setup.accounts
+    moved = msgspec.structs.replace(account, crm_url="https://elsewhere.kommo.com")
+    _, crm = await crm_of(office, accounts=(moved,))
+    assert (crm.ok, "mend crm_url" in crm.todo) == (False, True), crm
