@@ -147,12 +147,15 @@ Row = TypeVar("Row", bound=Struct)
 
 
 class Table(Generic[Row]):
-    """The things of one kind by id, in memory and in the store."""
+    """The things of one kind by id, in memory and in the store.
 
-    def __init__(self, store: Store, kind: str, shape: type[Row]) -> None:
+    Numbers begin after `first`: no two kinds have the same, so that one taken for another is not found.
+    """
+
+    def __init__(self, store: Store, kind: str, shape: type[Row], first: int = 0) -> None:
         self.store, self.kind = store, kind
         self.rows: dict[int | str, Row] = {_id(row): row for row in store.load(kind, shape)}
-        self._last = max((key for key in self.rows if isinstance(key, int)), default=1000)
+        self._last = max((key for key in self.rows if isinstance(key, int)), default=first)
 
     def __iter__(self) -> Iterator[Row]:
         return iter(list(self.rows.values()))
@@ -202,17 +205,17 @@ class Books:
     def __init__(self, store: Store) -> None:
         self.tokens = Table(store, "token", Token)
         self.disabled = Table(store, "disabled", Disabled)
-        self.subscriptions = Table(store, "subscription", Subscription)
-        self.contacts = Table(store, "contact", Contact)
+        self.subscriptions = Table(store, "subscription", Subscription, 800_000)
+        self.contacts = Table(store, "contact", Contact, 40_000_000)
         self.links = Table(store, "link", Link)
-        self.sources = Table(store, "source", Source)
-        self.templates = Table(store, "template", Template)
+        self.sources = Table(store, "source", Source, 7_000_000)
+        self.templates = Table(store, "template", Template, 90_000)
         self.reviews = 5000  # the last number of a review
         for template in self.templates:
             self.reviews = max([self.reviews, *(one.id for one in template.reviews)])
-        self.talks = Table(store, "talk", Talk)
+        self.talks = Table(store, "talk", Talk, 1_000)
         self.incoming = Table(store, "incoming", Incoming)
-        self.leads = Table(store, "lead", Lead)
+        self.leads = Table(store, "lead", Lead, 20_000_000)
         self._talks = {talk.chat_id: talk.id for talk in self.talks}
         self._numbers = max(
             [2000, *(one.number for one in self.links), *(one.number for one in self.incoming)]

@@ -48,6 +48,7 @@ class Written(Struct, kw_only=True):
     media: Annotated[str, Meta(max_length=2000)] = ""
     kind: Kind = "picture"
     editing: Short = ""
+    template: Annotated[str, Meta(pattern="^[0-9]{0,12}$")] = ""
 
     def message(self) -> dict[str, object]:
         """The message it makes; Impossible when there is nothing to send."""

@@ -21,6 +21,7 @@ async def customer(request: Call) -> Response[str]:
     known = phone.customers.get(who)
     return page(
         "customer.html",
+        templates=[],
         side="customer",
         who=known.id if known else "",
         customer=known,

@@ -4,7 +4,7 @@ from urllib.parse import urlencode
 
 from litestar import Response, get, post
 
-from ops.sandbox import views
+from ops.sandbox import folder, views
 from ops.sandbox.crm import Chat, Message
 from ops.sandbox.desk import Address, Impossible, Receiver
 from ops.sandbox.forms import First, Opened, Picked, Written, form, go, page
@@ -26,6 +26,8 @@ async def manager(request: Call) -> Response[str]:
         lines=views.manager_lines(sandbox.crm, chat.id if chat else ""),
         connections=[one for one in sandbox.crm.connections.values() if one.active],
         hook_url=sandbox.config.hook_url,
+        file=folder.file_of(sandbox.books, chat) if chat else None,
+        templates=folder.templates_of(sandbox.books, sandbox.office.account(chat).amojo_id) if chat else [],
         me=sandbox.config.managers[0].name if sandbox.config.managers else "Manager",
     )
 
@@ -56,7 +58,13 @@ async def manager_message(request: Call) -> Response[str]:
 async def manager_send(request: Call) -> None:
     """The manager answers."""
     order = await form(request, Written)
-    sandbox_of(request).desk.write(Address(chat_id=_chat(request, order.chat).id), order.message())
+    desk, chat = sandbox_of(request).desk, _chat(request, order.chat)
+    said: dict[str, object] = {}
+    if order.template:
+        said = desk.from_template(int(order.template), {"contact.name": desk.crm.client(chat).name})
+    if order.text.strip() or order.media.strip() or not said:
+        said |= order.message()
+    desk.write(Address(chat_id=chat.id), said)
 
 
 @post("/manager/first", status_code=204)

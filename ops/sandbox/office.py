@@ -101,6 +101,7 @@ class Office:
             setattr(talk, name, value)
         talk.updated_at = max(int(time.time()), talk.updated_at + 1)  # A later change shows as later.
         self.books.save_talk(talk)
+        self.feed.publish("manager", "chats")
         return self._tell_talk(talk, "update")
 
     def link(self, chat: Chat, contact_id: int) -> Link:

@@ -6,7 +6,7 @@ from importlib.resources import files
 from litestar import Response, Router, get
 from litestar.response import Stream
 
-from ops.sandbox import handset, inbox
+from ops.sandbox import folder, handset, inbox
 from ops.sandbox.desk import Impossible
 from ops.sandbox.forms import page
 from ops.sandbox.web import Call, same_origin, sandbox_of
@@ -51,6 +51,6 @@ async def events(request: Call) -> Stream:
 
 ROUTER = Router(
     path="/",
-    route_handlers=[home, static, events, *inbox.ROUTES, *handset.ROUTES],
+    route_handlers=[home, static, events, *inbox.ROUTES, *folder.ROUTES, *handset.ROUTES],
     before_request=same_origin,
 )

@@ -7,6 +7,7 @@ const who = document.body.dataset.who;
 const log = document.getElementById("messages");
 const scroller = document.getElementById("scroll");
 const list = document.getElementById("chats");
+const crm = document.getElementById("crm");
 const composer = document.getElementById("composer");
 const NEAR_BOTTOM_PX = 120;
 const TYPING_MS = side === "customer" ? 3000 : 5000;
@@ -116,6 +117,21 @@ async function refreshAll() {
     if (stay) toBottom();
   }
   refreshList();
+  refreshCrm();
+}
+
+// What the CRM knows of the chat changes with its messages, and when its lead or talk is settled.
+let crmTimer = 0;
+function refreshCrm() {
+  if (!crm || crmTimer) return;
+  crmTimer = setTimeout(() => {
+    crmTimer = 0;
+    inOrder(async () => {
+      const focused = crm.contains(document.activeElement) ? document.activeElement.dataset.crm : "";
+      crm.innerHTML = await piece("crm", { chat });
+      if (focused) (crm.querySelector(`[data-crm="${focused}"]`) || scroller).focus();
+    });
+  }, LIST_MS);
 }
 
 let listTimer = 0;
@@ -166,14 +182,20 @@ function follow() {
   });
   source.addEventListener("message", (event) => {
     const told = JSON.parse(event.data || "{}");
-    if (log && told.chat === chat) want(told.message);
+    if (log && told.chat === chat) {
+      want(told.message);
+      refreshCrm();
+    }
     refreshList();
   });
   source.addEventListener("typing", (event) => {
     const told = JSON.parse(event.data);
     if (log && told.chat === chat) showTyping(told.milliseconds);
   });
-  source.addEventListener("chats", refreshList);
+  source.addEventListener("chats", () => {
+    refreshList();
+    refreshCrm();
+  });
   source.addEventListener("connections", () => {
     if (side === "manager" && !chat) location.reload();
   });
@@ -265,6 +287,12 @@ document.addEventListener("error", (event) => {
 localize(document);
 if (side !== "home") follow();
 if (composer) startComposer();
+if (crm) {
+  crm.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-crm]");
+    if (button) post("crm", { chat, action: button.dataset.crm });
+  });
+}
 if (log) {
   log.addEventListener("click", act);
   toBottom();
