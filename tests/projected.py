@@ -142,9 +142,8 @@ def wild(seed: int, count: int) -> Book:
     book = Book(seed)
     chats = [book.start(f"conv-{number}", side) for number, side in enumerate(("messenger", "kommo") * 2)]
     while len(book.events) < count:
-        book.random.choice((_message, _message, _facts, _facts, _chat, _echo, _waiting, _channel))(
-            book, chats
-        )
+        doings = (_message, _message, _facts, _facts, _chat, _echo, _waiting, _channel, _operator)
+        book.random.choice(doings)(book, chats)
     return book
 
 
@@ -222,6 +221,27 @@ def _waiting(book: Book, chats: list[str]) -> None:
     early = book.add(e.MessageRead, message_id(WHERE, "messenger", name))
     book.accept(sent, name)
     book.about(e.MessageRead, sent, cause=early.id, push="kommo")
+
+
+def _operator(book: Book, chats: list[str]) -> None:
+    """An operator sends, and Kommo is to show it: either is taken, or is not yet, or comes to nothing."""
+    mine = {"side": "operator", "sent_by": "operator"}
+    sent = book.send(book.random.choice(chats), f"o-{len(book.events)}", **mine)
+    told = {"msec": sent.msec, "sender": sent.sender, "receiver": e.Party(id="u-1"), "push": "kommo"}
+    copy = book.about(e.MessageMirrored, sent, content=sent.content, **told)
+    for _ in range(book.random.randrange(4)):
+        book.random.choice((_message, _facts, _chat))(book, chats)
+    for what in book.random.sample(("sent", "copy", "parked"), 2):
+        if what == "sent":
+            book.accept(sent, f"x-{len(book.events)}")
+        elif what == "parked":
+            book.about(e.DeliveryParked, sent, cause=copy.id, reason="refused")
+        else:
+            name = f"k-{len(book.events)}"
+            taken = {"side": "kommo", "remote_id": name, "copy": True, "cause": copy.id}
+            book.about(e.MessageAccepted, sent, **taken)
+            named = message_id(WHERE, "kommo", name)
+            book.add(e.MessageNamed, named, conversation=sent.conversation, message=sent.message)
 
 
 def _channel(book: Book, chats: list[str]) -> None:
