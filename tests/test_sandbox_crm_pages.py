@@ -4,7 +4,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from crmed import Office, fresh_office, office
+from crmed import CLIENT, CLIENT_SECRET, Office, fresh_office, office
+from playwright.async_api import async_playwright
+
+from ops.sandbox import OAuthClient
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -78,3 +81,21 @@ async def test_a_template_is_sent_from_the_page(crm, text):
 async def test_the_customers_page_is_as_it_was(crm):
     async with crm.chats.client.get(crm.chats.url + "/customer?who=u-1") as answer:
         assert answer.status == 200
+
+
+@pytest.mark.browser
+async def test_in_a_browser_the_consent_leads_to_the_other_site_and_a_lead_goes_with_a_click():
+    async with office(oauth=(OAuthClient(CLIENT, CLIENT_SECRET),)) as crm, async_playwright() as playwright:
+        await crm.chats.connect()
+        await crm.chats.send()
+        browser = await playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        page = await browser.new_page()
+        elsewhere = crm.chats.url.replace("127.0.0.1", "localhost") + "/customer"
+        await page.goto(f"{crm.chats.url}/oauth?client_id={CLIENT}&state=s1&redirect_uri={elsewhere}")
+        await page.click("button[value=allow]")
+        await page.wait_for_url(elsewhere + "?code=*&state=s1&*")
+        await page.goto(f"{crm.chats.url}/manager?chat={await chat_of(crm)}")
+        await page.click("[data-crm=accept]")
+        await page.wait_for_selector(".crm >> text=Lead from a chat")
+        assert await page.locator("[data-crm=accept]").count() == 0
+        await browser.close()

@@ -39,11 +39,13 @@ async def ask(request: Call) -> Response[str]:
     if not accounts:
         raise Impossible(409, "no account: start the sandbox with --account or --crm-account")
     text = TEMPLATES.get_template("oauth.html").render(
-        side="oauth", client=client, accounts=accounts, state=given.get("state", ""), redirect_uri=where
+        side="home", client=client, accounts=accounts, state=given.get("state", ""), redirect_uri=where
     )
     target = urlsplit(where)
     policy = POLICY.replace("form-action 'self'", f"form-action 'self' {target.scheme}://{target.netloc}")
-    return Response(text, media_type="text/html", headers=HEADERS | {"Content-Security-Policy": policy})
+    # The form must come with its origin, which a browser keeps to itself under `no-referrer`.
+    headers = HEADERS | {"Content-Security-Policy": policy, "Referrer-Policy": "same-origin"}
+    return Response(text, media_type="text/html", headers=headers)
 
 
 @post("/oauth", status_code=302)
