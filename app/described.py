@@ -5,6 +5,7 @@ the two cannot differ. What every route of a kind may answer is added here, once
 """
 
 import http
+import inspect
 from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin
@@ -21,7 +22,7 @@ from litestar.serialization import encode_json
 
 from app import problems
 from app.answers import Said, Taken, problem
-from app.examples import PARAMETERS, SHAPES
+from app.examples import PARAMETERS, PATTERNS, SHAPES
 from app.problems import Fault, Problem
 
 Json = dict[str, Any]
@@ -143,7 +144,8 @@ def success(annotation: Any) -> tuple[Any, bool]:
 
 def document(app: Litestar, litestars: Json) -> Json:
     """The whole document, made of Litestar's."""
-    told: Json = msgspec.json.decode(encode_json(litestars))
+    parts = litestars["components"] | {"schemas": {}}  # Its own shapes are not wanted.
+    told: Json = msgspec.json.decode(encode_json(litestars | {"components": parts}))
     routes = list(_routes(app, told["paths"]))
     shapes = list({repr(shape): shape for route in routes for shape in route.shapes}.values())
     schemas, components = msgspec.json.schema_components(shapes, schema_hook=_anything, ref_template=REF)
@@ -178,6 +180,7 @@ def _anything(kind: type) -> Json:
 def _describe(route: Route, known: Mapping[str, Json]) -> None:
     told = route.told
     told.pop("deprecated", None)
+    told["description"] = inspect.getdoc(route.handler.fn) or ""
     for parameter in told.get("parameters", ()):
         _parameter(route, parameter)
     if taken := route.takes:
@@ -208,6 +211,8 @@ def _parameter(route: Route, told: Json) -> None:
         if (value := getattr(bounds, bound, None)) is not None:
             schema[name] = value
     schema.pop("description", None)
+    if told["name"] in PATTERNS and (told["in"] == "path" or told["name"] == "conversation"):
+        schema["pattern"] = PATTERNS[told["name"]]
     description, example = PARAMETERS.get(told["name"], ("", None))
     told.setdefault("description", description)
     if example is not None:

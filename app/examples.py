@@ -18,9 +18,9 @@ BOT = "b07b07b0-0000-4000-8000-000000000001"
 SECRET = "f2d7f8704eff95087ed45b23ba99c0b5aac8278e"  # noqa: S105 - published in Kommo's documentation
 WHSEC = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # published with Standard Webhooks
 HOOK = "https://messenger.example/hook"
-CHAT = "2f1b8d0e-5a0c-5b0e-8a57-3c9d5d1d6a10"
+CHAT = "ef03399d-1a38-57f9-93f3-fc994fba5ae9"
 CHAT_ID = "6cbab3d5-c4c1-46ff-b710-ad59ad10805f"
-MESSAGE = "8a3f6a52-91c2-5d55-9f0e-1f6f6d0f9b2c"
+MESSAGE = "8d74efe1-75f2-5187-b077-55828d4430b3"
 KOMMO_ID = "079e44fb-fc22-476b-9e8a-421b688ec53b"
 MARIA = "0f8f1c5e-7f0a-4c52-9a43-3b1d0c7a1e01"
 EVENT = "019ab0c2-7d7a-7c3e-8c7b-0a5b5e1d2f3c"
@@ -174,6 +174,10 @@ SHAPES: dict[str, Json] = {
         ]
     },
 }
+
+# What an id in a path looks like: nothing can be at another. `conversation` is such an id in a query, too.
+_UUID = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+PATTERNS = {"account_id": _UUID, "conversation": _UUID, "message": _UUID, "name": "^[a-z0-9-]{1,64}$"}
 
 PARAMETERS: dict[str, tuple[str, Any]] = {
     "scope_id": ("the channel's connection, as Kommo calls it: channel id, underscore, account id", SCOPE),

@@ -155,7 +155,7 @@ class Hook(Struct, frozen=True):
     time: int | None = None
     message: Outgoing | None = None
     action: Action | None = None
-    conversation_id: msgspec.Raw = msgspec.Raw()
+    conversation_id: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 class Given(NamedTuple):

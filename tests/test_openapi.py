@@ -1,0 +1,155 @@
+"""What `/schema` says is true: schemathesis asks all that it allows and what it does not.
+
+By hand, against any service: `schemathesis run http://127.0.0.1:8080/schema -H "Authorization: Bearer KEY"`.
+"""
+
+import asyncio
+import re
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jsonschema_rs
+import pytest
+import pytest_asyncio
+from served import ACCOUNT, KEY, Served, serving
+
+from app import examples
+from app.servers import Servers
+from tests.storied import ENVIRONMENT
+
+HERE = Path(__file__).parent
+Json = dict[str, Any]
+
+
+@pytest_asyncio.fixture(scope="module")
+async def service(servers: Servers) -> AsyncIterator[Served]:
+    async with serving(servers) as one:
+        assert (await one.register()).status == 201
+        assert (await one.connect()).status == 201
+        yield one
+
+
+@pytest_asyncio.fixture(scope="module")
+async def document(service: Served) -> Json:
+    told: Json = (await service.ask("GET", "/schema", key=None)).body
+    return told
+
+
+class Operation(NamedTuple):
+    name: str
+    told: Json
+
+
+def operations(document: Json) -> Iterator[Operation]:
+    for path, item in document["paths"].items():
+        for method, told in item.items():
+            yield Operation(f"{method.upper()} {path}", told)
+
+
+def bodies(told: Json) -> Iterator[tuple[str, str, Json]]:
+    """Of an operation each body, taken or answered: where, its media type, and what is said of it."""
+    for media_type, content in told.get("requestBody", {}).get("content", {}).items():
+        yield "request", media_type, content
+    for status, answer in told["responses"].items():
+        for media_type, content in answer.get("content", {}).items():
+            yield status, media_type, content
+
+
+def given(content: Json) -> list[Any]:
+    """The examples of a body."""
+    return [one["value"] for one in content.get("examples", {}).values()] or [content.get("example")]
+
+
+def test_every_operation_says_what_it_is_for(document: Json) -> None:
+    for name, told in operations(document):
+        assert told["summary"], name
+        assert told["description"], name
+        assert told["tags"], name
+        assert any(status < "400" for status in told["responses"]), name
+        for parameter in told.get("parameters", ()):
+            assert parameter["description"], (name, parameter["name"])
+
+
+def test_operations_have_names_of_their_own(document: Json) -> None:
+    names = [told["operationId"] for _, told in operations(document)]
+    assert len(names) == len(set(names))
+
+
+def test_every_reference_leads_somewhere_and_every_shape_is_valid(document: Json) -> None:
+    assert re.fullmatch(r"3\.1\.\d", document["openapi"])
+    for name, schema in document["components"]["schemas"].items():
+        assert re.fullmatch(r"[A-Za-z0-9._-]+", name)
+        jsonschema_rs.Draft202012Validator(schema | {"components": document["components"]})
+    for name in set(re.findall(r"'#/components/schemas/([^']+)'", str(document))):
+        assert name in document["components"]["schemas"]
+
+
+def test_every_body_has_an_example_that_fits_its_shape(document: Json) -> None:
+    for name, told in operations(document):
+        for where, media_type, content in bodies(told):
+            shape = content["schema"] | {"components": document["components"]}
+            validator = jsonschema_rs.Draft202012Validator(shape, validate_formats=True)
+            for example in given(content):
+                assert example is not None, f"app/examples.py has none: {name} {where} {media_type}"
+                errors = [str(error) for error in validator.iter_errors(example)]
+                assert not errors, (name, where, errors)
+
+
+def test_every_problem_is_one_and_its_example_has_its_status(document: Json) -> None:
+    for name, told in operations(document):
+        for where, media_type, content in bodies(told):
+            if where >= "400" and where != "request":
+                assert media_type == "application/problem+json", (name, where)
+                assert content["example"]["status"] == int(where), name
+
+
+def test_what_all_operations_of_a_kind_answer_is_said(document: Json) -> None:
+    for name, told in operations(document):
+        answers = told["responses"]
+        if {"key": []} in told.get("security", []):
+            assert {"401", "503"} <= set(answers), name
+            assert "WWW-Authenticate" in answers["401"]["headers"]
+        if "503" in answers:
+            assert answers["503"]["headers"]["Retry-After"]["required"], name
+        if "requestBody" in told:
+            assert {"400", "413"} <= set(answers), name
+
+
+def test_the_webhooks_say_how_they_are_signed(document: Json) -> None:
+    schemes = document["components"]["securitySchemes"]
+    for path, header in (
+        ("/kommo/{scope_id}", "X-Signature"),
+        ("/messengers/{channel}", "webhook-signature"),
+    ):
+        ((scheme, _),) = document["paths"][path]["post"]["security"][0].items()
+        assert (schemes[scheme]["in"], schemes[scheme]["name"]) == ("header", header)
+
+
+async def test_the_examples_tell_a_story_that_happens(service: Served) -> None:
+    told = [action for action in examples.ACTIONS.values() if isinstance(action, dict)]
+    sent = {action["type"]: action for action in reversed(told)}["message.sent"]
+    (result,) = (await service.act(sent)).body["results"]
+    assert result["id"] == examples.MESSAGE
+    shown = await service.get(f"/v1/conversations/{examples.CHAT}", at_least=result["position"])
+    assert (shown["conversation_id"], shown["account_id"]) == ("conv-1", ACCOUNT)
+    for action in told:
+        assert (await service.act(action | {"account_id": ACCOUNT})).status == 200, action
+    for hook in examples.HOOKS.values():
+        assert (await service.hook(hook)).status == 200, hook
+
+
+@pytest.mark.timeout(300)
+async def test_schemathesis_finds_no_500_and_no_undocumented_answer(service: Served, tmp_path: Path) -> None:
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(HERE / "schemathesis.toml")),
+        *("run", f"{service.url}/schema", "--header", f"Authorization: Bearer {KEY}", "--no-color"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=ENVIRONMENT | {"SCHEMATHESIS_HOOKS": "asking", "PYTHONPATH": f"{HERE}:{HERE.parent}"},
+        cwd=tmp_path,
+    )
+    assert child.stdout is not None
+    told = (await child.stdout.read()).decode()
+    assert await child.wait() == 0, told
