@@ -11,6 +11,7 @@ import base64
 import hmac
 import logging
 import re
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeAlias, cast
@@ -19,7 +20,7 @@ import psycopg
 from litestar import Response, post
 from litestar.params import FromPath
 
-from app import clock
+from app import clock, metrics
 from app.actions import is_uuid
 from app.answers import answers, takes
 from app.brackets import BadForm, Tree, read
@@ -86,6 +87,19 @@ def hook_path(master: bytes, account_id: str) -> str:
 )
 async def crm_hook(request: Call, account_id: FromPath[str], key: FromPath[str]) -> Response[bytes]:
     """A form about talks, incoming leads or messages: 200 once it is durable, also for a repeat."""
+    begin, status = time.perf_counter(), 500
+    try:
+        await _answered(request, account_id, key)
+        status = 200
+    except Wrong as wrong:
+        status = wrong.status
+        raise
+    finally:
+        metrics.WEBHOOKS.answered("crm", status, time.perf_counter() - begin)
+    return Response(b"", status_code=200)
+
+
+async def _answered(request: Call, account_id: str, key: str) -> None:
     services = services_of(request)
     right = hook_path(services.keys.master, account_id)
     if not hmac.compare_digest(f"/crm/{account_id}/{key}".encode(), right.encode()):
@@ -98,7 +112,6 @@ async def crm_hook(request: Call, account_id: FromPath[str], key: FromPath[str])
         raise Wrong(400, "the body is not complete: send it again") from None
     except (TimeoutError, psycopg.OperationalError, Full, Unavailable):
         raise Wrong(503, BUSY, retry_after=RETRY_AFTER_SECONDS) from None
-    return Response(b"", status_code=200)
 
 
 async def take(services: Services, account: str, body: bytes) -> None:

@@ -28,11 +28,11 @@ class Webhooks(Collector):
 
     def __init__(self) -> None:
         self._answers: dict[tuple[str, int], int] = {}
-        self._buckets = {side: [0] * (len(_SECONDS) + 1) for side in ("kommo", "messenger")}
+        self._buckets = {side: [0] * (len(_SECONDS) + 1) for side in ("kommo", "messenger", "crm")}
         self._sums = dict.fromkeys(self._buckets, 0.0)
 
     def answered(self, side: str, status: int, seconds: float) -> None:
-        """Count an answer of a side ("kommo" or "messenger") and the time it took."""
+        """Count an answer of a side ("kommo", "messenger" or "crm") and the time it took."""
         key = (side, status)
         self._answers[key] = self._answers.get(key, 0) + 1
         self._buckets[side][bisect_left(_SECONDS, seconds)] += 1

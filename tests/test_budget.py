@@ -16,7 +16,9 @@ from app import budget, permits
 from app.budget import Api, Budget, Crowded
 from app.client import Answer, Unreached
 from app.serve import migrate
+from app.servers import Servers
 from app.setup import Budgets
+from tests.storied import chat, database, story_on
 
 ACCOUNT = "52e591f7-c98f-4255-8495-827210138c81"
 OTHER = "52e591f7-c98f-4255-8495-827210138c82"
@@ -31,10 +33,20 @@ def refusal(retry_after: float = 0.0) -> Answer:
     return Answer(429, "application/json", retry_after, b"")
 
 
+@pytest.fixture(scope="module")
+async def made(servers: Servers) -> AsyncIterator[str]:
+    """A database that all these tests share."""
+    async with database(servers) as url:
+        await migrate(url)
+        yield url
+
+
 @pytest.fixture
-async def url(database_url: str) -> str:
-    await migrate(database_url)
-    return database_url
+async def url(made: str) -> str:
+    """The same, without a budget."""
+    async with await psycopg.AsyncConnection.connect(made, autocommit=True) as connection:
+        await connection.execute("TRUNCATE ledger.budgets")
+    return made
 
 
 @asynccontextmanager
@@ -95,6 +107,13 @@ async def taking(each: Budget, api: Api = "chats", **more: Any) -> float:
     begin = monotonic()
     await each.take(ACCOUNT, api, **more)
     return monotonic() - begin
+
+
+async def calls(each: Budget) -> float:
+    """The same for a call that succeeds."""
+    waited = await taking(each)
+    await each.told(ACCOUNT, "chats", OK)
+    return waited
 
 
 @pytest.mark.parametrize("many", [1, 4])
@@ -166,8 +185,9 @@ async def test_a_refusal_holds_on_every_process_until_its_time_is_over(url: str,
         await calling([refused, *others], 0.3)
         await refused.told(ACCOUNT, "chats", answer)
         await asyncio.sleep(budget.LEASE_SECONDS)
-        waits = await asyncio.gather(taking(refused), *(taking(each) for each in others[:1]))
+        waits = await asyncio.gather(*(calls(each) for each in (refused, *others)))
         assert min(waits) >= 1.5 - budget.LEASE_SECONDS - 0.05
+        assert max(waits) < 4.0
         assert await taking(others[1], "crm") < 0.5
 
 
@@ -270,7 +290,7 @@ ASK = """SELECT live_given, other_given, wait_seconds, extract(epoch FROM clock_
 
 
 @given(asked=st.lists(ASKED, min_size=1, max_size=15), rate=st.sampled_from([1.0, 7.0, 50.0, 400.0]))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_whatever_is_asked_no_more_is_given_than_the_rate_and_what_the_bucket_holds(
     url: str, asked: list[tuple[int, int, int, float]], rate: float
 ) -> None:
@@ -292,3 +312,23 @@ async def test_whatever_is_asked_no_more_is_given_than_the_rate_and_what_the_buc
             assert 0 <= other_given <= other
             assert wait_seconds >= 0
             await asyncio.sleep(pause)
+
+
+async def test_a_refused_message_holds_the_account_and_all_arrive_once(servers: Servers) -> None:
+    """Told through the whole service: nothing is sent while Kommo asks to wait."""
+    names = [chat() for _ in range(6)]
+    async with story_on(servers) as story:
+        await story.customer(names[0])
+        await story.arrived(names[0])
+        await story.fault("kommo.new_message", "429", times=1, retry_after=2)
+        refused = await story.customer(names[0], "refused")
+        await story.until_recorded(refused, "delivery.deferred")
+        begin = monotonic()
+        for name in names[1:]:
+            await story.customer(name, "later")
+        for name in names[1:]:
+            await story.arrived(name)
+            assert monotonic() - begin > 1.5
+        await story.arrived(names[0], 2)
+        await story.settled()
+        assert [len(story.kommo(name)) for name in names] == [2, 1, 1, 1, 1, 1]
