@@ -1,7 +1,7 @@
 """Accounts of Kommo and what belongs to their chats: users, talks, incoming leads, contacts."""
 
+import re
 from typing import Annotated, Literal
-from urllib.parse import quote
 
 from litestar import Response, get, post
 from litestar.handlers import HTTPRouteHandler
@@ -19,6 +19,7 @@ from domain import commands as c
 OPERATOR = "operator"
 NO_CHAT = "Kommo has no chat for this conversation yet: create it first with POST /v1/conversations"
 REFUSALS = answers(404, 409, 422, 502)
+UID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 Number = Annotated[int, Meta(ge=1, le=2**53)]
 
 
@@ -293,9 +294,11 @@ async def _settle(request: Call, account_id: str, method: str, path: str, order:
     return told(answer, LeadShown)
 
 
-def _part(name: str) -> str:
-    """One part of a path, whatever is in it."""
-    return quote(name, safe="")
+def _part(uid: str) -> str:
+    """The uid as one part of a path, and no more than that; raises Wrong (404)."""
+    if not UID.fullmatch(uid):
+        raise Wrong(404, "there is no such incoming lead: give the uid that lead.received tells")
+    return uid
 
 
 def _advice(account: str, reason: str = "its administrator has not let us into its CRM") -> str:

@@ -231,8 +231,6 @@ async def sources(
 async def source(request: Call, account_id: FromPath[str], source_id: FromPath[int]) -> SourceShown:
     """As Kommo has it."""
     answer = await ask(services_of(request), account_id, "GET", f"sources/{source_id}")
-    if answer.status == 204:
-        raise Wrong(404, "Kommo has no source with this id, or no more")
     return told(answer, SourceShown)
 
 
@@ -282,8 +280,6 @@ async def template(request: Call, account_id: FromPath[str], template_id: FromPa
     """With its reviews."""
     path = f"chats/templates/{template_id}"
     answer = await ask(services_of(request), account_id, "GET", path, query={"with": "reviews"})
-    if answer.status == 204:
-        raise Wrong(404, "Kommo has no template with this id, or no more")
     return told(answer, TemplateShown)
 
 

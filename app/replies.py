@@ -66,8 +66,9 @@ async def ask(
 
 def told(answer: Answer, shape: type[Shape]) -> Shape:
     """An object of Kommo's, every field as it came, those that `shape` does not know too. Raises Wrong."""
-    value = answer.json()
-    return _checked(value, shape)
+    if answer.status == 204:
+        raise Wrong(404, "Kommo has nothing with this id, or no more")
+    return _checked(answer.json(), shape)
 
 
 def listed(answer: Answer, name: str, shape: type[Shape]) -> list[Shape]:

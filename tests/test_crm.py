@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from consented import ACCOUNT, HERE, MARIA, OTHER_ACCOUNT, Office, office_of
-from served import Answer
+from served import KEY, Answer
+from yarl import URL
 
 from app.servers import Servers
 
@@ -209,6 +210,15 @@ async def test_an_incoming_lead_is_joined_with_one_that_is_there(office: Office)
     order = {"entity_id": lead["id"], "entity_type": "leads", "contact_id": first.contact_id}
     await done(office, "POST", f"/leads/{second.id}/link", order)
     assert (second.action, second.lead_id, second.contact_id) == ("link", lead["id"], first.contact_id)
+
+
+@pytest.mark.parametrize("uid", ["..%2F..%2F..%2Fusers%3F", "%2E%2E", "a%20b", "x" * 200])
+async def test_a_uid_cannot_lead_elsewhere(office: Office, uid: str):
+    await office.fault("crm", "500", times=None)
+    url = URL(f"{office.url}{HERE}/leads/{uid}/accept", encoded=True)
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    async with office.client.post(url, data=b"{}", headers=headers) as answer:
+        assert answer.status == 404
 
 
 async def test_a_user_who_is_not_there_cannot_accept(office: Office):
