@@ -8,8 +8,12 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from crmed import CLIENT, CLIENT_SECRET, CRM_ID, REDIRECT, Office, fresh_office, no_redirect, office
+from click.testing import CliRunner
+from crmed import CLIENT, CLIENT_SECRET, CRM_ID, OTHER, REDIRECT, Office, fresh_office, no_redirect, office
 from sandboxed import ACCOUNT, MARIA
+
+from ops.sandbox import OAuthClient, crm_account
+from ops.sandbox.cli import sandbox
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -201,3 +205,66 @@ async def test_faults_hit_the_crm_as_ordered(crm):
     await crm.chats.order("POST", "/faults", {"where": "crm.token", "action": "500"})
     assert [(await crm.renew())[0] for _ in range(2)] == [500, 200]
     assert (await crm.get("/account"))[0] == 200
+
+
+async def test_an_account_sees_nothing_of_another():
+    accounts = (crm_account(ACCOUNT, CRM_ID), crm_account(OTHER))
+    async with office(crm_accounts=accounts) as crm:
+        await crm.chats.connect()
+        await crm.chats.send()
+        assert (await crm.order("/authorize"))[0] == 400  # Which of the two?
+        await crm.sign_in(account_id=ACCOUNT)
+        await crm.post("/sources", [{"name": "Shop", "external_id": "shop"}])
+        _, listed = await crm.get("/leads/unsorted")
+        uid, chat = listed["_embedded"]["unsorted"][0]["uid"], (await crm.chats.kommo())["chats"][0]["id"]
+        await crm.sign_in(account_id=accounts[1].id)
+        assert (await crm.get("/account?with=amojo_id"))[1]["amojo_id"] == OTHER
+        assert [(await crm.get(path))[0] for path in ("/sources", "/leads/unsorted", "/contacts")] == [
+            204
+        ] * 3
+        assert (await crm.post(f"/leads/unsorted/{uid}/accept", {}))[0] == 404
+        _, made = await crm.post("/contacts", [{"name": "Ann"}])
+        link = {"contact_id": made["_embedded"]["contacts"][0]["id"], "chat_id": chat}
+        assert (await crm.post("/contacts/chats", [link]))[0] == 400
+
+
+async def test_an_integration_sees_only_its_own_sources_and_templates():
+    second = OAuthClient("second", "secret", REDIRECT)
+    async with office(oauth=(OAuthClient(CLIENT, CLIENT_SECRET, REDIRECT), second)) as crm:
+        await crm.sign_in(client_id=CLIENT)
+        await crm.post("/sources", [{"name": "Shop", "external_id": "shop"}])
+        await crm.post("/chats/templates", [{"name": "Hi", "content": "Hello"}])
+        code = (await crm.authorize(client_id="second"))["code"]
+        assert (await crm.exchange(code=code))[0] == 400  # It was issued to the other.
+        code = (await crm.authorize(client_id="second"))["code"]
+        _, told = await crm.exchange(code=code, client_id="second", client_secret="secret")
+        crm.token = told["access_token"]
+        assert [(await crm.get(path))[0] for path in ("/sources", "/chats/templates")] == [204, 204]
+        assert (await crm.post("/sources", [{"name": "Shop", "external_id": "shop"}]))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--oauth", "client"],
+        ["--oauth", "client:secret:ftp://x"],
+        ["--crm-account", "a:b"],
+        ["--crm-account", "a:1:b:c"],
+        ["--channel", "a:b:c:d:e"],
+        ["--disabled-url", "x"],
+    ],
+)
+def test_bad_usage_is_told(given):
+    assert CliRunner().invoke(sandbox, given).exit_code == 2
+
+
+def test_the_help_names_every_call_of_the_crm():
+    text = CliRunner().invoke(sandbox, ["--help"]).output
+    for word in (
+        "/oauth2/access_token",
+        "/api/v4/account",
+        "contacts/chats",
+        "leads/unsorted",
+        "--crm-account",
+    ):
+        assert word in text

@@ -132,6 +132,7 @@ async def test_a_quote_is_taken_in_both_shapes(crm, quote):
     await crm.chats.send()
     assert (await crm.chats.send(msgid="m-2", reply_to=quote))[0] == 200
     assert (await crm.chats.send(msgid="m-3", reply_to={}))[0] == 400
+    assert (await crm.chats.send(msgid="m-4", conversation_id="conv-2", reply_to=quote))[0] == 400
 
 
 async def test_an_edit_may_carry_the_status(crm):

@@ -7,7 +7,7 @@ import msgspec
 from litestar import Response, delete, get, post
 from litestar.params import FromPath
 
-from ops.sandbox.kommo import Refused
+from ops.sandbox.checks import Refused
 from ops.sandbox.signatures import refusal
 from ops.sandbox.web import HTML, Call, behave, headers_of, json, sandbox_of
 

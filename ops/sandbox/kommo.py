@@ -1,12 +1,13 @@
 """The Chats API answers what its documentation says, and refuses what it says with the code it says."""
 
 import time
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from ops.sandbox import shapes
+from ops.sandbox.checks import Refused, quoted_problem, read, required, status_problem
 from ops.sandbox.config import Channel, Config
 from ops.sandbox.crm import (
     Chat,
@@ -26,17 +27,6 @@ from ops.sandbox.hooks import Hooks
 from ops.sandbox.office import Office
 
 HISTORY_MAX = 50
-ERROR_CODES = (901, 902, 903, 904, 905)
-
-T = TypeVar("T")
-
-
-class Refused(Exception):
-    """The answer is an error with this status and text."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status, self.text = status, text
 
 
 class Kommo:
@@ -146,7 +136,7 @@ class Kommo:
         return self._accepted(known)
 
     def _new(self, scope_id: str, order: shapes.NewMessage) -> dict[str, object]:
-        if problem := order.message.problem() or _quoted(order):
+        if problem := order.message.problem() or quoted_problem(order) or self._elsewhere(scope_id, order):
             raise Refused(400, problem)
         outgoing = isinstance(order.receiver, shapes.Person)
         channel = self.channels[scope_id.partition("_")[0]]
@@ -186,6 +176,15 @@ class Kommo:
         if outgoing and self.config.echo and sender in self.managers:
             self.hooks.message(self.connected(scope_id), chat, message)
         return self._accepted(message)
+
+    def _elsewhere(self, scope_id: str, order: shapes.NewMessage) -> str:
+        """A quoted message that is known is one of the same chat."""
+        if not isinstance(order.reply_to, shapes.ReplyTo):
+            return ""
+        quoted, chat = order.reply_to.quoted, self.crm.chat(scope_id, order.conversation_id)
+        known = self.crm.message(scope_id, id=str(quoted.id or ""), client_id=str(quoted.msgid or ""))
+        chats = (chat.id if chat else "", order.conversation_ref_id)
+        return "" if known is None or known.chat_id in chats else "reply_to.message: is in another chat"
 
     def _edit(self, scope_id: str, order: shapes.EditMessage) -> dict[str, object]:
         if problem := order.message.problem(edit=True):
@@ -280,7 +279,7 @@ class Kommo:
         message = self.crm.message(scope_id, id=message_id)
         order.status_code = status
         if message is None:
-            if problem := _status_problem(order):
+            if problem := status_problem(order):
                 raise Refused(400, problem)
             raise Refused(404, "message does not exist")
         if problem := self._told_status(message, order):
@@ -291,7 +290,7 @@ class Kommo:
 
     def _told_status(self, message: Message, order: shapes.DeliveryStatus) -> str:
         """Keep what became of a message to the client, or say why it cannot be."""
-        if problem := _status_problem(order):
+        if problem := status_problem(order):
             return problem
         if message.direction != "out":
             return "message: was written by the client"
@@ -364,9 +363,9 @@ class Kommo:
         by = self._reactor(scope_id, order.user)
         chat = self.crm.chats.get(str(order.conversation_ref_id or ""))
         if order.conversation_ref_id is UNSET:
-            chat = self.crm.chat(scope_id, _required(order.conversation_id, "conversation_id"))
+            chat = self.crm.chat(scope_id, required(order.conversation_id, "conversation_id"))
         if order.id is UNSET:
-            _required(order.msgid, "msgid")
+            required(order.msgid, "msgid")
         message = self.crm.message(scope_id, id=str(order.id or ""), client_id=str(order.msgid or ""))
         if chat is None or message is None or message.chat_id != chat.id:
             raise Refused(404, "message does not exist")
@@ -396,46 +395,9 @@ def react(message: Message, by: str, type: str, emoji: str) -> None:
         message.reactions.append(Reaction(by=by, emoji=emoji))
 
 
-def read(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """The body in its shape, or 400."""
-    try:
-        return decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refused(400, str(error)) from error
-
-
 def monotonic_ns() -> int:
     """When something arrived, comparable over the processes of one machine."""
     return time.monotonic_ns()
-
-
-def _required(value: str | UnsetType, name: str) -> str:
-    if value is UNSET:
-        raise Refused(400, f"{name}: required")
-    return str(value)
-
-
-def _quoted(order: shapes.NewMessage) -> str:
-    if isinstance(order.reply_to, shapes.ReplyTo) and (problem := order.reply_to.quoted.problem()):
-        return f"reply_to.message.{problem}"
-    if isinstance(order.forwards, shapes.Forwards):
-        for message in order.forwards.messages:
-            if problem := message.problem():
-                return f"forwards.messages.{problem}"
-    return ""
-
-
-def _status_problem(order: shapes.DeliveryStatus) -> str:
-    status = order.status_code
-    if status not in (1, 2, -1):
-        return "delivery_status: must be 1, 2 or -1"
-    if order.error_code is not UNSET and order.error_code not in ERROR_CODES:
-        return "error_code: must be 901..905"
-    if status == -1 and order.error_code is UNSET:
-        return "error_code: required with -1"
-    if order.error_code == 905 and not order.error:
-        return "error: required with 905"
-    return ""
 
 
 def _builtin(value: Struct | UnsetType) -> Any:
