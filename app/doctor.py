@@ -4,6 +4,7 @@ Nothing is changed by it but this: a connection that is recorded, and that Kommo
 """
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -32,15 +33,24 @@ from app.webhooks import UNSIGNED
 
 LIMIT_SECONDS = 20.0
 CALL_SECONDS = 8.0
+SOURCES = """
+SELECT DISTINCT account_id, source FROM (SELECT account_id, source, outgoing FROM views.messages
+  ORDER BY position DESC LIMIT 10000) AS m WHERE source IS NOT NULL AND NOT outgoing
+"""
+SOURCES_TIMEOUT = "SET statement_timeout = '5s'"  # Of a large ledger they are not worth more.
 JETSTREAM_INFO = "$JS.API.INFO"
 UNKNOWN_SCOPE = "no channel is connected under this scope id"
 
 
 class Ground(Struct):
-    """What the first checks found, for the later ones: the ledger's channels, and the admin's key."""
+    """What the first checks found, for the later ones.
+
+    The ledger's channels, the admin's key, and the sources that messages named lately, by account.
+    """
 
     channels: dict[str, Channel] = {}
     key: str = ""
+    sources: dict[str, set[str]] = {}
 
 
 async def diagnose(config: Path | None) -> list[Check]:
@@ -51,7 +61,8 @@ async def diagnose(config: Path | None) -> list[Check]:
     except BadSettings as error:
         return [Check("settings", False, str(error), "mend that, and ask again")]
     where = f"{config} is complete" if config else "there is no file: give one with --config"
-    says = f"{where}; it names {len(setup.channels)} channels and {len(setup.accounts)} accounts"
+    names = ", ".join(channel.name for channel in setup.channels) or "none"
+    says = f"{where}; channels: {names}; accounts with a CRM: {len(setup.accounts)}"
     return [Check("settings", True, says if config else where), *await examine(settings, setup)]
 
 
@@ -79,7 +90,10 @@ async def examine(settings: Settings, setup: Setup) -> list[Check]:
             | {_hooks(case): doctor.hooks(case) for case in recorded or [None]}
             | {"deliveries": doctor.deliveries()}
         )
-        crms = {f"crm of {one.account_id}": strangers.consent(one, ground.key) for one in setup.accounts}
+        crms = {
+            f"crm of account {one.account_id}": strangers.crm(one, ground.key, ground.sources)
+            for one in setup.accounts
+        }
         found += await _together({"oauth": strangers.app(setup)} | crms)
         return found
 
@@ -161,6 +175,11 @@ class Doctor:
             return [Check("views", False, "the views are not made yet", "start the service once")]
         finally:
             await channels.close()
+        async with await schema.connect(url) as connection:
+            await connection.execute(SOURCES_TIMEOUT)
+            with contextlib.suppress(psycopg.errors.QueryCanceled):
+                for account, source in await (await connection.execute(SOURCES)).fetchall():
+                    self._ground.sources.setdefault(str(account), set()).add(str(source))
         return []
 
     async def nats(self) -> list[Check]:

@@ -19,6 +19,7 @@ from domain import ids
 from domain.ids import Link
 
 ORIGIN = "/v2/origin/custom/"
+NAMED_MAX = 5
 
 
 class Case(Struct, frozen=True):
@@ -154,39 +155,56 @@ class Strangers:
             ]
         return [Check("oauth", True, f"who consents comes back to {wanted}")]
 
-    async def consent(self, account: Account, key: str) -> list[Check]:
+    async def crm(self, account: Account, key: str, sources: Mapping[str, set[str]]) -> list[Check]:
         """Whether the account lets us into its CRM now, asked through the service, which keeps the tokens."""
-        name = f"crm of account {account.account_id}"
-        path = f"/v1/accounts/{account.account_id}"
-        headers = {"Authorization": f"Bearer {key}"}
-        url = service_url(self._settings)
+        name, path = f"crm of account {account.account_id}", f"/v1/accounts/{account.account_id}"
         try:
-            listed = await hear(self._session, "GET", f"{url}/v1/accounts", headers=headers)
+            listed = await self._service("/v1/accounts", key)
         except Unheard as error:
             return [Check(name, False, f"the service is not there to ask: {error.says}", "start it")]
-        items = cast("list[dict[str, object]]", listed.json().get("items") or [])
-        shown = next((one for one in items if one.get("account_id") == account.account_id), {})
-        state = shown.get("state")
         if listed.status != 200:
             says = f"the service answers HTTP {listed.status}: {listed.json().get('detail')}"
             return [Check(name, False, says, "give the same admin key and data folder as the service has")]
-        if state != "authorized":
+        shown = next((one for one in _items(listed) if one.get("account_id") == account.account_id), {})
+        if (state := shown.get("state")) != "authorized":
             todo = f"POST {path}/authorize, and open the link it gives as the account's administrator"
             says = "the consent was withdrawn" if state == "withdrawn" else "it has never let us into its CRM"
             return [Check(name, False, says, todo)]
         if (there := shown.get("crm_url")) != account.crm_url:
             says = f"the file has crm_url {account.crm_url}, and it consented as {there}"
             return [Check(name, False, says, "mend crm_url in the file")]
-        heard = await hear(self._session, "GET", f"{url}{path}/webhooks", headers=headers)
-        if heard.status != 200:
-            detail = str(heard.json().get("detail") or f"HTTP {heard.status}")
+        hooks = await self._service(f"{path}/webhooks", key)
+        if hooks.status != 200:
+            detail = str(hooks.json().get("detail") or f"HTTP {hooks.status}")
             return [Check(name, False, detail, f"mend that, else POST {path}/authorize anew")]
-        hooks = cast("list[dict[str, object]]", heard.json().get("items") or [])
         ours = f"{(self._settings.public_url or '').rstrip('/')}/crm/{account.account_id}/"
-        if not any(str(hook.get("destination")).startswith(ours) for hook in hooks):
+        if any(str(hook.get("destination")).startswith(ours) for hook in _items(hooks)):
+            found = [Check(name, True, "it lets us in, and its webhooks come to us")]
+        else:
             todo = f"POST {path}/webhooks subscribes to talks and incoming leads"
-            return [Check(name, True, "it lets us in; its webhooks do not come to us", todo)]
-        return [Check(name, True, "it lets us in, and its webhooks come to us")]
+            found = [Check(name, True, "it lets us in; its webhooks do not come to us", todo)]
+        return found + await self._sources(account, key, sources.get(account.account_id, set()))
+
+    async def _sources(self, account: Account, key: str, used: set[str]) -> list[Check]:
+        """Those that messages name are there; what names another one is taken for the default source's."""
+        path = f"/v1/accounts/{account.account_id}/sources"
+        heard = await self._service(path, key) if used else None
+        if heard is None or heard.status != 200:
+            return []
+        name = f"sources of account {account.account_id}"
+        missing = sorted(used - {str(one.get("external_id")) for one in _items(heard)})
+        if not missing:
+            return [Check(name, True, "Kommo has all that messages named lately")]
+        says = f"messages name sources that Kommo does not have: {', '.join(missing[:NAMED_MAX])}"
+        return [Check(name, False, says, f"POST {path} creates them; or mend source.external_id")]
+
+    async def _service(self, path: str, key: str) -> Heard:
+        headers = {"Authorization": f"Bearer {key}"}
+        return await hear(self._session, "GET", f"{service_url(self._settings)}{path}", headers=headers)
+
+
+def _items(heard: Heard) -> list[dict[str, object]]:
+    return cast("list[dict[str, object]]", heard.json().get("items") or [])
 
 
 def service_url(settings: Settings) -> str:

@@ -1,12 +1,13 @@
 """Whether an account lets us into its CRM is told, from before the first consent to its end."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 import pytest
 from consented import Office, office_of
-from served import ACCOUNT
+from served import ACCOUNT, sent
 
 from app.doctor import examine
 from app.probes import Check
@@ -57,3 +58,22 @@ async def test_an_address_of_the_crm_that_is_another_is_told(office: Office) -> 
     moved = msgspec.structs.replace(account, crm_url="https://elsewhere.kommo.com")
     _, crm = await crm_of(office, accounts=(moved,))
     assert (crm.ok, "mend crm_url" in crm.todo) == (False, True), crm
+
+
+async def test_sources_that_kommo_does_not_have_are_told(office: Office) -> None:
+    await office.consent()
+    assert (await office.register()).status == 201
+    assert (await office.connect()).status == 201
+    took = await office.act(sent(source={"external_id": "15550999"}))
+    await office.get("/v1/status", at_least=took.headers["Ledger-Position"])
+    services, name = office.run.services, f"sources of account {ACCOUNT}"
+    async with asyncio.timeout(10):
+        found: dict[str, Check] = {}
+        while name not in found:
+            found = {check.name: check for check in await examine(services.settings, services.setup)}
+    assert (found[name].ok, "15550999" in found[name].says) == (False, True), found[name]
+    order = {"items": [{"name": "Line", "external_id": "15550999"}]}
+    made = await office.ask("POST", f"/v1/accounts/{ACCOUNT}/sources", order)
+    assert made.status == 201, made
+    found = {check.name: check for check in await examine(services.settings, services.setup)}
+    assert found[name].ok
