@@ -26,7 +26,7 @@ from app.examples import PARAMETERS, PATTERNS, SHAPES
 from app.problems import Fault, Problem
 
 Json = dict[str, Any]
-JSON = "application/json"
+JSON, NDJSON = "application/json", "application/x-ndjson"
 REF = "#/components/schemas/{name}"
 KEY, KOMMO, MESSENGER = "key", "kommo", "messenger"
 SECURITY: dict[str, SecurityScheme | Reference] = {
@@ -185,7 +185,10 @@ def _describe(route: Route, known: Mapping[str, Json]) -> None:
         _parameter(route, parameter)
     if taken := route.takes:
         examples = {name: {"value": value} for name, value in taken.examples.items()}
-        content = {"schema": known[repr(taken.shape)], "examples": examples}
+        schema = known[repr(taken.shape)]
+        if taken.media_type == NDJSON:
+            schema = {"type": "string", "contentMediaType": JSON, "contentSchema": schema}
+        content = {"schema": schema, "examples": examples}
         told["requestBody"] = {"required": True, "content": {taken.media_type: content}}
     told["responses"] = {
         str(status): _answer(route, status, spec, known) for status, spec in route.responses.items()

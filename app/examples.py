@@ -23,6 +23,9 @@ CHAT_ID = "6cbab3d5-c4c1-46ff-b710-ad59ad10805f"
 MESSAGE = "8d74efe1-75f2-5187-b077-55828d4430b3"
 KOMMO_ID = "079e44fb-fc22-476b-9e8a-421b688ec53b"
 MARIA = "0f8f1c5e-7f0a-4c52-9a43-3b1d0c7a1e01"
+CRM_URL = "https://acme.kommo.com"
+LEAD = "6d1c9e6a3f5c4f7e9a9d"
+HOOK_KEY = "rT4nq2PzH0yB3vY6mJ8kQw5sLx7cUe9aGd1fWi3oNbE"
 EVENT = "019ab0c2-7d7a-7c3e-8c7b-0a5b5e1d2f3c"
 ANN: Json = {"id": "u-1", "name": "Ann"}
 SENT: Json = {
@@ -56,6 +59,7 @@ _message: Json = {
     "channel": "acme",
     "account_id": ACCOUNT,
     "direction": "in",
+    "sent_by": "messenger",
     "type": "text",
     "text": "Hello",
     "sender": ANN,
@@ -131,7 +135,50 @@ _channel: Json = {
     "connections": [_connection],
 }
 
+_source: Json = {
+    "id": 31,
+    "name": "Support line",
+    "external_id": "15550999",
+    "pipeline_id": None,
+    "default": True,
+    "origin_code": None,
+    "services": [],
+}
+_template: Json = {
+    "id": 41,
+    "account_id": 12345678,
+    "name": "Welcome",
+    "content": "Hello {{contact.name}}",
+    "type": "amocrm",
+    "is_editable": False,
+    "external_id": "welcome-1",
+    "created_at": 1795334400,
+    "updated_at": 1795334400,
+}
+_review: Json = {"id": 61, "source_id": 31, "status": "rejected", "reject_reason": "the footer is missing"}
+_webhook: Json = {
+    "destination": f"https://chat.example.com/crm/{ACCOUNT}/{HOOK_KEY}",
+    "id": 71,
+    "settings": ["add_talk", "update_talk"],
+    "disabled": False,
+}
+
 SHAPES: dict[str, Json] = {
+    "NewConversation": {
+        "channel": "acme",
+        "account_id": ACCOUNT,
+        "conversation_id": "conv-1",
+        "user": ANN | {"phone": "+15550100"},
+        "source": {"external_id": "15550999"},
+    },
+    "NewMessage": {
+        "message_id": "order-17-shipped",
+        "sender": {"user_id": MARIA, "name": "Maria"},
+        "message": {"type": "text", "text": "Your parcel is on its way"},
+        "reply_to": {"id": MESSAGE},
+    },
+    "StatusNow": {"status": "failed", "code": 904, "text": "not a user"},
+    "Accepted": {"id": MESSAGE, "position": 12, "duplicate": False},
     "NewChannel": {
         "name": "acme",
         "kommo": {"channel_id": CHANNEL_ID, "secret": SECRET, "bot_id": BOT},
@@ -162,6 +209,57 @@ SHAPES: dict[str, Json] = {
         "deliveries": {"pending": 1, "deferred": 1, "parked": 0, "oldest_position": 12},
     },
     "Resumed": {"resumed": 2},
+    "Authorize": {"url": "https://www.kommo.com/oauth?client_id=…&state=…&mode=popup", "expires_at": LATER},
+    "AccountsShown": {
+        "items": [
+            {
+                "account_id": ACCOUNT,
+                "crm_id": 12345678,
+                "crm_url": CRM_URL,
+                "state": "authorized",
+                "advice": None,
+            }
+        ]
+    },
+    "UsersShown": {"items": [{"id": 501, "name": "Maria", "email": "maria@acme.example", "amojo_id": MARIA}]},
+    "TalkShown": {
+        "talk_id": 77,
+        "created_at": 1795334400,
+        "updated_at": 1795334460,
+        "rate": 0,
+        "contact_id": 4711,
+        "chat_id": CHAT_ID,
+        "entity_id": 815,
+        "entity_type": "lead",
+        "is_in_work": True,
+        "is_read": False,
+        "origin": "amo.ext.acme",
+        "missed_at": None,
+        "account_id": 12345678,
+    },
+    "CloseTalk": {"force_close": True},
+    "AcceptLead": {"user_id": 501, "status_id": 142},
+    "DeclineLead": {"user_id": 501},
+    "LinkLead": {"entity_id": 815, "entity_type": "leads", "contact_id": 4711, "user_id": 501},
+    "LeadShown": {"uid": LEAD},
+    "ChatLinks": {"items": [{"chat_id": CHAT_ID, "contact_id": 4711, "id": 26219}]},
+    "LinkChat": {"contact_id": 4711},
+    "LinkShown": {"id": CHAT, "chat_id": CHAT_ID, "contact_id": 4711},
+    "NewSources": {"items": [{"name": "Support line", "external_id": "15550999", "default": True}]},
+    "SourceChanges": {"items": [{"id": 31, "name": "Sales line"}]},
+    "SourceShown": _source,
+    "SourcesShown": {"items": [_source]},
+    "NewTemplates": {
+        "items": [{"name": "Welcome", "content": "Hello {{contact.name}}", "external_id": "welcome-1"}]
+    },
+    "TemplateChanges": {"items": [{"id": 41, "content": "Good day {{contact.name}}"}]},
+    "TemplateShown": _template,
+    "TemplatesShown": {"items": [_template]},
+    "ReviewVerdict": {"status": "rejected", "reject_reason": "the footer is missing"},
+    "ReviewShown": _review,
+    "ReviewsShown": {"items": [_review]},
+    "WebhookShown": _webhook,
+    "WebhooksShown": {"items": [_webhook]},
     "RefusedPage": {
         "items": [
             {
@@ -198,6 +296,22 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
     "at_least": ("wait, at most 5 s, until the views have seen this position", 0),
     "state": ("only deliveries that stand so", "parked"),
     "destination": ("only deliveries to this side", "kommo"),
+    "key": ("what makes the address impossible to guess", HOOK_KEY),
+    "code": ("what is exchanged for tokens, once", "def50200…"),
+    "referer": ("the account's address", "acme.kommo.com"),
+    "client_id": ("the integration", CHANNEL_ID),
+    "client_uuid": ("the integration", CHANNEL_ID),
+    "error": ("why there is no code", "access_denied"),
+    "signature": ("hex HMAC-SHA256 of client_uuid|account_id; the key is the integration's secret", None),
+    "external_id": ("as the integration calls it", "15550999"),
+    "contact_id": ("a contact of Kommo's", 4711),
+    "talk_id": ("a talk of Kommo's", 77),
+    "uid": ("an incoming lead, as Kommo calls it", LEAD),
+    "source_id": ("a source, by Kommo's id", 31),
+    "template_id": ("a chat template, by Kommo's id", 41),
+    "review_id": ("a review, by Kommo's id", 61),
+    "page": ("which page", 1),
+    "again": ("begin at the first line, whatever was done", False),
 }
 
 # What the messenger may say, an example of each action.
@@ -216,6 +330,21 @@ ACTIONS: Json = {
         message={"type": "picture", "media": "https://files.example.com/x.jpg", "file_name": "x.jpg"},
         reply_to={"message_id": "m-1"},
         source={"external_id": "15550999"},
+    ),
+    "on the phone": _of(
+        "message.sent",
+        direction="out",
+        message_id="m-3",
+        sender={"id": "acme", "name": "Acme", "user_id": MARIA},
+        receiver=ANN,
+        message={"type": "text", "text": "On my way"},
+    ),
+    "forwarded": _of(
+        "message.sent",
+        message_id="m-4",
+        sender=ANN,
+        message={"type": "text", "text": "Look"},
+        forwards={"messages": [{"message_id": "m-2"}], "conversation_id": "conv-1"},
     ),
     "edited": _of("message.edited", message_id="m-1", message={"type": "text", "text": "Hello!"}),
     "deleted": _of("message.deleted", message_id="m-1"),

@@ -19,8 +19,8 @@ def _sign(request: Any) -> Any:
 
 
 @schemathesis.serializer("application/x-ndjson")
-def _line(_context: Any, value: Any) -> bytes:
-    return json.dumps(value).encode() + b"\n"
+def _lines(_context: Any, value: Any) -> bytes:
+    return value.encode() if isinstance(value, str) else json.dumps(value).encode()
 
 
 @schemathesis.hook

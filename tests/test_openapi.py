@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jsonschema_rs
 import pytest
 import pytest_asyncio
+from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 from served import ACCOUNT, KEY, Served, serving
 
 from app import examples
@@ -79,6 +80,7 @@ def test_operations_have_names_of_their_own(document: Json) -> None:
 
 def test_every_reference_leads_somewhere_and_every_shape_is_valid(document: Json) -> None:
     assert re.fullmatch(r"3\.1\.\d", document["openapi"])
+    assert not [str(error) for error in OPENAPI_31_VALIDATOR.iter_errors(document)]
     for name, schema in document["components"]["schemas"].items():
         assert re.fullmatch(r"[A-Za-z0-9._-]+", name)
         jsonschema_rs.Draft202012Validator(schema | {"components": document["components"]})
