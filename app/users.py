@@ -5,15 +5,19 @@ Nobody waits long for a name: while Kommo does not answer, or has not let us in,
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import TypeVar
 
 import msgspec
+import psycopg
 from msgspec import Struct
 
+from app.channels import WrongMasterKey
 from app.client import Unreached
 from app.crm import Crm, NotAuthorized
+from app.ledger import Full, Unavailable
 from app.shapes import Message
 
 PAGE = 250
@@ -22,6 +26,8 @@ KEPT_SECONDS = 3600.0
 UNKNOWN_SECONDS = 60.0
 FAILED_SECONDS = 60.0
 FIRST_SECONDS = 1.0
+FAILURES = (Unreached, NotAuthorized, WrongMasterKey, Full, Unavailable, psycopg.OperationalError)
+log = logging.getLogger("chatledger.users")
 Said = TypeVar("Said", bound=Message)
 
 
@@ -90,8 +96,10 @@ class Users:
     async def _ask(self, account: str, known: _Known) -> None:
         try:
             names = await self._all(account)
-        except (Unreached, NotAuthorized):
+        except FAILURES as error:
             known.failed = monotonic()
+            if not isinstance(error, NotAuthorized):
+                log.warning("account %s: no names of users: %s", account, str(error) or type(error).__name__)
         else:
             known.names, known.asked = names, monotonic()
         finally:
