@@ -2,15 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from time import monotonic
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from consented import ACCOUNT, HERE, Office, office_of
+from consented import ACCOUNT, HERE, MARIA, Office, office_of
 
 from app.client import Unreached
 from app.crm import NotAuthorized
 from app.servers import Servers
+from app.users import Users
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -97,6 +99,22 @@ async def test_a_page_of_kommos_firewall_is_waited_out(office: Office):
     await office.fault("crm.sources", "html")
     assert (await make(office, "after-a-page")).status == 200
     assert "after-a-page" in sources(office)
+
+
+async def test_names_are_asked_for_once(office: Office):
+    users = Users(office.run.services.crm)
+    names = await asyncio.gather(*(users.name(ACCOUNT, MARIA) for _ in range(5)))
+    await office.fault("crm.users", "500", times=None)
+    assert {*names, await users.name(ACCOUNT, MARIA)} == {"Maria Keller"}
+
+
+async def test_without_kommo_there_are_no_names_and_nobody_waits_long(office: Office):
+    users = Users(office.run.services.crm)
+    await office.fault("crm.users", "slow", times=None, seconds=5)
+    began = monotonic()
+    assert [await users.name(ACCOUNT, MARIA) for _ in range(5)] == [None] * 5
+    assert monotonic() - began < 2
+    await users.close()
 
 
 async def test_a_second_call_waits_while_kommo_asks_to_wait(office: Office):
