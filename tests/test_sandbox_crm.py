@@ -5,6 +5,7 @@ import hmac
 from collections.abc import AsyncIterator
 from urllib.parse import parse_qs, urlsplit
 
+import aiohttp
 import pytest
 import pytest_asyncio
 from aiohttp import web
@@ -205,6 +206,17 @@ async def test_faults_hit_the_crm_as_ordered(crm):
     await crm.chats.order("POST", "/faults", {"where": "crm.token", "action": "500"})
     assert [(await crm.renew())[0] for _ in range(2)] == [500, 200]
     assert (await crm.get("/account"))[0] == 200
+
+
+async def test_an_answer_of_the_crm_can_be_a_page_or_be_lost(crm):
+    await crm.chats.order("POST", "/faults", {"where": "crm.users", "action": "html"})
+    headers = {"Authorization": f"Bearer {crm.token}"}
+    async with crm.chats.client.get(crm.chats.url + "/api/v4/users", headers=headers) as answer:
+        assert (answer.status, answer.content_type) == (403, "text/html")
+    await crm.chats.order("POST", "/faults", {"where": "crm.token", "action": "drop_after"})
+    with pytest.raises(aiohttp.ClientError):
+        await crm.renew()
+    assert (await crm.renew())[0] == 400  # The tokens were given, and nobody has them.
 
 
 async def test_an_account_sees_nothing_of_another():
