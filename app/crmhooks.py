@@ -20,7 +20,7 @@ import psycopg
 from litestar import Response, post
 from litestar.params import FromPath
 
-from app import clock, metrics
+from app import clock, links, metrics
 from app.actions import is_uuid
 from app.answers import answers, takes
 from app.brackets import BadForm, Tree, read
@@ -28,6 +28,7 @@ from app.channels import Channel
 from app.front import HangUp, Receive
 from app.front import read as read_body
 from app.ledger import Full, Unavailable
+from app.pool import ViewsMissing
 from app.problems import Wrong
 from app.services import Call, Services, services_of
 from app.webhooks import BUSY, KEEP, RETRY_AFTER_SECONDS
@@ -110,12 +111,12 @@ async def _answered(request: Call, account_id: str, key: str) -> None:
             await take(services, account_id, body)
     except HangUp:
         raise Wrong(400, "the body is not complete: send it again") from None
-    except (TimeoutError, psycopg.OperationalError, Full, Unavailable):
+    except (TimeoutError, psycopg.OperationalError, ViewsMissing, Full, Unavailable):
         raise Wrong(503, BUSY, retry_after=RETRY_AFTER_SECONDS) from None
 
 
 async def take(services: Services, account: str, body: bytes) -> None:
-    """Record what a hook tells, or keep it; durable then. Raises Full, Unavailable, OperationalError."""
+    """Record what a hook tells, or keep it; durable then. Raises Full, Unavailable and more."""
     try:
         tree = read(body)
     except BadForm as error:
@@ -129,13 +130,34 @@ async def take(services: Services, account: str, body: bytes) -> None:
         await asyncio.wait(futures)  # Not `gather`: what is given up here may be committed all the same.
     for future in futures:
         future.result()
+    for command in told:
+        await _let_wait(services, account, command)
     if unread:
         await _keep(services, account, body, "; ".join(unread[:10]))
 
 
+async def _let_wait(services: Services, account: str, told: Told) -> None:
+    """What a talk or lead says of a chat that we do not know yet counts once we do."""
+    fields = told.fields
+    chat_id, contact_id = fields["chat_id"], fields["contact_id"]
+    match told:
+        case c.Lead(became="declined"):
+            return
+        case c.Lead():
+            lead_id, at = fields["lead_id"], told.now_ms // 1000
+        case c.Talk():
+            lead_id = fields["entity_id"] if fields["entity_type"] == "lead" else None
+            at = cast("int", fields["changed"])
+    if not told.chats or not isinstance(contact_id, int):
+        return
+    await links.keep(
+        services.pool, account, cast("str", chat_id), contact_id, cast("int | None", lead_id), at
+    )
+
+
 def commands(account: str, tree: Tree, channels: Mapping[str, Channel]) -> tuple[list[Told], list[str]]:
     """What a hook tells of talks and leads, in its order, and why some of it cannot be read."""
-    links = [each.connections[account].link for each in channels.values() if account in each.connections]
+    ours = [each.connections[account].link for each in channels.values() if account in each.connections]
     told: list[Told] = []
     unread: list[str] = []
     for kind, action, fields in _entries(account, tree):
@@ -144,7 +166,7 @@ def commands(account: str, tree: Tree, channels: Mapping[str, Channel]) -> tuple
             break
         try:
             make = _talk if kind == "talk" else _lead
-            told.append(make(account, action, fields, links))
+            told.append(make(account, action, fields, ours))
         except Unreadable as error:
             unread.append(f"{kind}[{action}]: {error}")
     return told, unread
@@ -162,12 +184,12 @@ def _entries(account: str, tree: Tree) -> Iterator[tuple[str, str, Tree]]:
             log.info("account %s: a CRM webhook about %s is not recorded", account, name)
 
 
-def _talk(account: str, action: str, fields: Tree, links: list[Link]) -> c.Talk:
+def _talk(account: str, action: str, fields: Tree, ours: list[Link]) -> c.Talk:
     talk_id = _number(fields.get("talk_id"))
     if talk_id is None:
         raise Unreadable("talk_id must be a number")
     chat_id = _text(fields.get("chat_id"))
-    stream, chats = ids.talk_stream(account, talk_id), _chats(links, chat_id)
+    stream, chats = ids.talk_stream(account, talk_id), _chats(ours, chat_id)
     return c.Talk(
         **_stamp(account, stream, chats),
         stream=stream,
@@ -188,14 +210,14 @@ def _talk(account: str, action: str, fields: Tree, links: list[Link]) -> c.Talk:
     )
 
 
-def _lead(account: str, action: str, fields: Tree, links: list[Link]) -> c.Lead:
+def _lead(account: str, action: str, fields: Tree, ours: list[Link]) -> c.Lead:
     uid = _text(fields.get("uid"))
     if uid is None:
         raise Unreadable("uid is missing")
     became = _became(action, fields)
     result = next((told for name in BECAME if (told := _object(fields.get(f"{name}_result")))), {})
     chat_id = _chat_id(fields)
-    stream, chats = ids.lead_stream(account, uid), _chats(links, chat_id)
+    stream, chats = ids.lead_stream(account, uid), _chats(ours, chat_id)
     return c.Lead(
         **_stamp(account, stream, chats),
         stream=stream,
@@ -243,11 +265,11 @@ def _first_id(result: Tree, fields: Tree, name: str) -> int | None:
     return None
 
 
-def _chats(links: list[Link], chat_id: str | None) -> tuple[tuple[Link, str], ...]:
+def _chats(ours: list[Link], chat_id: str | None) -> tuple[tuple[Link, str], ...]:
     """The streams that a chat of Kommo's may have: one for every channel that the account has or had."""
     if chat_id is None:
         return ()
-    return tuple((link, ids.conversation_id(link, KOMMO, chat_id)) for link in links)
+    return tuple((link, ids.conversation_id(link, KOMMO, chat_id)) for link in ours)
 
 
 def _stamp(account: str, stream: str, chats: tuple[tuple[Link, str], ...]) -> c.Stamp:

@@ -38,6 +38,9 @@ CREATE TABLE IF NOT EXISTS ledger.secrets (
 CREATE TABLE IF NOT EXISTS ledger.refused (
   id uuid PRIMARY KEY, scope_id text NOT NULL, received_at timestamptz NOT NULL,
   reason text NOT NULL, body bytea NOT NULL);
+CREATE TABLE IF NOT EXISTS ledger.links (
+  account_id text NOT NULL, chat_id text NOT NULL, PRIMARY KEY (account_id, chat_id),
+  contact_id bigint NOT NULL, lead_id bigint, changed bigint NOT NULL, told_at timestamptz NOT NULL);
 CREATE TABLE IF NOT EXISTS ledger.connecting (
   channel text NOT NULL, account_id text NOT NULL DEFAULT '', tried_at timestamptz NOT NULL, problem text,
   PRIMARY KEY (channel, account_id));
@@ -123,7 +126,7 @@ REVOKE EXECUTE ON FUNCTION ledger.append FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION ledger.append TO {role};
 GRANT SELECT ON ledger.meta TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.clocks, ledger.secrets, ledger.refused TO {role};
-GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.connecting TO {role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.connecting, ledger.links TO {role};
 GRANT SELECT, INSERT, UPDATE ON ledger.imports TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.tokens, ledger.consents TO {role};
 """

@@ -12,7 +12,7 @@ import psycopg
 import uvicorn
 from psycopg import sql
 
-from app import console, jetstream, reconnect, schema, web
+from app import console, jetstream, links, reconnect, schema, web
 from app.budget import Budget
 from app.channels import Channels
 from app.client import Client
@@ -194,6 +194,8 @@ async def _working(run: Running, where: Servers, hub: _Hub) -> AsyncIterator[Non
             hub.listeners.append(services.projector.wake)
         stack.push_async_callback(_start(run, "project", services.projector.run(lead=lead)))
         await _views(where.database_url)
+        if "web" in roles:
+            stack.push_async_callback(_start(run, "links", links.run(services)))
         if "web" in roles and services.oauth:
             stack.push_async_callback(_start(run, "consents", services.tokens.keep_alive()))
         if roles & {"relay", "deliver"}:

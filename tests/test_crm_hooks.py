@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from app import brackets, crmhooks, schema
+from app import brackets, crmhooks, links, schema
 from app.brackets import DEPTH_MAX, PAIRS_MAX, BadForm, Tree
 from app.channels import Channel, Connection, Secrets
 from app.crmhooks import hook_path
@@ -239,6 +239,29 @@ async def test_a_talk_tells_which_contact_and_lead_a_conversation_belongs_to(crm
     assert await crm.shown(name) == (4215, 77)
     found = await crm.story.events(type="talk.updated", conversation=added["conversation"])
     assert [event["entity_id"] for event in found] == [77]
+
+
+async def test_a_chat_told_of_before_it_is_known_is_linked_once_it_is(crm: Crm) -> None:
+    name, kommo_id = chat(), "chat-not-known-yet"
+    told: dict[str, Any] = {"talk_id": 7011, "chat_id": kommo_id}
+    later = body("talk", "update", updated_at=1795334500, contact_id=4300, **told)
+    await crm.tell(later)
+    await crm.tell(body("talk", updated_at=1795334400, contact_id=4299, **told))
+    await crm.story.customer(name)
+    await crm.story.arrived(name)
+    outgoing = {
+        "conversation": {"id": kommo_id, "client_id": name},
+        "message": {"id": f"k-{name}", "type": "text", "text": "Hi"},
+        "timestamp": 1795334501,
+    }
+    assert await crm.story.hook({"account_id": ACCOUNT, "time": 1795334501, "message": outgoing}) == 200
+    async with asyncio.timeout(10):
+        while await crm.shown(name) != (4300, None):  # noqa: ASYNC110 - the service's own time
+            await asyncio.sleep(0.1)
+    head = await crm.story.head()
+    await crm.tell(later)
+    await asyncio.sleep(links.LOOK_SECONDS * 1.5)
+    assert await crm.since(head) == []
 
 
 async def test_the_same_told_again_is_no_news_and_an_older_talk_changes_no_link(crm: Crm) -> None:
