@@ -25,7 +25,14 @@ def text(ms: int) -> str:
 
 @lru_cache(maxsize=SECONDS_KEPT)
 def _second(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    day, rest = divmod(second, 86_400)
+    minute, rest = divmod(rest, 60)
+    return f"{_day(day)}T{minute // 60:02d}:{minute % 60:02d}:{rest:02d}"
+
+
+@lru_cache(maxsize=SECONDS_KEPT)
+def _day(day: int) -> str:
+    return datetime.fromtimestamp(day * 86_400, UTC).strftime("%Y-%m-%d")
 
 
 def milliseconds(moment: datetime) -> int:

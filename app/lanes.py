@@ -98,11 +98,16 @@ class Lane:
 
     def put(self, job: Job) -> None:
         """Take what the stream brings: always later than what is here."""
-        if self.cut_at or len(self.jobs) >= LANE_MAX:
-            self.cut_at = max(self.cut_at, job.position)
-            return
-        self.jobs.append(job)
-        self._start()
+        if not self.cuts(job.position):
+            self.jobs.append(job)
+            self._start()
+
+    def cuts(self, position: int) -> bool:
+        """Whether it cuts off what comes at a position, for it is full or has cut off before."""
+        full = bool(self.cut_at) or len(self.jobs) >= LANE_MAX
+        if full:
+            self.cut_at = max(self.cut_at, position)
+        return full
 
     def put_back(self, job: Job) -> None:
         """Take what the view has as open, unless it is here; it goes where its position belongs."""

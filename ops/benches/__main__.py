@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import uvloop
 
 from app.serve import settle_memory
-from ops.benches import append, ingest, latency, memory, relay, views
+from ops.benches import append, imports, ingest, latency, memory, relay, views
 from ops.benches.measure import Figure, say, show
 
 BENCHES: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
@@ -19,6 +19,7 @@ BENCHES: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
     "rebuild": views.rebuild,
     "history": views.history,
     "memory": memory.memory,
+    "import": imports.imports,
 }
 
 

@@ -23,6 +23,7 @@ from projections.columns import blobs, longs, texts, uuids
 CHANNEL_ID = "f62a0162-46a6-4a63-a5ff-0b1e2b1d1a01"
 ACCOUNT = "52e591f7-c98f-4255-8495-827210138c81"
 SECRET = "f2d7f8704eff95087ed45b23ba99c0b5aac8278e"  # noqa: S105  # Kommo's published sample
+MANAGER = "0f8f1c5e-7f0a-4c52-9a43-3b1d0c7a1e01"
 MESSENGER_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105
 LINK = ids.link("bench", CHANNEL_ID, ACCOUNT)
 WORDS = ("order", "arrived", "today", "just", "hoped", "thank", "you", "could", "also", "send", "the", "red")
@@ -67,7 +68,7 @@ def hook(conversation: int) -> tuple[bytes, str]:
             "time": now // 1000,
             "message": {
                 "receiver": {"id": "r-1", "phone": "+15550100", "client_id": f"u-{conversation}"},
-                "sender": {"id": "0f8f1c5e-7f0a-4c52-9a43-3b1d0c7a1e01"},
+                "sender": {"id": MANAGER},
                 "conversation": {"id": chat, "client_id": f"conv-{conversation}"},
                 "timestamp": now // 1000,
                 "msec_timestamp": now,
