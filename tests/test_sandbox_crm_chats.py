@@ -84,6 +84,20 @@ async def test_a_comment_is_answered_with_a_text(crm):
     assert (await crm.chats.order("POST", "/manager/messages", order))[0] == 400
 
 
+async def test_the_comments_on_a_post_are_a_talk_of_their_own(crm):
+    post = {"id": "p-1", "url": "https://example.com/p"}
+    await crm.chats.send()
+    for n in range(2, 4):
+        await crm.chats.send(msgid=f"m-{n}", message={"type": "text", "text": "Nice", "post": post})
+    assert len((await crm.crm())["talks"]) == 2
+    await hooked(crm, conversation_id="conv-1", message={"text": "Thanks", "post": {"id": "p-1"}})
+    assert [one["is_read"] for one in (await crm.crm())["talks"]] == [False, True]
+    incoming = (await crm.crm())["incoming"]
+    await crm.order("/incoming", uid=incoming[0]["id"], action="accept")
+    assert len(incoming) == 1
+    assert all(one["entity_id"] for one in (await crm.crm())["talks"])
+
+
 async def test_a_list_message_goes_into_the_hook_as_it_is(crm):
     row = {"callback_data": "r-1", "title": "Red", "description": ""}
     markup = {"list_message": {"body": "Pick", "button": "Open", "sections": [{"title": "A", "rows": [row]}]}}

@@ -1,5 +1,6 @@
 """What the CRM knows beside the chats: consents, contacts, sources, templates, talks, leads, hooks."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
@@ -80,7 +81,10 @@ class Template(Struct, kw_only=True):
 
 
 class Talk(Struct, kw_only=True):
-    """A talk with the client of a chat, from his first message until it is closed."""
+    """A talk with the client of a chat, from his first message until it is closed.
+
+    Comments on a `post` are a talk of their own.
+    """
 
     id: int
     account: str
@@ -90,6 +94,7 @@ class Talk(Struct, kw_only=True):
     created_at: int
     updated_at: int
     entity_id: int = 0
+    post: str = ""
     rate: int = 0
     is_in_work: bool = True
     is_read: bool = False
@@ -216,7 +221,9 @@ class Books:
         self.talks = Table(store, "talk", Talk, 1_000)
         self.incoming = Table(store, "incoming", Incoming)
         self.leads = Table(store, "lead", Lead, 20_000_000)
-        self._talks = {talk.chat_id: talk.id for talk in self.talks}
+        self._talks: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        for talk in self.talks:
+            self._talks[talk.chat_id][talk.post] = talk.id
         self._numbers = max(
             [2000, *(one.number for one in self.links), *(one.number for one in self.incoming)]
         )
@@ -230,9 +237,14 @@ class Books:
         """Whose a chat is."""
         return self.links.get(chat_id)
 
-    def talk(self, chat_id: str) -> Talk | None:
-        """The latest talk of a chat."""
-        return self.talks.get(self._talks.get(chat_id, 0))
+    def talk(self, chat_id: str, post: str = "") -> Talk | None:
+        """The latest talk of a chat, or of the comments on a post in it."""
+        return self.talks.get(self._talks[chat_id].get(post, 0)) if chat_id in self._talks else None
+
+    def talks_of(self, chat_id: str) -> list[Talk]:
+        """The latest talk of a chat and of each post in it."""
+        found = [self.talks.get(id) for id in self._talks.get(chat_id, {}).values()]
+        return [one for one in found if one is not None]
 
     def waiting(self, chat_id: str) -> Incoming | None:
         """The incoming lead of a chat that nobody has accepted or declined yet."""
@@ -242,7 +254,8 @@ class Books:
     def save_talk(self, talk: Talk) -> None:
         """Keep a talk, new or changed."""
         self.talks.save(talk)
-        self._talks[talk.chat_id] = max(talk.id, self._talks.get(talk.chat_id, 0))
+        talks = self._talks[talk.chat_id]
+        talks[talk.post] = max(talk.id, talks.get(talk.post, 0))
 
     def clear(self, *, keep_consent: bool) -> None:
         """Forget everything, consents and subscriptions too unless told otherwise."""

@@ -107,7 +107,7 @@ class Desk:
         if message.id not in self.crm.messages:
             self.crm.append(message)
         chat.unread = 0
-        self.office.answered(chat)
+        self.office.answered(chat, message)
         self.feed.publish("manager", "message", chat=chat.id, message=message.id)
         return message, sent
 

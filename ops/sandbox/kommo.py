@@ -169,7 +169,7 @@ class Kommo:
         self.office.bind(chat, message.source)
         self.crm.append(message)
         if outgoing:
-            self.office.answered(chat)
+            self.office.answered(chat, message)
         else:
             self.office.heard(chat, message)
         self.feed.publish("manager", "message", chat=chat.id, message=message.id)

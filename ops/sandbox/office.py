@@ -68,7 +68,8 @@ class Office:
         link = self.books.link(chat.id)
         if link is None:
             link = self._incoming(chat, message)
-        talk = self.books.talk(chat.id)
+        post = post_of(message.message)
+        talk = self.books.talk(chat.id, post)
         now = int(time.time())
         if talk is None or not talk.is_in_work:
             talk = Talk(
@@ -80,6 +81,7 @@ class Office:
                 created_at=now,
                 updated_at=now,
                 entity_id=self._lead_of(link.contact_id),
+                post=post,
             )
             self.books.save_talk(talk)
             self._tell_talk(talk, "add")
@@ -89,9 +91,9 @@ class Office:
         content = message_hook(account, talk, message, self.crm.client(chat))
         self.hooks.tell(account, "add_message", "message", content)
 
-    def answered(self, chat: Chat) -> None:
+    def answered(self, chat: Chat, message: Message) -> None:
         """A manager has answered: the open talk is read."""
-        talk = self.books.talk(chat.id)
+        talk = self.books.talk(chat.id, post_of(message.message))
         if talk is not None and talk.is_in_work and not talk.is_read:
             self.change(talk, is_read=True)
 
@@ -109,9 +111,9 @@ class Office:
         account = self.account(chat).amojo_id
         link = Link(id=chat.id, account=account, number=self.books.number(), contact_id=contact_id)
         self.books.links.save(link)
-        talk = self.books.talk(chat.id)
-        if talk is not None and talk.contact_id != contact_id:
-            self.change(talk, contact_id=contact_id, entity_id=self._lead_of(contact_id))
+        for talk in self.books.talks_of(chat.id):
+            if talk.contact_id != contact_id:
+                self.change(talk, contact_id=contact_id, entity_id=self._lead_of(contact_id))
         self.feed.publish("manager", "chats")
         return link
 
@@ -206,9 +208,9 @@ class Office:
             contact.hidden = False
             self.books.contacts.save(contact)
         sent = self._tell_incoming(incoming, "delete")
-        talk = self.books.talk(incoming.chat_id)
-        if talk is not None and lead_id:
-            sent += self.change(talk, entity_id=lead_id)
+        for talk in self.books.talks_of(incoming.chat_id):
+            if lead_id:
+                sent += self.change(talk, entity_id=lead_id)
         self.feed.publish("manager", "chats")
         return sent
 
@@ -233,3 +235,9 @@ class Office:
     def _lead_of(self, contact_id: int) -> int:
         leads: Iterable[Lead] = self.books.leads
         return max((one.id for one in leads if one.contact_id == contact_id), default=0)
+
+
+def post_of(content: dict[str, object]) -> str:
+    """The post that a message is a comment on, or nothing."""
+    post = content.get("post")
+    return str(post.get("id", "")) if isinstance(post, dict) else ""
