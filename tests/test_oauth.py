@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator
+from urllib.parse import parse_qs, urlsplit
 
 import psycopg
 import pytest
@@ -104,6 +105,19 @@ async def test_consent_is_asked_for_at_kommo_and_kept(office: Office):
     assert (shown["state"], shown["crm_id"], shown["advice"]) == ("authorized", CRM_ID, None)
 
 
+@pytest.mark.parametrize(("decision", "status"), [("allow", 200), ("refuse", 403)])
+async def test_kommos_page_leads_back_to_us(office: Office, decision: str, status: int):
+    told = (await office.ask("POST", f"{HERE}/authorize")).body
+    async with office.client.get(told["url"]) as page:
+        assert page.status == 200
+    form = {"client_id": CLIENT, "account_id": ACCOUNT, "decision": decision}
+    form["state"] = parse_qs(urlsplit(told["url"]).query)["state"][0]
+    async with office.client.post(
+        f"{office.sandbox.url}/oauth", data=form
+    ) as answer:  # Follows where it leads.
+        assert (answer.status, answer.url.path) == (status, "/oauth/callback")
+
+
 async def test_tokens_are_sealed_at_rest_and_in_no_log(office: Office, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.DEBUG):
         await office.consent()
@@ -184,8 +198,11 @@ async def test_a_disabled_integration_is_disconnected_and_forgotten(office: Offi
     await office.consent()
     assert (await office.connect()).status in (200, 201)
     head = await office.head()
+    await office.fault("kommo.disconnect", "500")
     told = await office.order("/crm/disable", {"account_id": ACCOUNT})
     assert told["status"] == 200
+    [fault] = office.sandbox.faults.faults  # Kommo has disconnected it already, and is not asked to.
+    assert fault.seen == 0
     events = await office.since(head)
     assert [(e["type"], e["by"]) for e in events] == [
         ("channel.disconnected", "kommo"),
