@@ -27,6 +27,7 @@ class Push(Struct, frozen=True):
     conversation_id: str | None = None
     message_id: str | None = None
     reply_id: str | None = None
+    forwards: Json | None = None
 
 
 class Messenger:
@@ -115,6 +116,8 @@ def _message(event: e.MessageSent, push: Push) -> Json:
         message["location"] = {"lon": content.location.lon, "lat": content.location.lat}
     if content.contact:
         message["contact"] = {"name": content.contact.name, "phone": content.contact.phone}
+    if push.forwards:
+        message["forwards"] = push.forwards
     body: Json = {"message": message, "sender": _sender(event.sender), "at": event.at}
     receiver = event.receiver or e.Party()
     own = receiver.id if event.sent_by == "operator" else receiver.client_id

@@ -172,8 +172,10 @@ class Pusher:
             chat = _chat(states, event.conversation)
             conversation_id = chat.conversation_id if chat else None
         match event:
-            case e.MessageSent() if reply := event.content.reply_to:
-                return Push(event, conversation_id, reply_id=await self._name_of(reply))
+            case e.MessageSent(content=e.Content(reply_to=reply, forwards=forwards)) if reply or forwards:
+                reply_id = await self._name_of(reply) if reply else None
+                known = await self._forwards(event, forwards) if forwards else None
+                return Push(event, conversation_id, reply_id=reply_id, forwards=known)
             case e.ReactionAdded() | e.ReactionRemoved():
                 named = e.Reply("", event.message, event.sent_by, event.own_id)
                 return Push(event, conversation_id, message_id=await self._name_of(named))
@@ -187,6 +189,29 @@ class Pusher:
             return reply.remote_id
         message = (await self._states([reply.message])).get(reply.message)
         return message.remote_id if isinstance(message, Message) else None
+
+    async def _forwards(self, event: e.MessageSent, forwards: e.Json) -> e.Json:
+        """What Kommo forwards, each message with the messenger's own id of it where that is known."""
+        told = forwards.get("messages")
+        if not isinstance(told, list):
+            return forwards
+        where = await self.link(event)
+        streams = {
+            one["id"]: ids.message_id(where, KOMMO, one["id"])
+            for one in told
+            if isinstance(one, dict) and isinstance(one.get("id"), str)
+        }
+        states = await self._states(list(streams.values()))
+        aliases = [one.alias for one in states.values() if isinstance(one, Message) and one.alias]
+        states |= await self._states(aliases) if aliases else {}
+        named = {theirs: _own_name(states, stream) for theirs, stream in streams.items()}
+        messages = [
+            {**one, "message_id": name}
+            if isinstance(one, dict) and (name := named.get(one.get("id")))
+            else one
+            for one in told
+        ]
+        return {**forwards, "messages": messages}
 
     async def _looked_at(self, event: Pushed) -> Settled | Superseded | None:
         """Whether the ledger has its outcome already, or something higher; None: it is to be told."""
@@ -320,6 +345,16 @@ def as_of(event: e.MessageMirrored, chat: Chat | None) -> e.MessageMirrored:
         event = replace(event, receiver=replace(event.receiver, ref_id=None))
     name = content.conversation_id or chat.conversation_id
     return replace(event, content=replace(content, conversation_id=name))
+
+
+def _own_name(states: dict[str, State], stream: str) -> str | None:
+    """What the messenger calls a message."""
+    message = states.get(stream)
+    if isinstance(message, Message) and message.alias:
+        message = states.get(message.alias)
+    if not isinstance(message, Message) or message.sent is None:
+        return None
+    return message.sent.own_id if e.author(message.sent) == ids.MESSENGER else message.remote_id
 
 
 def _chat(states: dict[str, State], stream: str) -> Chat | None:

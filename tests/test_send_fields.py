@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from app import messenger
+from app import clock, messenger
 from app.servers import Servers
 from ops.sandbox import Channel
 from ops.sandbox.crm import Message as KommoMessage
@@ -98,6 +98,30 @@ async def test_a_managers_message_is_forwarded_by_kommos_id(story: Story) -> Non
     await told(story, sent(name, forwards=forwards))
     [message] = await story.arrived(name)
     assert message.forwards == {"messages": [{"id": theirs["id"]}]}
+
+
+async def test_what_a_manager_forwards_has_the_messengers_own_ids(story: Story) -> None:
+    name = chat()
+    theirs = await story.manager(name)
+    [push] = await story.pushed(name)
+    await story.until_recorded(theirs["ours"], "message.accepted")
+    hers = await told(story, sent(name))
+    [message] = await story.arrived(name)
+    await story.until_recorded(hers, "message.accepted")
+    quoted = [{"id": one, "type": "text", "text": "x"} for one in (message.id, theirs["id"], "nothing")]
+    now = clock.now_ms()
+    body = {
+        "receiver": {"id": "r-1", "client_id": f"u-{name}"},
+        "sender": {"id": maria(story)},
+        "conversation": {"id": message.chat_id, "client_id": name},
+        "timestamp": now // 1000,
+        "message": {"id": f"k-{name}", "type": "text", "text": "See", "forwards": {"messages": quoted}},
+    }
+    assert await story.hook({"account_id": LINK.account, "time": now // 1000, "message": body}) == 200
+    forwarding = (await story.pushed(name, 2))[1]
+    found = forwarding.body["message"]["forwards"]["messages"]
+    assert [one.get("message_id") for one in found] == [name, push.answer["message_id"], None]
+    assert [one["id"] for one in found] == [one["id"] for one in quoted]
 
 
 async def test_a_message_that_kommo_never_had_is_forwarded_whole(story: Story) -> None:
