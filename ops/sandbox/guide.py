@@ -25,7 +25,8 @@ Messenger POST  /messenger/hook                               (Standard Webhooks
 The CRM is there with --oauth: then a client's message that is not silent makes an incoming lead (unless its
 chat is linked to a contact) and a talk (comments on a post have one of their own), and unknown sources fall
 back to the default one. Its webhooks are forms, unsigned, tried five times: add_talk, update_talk,
-add_message, add_unsorted, update_unsorted, delete_unsorted (action accept, decline or link), add_chat_template_review.
+add_message, add_unsorted, update_unsorted, delete_unsorted (action accept, decline or link),
+add_chat_template_review.
 Other events can be subscribed to and never come. Channels are private: --account lists who may connect.
 
 The control API takes and gives JSON, without a key. `?wait=1` answers when what was ordered has been
