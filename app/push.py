@@ -205,12 +205,10 @@ class Pusher:
         aliases = [one.alias for one in states.values() if isinstance(one, Message) and one.alias]
         states |= await self._states(aliases) if aliases else {}
         named = {theirs: _own_name(states, stream) for theirs, stream in streams.items()}
-        messages = [
-            {**one, "message_id": name}
-            if isinstance(one, dict) and (name := named.get(one.get("id")))
-            else one
-            for one in told
-        ]
+        messages = []
+        for one in told:
+            name = named.get(one.get("id")) if isinstance(one, dict) else None
+            messages.append({**one, "message_id": name} if name else one)
         return {**forwards, "messages": messages}
 
     async def _looked_at(self, event: Pushed) -> Settled | Superseded | None:
