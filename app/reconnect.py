@@ -51,6 +51,7 @@ class Wanted(Struct, frozen=True):
     account: str
     title: str
     connected: bool
+    is_time_window_disabled: bool | None = None
 
 
 class Start:
@@ -128,26 +129,22 @@ class Start:
         found = []
         named = {channel.name: channel for channel in self._services.setup.channels}
         for channel in (await self._services.channels.all()).values():
-            titles = {
-                one.account_id: one.title for one in getattr(named.get(channel.name), "connections", ())
-            }
-            if named and channel.name not in named:
+            wishes = {}
+            if channel.name in named:
+                wishes = {wish.account_id: wish for wish in named[channel.name].connections}
+            elif named:
                 self._say(channel.name, "", "is not in the file: it stays registered and connected")
-            for account in sorted(channel.connections.keys() | titles.keys()):
-                before = channel.connections.get(account)
-                if before and before.connected:
-                    if channel.name in named and account not in titles:
-                        self._say(
-                            channel.name, account, "is not in the file: it stays connected until DELETE"
-                        )
-                    title = titles.get(account) or before.title
-                    found.append(Wanted(channel.name, account, title, connected=True))
-                elif account not in titles:
-                    continue
-                elif before and await self._by_operator(before):
+            for account in sorted(channel.connections.keys() | wishes.keys()):
+                before, wish = channel.connections.get(account), wishes.get(account)
+                connected = before is not None and before.connected
+                if connected and wish is None and channel.name in named:
+                    self._say(channel.name, account, "is not in the file: it stays connected until DELETE")
+                if not connected and wish and before and await self._by_operator(before):
                     self._say(channel.name, account, "an operator disconnected it: it stays so until POST")
-                else:
-                    found.append(Wanted(channel.name, account, titles[account], connected=False))
+                elif connected or wish:
+                    title = (wish.title if wish else "") or (before.title if before else "")
+                    window = wish.is_time_window_disabled if wish else None
+                    found.append(Wanted(channel.name, account, title, connected, window))
         return found
 
     def _say(self, channel: str, account: str, what: str) -> None:
@@ -173,7 +170,15 @@ class Start:
             now = (await registry.named(services, want.channel)).connections[want.account]
             if not now.connected:
                 return "an operator disconnected it meanwhile: it stays so"
-        done = await registry.connect(services, want.channel, want.account, want.title, by=SYSTEM, anew=lost)
+        done = await registry.connect(
+            services,
+            want.channel,
+            want.account,
+            want.title,
+            by=SYSTEM,
+            anew=lost,
+            is_time_window_disabled=want.is_time_window_disabled,
+        )
         if lost and want.connected:
             return "Kommo had dropped the connection, as a reinstallation does: connected again"
         return "connected, as it was" if done.again else "connected"
@@ -216,9 +221,15 @@ async def register(services: Services, named: Named) -> str:
 async def bring(services: Services, named: Named) -> None:
     """Register a channel and connect its accounts now, whatever was before. Raises Wrong."""
     await register(services, named)
-    for connection in named.connections:
+    for one in named.connections:
         await registry.connect(
-            services, named.name, connection.account_id, connection.title, by=SYSTEM, anew=False
+            services,
+            named.name,
+            one.account_id,
+            one.title,
+            by=SYSTEM,
+            anew=False,
+            is_time_window_disabled=one.is_time_window_disabled,
         )
 
 

@@ -82,7 +82,7 @@ def load_settings(
     All three use the names CHATLEDGER_…; an empty text is the same as nothing. Raises BadSettings.
     """
     environment = os.environ if environment is None else environment
-    given = _plain(read_file(config)) if config else {}
+    given = _plain(read_file(config), environment) if config else {}
     for source in (environment, overrides or {}):
         given |= {name: value for name, value in source.items() if name.startswith(PREFIX)}
     given = {name: value for name, value in given.items() if value != ""}
@@ -144,9 +144,16 @@ def read_file(config: Path) -> dict[str, object]:
     return found
 
 
-def _plain(found: dict[str, object]) -> dict[str, object]:
-    """Without the tables, which `setup` reads."""
-    return {name: value for name, value in found.items() if not is_table(name, value)}
+def _plain(found: dict[str, object], environment: Mapping[str, str]) -> dict[str, object]:
+    """Without the tables, which `setup` reads; with what `env:NAME` stands for."""
+    given = {name: value for name, value in found.items() if not is_table(name, value)}
+    for name, value in given.items():
+        if isinstance(value, str):
+            try:
+                given[name] = from_environment(value, environment)
+            except BadSettings as error:
+                raise BadSettings(f"{name}: {error}") from None
+    return given
 
 
 def is_table(name: str, value: object) -> bool:

@@ -43,6 +43,7 @@ HINTS = {
     "redirect_url": f"give CHATLEDGER_PUBLIC_URL and {CALLBACK}, as on the integration's page in Kommo",
     "authorize_url": "give an http or https URL, or leave it out",
     "title": "give at most 255 characters",
+    "is_time_window_disabled": "give true or false, or leave it out",
     "crm_per_second": "give calls a second, over 0",
     "chats_per_second": "give calls a second, over 0",
 }
@@ -95,10 +96,14 @@ class Account(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Connected(Struct, frozen=True, forbid_unknown_fields=True):
-    """An account that a channel shall be connected to."""
+    """An account that a channel shall be connected to.
+
+    `is_time_window_disabled`: managers may write at any time, whatever the channel says; left out, it stays.
+    """
 
     account_id: Uuid
     title: Annotated[str, Meta(max_length=255)] = ""
+    is_time_window_disabled: bool | None = None
 
 
 class Channel(Struct, frozen=True, forbid_unknown_fields=True):

@@ -114,6 +114,22 @@ async def test_a_file_is_enough_to_connect(house: House, caplog: pytest.LogCaptu
         assert (await story.api("GET", "/v1/status"))["connections"] == []
 
 
+async def test_what_the_file_says_of_a_connection_is_told_to_kommo(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    [channel] = house.file().channels
+    for title, disabled in (("Acme", None), ("Chat", True), ("Chat", None)):
+        wanted = msgspec.structs.replace(channel, connections=(Connected(ACCOUNT, title, disabled),))
+        async with house.started(Setup(channels=(wanted,))) as story:
+            await logged(caplog, f"account {ACCOUNT}: connected")
+            events = await types(story)
+        caplog.clear()
+        there = house.sandbox.crm.connections[LINK.scope_id]
+        assert there.title == title
+    assert there.is_time_window_disabled
+    assert events == ["channel.registered", "channel.connected", "channel.connected"]
+
+
 async def test_a_second_start_is_no_news(house: House, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         async with house.started(house.file(ACCOUNT)) as story:

@@ -89,6 +89,14 @@ def test_the_environment_wins_over_the_file_and_the_command_line_over_both(tmp_p
     assert load_settings(config, environment=environment, overrides={"CHATLEDGER_PORT": "3"}).port == 3
 
 
+def test_a_setting_in_the_file_may_stand_in_the_environment_under_another_name(tmp_path: Path) -> None:
+    config = tmp_path / "chatledger.toml"
+    config.write_text('CHATLEDGER_DATABASE_URL = "env:PG_URL"')
+    assert load_settings(config, environment={"HOME": "/", "PG_URL": DATABASE}).database_url == DATABASE
+    with pytest.raises(BadSettings, match="CHATLEDGER_DATABASE_URL: the environment has no PG_URL"):
+        load_settings(config, environment={"HOME": "/"})
+
+
 @pytest.mark.parametrize(
     "text", [b"CHATLEDGER_PORT = ", b"\xff", b"PORT = 1", b"CHATLEDGER_PORT = [1]", b"CHATLEDGER_DATA = 1"]
 )
