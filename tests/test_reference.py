@@ -70,7 +70,7 @@ def methods(node: ast.ClassDef) -> Iterator[ast.FunctionDef | ast.AsyncFunctionD
 @cache
 def imported(file: str) -> dict[str, str]:
     """Names that a test file takes from another of ours: from which."""
-    found = {}
+    found: dict[str, str] = {}
     for node in ast.walk(ast.parse((HERE / file).read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             path = f"{node.module.removeprefix('tests.')}.py"
