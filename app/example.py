@@ -30,6 +30,7 @@ secret = "env:ACME_MESSENGER_SECRET"                 # whsec_… of Standard Web
 [[channels.connections]]
 account_id = "52e591f7-c98f-4255-8495-827210138c81"
 title = "Acme chat"                                  # what managers see; may be left out
+# is_time_window_disabled = true                     # managers may write at any time
 
 # The integration, from its page in Kommo. Needed for contacts, leads, users, sources, templates and talks.
 [oauth]
