@@ -142,6 +142,19 @@ async def test_the_examples_tell_a_story_that_happens(service: Served) -> None:
         assert (await service.hook(hook)).status == 200, hook
 
 
+async def test_a_method_that_is_not_allowed_is_told_with_those_that_are(service: Served) -> None:
+    answer = await service.ask("DELETE", "/v1/channels")
+    assert answer.status == 405
+    assert {"GET", "POST"} <= set(answer.headers["Allow"].split(", "))
+
+
+@pytest.mark.parametrize("path", ["/v1/deliveries", "/v1/events"])
+async def test_an_id_that_can_be_none_is_refused_in_our_words(service: Served, path: str) -> None:
+    answer = await service.ask("GET", path, params={"conversation": "x"})
+    assert (answer.status, "UUID" in answer.body["detail"]) == (400, True)
+    assert "portal" not in answer.body["detail"]
+
+
 @pytest.mark.timeout(300)
 async def test_schemathesis_finds_no_500_and_no_undocumented_answer(service: Served, tmp_path: Path) -> None:
     child = await asyncio.create_subprocess_exec(
