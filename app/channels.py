@@ -124,7 +124,7 @@ class Channels:
         self._url = url
         self._sealer = Sealer(master)
         self._connection: schema.Database | None = None
-        self._lock = asyncio.Lock()
+        self._asking: asyncio.Task[None] | None = None
         self._checked = -LEASE_SECONDS
         self._position = -1
         self._channels: dict[str, Channel] = {}
@@ -160,18 +160,24 @@ class Channels:
         return self._channels
 
     async def refresh(self) -> None:
-        """Ask the database whether anything changed, unless it was asked within the lease."""
-        if self.fresh:
-            return
-        async with self._lock:
-            if self.fresh:
-                return
-            asked = monotonic()
-            ((position,),) = await self._all(CHANGED)
-            if position != self._position:
-                await self._load()
-                self._position = cast("int", position)
-            self._checked = asked
+        """Ask the database whether anything changed, unless it was asked within the lease.
+
+        All who wait share one question: one after the other they would wait for ever longer where an answer
+        takes as long as the lease.
+        """
+        needed = monotonic() - LEASE_SECONDS
+        while self._checked <= needed:
+            if self._asking is None or self._asking.done():
+                self._asking = asyncio.create_task(self._ask(), name="channels ask")
+            await asyncio.shield(self._asking)
+
+    async def _ask(self) -> None:
+        asked = monotonic()
+        ((position,),) = await self._all(CHANGED)
+        if position != self._position:
+            await self._load()
+            self._position = cast("int", position)
+        self._checked = asked
 
     async def settle(self) -> None:
         """Wait until every process has asked again: what changed before is in force when this returns."""
