@@ -48,7 +48,9 @@ def test_the_example_is_complete_and_loads(tmp_path: Path) -> None:
 
 
 def test_the_example_with_every_line_in_use_names_every_setting(tmp_path: Path) -> None:
-    text = re.sub(r"^# (CHATLEDGER_\w+ =|authorize_url =|is_time_window_disabled =)", r"\1", EXAMPLE, flags=re.MULTILINE)
+    text = re.sub(
+        r"^# (CHATLEDGER_\w+ =|authorize_url =|is_time_window_disabled =)", r"\1", EXAMPLE, flags=re.MULTILINE
+    )
     path = written(tmp_path, text)
     assert load_setup(path, ENVIRONMENT).oauth
     assert load_settings(path, environment=ENVIRONMENT).database_url
