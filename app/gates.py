@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 AT_ONCE = 64
 RECONNECT_SECONDS = 60.0
 RECONNECT_SECONDS_MAX = 3600.0
-IMPORTED_AT_ONCE = 16
+IMPORTED_AT_ONCE = 8
 
 
 class Gate:
