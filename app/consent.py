@@ -11,7 +11,7 @@ from litestar import Response, get, post
 from litestar.params import FromPath, FromQuery, QueryParameter
 from msgspec import Struct
 
-from app import clock, registry
+from app import clock, reconnect, registry
 from app.answers import answers
 from app.client import Unreached
 from app.ledger import Full, Unavailable
@@ -107,6 +107,7 @@ async def callback(
         await services.tokens.keep(asked.account, crm_id, crm_url, pair)
     except (Full, Unavailable):
         raise Wrong(503, f"the ledger cannot take it now: {AGAIN}", retry_after=1) from None
+    await reconnect.bring_back(services, asked.account)
     page = PAGE.format(account=escape(asked.account))
     return Response(page, media_type="text/html", headers=HEADERS)
 

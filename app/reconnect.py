@@ -139,7 +139,7 @@ class Start:
                 connected = before is not None and before.connected
                 if connected and wish is None and channel.name in named:
                     self._say(channel.name, account, "is not in the file: it stays connected until DELETE")
-                if not connected and wish and before and await self._by_operator(before):
+                if not connected and wish and before and await by_operator(self._services, before):
                     self._say(channel.name, account, "an operator disconnected it: it stays so until POST")
                 elif connected or wish:
                     title = (wish.title if wish else "") or (before.title if before else "")
@@ -152,11 +152,6 @@ class Start:
         if (key := (channel, f"{account} ")) not in self._settled:
             self._settled.add(key)
             log.warning("%s: %s", _name(channel, account), what)
-
-    async def _by_operator(self, connection: Connection) -> bool:
-        stream = ids.connection_stream(connection.link)
-        rows = await self._services.pool.fetch(EventRow, STREAM, {"stream": stream})
-        return bool(rows) and e.decode(rows[-1].event).by == registry.OPERATOR
 
     async def _connect(self, want: Wanted) -> str:
         """Ask Kommo; what it answers is the outcome. Raises Wrong."""
@@ -231,6 +226,30 @@ async def bring(services: Services, named: Named) -> None:
             anew=False,
             is_time_window_disabled=one.is_time_window_disabled,
         )
+
+
+async def bring_back(services: Services, account: str) -> None:
+    """Connect what Kommo dropped when the integration was disabled, now that the account consents again.
+
+    What an operator disconnected stays so. What fails is in the log and in GET /v1/status.
+    """
+    for channel in list((await services.channels.all()).values()):
+        before = channel.connections.get(account)
+        if before is None or before.connected or await by_operator(services, before):
+            continue
+        try:
+            await registry.connect(services, channel.name, account, before.title, by=SYSTEM)
+        except Wrong as wrong:
+            log.error("%s: %s", _name(channel.name, account), wrong.problem.detail)
+        else:
+            log.info("%s: connected again, for the account consents again", _name(channel.name, account))
+
+
+async def by_operator(services: Services, connection: Connection) -> bool:
+    """Whether it was an operator who connected or disconnected it last."""
+    stream = ids.connection_stream(connection.link)
+    rows = await services.pool.fetch(EventRow, STREAM, {"stream": stream})
+    return bool(rows) and e.decode(rows[-1].event).by == registry.OPERATOR
 
 
 async def ask_scope(kommo: Kommo, who: Credentials, scope_id: str) -> Answer:

@@ -203,6 +203,7 @@ async def test_a_disabled_integration_is_disconnected_and_forgotten(office: Offi
     assert told["status"] == 200
     [fault] = office.sandbox.faults.faults  # Kommo has disconnected it already, and is not asked to.
     assert fault.seen == 0
+    office.sandbox.faults.clear()
     events = await office.since(head)
     assert [(e["type"], e["by"]) for e in events] == [
         ("channel.disconnected", "kommo"),
@@ -212,6 +213,25 @@ async def test_a_disabled_integration_is_disconnected_and_forgotten(office: Offi
     assert (shown["state"], "authorize" in shown["advice"]) == ("withdrawn", True)
     users = await office.ask("GET", f"{HERE}/users")
     assert (users.status, "disabled" in users.body["detail"]) == (409, True)
+
+
+async def test_who_consents_again_is_connected_again(office: Office):
+    await office.consent()
+    assert (await office.connect()).status in (200, 201)
+    assert (await office.order("/crm/disable", {"account_id": ACCOUNT}))["status"] == 200
+    head = await office.head()
+    await office.consent()
+    told = [(event["type"], event["by"]) for event in await office.since(head)]
+    assert set(told) == {("account.authorized", "operator"), ("channel.connected", "system")}
+
+
+async def test_what_an_operator_disconnected_stays_so_after_a_new_consent(office: Office):
+    await office.consent()
+    assert (await office.connect()).status in (200, 201)
+    assert (await office.ask("DELETE", f"/v1/channels/acme/connections/{ACCOUNT}")).status == 204
+    head = await office.head()
+    await office.consent()
+    assert [event["type"] for event in await office.since(head)] == ["account.authorized"]
 
 
 async def test_the_disabled_call_again_changes_nothing(office: Office):
