@@ -33,7 +33,7 @@ from ops.demo import demo as run_demo
 from ops.sandbox.cli import sandbox
 
 Result = TypeVar("Result")
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 FAILURES = (
     AlreadyRunning,
     JetStreamError,
