@@ -30,7 +30,7 @@ from domain.ids import partition
 from projections.columns import Page, Statement, booleans, ints, longs, smalls, texts, times, uuids
 
 NAME = "deliveries"
-VERSION = 1
+VERSION = 2
 
 OPEN, DEFERRED, PARKED = "open", "deferred", "parked"
 
