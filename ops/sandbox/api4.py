@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from litestar import Response
@@ -10,10 +10,8 @@ from msgspec import UNSET, Struct, UnsetType
 
 from ops.sandbox.config import CrmAccount
 from ops.sandbox.faults import Fault
+from ops.sandbox.strangers import Strangers
 from ops.sandbox.web import HTML, Call, behave, sandbox_of
-
-if TYPE_CHECKING:
-    from ops.sandbox.server import Sandbox
 
 PROBLEM_TITLES = {
     400: "Bad Request",
@@ -56,7 +54,7 @@ class Reply(NamedTuple):
 class Caller(Struct, frozen=True):
     """Who asks for what: an integration for an account."""
 
-    sandbox: "Sandbox"
+    sandbox: Strangers
     account: CrmAccount
     client: str
     request: Call

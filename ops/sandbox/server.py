@@ -12,38 +12,22 @@ from litestar import Litestar, Response
 from litestar.datastructures import State
 
 from ops.sandbox import amojo, control, crmcontrol, hook, oauth, pages, v4
-from ops.sandbox.books import Books
-from ops.sandbox.config import BODY_MAX, Config
-from ops.sandbox.consent import Consent
-from ops.sandbox.crm import Crm
-from ops.sandbox.crmhooks import CrmHooks
-from ops.sandbox.desk import Desk, Impossible
-from ops.sandbox.faults import Faults
-from ops.sandbox.feed import Feed
-from ops.sandbox.hooks import Hooks
-from ops.sandbox.kommo import Kommo
+from ops.sandbox.config import BODY_MAX
+from ops.sandbox.desk import Impossible
 from ops.sandbox.lanes import Full
-from ops.sandbox.messenger import Messenger
-from ops.sandbox.office import Office
-from ops.sandbox.phone import Phone
-from ops.sandbox.rates import Rate
-from ops.sandbox.store import Store
+from ops.sandbox.strangers import Strangers
 from ops.sandbox.web import Call, Protocol, json
 
 STOP_SECONDS = 1
 BACKLOG = 2048
 
 
-class Sandbox:
+class Sandbox(Strangers):
     """`async with Sandbox(config) as sandbox:` serves on `sandbox.url` until the block ends."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.url = ""
 
     async def __aenter__(self) -> "Sandbox":
         """Listen; raises OSError when the port is taken."""
-        self._build()
+        self.build()
         self._server = _Server(self._uvicorn())
         try:
             self._socket = socket.create_server((self.config.host, self.config.port), backlog=BACKLOG)
@@ -72,22 +56,6 @@ class Sandbox:
         await self._serving
         await self.session.close()
         self.store.close()
-
-    def _build(self) -> None:
-        self.store = Store(self.config.state)
-        self.feed, self.faults = Feed(), Faults()
-        self.crm, self.phone = Crm(self.store), Phone(self.store)
-        self.hooks = Hooks(self.config, self.crm, self.faults, self.feed)
-        self.books = Books(self.store)
-        self.consent = Consent(self.config, self.crm, self.books)
-        self.crm_hooks = CrmHooks(self.config, self.books, self.faults)
-        self.office = Office(self.config, self.crm, self.books, self.crm_hooks, self.feed)
-        self.hooks.source_of = self.office.source
-        self.kommo = Kommo(self.config, self.crm, self.hooks, self.feed, self.office)
-        self.desk = Desk(self.config, self.crm, self.hooks, self.feed, self.office)
-        self.crm_rate = Rate(self.config.crm_per_second)
-        self.chats_rate = Rate(self.config.chats_per_second)
-        self.messenger = Messenger(self.config, self.phone, self.feed)
 
     def _uvicorn(self) -> uvicorn.Config:
         app = Litestar(

@@ -2,7 +2,7 @@
 
 from asyncio import BaseTransport, sleep
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -12,9 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ops.sandbox.desk import Impossible
 from ops.sandbox.faults import Fault
-
-if TYPE_CHECKING:
-    from ops.sandbox.server import Sandbox
+from ops.sandbox.strangers import Strangers
 
 Call = Request[Any, Any, State]
 Answer = tuple[int, bytes]
@@ -38,9 +36,9 @@ class Protocol(HttpToolsProtocol):
         self.scope["state"]["transport"] = self.transport
 
 
-def sandbox_of(request: Call) -> "Sandbox":
+def sandbox_of(request: Call) -> Strangers:
     """The sandbox that serves this request."""
-    return cast("Sandbox", request.app.state.sandbox)
+    return cast(Strangers, request.app.state.sandbox)
 
 
 def headers_of(request: Call) -> dict[str, str]:
