@@ -1,4 +1,5 @@
-"""What Kommo's CRM says of an account: talks and incoming leads become events, what we know already does not.
+"""What Kommo's CRM says of an account: talks, incoming leads and templates' reviews become events; what we
+know already does not.
 
 Source: Kommo's CRM webhooks, a form with bracket keys whose values are all texts. They are not signed: the
 path has a key that nobody can guess. Kommo waits 2 s, sends again up to four times what was not answered with
@@ -33,6 +34,7 @@ from app.problems import Wrong
 from app.services import Call, Services, services_of
 from app.webhooks import BUSY, KEEP, RETRY_AFTER_SECONDS
 from domain import commands as c
+from domain import events as e
 from domain import ids
 from domain.ids import KOMMO, Link
 
@@ -44,9 +46,11 @@ UNKNOWN = "there is no webhook at this path: subscribe with POST /v1/accounts/{a
 log = logging.getLogger("chatledger.crmhooks")
 
 Became: TypeAlias = Literal["received", "accepted", "declined", "linked"]
-Told: TypeAlias = c.Talk | c.Lead
+Told: TypeAlias = c.Talk | c.Lead | c.Review
 BECAME: dict[str, Became] = {"accept": "accepted", "decline": "declined", "link": "linked"}
 ACTIONS = ("add", "update", "delete")
+REVIEWS_MAX = 100
+REASON_CHARACTERS_MAX = 500
 OUR_OWN = {"account", "message"}  # Who tells it; and what a signed hook or the messenger has told already.
 EXAMPLES = {
     "talk": {
@@ -64,12 +68,19 @@ EXAMPLES = {
         "unsorted[delete][0][action]": "accept",
         "unsorted[delete][0][accept_result][leads][0]": "77",
     },
+    "review": {
+        "add[0][id]": "5",
+        "add[0][type]": "waba",
+        "add[0][reviews][0][id]": "9",
+        "add[0][reviews][0][source_id]": "11",
+        "add[0][reviews][0][status]": "review",
+    },
 }
 _NAME = re.compile(r"[a-z_]{1,40}")
 
 
 class Unreadable(Exception):
-    """A talk or a lead that does not say which it is; the message says what is missing."""
+    """A talk, lead or template that does not say which it is; the message says what is missing."""
 
 
 def hook_path(master: bytes, account_id: str) -> str:
@@ -87,7 +98,7 @@ def hook_path(master: bytes, account_id: str) -> str:
     opt=takes(dict[str, str], "application/x-www-form-urlencoded", **EXAMPLES) | {"writes": False},
 )
 async def crm_hook(request: Call, account_id: FromPath[str], key: FromPath[str]) -> Response[bytes]:
-    """A form about talks, incoming leads or messages: 200 once it is durable, also for a repeat."""
+    """A form about talks, incoming leads, templates or messages: 200 once it is durable, repeats too."""
     begin, status = time.perf_counter(), 500
     try:
         await _answered(request, account_id, key)
@@ -138,6 +149,8 @@ async def take(services: Services, account: str, body: bytes) -> None:
 
 async def _let_wait(services: Services, account: str, told: Told) -> None:
     """What a talk or lead says of a chat that we do not know yet counts once we do."""
+    if isinstance(told, c.Review):
+        return
     fields = told.fields
     chat_id, contact_id = fields["chat_id"], fields["contact_id"]
     match told:
@@ -156,30 +169,39 @@ async def _let_wait(services: Services, account: str, told: Told) -> None:
 
 
 def commands(account: str, tree: Tree, channels: Mapping[str, Channel]) -> tuple[list[Told], list[str]]:
-    """What a hook tells of talks and leads, in its order, and why some of it cannot be read."""
+    """What a hook tells of talks, leads and templates, in its order, and why some of it cannot be read."""
     ours = [each.connections[account].link for each in channels.values() if account in each.connections]
     told: list[Told] = []
     unread: list[str] = []
     for kind, action, fields in _entries(account, tree):
         if len(told) >= TOLD_MAX:
-            unread.append(f"more than {TOLD_MAX} talks and leads")
+            unread.append(f"more than {TOLD_MAX} talks, leads and templates")
             break
         try:
-            make = _talk if kind == "talk" else _lead
-            told.append(make(account, action, fields, ours))
+            if kind == "template":
+                told.append(_review(account, fields))
+            else:
+                make = _talk if kind == "talk" else _lead
+                told.append(make(account, action, fields, ours))
         except Unreadable as error:
             unread.append(f"{kind}[{action}]: {error}")
     return told, unread
 
 
 def _entries(account: str, tree: Tree) -> Iterator[tuple[str, str, Tree]]:
-    """The talks and leads of a hook, with what was done to them; what else it tells is logged by its kind."""
+    """The talks, leads and templates of a hook, with what was done to them; what else it tells is logged.
+
+    A template has no name of its kind around it: it comes as `add[0]…`.
+    """
     for kind, actions in tree.items():
         if kind in ("talk", "unsorted") and isinstance(actions, dict):
             for action in ACTIONS:
                 for fields in _objects(actions.get(action)):
                     yield kind, action, fields
-        elif kind not in OUR_OWN:  # A template's review comes as `add[0]…`: the catalogue is read when asked.
+        elif kind in ACTIONS and isinstance(actions, dict):
+            for fields in _objects(actions):
+                yield "template", kind, fields
+        elif kind not in OUR_OWN:
             name = kind if _NAME.fullmatch(kind) else "something else"
             log.info("account %s: a CRM webhook about %s is not recorded", account, name)
 
@@ -230,6 +252,34 @@ def _lead(account: str, action: str, fields: Tree, ours: list[Link]) -> c.Lead:
             "user_id": _number(fields.get("modified_user_id")) or _number(fields.get("user_id")),
         },
         chats=chats,
+    )
+
+
+def _review(account: str, fields: Tree) -> c.Review:
+    template_id = _number(fields.get("id"))
+    if template_id is None:
+        raise Unreadable("id must be a number")
+    reviews = [
+        e.Review(
+            number,
+            _number(one.get("source_id")),
+            _text(one.get("status")),
+            _start(one.get("reject_reason"), REASON_CHARACTERS_MAX),
+        )
+        for one in _objects(fields.get("reviews"))[:REVIEWS_MAX]
+        if (number := _number(one.get("id")))
+    ]
+    stream = ids.template_stream(account, template_id)
+    return c.Review(
+        **_stamp(account, stream, ()),
+        stream=stream,
+        fields={
+            "template_id": template_id,
+            "kind": _text(fields.get("type")),
+            "name": _start(fields.get("name"), TEXT_CHARACTERS_MAX),
+            "changed": _number(fields.get("updated_at")) or _number(fields.get("created_at")) or 0,
+            "reviews": reviews,
+        },
     )
 
 
@@ -287,6 +337,11 @@ def _object(value: Tree | str | None) -> Tree:
 
 def _text(value: Tree | str | None) -> str | None:
     return value if isinstance(value, str) and 0 < len(value) <= TEXT_CHARACTERS_MAX else None
+
+
+def _start(value: Tree | str | None, characters: int) -> str | None:
+    """A text, no longer than that."""
+    return value[:characters] or None if isinstance(value, str) else None
 
 
 def _number(value: Tree | str | None) -> int | None:

@@ -238,6 +238,13 @@ class Lead(Command, frozen=True, kw_only=True, gc=False):
     chats: tuple[tuple[Link, str], ...] = ()
 
 
+class Review(Command, frozen=True, kw_only=True, gc=False):
+    """Kommo tells how the reviews of a template stand; `fields` are those of `events.TemplateReview`."""
+
+    stream: str
+    fields: dict[str, object]
+
+
 class Authorize(Command, frozen=True, kw_only=True, gc=False):
     """An account's administrator let us into its CRM."""
 
@@ -273,6 +280,7 @@ AnyCommand: TypeAlias = (
     | LinkContact
     | Talk
     | Lead
+    | Review
     | Authorize
     | Withdraw
 )

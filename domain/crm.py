@@ -1,4 +1,4 @@
-"""What Kommo's CRM says of chats: which contact and lead they belong to, how their talks and leads stand."""
+"""What Kommo's CRM says of chats: their contacts and leads, how talks, leads and templates' reviews stand."""
 
 from domain import commands as c
 from domain import events as e
@@ -45,6 +45,15 @@ def tell(draft: Draft, command: c.Talk | c.Lead) -> Decision:
     if conversation and isinstance(contact_id, int) and latest and not declined:
         _link(draft, where, conversation, contact_id, _lead_id(event))
     return draft.done(stream, event.version)
+
+
+def review(draft: Draft, command: c.Review) -> Decision:
+    """How the reviews of a template stand; the same told again is a repeat of Kommo's."""
+    stream, fields = command.stream, command.fields
+    before = draft.case(stream)
+    if before and (version := before.seen.get(case_key(e.TemplateReview, fields))):
+        return draft.done(stream, version, duplicate=True)
+    return draft.done(stream, draft.add(e.TemplateReview, stream, fields).version)
 
 
 def account(draft: Draft, command: c.Authorize | c.Withdraw) -> Decision:

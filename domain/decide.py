@@ -96,6 +96,8 @@ def decide(command: c.AnyCommand, known: Known) -> Decision:
             return linked
         case c.Talk() | c.Lead():
             return crm.tell(draft, command)
+        case c.Review():
+            return crm.review(draft, command)
         case c.Authorize() | c.Withdraw():
             return crm.account(draft, command)
 

@@ -89,6 +89,11 @@ def lead_stream(account: str, uid: str) -> str:
     return uuid5(_ROOT, f"lead:{account}:{uid}")
 
 
+def template_stream(account: str, template_id: int) -> str:
+    """The stream of a message template of an account's CRM."""
+    return uuid5(_ROOT, f"template:{account}:{template_id}")
+
+
 def nth(base: str, n: int) -> str:
     """The id of the n-th event of a command whose base id ends in `00`; past 255 it carries."""
     if n > 0xFF:

@@ -67,7 +67,7 @@ class Chat(Struct, frozen=True, gc=False):
 
 
 class Case(Struct, frozen=True, gc=False):
-    """A stream of a talk or of an incoming lead; `changed` is the latest time that Kommo gave, unix seconds.
+    """A stream of a talk, an incoming lead or a template; `changed` is Kommo's latest time, unix seconds.
 
     `seen` maps what is recorded to its version, for Kommo repeats a webhook that it thinks was not taken.
     """
@@ -151,7 +151,7 @@ def evolve(state: State | None, event: e.AnyEvent) -> State:
             return Connection(event.version, event.id)
         case e.AccountAuthorized():
             return Connection(event.version, event.id, connected=True, title=event.crm_url)
-        case e.TalkAdded() | e.TalkUpdated():
+        case e.TalkAdded() | e.TalkUpdated() | e.TemplateReview():
             return _case(state, event, event.changed)
         case e.LeadReceived() | e.LeadAccepted() | e.LeadDeclined() | e.LeadLinked():
             return _case(state, event, 0)
@@ -195,13 +195,13 @@ def _chat(chat: Chat, event: e.ConversationEvent) -> Chat:
             assert_never(event)
 
 
-def case_key(kind: type[e.TalkEvent | e.LeadEvent], fields: Mapping[str, object]) -> Key:
-    """What makes an event of a talk or a lead the same as another one: its type and all that it tells."""
+def case_key(kind: type[e.CaseEvent], fields: Mapping[str, object]) -> Key:
+    """What makes an event of a talk, lead or template the same as another: its type and all that it tells."""
     told = {name: value for name, value in fields.items() if value not in (None, False)}
     return str(kind.__struct_config__.tag), encode_any(dict(sorted(told.items())))
 
 
-def _case(state: State | None, event: e.TalkEvent | e.LeadEvent, changed: int) -> Case:
+def _case(state: State | None, event: e.CaseEvent, changed: int) -> Case:
     before = state if isinstance(state, Case) else Case(0)
     own = {name: getattr(event, name) for name in type(event).__struct_fields__ if name not in COMMON}
     seen = {case_key(type(event), own): event.version, **before.seen}

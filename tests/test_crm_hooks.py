@@ -22,6 +22,7 @@ from app.channels import Channel, Connection, Secrets
 from app.crmhooks import hook_path
 from app.servers import Servers
 from domain import commands as c
+from domain import events as e
 from domain import ids
 from domain.ids import KOMMO
 from ops.sandbox import OAuthClient
@@ -51,6 +52,10 @@ READ: dict[str, tuple[Any, dict[str, Any]]] = {
     "lead.declined": ("declined", LEAD | {"lead_id": 77, "user_id": 501}),
     "lead.linked": ("linked", LEAD | {"lead_id": 78, "contact_id": 4216, "user_id": 501}),
 }
+REVIEW = {
+    "template_id": 5, "kind": "waba", "name": "Welcome", "changed": 1795334400,
+    "reviews": [e.Review(id=9, source_id=11, status="review")],
+}  # fmt: skip
 CHANNELS = {
     "acme": Channel(
         "acme", CHANNEL, "webhook", "http://127.0.0.1:9", None, Secrets("k", "m"),
@@ -90,7 +95,9 @@ class Crm:
         """What is recorded of talks, leads and links after a position."""
         found = await self.story.events(after=head, **filters)
         return [
-            event for event in found if event["type"].startswith(("talk.", "lead.", "conversation.linked"))
+            event
+            for event in found
+            if event["type"].startswith(("talk.", "lead.", "conversation.linked", "template."))
         ]
 
     async def chat(self) -> tuple[str, str]:
@@ -124,15 +131,31 @@ def types(events: list[dict[str, Any]]) -> list[str]:
 @pytest.mark.parametrize("name", READ)
 def test_a_documented_body_is_read_whole(name: str) -> None:
     [command], unread = crmhooks.commands(ACCOUNT, brackets.read(golden(name)), CHANNELS)
+    assert isinstance(command, c.Talk | c.Lead)
     became = command.added if isinstance(command, c.Talk) else command.became
     assert (became, command.fields, unread) == (*READ[name], [])
     assert command.chats == ((LINK, ids.conversation_id(LINK, KOMMO, CHAT)),)
     assert (command.link.account, command.link.channel) == (ACCOUNT, "")
 
 
-@pytest.mark.parametrize("name", ["message.add", "template.review"])
-def test_what_we_know_already_and_what_is_read_when_asked_is_no_command(name: str) -> None:
-    assert crmhooks.commands(ACCOUNT, brackets.read(golden(name)), CHANNELS) == ([], [])
+def test_a_templates_review_is_read_without_what_the_template_says() -> None:
+    [command], unread = crmhooks.commands(ACCOUNT, brackets.read(golden("template.review")), CHANNELS)
+    assert isinstance(command, c.Review)
+    assert (command.fields, unread) == (REVIEW, [])
+    assert command.stream == ids.template_stream(ACCOUNT, 5)
+
+
+def test_a_reason_of_any_length_fits_an_event() -> None:
+    many = {f"add[0][reviews][{n}][reject_reason]": "\x01" * 10_000 for n in range(20)}
+    more = {f"add[0][reviews][{n}][id]": str(n + 1) for n in range(500)}
+    tree = brackets.read(urlencode({"add[0][id]": "5", **many, **more}).encode())
+    [command], _ = crmhooks.commands(ACCOUNT, tree, CHANNELS)
+    assert isinstance(command, c.Review)
+    assert len(e.encode(command.fields)) < e.EVENT_BYTES_MAX
+
+
+def test_a_message_that_we_know_already_is_no_command() -> None:
+    assert crmhooks.commands(ACCOUNT, brackets.read(golden("message.add")), CHANNELS) == ([], [])
 
 
 def test_every_golden_body_is_read_by_a_test() -> None:
@@ -336,10 +359,28 @@ async def until_data(stream: aiohttp.ClientResponse) -> AsyncIterator[str]:
             return
 
 
-async def test_messages_and_reviews_add_nothing(crm: Crm) -> None:
+async def test_a_review_of_a_template_is_recorded_once_and_again_when_it_stands_otherwise(crm: Crm) -> None:
+    head, told = await crm.story.head(), golden("template.review")
+    for _ in range(2):
+        assert await crm.tell(told) == 200
+    rejected = told.replace(b"%5Bstatus%5D=review", b"%5Bstatus%5D=rejected")
+    assert await crm.tell(rejected.replace(b"reject_reason%5D=", b"reject_reason%5D=Too+loud")) == 200
+    first, second = await crm.story.events(after=head, type="template.review")
+    assert first["stream"] == ids.template_stream(ACCOUNT, 5)
+    assert (first["account"], first["template_id"], first["kind"]) == (ACCOUNT, 5, "waba")
+    assert first["reviews"] == [{"id": 9, "source_id": 11, "status": "review"}]
+    [review] = second["reviews"]
+    assert (review["status"], review["reject_reason"]) == ("rejected", "Too loud")
+    assert "Hello" not in str(first)  # What the template says stays in Kommo.
+    kept = (await crm.story.api("GET", "/v1/refused"))["items"]
+    assert await crm.tell(b"add[0][name]=x") == 200
+    more = (await crm.story.api("GET", "/v1/refused"))["items"]
+    assert len(more) == len(kept) + 1
+
+
+async def test_what_the_crm_tells_of_messages_and_others_adds_nothing(crm: Crm) -> None:
     head = await crm.story.head()
-    for name in ("message.add", "template.review"):
-        assert await crm.tell(golden(name)) == 200
+    assert await crm.tell(golden("message.add")) == 200
     assert await crm.tell(b"leads[status][0][id]=5&contacts[add][0][id]=6") == 200
     assert await crm.since(head) == []
 
