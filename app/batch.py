@@ -14,6 +14,7 @@ from domain.commands import AnyCommand, Send
 from domain.decide import NotConnected, OwnMessage, Unknown, decide, follow, names
 from domain.draft import Decision, Known
 from domain.events import EVENT_BYTES_MAX, TAGS, AnyEvent, decode, encode
+from domain.ids import OPERATOR
 from domain.state import Chat, State, evolve
 from projections.columns import Column, blobs, ints, longs, texts, uuids
 
@@ -115,12 +116,12 @@ class Batch:
             command = job.command
             named = names(command)
             self.named.append(named)
-            if type(command) is not Send:
+            if type(command) is not Send or command.side == OPERATOR:
                 for stream in named:
                     self.readers[stream] = command
-            elif not job.tries and self._recall(command):
-                continue
-            else:
+            if type(command) is Send:
+                if not job.tries and self._recall(command):
+                    continue
                 for end in command.ends:
                     self.ends.add(end.stream)
             wanted.update(named)
@@ -169,7 +170,8 @@ class Batch:
         for stream, state in self.states.items():
             reader = self.readers.get(stream, self.jobs[0].command)
             for pointed in follow(reader, state):
-                if pointed not in self.asked and pointed not in self.states:
+                recalled = pointed in self.states and stream not in self.asked  # enough for who recalled it
+                if pointed not in self.asked and not recalled:
                     wanted.add(pointed)
                     self.readers[pointed] = reader
         return wanted, list(wanted) if self.ends else []

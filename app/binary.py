@@ -54,13 +54,18 @@ class Prepared:
         pg.send_query_prepared(self._name, parameters, [Format.BINARY] * len(parameters), Format.BINARY)
         while pg.flush():
             await self._ready(socket, self._loop.add_writer, self._loop.remove_writer)
-        while pg.is_busy():
-            await self._ready(socket, self._loop.add_reader, self._loop.remove_reader)
-            pg.consume_input()
-        result, end = pg.get_result(), pg.get_result()
+        results: list[PGresult] = []
+        while True:  # To the end, also after an error: else the next statement meets what is left.
+            while pg.is_busy():
+                await self._ready(socket, self._loop.add_reader, self._loop.remove_reader)
+                pg.consume_input()
+            if (one := pg.get_result()) is None:
+                break
+            results.append(one)
         while pg.notifies():
             pass
-        if result is None or end is not None or result.status != ExecStatus.TUPLES_OK:
+        result = results[-1] if results else None
+        if result is None or result.status != ExecStatus.TUPLES_OK:
             raise _error(result)
         return [result.get_value(0, column) for column in range(result.nfields)]
 

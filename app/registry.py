@@ -23,6 +23,7 @@ from domain.decide import NotConnected
 from domain.ids import Link
 
 DELIVERIES_PAGE = 1000
+PARKED_AT_ONCE = 100
 OPERATOR = "operator"
 NOT_CONNECTED = "the channel is not connected to this account"
 # Why a delivery is parked that a new connection can help, as the reasons begin.
@@ -298,7 +299,9 @@ async def _open(services: Services, where: Link, states: tuple[str, ...]) -> lis
 
 
 async def _park(services: Services, where: Link, by: str) -> None:
-    for delivery in await _open(services, where, ("open", "deferred")):
+    for number, delivery in enumerate(await _open(services, where, ("open", "deferred"))):
+        if number % PARKED_AT_ONCE == 0 and await services.channels.scope(where.scope_id):
+            return  # Connected again meanwhile.
         given = _stamp(where, delivery, by)
         stream = delivery.message or delivery.id
         await record(services, c.Park(**given, stream=stream, cause=delivery.id, reason=DISCONNECTED))

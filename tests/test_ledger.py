@@ -22,7 +22,7 @@ from domain.decide import OwnMessage, Unknown
 
 LOCK = f"SELECT pg_advisory_xact_lock({schema.APPEND_LOCK})"
 KILL = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
- WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%stored_events%'"""
+ WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%ledger.%'"""
 
 
 @pytest.fixture
@@ -110,6 +110,20 @@ async def test_commands_of_a_conversation_keep_their_order(url: str):
     for chat in range(3):
         positions = [result.position or 0 for result in results[chat::3]]
         assert positions == sorted(positions)
+
+
+async def test_what_is_decided_about_a_conversation_finds_it_also_where_it_is_remembered(url: str):
+    async with opened(url, lanes=1) as ledger:
+        await ledger.submit(manager(1, own_chat=None))
+        await ledger.submit(customer(2))
+        await ledger.submit(manager(3, "k-2"))  # Now the two are one, and the ledger remembers both.
+        await ledger.submit(customer(4, "m-2"))
+        ends = (end("messenger", "conv-1"), end("kommo", "chat-2"))
+        begin = c.Begin(**Now(6).stamp("operator"), ends=ends, receiver=e.Party(id="u-1", name="Ann"))
+        contact = c.LinkContact(**Now(7).stamp("operator"), stream=ends[0].stream, contact_id=501)
+        told = await outcomes(ledger, [customer(5, "m-3"), begin, contact])
+    assert all(isinstance(one, Recorded) for one in told)
+    assert isinstance((await stored(url))[-1], e.ConversationLinked)
 
 
 async def test_a_rule_that_is_broken_is_told_to_its_command_alone(url: str):
@@ -236,12 +250,14 @@ async def test_nothing_is_lost_or_doubled_when_connections_are_killed(url: str):
     commands = sends(3000, chats=20)
     async with owner(url) as killer, opened(url) as ledger:
         running = asyncio.gather(*(send_until_told(ledger, command) for command in commands))
+        killed = 0
         while not running.done():
             await asyncio.sleep(0.05)
-            await killer.execute(KILL)
+            killed += len(await (await killer.execute(KILL)).fetchall())
             if ledger.depth < 500:
                 break
         results = await running
+    assert killed
     events = await stored(url)
     sent = {one.own_id: position for position, one in enumerate(events, 1) if isinstance(one, e.MessageSent)}
     assert len([one for one in events if isinstance(one, e.MessageSent)]) == 3000
