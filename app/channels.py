@@ -30,11 +30,14 @@ CHANGED = """SELECT coalesce(greatest((SELECT max(position) FROM views.channels)
  (SELECT max(position) FROM views.connections)), 0)"""
 CHANNELS = """SELECT c.name, c.channel_id, c.kind, c.url, c.bot_id, s.sealed
  FROM views.channels c JOIN ledger.secrets s ON s.channel = c.name"""
-CONNECTIONS = """SELECT channel, account_id, title, connected, connected_at, is_time_window_disabled
- FROM views.connections"""
+# Of the whole row, for views of an older version, which are in force while new ones are made, lack a column.
+CONNECTIONS = """SELECT channel, account_id, title, connected, connected_at,
+ coalesce((to_jsonb(c) ->> 'is_time_window_disabled')::boolean, false) FROM views.connections AS c"""
 SEALED = "SELECT channel_id, sealed FROM ledger.secrets WHERE channel = %s"
 ADD = """INSERT INTO ledger.secrets (channel, channel_id, sealed) VALUES (%s, %s, %s)
  ON CONFLICT (channel) DO NOTHING RETURNING channel"""
+# The link broke while it lay idle, or the views were switched between a statement's planning and its run.
+AGAIN = (psycopg.OperationalError, psycopg.InternalError, psycopg.errors.UndefinedTable)
 REPLACE = "UPDATE ledger.secrets SET sealed = %s WHERE channel = %s RETURNING channel"
 
 
@@ -224,9 +227,10 @@ class Channels:
         await self._all(REPLACE, (self._sealer.seal(name, secrets), name))
 
     async def _all(self, statement: str, parameters: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
-        if self._connection is not None and not self._connection.closed:
-            with contextlib.suppress(psycopg.OperationalError):  # the link broke while it lay idle
-                return await self._fetch(self._connection, statement, parameters)
+        if (connection := self._connection) is not None and not connection.closed:
+            with contextlib.suppress(*AGAIN):
+                return await self._fetch(connection, statement, parameters)
+            await connection.close()
         self._connection = await schema.connect(self._url)
         return await self._fetch(self._connection, statement, parameters)
 

@@ -20,8 +20,12 @@ Link: TypeAlias = psycopg.AsyncConnection[tuple[object, ...]]
 Row = TypeVar("Row")
 
 
+# Views of an older version lack columns; they are in force until the new ones, made beside them, are ready.
+MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)
+
+
 class ViewsMissing(Exception):
-    """The views are not made yet: try again in a moment."""
+    """The views are not made yet, or still those of an older version: try again in a moment."""
 
 
 class BadFilter(ValueError):
@@ -55,7 +59,7 @@ class Pool:
         """
         try:
             return await self._fetch(kind, statement, values, prepare)
-        except (psycopg.errors.UndefinedTable, psycopg.errors.InternalError):
+        except (*MISSING, psycopg.errors.InternalError):
             pass  # The views were switched between the planning of the statement and its run.
         except psycopg.OperationalError as error:
             if isinstance(error, psycopg.errors.QueryCanceled):
@@ -63,7 +67,7 @@ class Pool:
             await self._drop()  # One link is broken: the server was away, so the others are as well.
         try:
             return await self._fetch(kind, statement, values, prepare)
-        except psycopg.errors.UndefinedTable as error:
+        except MISSING as error:
             raise ViewsMissing("the views are being made") from error
 
     async def _fetch(

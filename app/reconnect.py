@@ -12,7 +12,6 @@ not. Each outcome is one line in the log; what failed is also in GET /v1/status.
 """
 
 import asyncio
-import contextlib
 import logging
 import random
 import uuid
@@ -69,11 +68,13 @@ class Start:
         """Until everything is settled, or has failed for about two hours."""
         delay = self._delay_seconds
         for _ in range(ROUNDS_MAX):
-            with contextlib.suppress(psycopg.OperationalError, ViewsMissing):
+            try:
                 self._since = self._since or await self._services.attempts.now()
                 async with self._services.attempts.alone():
                     if await self._round():
                         return
+            except (psycopg.Error, ViewsMissing) as error:  # No reason to stop what runs well without us.
+                log.warning("trying again from time to time: %s", str(error).strip() or type(error).__name__)
             await asyncio.sleep(random.uniform(delay / 2, delay))
             delay = min(delay * 2, DELAY_SECONDS_MAX)
         for key, reason in self._failing.items():
@@ -233,6 +234,13 @@ async def bring_back(services: Services, account: str) -> None:
 
     What an operator disconnected stays so. What fails is in the log and in GET /v1/status.
     """
+    try:
+        await _bring_back(services, account)
+    except (psycopg.Error, ViewsMissing, WrongMasterKey) as error:  # The consent itself is kept.
+        log.error("account %s: not connected again, but by the next start: %s", account, str(error).strip())
+
+
+async def _bring_back(services: Services, account: str) -> None:
     for channel in list((await services.channels.all()).values()):
         before = channel.connections.get(account)
         if before is None or before.connected or await by_operator(services, before):

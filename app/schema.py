@@ -4,7 +4,7 @@ Schema `ledger` holds what must never be lost; schema `views`, made by the proje
 """
 
 import asyncio
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import psycopg
 from psycopg import AsyncConnection, sql
@@ -41,6 +41,7 @@ CREATE TABLE IF NOT EXISTS ledger.refused (
 CREATE TABLE IF NOT EXISTS ledger.links (
   account_id text NOT NULL, chat_id text NOT NULL, PRIMARY KEY (account_id, chat_id),
   contact_id bigint NOT NULL, lead_id bigint, changed bigint NOT NULL, told_at timestamptz NOT NULL);
+CREATE INDEX IF NOT EXISTS links_told_at ON ledger.links (told_at);
 CREATE TABLE IF NOT EXISTS ledger.connecting (
   channel text NOT NULL, account_id text NOT NULL DEFAULT '', tried_at timestamptz NOT NULL, problem text,
   PRIMARY KEY (channel, account_id));
@@ -136,14 +137,19 @@ class OldSchema(Exception):
     """The database has no chatledger tables of this version: run `chatledger migrate`."""
 
 
+class NewerSchema(Exception):
+    """The database belongs to a newer chatledger: run that, this program would not understand all of it."""
+
+
 async def migrate(connection: Database) -> None:
     """Bring the database to this version's tables, once, whoever calls; needs an owner's rights.
 
     Makes the role `chatledger` too; the service runs as it (`SET ROLE`), so that not even a mistake in it can
-    change the ledger.
+    change the ledger. Raises NewerSchema, and changes nothing then: a version is never set back.
     """
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATE_LOCK,))
+        await _found(connection)
         await connection.execute(TABLES)
         for text in permits.STATEMENTS:
             await connection.execute(text.encode())
@@ -191,17 +197,34 @@ async def _role(connection: Database) -> None:
 
 
 async def check(connection: Database) -> str:
-    """The ledger's id (a UUID as text); raises OldSchema if the tables are not this version's."""
-    found = await (await connection.execute("SELECT to_regclass('ledger.meta')::text")).fetchone()
-    if found is None or found[0] is None:
+    """The ledger's id (a UUID as text); raises OldSchema, NewerSchema if the tables are another version's."""
+    found = await _found(connection)
+    if found is None:
         raise OldSchema("the database has no chatledger tables: run `chatledger migrate`")
-    row = await (await connection.execute("SELECT id::text, version FROM ledger.meta")).fetchone()
-    if row is None or row[1] != VERSION:
+    ledger, version = found
+    if version != VERSION:
         raise OldSchema(
-            f"the database is at schema version {row and row[1]}, this program needs {VERSION}: "
+            f"the database is at schema version {version}, this program needs {VERSION}: "
             "run `chatledger migrate`"
         )
-    return str(row[0])
+    return ledger
+
+
+async def _found(connection: Database) -> tuple[str, int] | None:
+    """The ledger's id and the version of its tables, None without any; raises NewerSchema."""
+    there = await (await connection.execute("SELECT to_regclass('ledger.meta') IS NOT NULL")).fetchone()
+    if there != (True,):
+        return None
+    row = await (await connection.execute("SELECT id::text, version FROM ledger.meta")).fetchone()
+    if row is None:
+        return None
+    ledger, version = cast("tuple[str, int]", row)
+    if version > VERSION:
+        raise NewerSchema(
+            f"the database is at schema version {version}, this program knows {VERSION}: "
+            "run the newer chatledger that brought it there"
+        )
+    return ledger, version
 
 
 async def connect(url: str) -> Database:

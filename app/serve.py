@@ -157,7 +157,7 @@ async def _services(
     stack.push_async_callback(budget.close)
     pool = Pool(where.database_url)
     stack.push_async_callback(pool.close)
-    oauth = OAuth(client, setup.oauth) if setup.oauth else None
+    oauth = OAuth(client, setup.oauth, budget) if setup.oauth else None
     tokens = Tokens(where.database_url, pool, keys.master, oauth, ledger.submit)
     stack.push_async_callback(tokens.close)
     crm = Crm(client, tokens, budget)
@@ -244,14 +244,20 @@ def _watch(run: Running, role: str, task: "asyncio.Task[None]") -> None:
     task.add_done_callback(ended)
 
 
-async def _views(database_url: str) -> None:
-    """Wait until the views are there: made by our projector, or by the process that has that role."""
-    async with asyncio.timeout(VIEWS_SECONDS_MAX), await schema.connect(database_url) as connection:
-        while True:
-            cursor = await connection.execute("SELECT to_regclass('views.positions') IS NOT NULL")
-            if (await cursor.fetchone()) == (True,):
-                return
-            await asyncio.sleep(0.05)
+async def _views(database_url: str, seconds: float = VIEWS_SECONDS_MAX) -> None:
+    """Wait until the views are there: made by our projector, or by the process that has that role.
+
+    They may be those of an older version, which are in force until ours are made beside them.
+    """
+    try:
+        async with asyncio.timeout(seconds), await schema.connect(database_url) as connection:
+            while True:
+                cursor = await connection.execute("SELECT to_regclass('views.positions') IS NOT NULL")
+                if (await cursor.fetchone()) == (True,):
+                    return
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise RoleFailed("the views are not there: start a process with the role project") from None
 
 
 class _OldestOpen:
@@ -297,9 +303,9 @@ async def _serving(run: Running, listener: socket.socket) -> AsyncIterator[None]
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="web")
-    await server.listening.wait()
-    settle_memory()
     try:
+        await server.listening.wait()
+        settle_memory()
         yield
     finally:
         run.services.stopping.set()
