@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from litestar import delete, get, patch, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from app.answers import answers
 from app.problems import Wrong
@@ -18,7 +18,7 @@ REFUSALS = answers(404, 409, 422, 502)
 READS = {"writes": False}  # the ledger
 Number = Annotated[int, Meta(ge=1, le=2**53)]
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
-ExternalId = Annotated[str, Meta(pattern=r"^[ -~]{1,36}$")]
+ExternalId = Annotated[str, Meta(pattern=r"^[ -~]{1,36}$(?!\n)")]
 Link = Annotated[str, Meta(max_length=4096)]
 Text = Annotated[str, Meta(min_length=1, max_length=65_535)]
 Page = Annotated[int, QueryParameter(ge=1, le=10_000, description="which page")]
@@ -179,8 +179,17 @@ class ReviewsShown(Struct, frozen=True):
     items: list[ReviewShown]
 
 
+class Embedded(Struct, frozen=True):
+    """What comes with a template."""
+
+    reviews: list[ReviewShown] | None = None
+
+
 class TemplateShown(Struct, frozen=True):
-    """A template as Kommo has it; times are unix seconds. Kommo may add fields."""
+    """A template as Kommo has it; times are unix seconds. Kommo may add fields.
+
+    Its reviews are in `_embedded`, where it is read; the `waba_…` are WhatsApp's, null for other templates.
+    """
 
     id: int
     account_id: int | None = None
@@ -196,6 +205,13 @@ class TemplateShown(Struct, frozen=True):
     buttons: list[Json] | None = None
     attachment: Json | None = None
     request_id: str | int | None = None
+    waba_footer: str | None = None
+    waba_category: str | None = None
+    waba_language: str | None = None
+    waba_examples: Json | list[Json] | None = None
+    waba_header: str | None = None
+    waba_header_type: str | None = None
+    embedded: Embedded | None = field(default=None, name="_embedded")
 
 
 class TemplatesShown(Struct, frozen=True):

@@ -144,18 +144,27 @@ _source: Json = {
     "origin_code": None,
     "services": [],
 }
+_review: Json = {"id": 61, "source_id": 31, "status": "rejected", "reject_reason": "the footer is missing"}
 _template: Json = {
     "id": 41,
     "account_id": 12345678,
     "name": "Welcome",
     "content": "Hello {{contact.name}}",
-    "type": "amocrm",
+    "type": "waba",
     "is_editable": False,
     "external_id": "welcome-1",
     "created_at": 1795334400,
     "updated_at": 1795334400,
+    "review_status": "rejected",
+    "is_on_review": False,
+    "waba_footer": None,
+    "waba_category": "UTILITY",
+    "waba_language": "en",
+    "waba_examples": {"{{contact.name}}": "Ann"},
+    "waba_header": "Hello",
+    "waba_header_type": "text",
+    "_embedded": {"reviews": [_review]},
 }
-_review: Json = {"id": 61, "source_id": 31, "status": "rejected", "reject_reason": "the footer is missing"}
 _webhook: Json = {
     "destination": f"https://chat.example.com/crm/{ACCOUNT}/{HOOK_KEY}",
     "id": 71,

@@ -184,6 +184,13 @@ def _asked_wrong(request: Call, error: ValueError) -> Failure:
     return _wrong(request, Wrong(400, detail))
 
 
+def _no_page(response: Response[Any]) -> Response[Any]:
+    """Litestar's own page for what is not under /schema is HTML: ours is a problem, as everywhere."""
+    if response.status_code == 404:
+        raise HTTPException(status_code=404)
+    return response
+
+
 def _too_deep(request: Call, _: RecursionError) -> Failure:
     return _wrong(request, Wrong(400, "the body is nested too deep: send less"))
 
@@ -241,7 +248,9 @@ def application(services: Services, *more: Any) -> Front:
             title="chatledger",
             version="1",
             description=DESCRIPTION,
-            path="/schema",
+            openapi_router=Router(
+                "/schema", route_handlers=[], include_in_schema=False, after_request=_no_page
+            ),
             render_plugins=[described.Described("/")],
             components=Components(security_schemes=described.SECURITY),
         ),
