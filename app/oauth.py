@@ -14,18 +14,21 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
-from app.client import Answer, Client, Unreached
+from app.budget import Budget
+from app.client import TEXT_CHARACTERS_MAX, Answer, Client, Unreached
 from app.setup import OAuthApp
 
 AGENT = "chatledger/1"
 STATE_SECONDS = 20 * 60
 NONCE_BYTES = 16
 MAC_BYTES = 32
+PATIENCE_SECONDS = 5.0
 STATE_CHARACTERS_MAX = 400
 TOKEN_PATH = "/oauth2/access_token"  # noqa: S105 - an address
 KOMMO_HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)+(?:kommo\.com|amocrm\.ru|amocrm\.com)")
 WRONG_APP = frozenset({"invalid_client", "unauthorized_client", "unsupported_grant_type"})
 WRONG_APP_HINTS = ("client authentication", "redirect", "`client_")
+REASONS = ("hint", "detail", "error_description", "error")
 Token = Annotated[str, Meta(min_length=1)]
 
 
@@ -43,6 +46,14 @@ class WrongApp(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class NotNow(Unreached):
+    """No tokens came, and nothing is known of those we have; Kommo asks to wait so long (0: no matter)."""
+
+    def __init__(self, reason: str, *, unknown: bool, after_seconds: float = 0.0) -> None:
+        super().__init__(reason, unknown=unknown)
+        self.after_seconds = after_seconds
 
 
 class BadState(Exception):
@@ -125,10 +136,14 @@ def crm_url_of(referer: str | None, configured: str | None) -> str | None:
 
 
 class OAuth:
-    """The calls of our app; `crm_url` is the address of the account's CRM."""
+    """The calls of our app; `crm_url` is the address of the account's CRM.
 
-    def __init__(self, client: Client, app: OAuthApp) -> None:
+    What we do of ourselves is within the account's `budget`, if there is one; what a person waits for is not.
+    """
+
+    def __init__(self, client: Client, app: OAuthApp, budget: Budget | None = None) -> None:
         self._client = client
+        self._budget = budget
         self.app = app
 
     def authorize_url(self, state: str) -> str:
@@ -138,11 +153,16 @@ class OAuth:
 
     async def exchange(self, crm_url: str, code: str) -> Pair:
         """The tokens of a code. Raises Refused, WrongApp, Unreached."""
-        return await self._ask(crm_url, {"grant_type": "authorization_code", "code": code})
+        return pair_of(await self._ask(crm_url, {"grant_type": "authorization_code", "code": code}))
 
-    async def refresh(self, crm_url: str, refresh_token: str) -> Pair:
+    async def refresh(self, account: str, crm_url: str, refresh_token: str) -> Pair:
         """The next tokens; the refresh token is spent with it. Raises Refused, WrongApp, Unreached."""
-        return await self._ask(crm_url, {"grant_type": "refresh_token", "refresh_token": refresh_token})
+        if self._budget:
+            await self._budget.take(account, "crm", within_seconds=PATIENCE_SECONDS)
+        answer = await self._ask(crm_url, {"grant_type": "refresh_token", "refresh_token": refresh_token})
+        if self._budget:
+            await self._budget.told(account, "crm", answer)
+        return pair_of(answer)
 
     async def who_am_i(self, crm_url: str, pair: Pair) -> WhoAmI:
         """The account that the tokens are for. Raises Unreached."""
@@ -156,27 +176,33 @@ class OAuth:
             pass
         raise Unreached(f"HTTP {answer.status}, and no account to read", unknown=False)
 
-    async def _ask(self, crm_url: str, grant: dict[str, str]) -> Pair:
+    async def _ask(self, crm_url: str, grant: dict[str, str]) -> Answer:
         app = self.app
         known = {"client_id": app.client_id, "client_secret": app.client_secret}
         body = msgspec.json.encode({**known, **grant, "redirect_uri": app.redirect_url})
         headers = {"Content-Type": "application/json", "User-Agent": AGENT}
-        return _pair(await self._client.call("POST", crm_url + TOKEN_PATH, body, headers))
+        return await self._client.call("POST", crm_url + TOKEN_PATH, body, headers)
 
 
-def _pair(answer: Answer) -> Pair:
-    """The tokens in an answer. Only an answer that says so means that a token is spent or taken back."""
+def pair_of(answer: Answer) -> Pair:
+    """The tokens in an answer. Only an answer that says so means that a token is spent or taken back.
+
+    A bare 400 or 401 may be that of a proxy in between. Raises Refused, WrongApp, NotNow.
+    """
     if answer.status == 200 and not answer.html:
         try:
             return msgspec.json.decode(answer.body, type=Pair)
         except (msgspec.DecodeError, UnicodeError):
-            raise Unreached("HTTP 200, and no tokens to read", unknown=True) from None
+            raise NotNow("HTTP 200, and no tokens to read", unknown=True) from None
+    where = f"HTTP {answer.status} at {TOKEN_PATH}"
     if answer.html or answer.status not in (400, 401):
-        raise Unreached(f"HTTP {answer.status} at {TOKEN_PATH}", unknown=answer.status >= 500)
-    told = answer.json()
-    said = next((text for name in ("hint", "detail", "error_description") if (text := told.get(name))), "")
-    reason = f"HTTP {answer.status}: {said or told.get('error') or 'no reason given'}"
-    hint = f"{told.get('hint')}".lower()
+        raise NotNow(where, unknown=answer.status >= 500, after_seconds=answer.retry_after)
+    told = {name: text for name, text in answer.json().items() if isinstance(text, str)}
+    said = next((text for name in REASONS if (text := told.get(name, "").strip())), "")
+    if not said:
+        raise NotNow(f"{where}, and no reason", unknown=False, after_seconds=answer.retry_after)
+    reason = f"HTTP {answer.status}: {said[:TEXT_CHARACTERS_MAX]}"
+    hint = told.get("hint", "").lower()
     if told.get("error") in WRONG_APP or any(part in hint for part in WRONG_APP_HINTS):
         raise WrongApp(reason)
     raise Refused(reason)

@@ -4,6 +4,9 @@ A refresh token is good once. So a refresh holds the account's lock in the datab
 whoever waited for it uses what the first one got. If no answer comes, the old tokens stay and are tried
 again; only when Kommo says that the refresh token is no longer good the consent is withdrawn, and nobody
 calls again until an administrator has consented anew.
+
+After a refresh that failed, and after one that gave a token that Kommo's CRM does not take either, this
+process lets the account rest, ever longer: calls of the CRM must not become calls for tokens.
 """
 
 import asyncio
@@ -24,14 +27,16 @@ from psycopg.rows import class_row
 from app import clock, schema
 from app.channels import NONCE_BYTES, WrongMasterKey
 from app.client import Unreached
-from app.oauth import OAuth, Pair, Refused, State, WrongApp
-from app.pool import Pool
+from app.ledger import Full, Unavailable
+from app.oauth import NotNow, OAuth, Pair, Refused, State, WrongApp
+from app.pool import Pool, ViewsMissing
+from app.rests import Rests
 from domain import commands as c
 from domain import ids
 from domain.ids import Link
 
 AHEAD_SECONDS = 300.0
-REST_SECONDS = 10.0
+REST_SECONDS = 1.0
 CLOSE_SECONDS = 3.0
 SAVES_MAX = 6
 UNUSED_SECONDS = 30 * 86_400.0
@@ -43,6 +48,7 @@ Record = Callable[[c.AnyCommand], Awaitable[object]]
 log = logging.getLogger("chatledger.tokens")
 
 WAIT = "SET LOCAL lock_timeout = '30s'"
+PATIENT = "SET LOCAL idle_in_transaction_session_timeout = 0"  # Kommo may take its time.
 ALONE = "SELECT pg_advisory_xact_lock(%s, hashtext(%s))"
 COLUMNS = """SELECT account_id, crm_id, crm_url, sealed, extract(epoch FROM expires_at)::float8 AS expires,
  state, reason, generation FROM ledger.tokens"""
@@ -77,6 +83,9 @@ class Unusable(NotAuthorized):
     """The consent may be good, but our app in the file is not."""
 
 
+FAILURES = (NotAuthorized, Unreached, WrongMasterKey, Full, Unavailable, ViewsMissing, psycopg.Error)
+
+
 class Consent(Struct, frozen=True):
     """What is known of an account. `crm_id` is the CRM's own number of it, `expires` in unix seconds."""
 
@@ -106,29 +115,46 @@ class Access(Struct, frozen=True):
 
 
 class Tokens:
-    """The tokens of all accounts. `record` gives a command to the ledger; `pool` reads."""
+    """The tokens of all accounts. `record` gives a command to the ledger; `pool` reads.
 
-    def __init__(self, url: str, pool: Pool, master: bytes, oauth: OAuth | None, record: Record) -> None:
+    The first rest of an account lasts `rest_seconds`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        pool: Pool,
+        master: bytes,
+        oauth: OAuth | None,
+        record: Record,
+        *,
+        rest_seconds: float = REST_SECONDS,
+    ) -> None:
         self._url, self._pool, self._oauth, self._record = url, pool, oauth, record
         self._cipher = AESGCM(master)
         self._renewals: dict[str, asyncio.Task[Access]] = {}
-        self._rest_until: dict[str, float] = {}
+        self._failed: Rests[Unreached | Unusable] = Rests(rest_seconds)
+        self._replaced: Rests[str] = Rests(rest_seconds)  # Why: the token that came for a refused one.
 
     async def keep_alive(self) -> None:
         """Refresh what nobody used for a month, for ever: a refresh token lives three."""
         while True:
             try:
                 await self.refresh_unused()
-            except psycopg.OperationalError as error:
+            except (psycopg.Error, ViewsMissing) as error:
                 log.warning("unused tokens: %s", str(error).strip())
             await asyncio.sleep(KEEP_ALIVE_SECONDS)
 
     async def refresh_unused(self) -> None:
-        """The same, once. Raises psycopg.OperationalError."""
+        """The same, once; one account that fails keeps no other from it. Raises psycopg.Error."""
         for consent in await self.all():
             if consent.state == AUTHORIZED and consent.expires < time.time() - UNUSED_SECONDS:
-                with contextlib.suppress(NotAuthorized, Unreached):  # Told in the log, and by /v1/accounts.
-                    await self.access(consent.account_id)
+                account = consent.account_id
+                try:
+                    await self.access(account)
+                except FAILURES as error:
+                    reason = str(error).strip() or type(error).__name__
+                    log.warning("account %s: its unused tokens are not refreshed: %s", account, reason)
 
     async def close(self) -> None:
         """Let refreshes that are under way end, for 3 s: an answer that is not kept costs the consent."""
@@ -161,6 +187,8 @@ class Tokens:
         async with self._alone(account) as link:
             await self._record(c.Authorize(**given, stream=stream, crm_url=crm_url))
             await link.execute(KEEP, values)
+        self._failed.end(account)
+        self._replaced.end(account)
         log.info("account %s: authorized", account)
 
     async def withdraw(self, account: str, reason: str) -> None:
@@ -171,24 +199,32 @@ class Tokens:
     async def access(self, account: str, *, refused: str | None = None) -> Access:
         """A token that is good for some minutes; another one than the one that Kommo has `refused`.
 
-        Raises NotAuthorized, and Unreached when there is none and Kommo does not answer.
+        That one again if it came in place of another refused one just now: a third would not help either.
+        Raises NotAuthorized, and Unreached when there is none and Kommo does not answer, or did not just now.
         """
         found = await self._pool.fetch(Consent, ONE, {"account": account})
         if not found:
             raise NotAuthorized(account, f"account {account} has not let us into its CRM")
         consent = found[0]
         access = self._opened(consent)
-        left = consent.expires - time.time() if access.token != refused else 0.0
-        resting = time.monotonic() < self._rest_until.get(account, 0.0)
-        if left > AHEAD_SECONDS or (left > 0 and resting):
+        taken = access.token != refused
+        if not taken and self._replaced.why(account) == refused:
             return access
+        left = consent.expires - time.time() if taken else 0.0
+        failure = self._failed.why(account)
+        if left > AHEAD_SECONDS or (left > 0 and failure):
+            return access
+        if failure:
+            raise _once_more(failure)
         try:
-            return await asyncio.shield(self._renewal(consent))
+            renewed = await asyncio.shield(self._renewal(consent))
         except (Unreached, Unusable):
             if left <= 0:
                 raise
-            self._rest_until[account] = time.monotonic() + REST_SECONDS
             return access
+        if not taken and self._replaced.why(account) != renewed.token:
+            self._replaced.begin(account, renewed.token)
+        return renewed
 
     def _renewal(self, consent: Consent) -> "asyncio.Task[Access]":
         """The refresh that is under way in this process, or a new one; it ends whoever still waits for it."""
@@ -202,8 +238,11 @@ class Tokens:
         del self._renewals[account]
         error = None if task.cancelled() else task.exception()
         if error is None:
-            self._rest_until.pop(account, None)
+            self._failed.end(account)
         else:
+            if isinstance(error, Unreached | Unusable):
+                asked = error.after_seconds if isinstance(error, NotNow) else 0.0
+                self._failed.begin(account, error, asked)
             log.warning("account %s: no new token: %s", account, str(error) or type(error).__name__)
 
     async def _renew(self, stale: Consent) -> Access:
@@ -223,7 +262,7 @@ class Tokens:
                     await self._withdraw(link, account, refused)
                 else:
                     await link.execute(RENEW, self._renewed(consent, new))
-        except psycopg.OperationalError:
+        except psycopg.Error:
             if new is None:
                 raise
             await self._save(stale, new)
@@ -238,7 +277,7 @@ class Tokens:
             remedy = "give client_id, client_secret and redirect_url there"
             raise Unusable(account, "the configuration has no table [oauth]", remedy)
         try:
-            return await self._oauth.refresh(consent.crm_url, self._pair(consent).refresh_token)
+            return await self._oauth.refresh(account, consent.crm_url, self._pair(consent).refresh_token)
         except WrongApp as error:
             remedy = "correct the table [oauth] of the configuration"
             raise Unusable(account, f"Kommo does not know our app ({error.reason})", remedy) from None
@@ -248,7 +287,7 @@ class Tokens:
         values = self._renewed(stale, new)
         for attempt in range(SAVES_MAX):
             await asyncio.sleep(0.1 * 2**attempt)
-            with contextlib.suppress(psycopg.OperationalError):
+            with contextlib.suppress(psycopg.Error):
                 async with self._alone(stale.account_id) as link:
                     await link.execute(RENEW, values)  # Nothing to do if the commit had arrived.
                 return
@@ -267,6 +306,7 @@ class Tokens:
         """A transaction in which no other process changes the account's tokens."""
         async with await schema.connect(self._url) as link, link.transaction():
             await link.execute(WAIT)
+            await link.execute(PATIENT)
             await link.execute(ALONE, (LOCK, account))
             yield link
 
@@ -304,6 +344,13 @@ async def _locked(link: schema.Database, account: str) -> Consent:
     if found is None:
         raise NotAuthorized(account, f"account {account} has not let us into its CRM")
     return found
+
+
+def _once_more(failure: Unreached | Unusable) -> Unreached | Unusable:
+    """The same, told again: this time nothing was sent."""
+    if isinstance(failure, Unreached):
+        return NotNow(f"{failure.reason}, a moment ago", unknown=False)
+    return failure.with_traceback(None)
 
 
 def _bound_to(account: str) -> bytes:
