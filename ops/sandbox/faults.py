@@ -7,7 +7,7 @@ SECONDS_MAX = 600
 
 # where an endpoint answers instead of, or after, doing its work
 BEFORE = {"drop", "html"}
-AFTER = {"slow", "drop_after"}
+AFTER = {"slow", "drop_after", "html_after"}
 HOOK = {"slow", "twice", "skip", "newline", "forged"}
 CRM_HOOK = {"slow", "twice", "skip"}
 
@@ -15,7 +15,8 @@ CRM_HOOK = {"slow", "twice", "skip"}
 class Fault(Struct, kw_only=True):
     """One ordered misbehaviour; `times` null lasts until it is cleared, `every` n hits each n-th call.
 
-    `where` is a prefix: `kommo` is every endpoint of Kommo, `kommo.new_message` one of them.
+    `where` is a prefix: `kommo` is every endpoint of Kommo, `kommo.new_message` one of them. `status` is that
+    of a page of HTML.
     """
 
     where: str
@@ -26,6 +27,7 @@ class Fault(Struct, kw_only=True):
     retry_after: float | None = None
     conversation_id: str = ""
     body: dict[str, object] | None = None
+    status: int = 403
     seen: int = 0
     hits: int = 0
 
@@ -39,6 +41,8 @@ class Fault(Struct, kw_only=True):
             return f"action: a status 400..599 or one of {', '.join(sorted(known))}"
         if not 0 <= self.seconds <= SECONDS_MAX:
             return f"seconds: 0..{SECONDS_MAX}"
+        if not 200 <= self.status <= 599:
+            return "status: 200..599"
         if self.every < 1 or (self.times is not None and self.times < 1):
             return "times and every: at least 1"
         return ""

@@ -62,7 +62,8 @@ GET    /control/crm/hooks          CRM webhooks, with every try
 GET    /control/messenger          pushes, customers, messages, actions;     ?after=N&limit=N&only=pushes
 GET    /control/hooks              hooks sent, what became of them, queues;  ?after=N&limit=N
 POST   /control/faults             {"where", "action", "times"?:1 (null: until cleared), "every"?:1,
-                                    "seconds"?:30, "retry_after"?, "conversation_id"?, "body"?}
+                                    "seconds"?:30, "retry_after"?, "conversation_id"?, "body"?,
+                                    "status"?:403 (of html and html_after)}
 GET, DELETE /control/faults
 DELETE /control/state              ?keep=connections
 
@@ -73,7 +74,7 @@ where   kommo[.connect|.disconnect|.new_message|.edit_message|.chats|.delivery_s
         messenger[.hook[.message|.typing|.reaction]]      hook[.message|.typing|.reaction|.raw]
         crmhook[.talk|.unsorted|.message|.template]
 action  kommo, crm, messenger: 400..599, html, drop (not done), drop_after (done, not answered),
-        slow (done, answered late)
+        html_after (done, a page for an answer), slow (done, answered late)
         hook: slow (sent late), twice, skip, newline (one the signature does not cover), forged
         crmhook: slow, twice, skip
 

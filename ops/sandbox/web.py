@@ -60,18 +60,20 @@ def json(status: int, content: object) -> Response[bytes]:
 
 
 async def behave(request: Call, fault: Fault | None, work: Callable[[], Response[bytes]]) -> Response[bytes]:
-    """Do the work and answer, unless the fault says otherwise; `slow` and `drop_after` do it first."""
+    """Do the work and answer, unless the fault says otherwise; `slow` and those `_after` do it first."""
     if fault is None:
         return work()
     if fault.action == "drop":
         return await _cut(request)
     if fault.action == "html":
-        return Response(HTML, status_code=403, media_type="text/html")
+        return _page(fault)
     if fault.is_status:
         return failure(fault)
     answer = work()
     if fault.action == "drop_after":
         return await _cut(request)
+    if fault.action == "html_after":
+        return _page(fault)
     await sleep(fault.seconds)
     return answer
 
@@ -88,6 +90,11 @@ def failure(fault: Fault) -> Response[bytes]:
     if fault.retry_after is not None:
         answer.headers["Retry-After"] = f"{fault.retry_after:g}"
     return answer
+
+
+def _page(fault: Fault) -> Response[bytes]:
+    """What a firewall (403) or a gateway (502, 504) answers in place of who stands behind it."""
+    return Response(HTML, status_code=fault.status, media_type="text/html")
 
 
 async def _cut(request: Call) -> Response[bytes]:
