@@ -1,7 +1,8 @@
 """Calls of an account's CRM (`/api/v4/…`): signed in, within the account's budget, repeated only if harmless.
 
 A call that may have been received is repeated only if the method is idempotent; one that Kommo turned away
-(429, a page of its firewall) was not received. Who waits too long gets Kommo's own answer.
+(429, a page of its firewall) was not received. A page of a gateway (502, 504) does not say which it was. Who
+waits too long gets Kommo's own answer.
 """
 
 import asyncio
@@ -72,7 +73,10 @@ class Crm:
         answer = await self._once(account, method, access.crm_url + where, body, access.token)
         if answer.status != 401 or answer.html:
             return answer
-        access = await self._tokens.access(account, refused=access.token)
+        refused = access.token
+        access = await self._tokens.access(account, refused=refused)
+        if access.token == refused:
+            return answer
         return await self._once(account, method, access.crm_url + where, body, access.token)
 
     async def _once(self, account: str, method: str, url: str, body: bytes, token: str) -> Answer:
@@ -91,6 +95,6 @@ class Crm:
 
 def _again(method: str, answer: Answer) -> bool:
     """Whether a repeat may help and cannot do harm."""
-    if answer.html or answer.status == 429:
+    if answer.status == 429 or (answer.html and answer.status < 500):
         return True
-    return method in IDEMPOTENT and answer.status in (408, 500, 502, 503, 504)
+    return method in IDEMPOTENT and (answer.html or answer.status in (408, 500, 502, 503, 504))

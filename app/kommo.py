@@ -176,11 +176,13 @@ def _told(answer: Answer, shape: type[Told]) -> Told:
 def outcome(answer: Answer) -> Outcome:
     """What an answer to a push means; decided on the status alone, for error bodies are not documented.
 
-    A page is none of Kommo's answers, whatever its status.
+    A page is none of Kommo's answers, whatever its status: its firewall sends one in place of passing the
+    call on, but a gateway that answers 502 or 504 may have passed it on before.
     """
     status = answer.status
     if answer.html or status == 429:
-        return Retry(f"Kommo asks to wait (HTTP {status})", answer.retry_after, pause=True)
+        reason = f"Kommo asks to wait (HTTP {status})"
+        return Retry(reason, answer.retry_after, unknown=status >= 500, pause=True)
     if 200 <= status < 300:
         new = answer.json().get("new_message")
         msgid = new.get("msgid") if isinstance(new, dict) else None

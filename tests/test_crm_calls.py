@@ -72,9 +72,17 @@ async def test_a_consent_taken_back_is_told_and_asked_for_no_more(office: Office
     assert (shown["state"], "no longer takes" in shown["advice"]) == ("withdrawn", True)
 
 
-@pytest.mark.parametrize("action", ["500", "502", "503", "drop", "drop_after"])
+async def test_calls_that_kommo_refuses_one_after_the_other_are_not_all_refreshed_for(office: Office):
+    await office.fault("crm.account", "401", times=None)
+    before = tokens(office)
+    for _ in range(5):
+        assert (await call(office, "GET", "account")).status == 401
+    assert tokens(office) == before + 1
+
+
+@pytest.mark.parametrize("action", ["500", "502", "503", "drop", "drop_after", "html_after"])
 async def test_what_is_only_read_is_asked_again(office: Office, action: str):
-    await office.fault("crm.account", action)
+    await office.fault("crm.account", action, status=504)
     assert (await call(office, "GET", "account")).status == 200
 
 
@@ -99,6 +107,15 @@ async def test_a_page_of_kommos_firewall_is_waited_out(office: Office):
     await office.fault("crm.sources", "html")
     assert (await make(office, "after-a-page")).status == 200
     assert "after-a-page" in sources(office)
+
+
+@pytest.mark.parametrize("status", [502, 504])
+async def test_what_a_gateway_may_have_passed_on_is_not_done_again(office: Office, status: int):
+    name = f"behind-{status}"
+    await office.fault("crm.sources", "html_after", status=status)
+    assert (await make(office, name)).status == status
+    assert sources(office).count(name) == 1
+    await asyncio.sleep(1.1)  # The account rests, for a page came.
 
 
 async def test_names_are_asked_for_once(office: Office):

@@ -116,6 +116,17 @@ async def test_a_message_whose_answer_was_lost_is_found_in_the_history(story: St
     assert (len(story.kommo(name)), message.repeats) == (2, 1)
 
 
+@pytest.mark.parametrize("status", [502, 504])
+async def test_a_message_that_a_gateway_passed_on_is_found_in_the_history(story: Story, status: int) -> None:
+    name = chat()
+    await story.fault("kommo.new_message", "html_after", status=status, conversation_id=name)
+    ours = await story.customer(name)
+    [accepted] = await story.until_recorded(ours, "message.accepted")
+    [message] = story.kommo(name)
+    assert (accepted["by"], message.repeats) == ("recovery", 1)
+    assert "message.failed" not in await story.timeline(ours)
+
+
 async def test_the_history_is_asked_until_it_answers(story: Story) -> None:
     name = chat()
     await story.fault("kommo.new_message", "drop_after", conversation_id=name)
@@ -270,6 +281,13 @@ def test_an_answer_means_what_its_status_says_unless_it_is_a_page(
     status: int, kind: str, body: bytes, expected: type[Any]
 ) -> None:
     assert type(outcome(Answer(status, kind, 0.0, body))) is expected
+
+
+@pytest.mark.parametrize(("status", "unknown"), [(200, False), (403, False), (502, True), (504, True)])
+def test_only_a_gateways_page_leaves_open_whether_the_call_was_taken(status: int, unknown: bool) -> None:
+    told = outcome(Answer(status, HTML, 0.0, b"<html>Bad Gateway</html>"))
+    assert isinstance(told, Retry)
+    assert told.unknown is unknown
 
 
 def test_the_names_of_a_scope_are_those_of_kommo() -> None:
