@@ -12,7 +12,7 @@ import psycopg
 from msgspec import Struct
 
 from app import clock
-from app.channels import Channels
+from app.channels import Channels, WrongMasterKey
 from app.ledger import Full, Ledger, Unavailable
 from app.pool import Pool, ViewsMissing
 from domain import commands as c
@@ -78,7 +78,7 @@ async def run(parts: Parts) -> NoReturn:
     while True:
         try:
             await link(parts)
-        except (psycopg.Error, ViewsMissing, Full, Unavailable) as error:
+        except (psycopg.Error, ViewsMissing, Full, Unavailable, WrongMasterKey) as error:
             log.warning("chats wait to be linked: %s", str(error).strip() or type(error).__name__)
         await asyncio.sleep(LOOK_SECONDS)
 

@@ -26,7 +26,7 @@ KEPT_SECONDS = 3600.0
 UNKNOWN_SECONDS = 60.0
 FAILED_SECONDS = 60.0
 FIRST_SECONDS = 1.0
-FAILURES = (Unreached, NotAuthorized, WrongMasterKey, Full, Unavailable, psycopg.OperationalError)
+FAILURES = (Unreached, NotAuthorized, WrongMasterKey, Full, Unavailable, psycopg.Error)
 log = logging.getLogger("chatledger.users")
 Said = TypeVar("Said", bound=Message)
 
