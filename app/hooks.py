@@ -1,7 +1,8 @@
 """What Kommo says: every documented variant is read, what can be mended is mended, the rest is kept whole.
 
 Source: Kommo's Chats API webhooks, version v2. Kommo sends each once; so a character that cannot be stored
-becomes U+FFFD, a time out of range becomes the arrival, and forwards too long for an event are cut, marked.
+becomes U+FFFD, a time out of range becomes the arrival, and forwards too long for an event are cut, marked,
+as a quote is cut to its name.
 """
 
 import json
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from app import clock
 from app.actions import AHEAD_MS_MAX, EARLIEST_MS, NESTING_MAX, is_uuid, too_deep
@@ -21,6 +23,10 @@ from domain.ids import KOMMO, MESSENGER, Link
 CONTENT_BYTES_MAX = e.EVENT_BYTES_MAX - 48 * 1024
 ID_CHARACTERS_MAX = 255
 CHATS_KEPT = 8192
+QUOTED_FIELDS = (
+    "id", "msgid", "client_id", "type", "text", "media", "thumbnail", "file_name", "file_size",
+    "media_duration", "sticker_id", "location", "contact", "timestamp", "msec_timestamp", "sender",
+)  # fmt: skip
 TYPES = ("text", "file", "video", "picture", "voice", "audio", "sticker", "location", "contact")
 
 
@@ -71,20 +77,6 @@ class Embedded(Struct, frozen=True):
         return next((name for name in (self.msgid, self.client_id) if name and is_uuid(name)), None)
 
 
-class Quote(Struct, frozen=True):
-    """What a message answers: as an object of its own, or without that level."""
-
-    message: Embedded | None = None
-    id: str | None = None
-    msgid: str | None = None
-
-    @property
-    def answered(self) -> Embedded | None:
-        """The message, told either way."""
-        flat = Embedded(self.id, self.msgid) if self.id or self.msgid else None
-        return self.message or flat
-
-
 class Body(Struct, frozen=True):
     """The message itself. Kommo sends "" and 0 for what is not there."""
 
@@ -103,7 +95,7 @@ class Body(Struct, frozen=True):
     contact: e.Contact | None = None
     markup: dict[str, object] | list[object] | None = None
     template: dict[str, object] | list[object] | None = None
-    reply_to: Quote | None = None
+    reply_to: dict[str, object] | list[object] | None = None
     forwards: dict[str, object] | None = None
     post: dict[str, object] | None = None
     shared_post: dict[str, object] | None = None
@@ -127,6 +119,7 @@ class TypingHook(Struct, frozen=True):
     conversation: Where
     user: Who | None = None
     expired_at: int | None = None
+    post_id: object = None
 
 
 class ReactionHook(Struct, frozen=True):
@@ -249,7 +242,7 @@ def _send(where: Link, hook: Outgoing, now: int) -> c.Send:
     own_id = _name(body.id, "message.message.id")
     if body.type not in TYPES:
         raise BadHook(f"message.message.type is {body.type[:40]!r}, none of {', '.join(TYPES)}")
-    free = (body.markup, body.template, body.forwards, body.post, body.shared_post)
+    free = (body.markup, body.template, body.forwards, body.post, body.shared_post, body.reply_to)
     if any(free) and any(map(too_deep, free)):
         raise BadHook(f"an object in it is nested deeper than {NESTING_MAX}")
     at = hook.msec_timestamp or (hook.timestamp or 0) * 1000
@@ -273,7 +266,7 @@ def _send(where: Link, hook: Outgoing, now: int) -> c.Send:
             client_id=receiver.client_id or None,
         ),
         content=content,
-        reply_stream=_named(where, body.reply_to.answered) if body.reply_to else None,
+        reply_stream=_named(where, _answered(_quote(body.reply_to))),
         source=hook.source.external_id if hook.source else None,
     )
 
@@ -287,9 +280,31 @@ def _named(where: Link, message: Embedded | None) -> str | None:
     return ids.message_id(where, KOMMO, message.id) if message.id else None
 
 
+def _quote(reply_to: dict[str, object] | list[object] | None) -> e.Json:
+    """The message that is answered, as Kommo tells it: an object of its own, or without that level."""
+    outer = _object(reply_to) or {}
+    inner = outer.get("message")
+    return inner if isinstance(inner, dict) and inner else outer
+
+
+def _answered(quote: e.Json) -> Embedded:
+    """Its names, as far as they can be names."""
+    names = (quote.get("id"), quote.get("msgid"), quote.get("client_id"))
+    return Embedded(*(name if isinstance(name, str) else None for name in names))
+
+
+def _reply(quote: e.Json) -> e.Reply | None:
+    """What is answered, told whole as well if Kommo does so: we may never have seen it."""
+    answered = _answered(quote)
+    name = answered.id or answered.msgid
+    if not name:
+        return None
+    whole = isinstance(quote.get("type"), str) and quote["type"]
+    quoted = {field: value for field in QUOTED_FIELDS if (value := quote.get(field))}
+    return e.Reply(name, quoted=quoted if whole else None)
+
+
 def _content(body: Body, conversation: Where) -> e.Content:
-    answered = body.reply_to.answered if body.reply_to else None
-    reply = (answered.id or answered.msgid) if answered else None
     content = e.Content(
         type=body.type,
         text=body.text or None,
@@ -305,7 +320,7 @@ def _content(body: Body, conversation: Where) -> e.Content:
         tag=body.tag or None,
         markup=_object(body.markup),
         template=_object(body.template),
-        reply_to=e.Reply(reply) if reply else None,
+        reply_to=_reply(_quote(body.reply_to)),
         forwards=body.forwards or None,
         post=body.post or None,
         shared_post=body.shared_post or None,
@@ -315,12 +330,19 @@ def _content(body: Body, conversation: Where) -> e.Content:
 
 
 def _cut(content: e.Content) -> e.Content:
-    """Forwards that are too long for an event are left out, and their number is kept."""
-    if content.forwards is None or len(e.encode(content)) <= CONTENT_BYTES_MAX:
-        return content
-    messages = content.forwards.get("messages")
-    count = len(messages) if isinstance(messages, list) else 1
-    return msgspec.structs.replace(content, forwards=None, forwards_cut=count)
+    """Forwards that are too long for an event are left out, and their number is kept; then a quote."""
+    if content.forwards is not None and _long(content):
+        messages = content.forwards.get("messages")
+        count = len(messages) if isinstance(messages, list) else 1
+        content = replace(content, forwards=None, forwards_cut=count)
+    reply = content.reply_to
+    if reply and reply.quoted and _long(content):
+        content = replace(content, reply_to=e.Reply(reply.id))
+    return content
+
+
+def _long(content: e.Content) -> bool:
+    return len(e.encode(content)) > CONTENT_BYTES_MAX
 
 
 def _whole(value: int | str | None) -> int | None:
@@ -348,7 +370,14 @@ def _type(given: Given, hook: TypingHook, user: Who) -> c.Type:
         ends=ends,
         sender=e.Party(id=sender, name=user.name),
         expires_at=clock.text(started + ids.TYPING_WINDOW_MS),
+        post_id=_post_id(hook.post_id),
     )
+
+
+def _post_id(told: object) -> str | None:
+    """The post under which somebody writes a comment."""
+    name = str(told) if isinstance(told, int) and told else told
+    return name if isinstance(name, str) and 0 < len(name) <= ID_CHARACTERS_MAX else None
 
 
 def _react(given: Given, hook: ReactionHook, user: Who | None) -> c.React:

@@ -100,8 +100,9 @@ def request(push: Push) -> Json:
         case e.MessageSent():
             return {"type": "message.send", "id": event.message, **common, **_message(event, push)}
         case e.TypingStarted():
-            sender = {"id": event.sender.id}
-            return {"type": "typing", **common, "sender": sender, "expires_at": event.expires_at}
+            typing = {"sender": {"id": event.sender.id}, "expires_at": event.expires_at}
+            post = {"post_id": event.post_id} if event.post_id else {}
+            return {"type": "typing", **common, **typing, **post}
         case e.ReactionAdded() | e.ReactionRemoved():
             told: Json = {"message_id": push.message_id, "sender": {"id": event.sender.id}}
             if event.emoji:
@@ -125,6 +126,8 @@ def _message(event: e.MessageSent, push: Push) -> Json:
     body["receiver"] = {name: value for name, value in names.items() if value}
     if push.reply_id:
         body["reply_to"] = {"message_id": push.reply_id}
+    elif content.reply_to and content.reply_to.quoted:  # Neither we nor the messenger ever had it.
+        body["reply_to"] = {"quoted": content.reply_to.quoted}
     if event.source:
         body["source"] = {"external_id": event.source}
     return body

@@ -110,6 +110,7 @@ class Type(Command, frozen=True, kw_only=True, gc=False):
     sender: Party
     expires_at: str
     duration_ms: int | None = None
+    post_id: str | None = None
 
 
 class Begin(Command, frozen=True, kw_only=True, gc=False):

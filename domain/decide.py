@@ -264,6 +264,7 @@ def _type(draft: Draft, command: c.Type) -> Decision:
         "expires_at": command.expires_at,
         "push": other(command.side),
         "duration_ms": command.duration_ms,
+        "post_id": command.post_id,
     }
     event = draft.add(e.TypingStarted, command.stream, fields)
     return draft.done(command.stream, event.version)

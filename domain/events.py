@@ -217,13 +217,17 @@ class ReactionRemoved(Event, frozen=True, kw_only=True, gc=False, tag="reaction.
 
 
 class TypingStarted(Event, frozen=True, kw_only=True, gc=False, tag="typing.started"):
-    """Somebody is writing; worth nothing after `expires_at`. `duration_ms` is how long, if that was told."""
+    """Somebody is writing; worth nothing after `expires_at`. `duration_ms` is how long, if that was told.
+
+    `post_id` is the post under which a comment is being written.
+    """
 
     sender: Party
     content: Ends
     expires_at: str
     push: Side | None = None
     duration_ms: int | None = None
+    post_id: str | None = None
 
 
 class DeliveryCompleted(Event, frozen=True, kw_only=True, gc=False, tag="delivery.completed"):

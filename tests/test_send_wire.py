@@ -2,16 +2,19 @@
 
 import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
+import msgspec
 import pytest
 from decided import START_MS, WHERE, Book, customer, edit, own, react
 from msgspec.structs import replace
 
-from app import hooks, kommo
+from app import clock, hooks, kommo
 from app.hooks import BadHook
 from app.servers import Servers
+from domain import commands as c
 from domain import events as e
-from tests.storied import Story, story_on
+from tests.storied import LINK, Story, chat, story_on
 
 OLD = b'{"receiver":"u-1","conversation_id":"c-1","msec_timestamp":1700000000980,"type":"text","text":"Hi"}'
 ANN = e.Party(
@@ -90,3 +93,70 @@ async def test_a_v1_hook_is_refused_with_one_line_in_the_log(
     assert "Private" not in line
     [kept] = (await story.api("GET", "/v1/refused"))["items"]
     assert "v1" in kept["reason"]
+
+
+def outgoing(name: str, chat_id: str, reply_to: object) -> dict[str, Any]:
+    now = clock.now_ms()
+    body = {
+        "receiver": {"id": "r-1", "client_id": f"u-{name}"},
+        "sender": {"id": "m-1"},
+        "conversation": {"id": chat_id, "client_id": name},
+        "timestamp": now // 1000,
+        "message": {"id": f"k-{now}-{name}", "type": "text", "text": "See", "reply_to": reply_to},
+    }
+    return {"account_id": LINK.account, "time": now // 1000, "message": body}
+
+
+async def test_a_quote_that_nobody_here_knows_is_passed_on_as_kommo_tells_it(story: Story) -> None:
+    name = chat()
+    ours = await story.customer(name)
+    [message] = await story.arrived(name)
+    await story.until_recorded(ours, "message.accepted")
+    whole: dict[str, Any] = {
+        "id": "old",
+        "type": "picture",
+        "text": "Menu",
+        "media": "https://files.example.com/x.jpg",
+    }
+    whole |= {"timestamp": 1700000000, "msec_timestamp": 1700000000123, "sender": {"id": "u", "name": "Ann"}}
+    assert await story.hook(outgoing(name, message.chat_id, {"message": whole | {"thumbnail": ""}})) == 200
+    [push] = await story.pushed(name)
+    assert push.body["reply_to"] == {"quoted": whole}
+    assert await story.hook(outgoing(name, message.chat_id, {"message": whole | {"id": message.id}})) == 200
+    known = (await story.pushed(name, 2))[1]
+    assert known.body["reply_to"] == {"message_id": (await story.shown(ours))["remote"]["messenger"]}
+    bare: dict[str, Any] = {"message": {"id": "old"}}
+    assert await story.hook(outgoing(name, message.chat_id, bare)) == 200
+    assert "reply_to" not in (await story.pushed(name, 3))[2].body
+
+
+@pytest.mark.parametrize("odd", [[], {}, {"message": []}, {"id": 7}, {"message": {"id": None}}])
+def test_a_quote_without_a_name_is_none(odd: object) -> None:
+    command = hooks.command(WHERE, msgspec.json.encode(outgoing("c", "chat", odd)))
+    assert isinstance(command, c.Send)
+    assert (command.content.reply_to, command.reply_stream) == (None, None)
+
+
+def test_a_quote_that_is_too_long_is_cut_to_its_name() -> None:
+    numbers = b'{"n":[' + b",".join([b"1e15"] * 40_000) + b"]}"  # Kommo's 200 KB are 700 KB as we write them.
+    body = msgspec.json.encode(outgoing("c", "chat", {"id": "old", "type": "location", "location": "N"}))
+    command = hooks.command(WHERE, body.replace(b'"N"', numbers))
+    assert isinstance(command, c.Send)
+    assert command.content.reply_to == e.Reply("old")
+
+
+async def test_typing_under_a_post_says_which(story: Story) -> None:
+    name = chat()
+    await story.customer(name)
+    [message] = await story.arrived(name)
+    typing: dict[str, Any] = {"conversation": {"id": message.chat_id, "client_id": name}}
+    now = clock.now_ms() // 1000
+    for user, post_id in (("m-1", "p-1"), ("m-2", None)):
+        told = typing | {"user": {"id": user}, "expired_at": now + 5, "post_id": post_id}
+        hook = {"account_id": LINK.account, "time": now, "action": {"typing": told}}
+        assert await story.hook(hook) == 200
+    pushes = [push.body for push in await story.pushed(name, 2, "typing")]
+    assert [(push["sender"], push.get("post_id")) for push in pushes] == [
+        ({"id": "m-1"}, "p-1"),
+        ({"id": "m-2"}, None),
+    ]
