@@ -68,8 +68,8 @@ def _row(event: AnyEvent) -> tuple[str, int, str, bytes, str]:
 class Memory:
     """The conversations seen lately, so that a new message in one is decided without asking the database.
 
-    It may be outdated, for other processes write too: the append then refuses the unit, for a version or a
-    clock is not the one it was decided on, and the unit is decided again on what the database says.
+    It may be outdated, for other processes write too: the append then refuses the unit, for the conversation
+    has another version or clock than it was decided on, and it is decided again on what the database says.
     """
 
     def __init__(self) -> None:
@@ -99,6 +99,7 @@ class Batch:
         self.named: list[list[str]] = []
         self.asked: set[str] = set()
         self.ends: set[str] = set()
+        self.recalled: dict[str, int] = {}
         self.readers: dict[str, AnyCommand] = {}
         self.history: dict[str, list[tuple[int, str]]] = {}
         self.rows: list[tuple[str, int, str, bytes, str]] = []
@@ -146,6 +147,7 @@ class Batch:
                 stream = chat.into
         for stream, chat in found:
             if stream not in self.states:
+                self.recalled[stream] = chat.version
                 self.states[stream] = chat
                 self.clocks[stream] = clocks.get(stream, 0)
         return True
@@ -160,7 +162,11 @@ class Batch:
                 continue
             event = decode(raw)
             stream = event.stream
-            before = states.get(stream) if stream in history else None  # not what was remembered
+            if stream in history:
+                before = states.get(stream)
+            else:
+                before = None  # not what was remembered
+                self.recalled.pop(stream, None)
             states[stream] = evolve(before, event)
             history.setdefault(stream, []).append((number, event.id))
 
@@ -170,8 +176,8 @@ class Batch:
         for stream, state in self.states.items():
             reader = self.readers.get(stream, self.jobs[0].command)
             for pointed in follow(reader, state):
-                recalled = pointed in self.states and stream not in self.asked  # enough for who recalled it
-                if pointed not in self.asked and not recalled:
+                enough = pointed in self.states and stream not in self.asked  # for whoever recalled it
+                if pointed not in self.asked and not enough:
                     wanted.add(pointed)
                     self.readers[pointed] = reader
         return wanted, list(wanted) if self.ends else []
@@ -199,6 +205,9 @@ class Batch:
     def _keep(self, unit: int, decision: Decision) -> int:
         """Show the decision to later commands; its unit is joined with all that wrote to the same streams."""
         self.states.update(decision.states)
+        for stream, state in decision.states.items():
+            if type(state) is Chat:
+                self.ends.add(stream)
         written = [stream for stream in decision.states if self._units.get(stream) != unit]
         if decision.clock and self._units.get(decision.clock[0]) != unit:
             written.append(decision.clock[0])
@@ -238,16 +247,23 @@ class Batch:
         return unit
 
     def parameters(self) -> list[Column]:
-        """The arrays of `ledger.append`."""
+        """The arrays of `ledger.append`; last come the versions that what was recalled must not have."""
         root = self._root
-        streams, versions, topics, states, _ = zip(*self.rows, strict=True)
+        streams, versions, topics, states, _ = map(list, zip(*self.rows, strict=True))
+        units = [root(unit) for unit in self.row_units]
+        for stream, version in self.recalled.items():
+            if (unit := self._units.get(stream)) is not None:
+                units.append(root(unit))
+                streams.append(stream)
+                versions.append(version + 1)
+        nothing = [None] * (len(streams) - len(topics))
         clocks = list(self.before)
         return [
-            ints([root(unit) for unit in self.row_units]),
+            ints(units),
             uuids(streams),
             longs(versions),
-            texts(topics),
-            blobs(states),
+            texts(topics + nothing),
+            blobs(states + nothing),
             ints([root(self.clock_units[conversation]) for conversation in clocks]),
             uuids(clocks),
             longs(list(self.before.values())),
@@ -297,7 +313,9 @@ class Batch:
     def _remember(self, bad: set[int]) -> None:
         memory = self.memory
         for stream in self.ends:
-            if isinstance(state := self.states.get(stream), Chat):
+            if bad and self._is_bad(stream, bad):
+                memory.chats.pop(stream, None)
+            elif isinstance(state := self.states.get(stream), Chat):
                 memory.chats[stream] = state
                 if state.into and isinstance(chat := self.states.get(state.into), Chat):
                     memory.chats[state.into] = chat
@@ -310,6 +328,10 @@ class Batch:
             for stream in names(job.command):
                 memory.chats.pop(stream, None)
         memory.bound()
+
+    def _is_bad(self, stream: str, bad: set[int]) -> bool:
+        unit = self._units.get(stream)
+        return unit is not None and self._root(unit) in bad
 
     def _recorded(self, job: Job, decision: Decision, last: int | None) -> Recorded:
         if decision.version == 0:

@@ -68,7 +68,8 @@ ALTER TABLE {schema}.{table} ALTER COLUMN state SET STORAGE EXTERNAL;
 # READ COMMITTED, because the snapshot of `max` must be taken after the lock; positions have no gaps because
 # they are assigned under it; one statement is one transaction, so a batch is stored or not, never half.
 # A unit (all commands of a batch that share a stream or a conversation) stands or falls together: it is `bad`
-# if one of its events' versions is taken or another writer moved one of its conversations' clocks.
+# if one of its events' versions is taken or another writer moved one of its conversations' clocks. A row
+# without a topic is not stored: it is a version that must not be taken, of a stream that was remembered.
 APPEND = """
 CREATE OR REPLACE FUNCTION {schema}.{append}(
   unit int[], stream uuid[], version bigint[], topic text[], state bytea[],
@@ -96,13 +97,14 @@ BEGIN
     INSERT INTO {schema}.{table}
         (originator_id, originator_version, topic, state, notification_id)
       SELECT i.o, i.v, i.t, i.s, head + i.n
-      FROM unnest(stream, version, topic, state) WITH ORDINALITY AS i(o, v, t, s, n);
+      FROM unnest(stream, version, topic, state) WITH ORDINALITY AS i(o, v, t, s, n)
+      WHERE i.t IS NOT NULL;
   ELSE
     INSERT INTO {schema}.{table}
         (originator_id, originator_version, topic, state, notification_id)
       SELECT i.o, i.v, i.t, i.s, head + row_number() OVER (ORDER BY i.n)
       FROM unnest(unit, stream, version, topic, state) WITH ORDINALITY AS i(u, o, v, t, s, n)
-      WHERE i.u <> ALL (bad);
+      WHERE i.u <> ALL (bad) AND i.t IS NOT NULL;
   END IF;
   NOTIFY {channel};
 END $$

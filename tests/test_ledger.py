@@ -114,9 +114,7 @@ async def test_commands_of_a_conversation_keep_their_order(url: str):
 
 async def test_what_is_decided_about_a_conversation_finds_it_also_where_it_is_remembered(url: str):
     async with opened(url, lanes=1) as ledger:
-        await ledger.submit(manager(1, own_chat=None))
-        await ledger.submit(customer(2))
-        await ledger.submit(manager(3, "k-2"))  # Now the two are one, and the ledger remembers both.
+        await two_become_one(ledger)
         await ledger.submit(customer(4, "m-2"))
         ends = (end("messenger", "conv-1"), end("kommo", "chat-2"))
         begin = c.Begin(**Now(6).stamp("operator"), ends=ends, receiver=e.Party(id="u-1", name="Ann"))
@@ -124,6 +122,32 @@ async def test_what_is_decided_about_a_conversation_finds_it_also_where_it_is_re
         told = await outcomes(ledger, [customer(5, "m-3"), begin, contact])
     assert all(isinstance(one, Recorded) for one in told)
     assert isinstance((await stored(url))[-1], e.ConversationLinked)
+
+
+async def two_become_one(ledger: Ledger) -> None:
+    """Kommo began one chat and the customer another, until a message names both."""
+    await ledger.submit(manager(1, own_chat=None))
+    await ledger.submit(customer(2))
+    await ledger.submit(manager(3, "k-2"))
+
+
+async def test_a_message_after_a_merge_belongs_to_what_is_left(url: str):
+    async with opened(url, lanes=1) as ledger:
+        await two_become_one(ledger)
+        await ledger.submit(customer(4, "m-2"))
+    *_, last = await stored(url)
+    assert last.conversation == end("kommo", "chat-1").stream
+
+
+async def test_what_another_process_has_merged_is_not_remembered_apart(url: str):
+    async with opened(url, lanes=1) as one, opened(url, lanes=1) as two:
+        await one.submit(manager(1, own_chat=None))
+        await one.submit(customer(2))
+        await two.submit(manager(3, "k-2"))
+        await one.submit(customer(4, "m-2"))
+        await one.submit(customer(5, "m-3"))
+    *_, last, latest = await stored(url)
+    assert last.conversation == latest.conversation == end("kommo", "chat-1").stream
 
 
 async def test_a_rule_that_is_broken_is_told_to_its_command_alone(url: str):
