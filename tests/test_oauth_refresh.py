@@ -1,151 +1,38 @@
 """Refreshing tokens: one process at a time, whoever waits gets what it got, a lost answer loses nothing."""
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from itertools import count
-from typing import Any
 
-import aiohttp
 import psycopg
 import pytest
 import pytest_asyncio
-from consented import CLIENT, CLIENT_SECRET
+from consented import CLIENT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
+from refreshed import DAY, PROCESSES, REDIRECT, REST_SECONDS, Processes, one_more, processes_on
 
-from app import serve
 from app.channels import WrongMasterKey
-from app.client import Client, Unreached
-from app.oauth import OAuth, Pair
-from app.pool import Pool
+from app.client import Unreached
+from app.oauth import OAuth
 from app.servers import Servers
 from app.setup import OAuthApp
-from app.tokens import NotAuthorized, Tokens
+from app.tokens import NotAuthorized
 from domain import commands as c
-from ops.sandbox import Config, OAuthClient, Sandbox, crm_account
 
-REDIRECT = "http://127.0.0.1:9/oauth/callback"
-APP = OAuthApp(CLIENT, CLIENT_SECRET, REDIRECT)
-MASTER = bytes(range(32))
-PROCESSES = 3
-DAY = 86_400
 KILL_HOLDER = """SELECT pg_terminate_backend(pid) FROM pg_locks
  WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND database = (
    SELECT oid FROM pg_database WHERE datname = current_database())"""
+HOLDERS = """SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2
+ AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 SWAP = """UPDATE ledger.tokens SET sealed = (SELECT sealed FROM ledger.tokens WHERE account_id = %s)
  WHERE account_id = %s"""
 UNUSED = """UPDATE ledger.tokens SET expires_at = now() - make_interval(days => %s) WHERE account_id = %s"""
-_numbers = count(1)
-
-
-class Watched(OAuth):
-    """Our app, which also counts: how many refreshes run at once, and with which tokens."""
-
-    def __init__(self, client: Client, app: OAuthApp, spent: list[str], running: set[str]) -> None:
-        super().__init__(client, app)
-        self.spent, self.running = spent, running
-
-    async def refresh(self, crm_url: str, refresh_token: str) -> Pair:
-        assert not self.running, "two refreshes at once"
-        self.running.add(refresh_token)
-        try:
-            pair = await super().refresh(crm_url, refresh_token)
-            self.spent.append(refresh_token)
-            return pair
-        finally:
-            self.running.discard(refresh_token)
-
-
-class Processes:
-    """Several processes' tokens on one database, and the Kommo that gives them out."""
-
-    def __init__(self, url: str, sandbox: Sandbox, http: aiohttp.ClientSession) -> None:
-        self.url, self.sandbox, self.http = url, sandbox, http
-        self.all: list[Tokens] = []
-        self.recorded: list[c.AnyCommand] = []
-        self.spent: list[str] = []
-        self.running: set[str] = set()
-        self.account = ""
-        self.client = Client()
-
-    async def record(self, command: c.AnyCommand) -> None:
-        self.recorded.append(command)
-
-    async def order(self, path: str, content: dict[str, Any]) -> Any:
-        url = f"{self.sandbox.url}/control{path}"
-        async with self.http.post(url, json=content) as answer:
-            assert answer.status < 300, await answer.text()
-            return await answer.json(content_type=None)
-
-    async def consent(self, expires_in: int = DAY) -> str:
-        """A new account that consented; its id."""
-        self.account = self.sandbox.config.crm_accounts[next(_numbers) % 1000].amojo_id
-        self.recorded.clear()
-        self.spent.clear()
-        await self.calm()
-        await self.again(expires_in)
-        return self.account
-
-    async def again(self, expires_in: int = DAY) -> None:
-        told = await self.order("/crm/authorize", {"account_id": self.account})
-        pair = await OAuth(self.client, APP).exchange(self.sandbox.url, told["code"])
-        pair = Pair(pair.access_token, pair.refresh_token, expires_in)
-        await self.all[0].keep(self.account, 1, self.sandbox.url, pair)
-
-    async def fault(self, action: str, **more: Any) -> None:
-        await self.order("/faults", {"where": "crm.token", "action": action} | more)
-
-    async def calm(self) -> None:
-        """Kommo works again."""
-        async with self.http.delete(f"{self.sandbox.url}/control/faults") as answer:
-            assert answer.status == 204
-
-    async def works(self, token: str) -> bool:
-        """Whether Kommo takes an access token."""
-        headers = {"Authorization": f"Bearer {token}"}
-        async with self.http.get(f"{self.sandbox.url}/api/v4/account", headers=headers) as answer:
-            return answer.status == 200
-
-    async def called(self, tokens: Tokens) -> str:
-        """What a caller of the CRM does: again after a 401, and patiently when Kommo is away."""
-        refused = None
-        for _ in range(40):
-            with suppress(Unreached):
-                token = (await tokens.access(self.account, refused=refused)).token
-                if await self.works(token):
-                    return token
-                refused = token
-        raise AssertionError("left out")
-
-
-@asynccontextmanager
-async def processes_on(servers: Servers) -> AsyncIterator[Processes]:
-    name = f"test_{secrets.token_hex(8)}"
-    url = servers.database_url.replace("/postgres?", f"/{name}?")
-    accounts = tuple(crm_account(f"52e591f7-c98f-4255-8495-{n:012d}") for n in range(1000))
-    config = Config(
-        oauth=(OAuthClient(CLIENT, CLIENT_SECRET, REDIRECT),), crm_accounts=accounts, crm_per_second=0
-    )
-    async with AsyncExitStack() as stack:
-        owner = await psycopg.AsyncConnection.connect(servers.database_url, autocommit=True)
-        await stack.enter_async_context(owner)
-        await owner.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        await serve.migrate(url)
-        sandbox = await stack.enter_async_context(Sandbox(config))
-        http = await stack.enter_async_context(aiohttp.ClientSession())
-        one = Processes(url, sandbox, http)
-        stack.push_async_callback(one.client.close)
-        for _ in range(PROCESSES):
-            client, pool = Client(), Pool(url)
-            oauth = Watched(client, APP, one.spent, one.running)
-            tokens = Tokens(url, pool, MASTER, oauth, one.record)
-            one.all.append(tokens)
-            for close in (client.close, pool.close, tokens.close):
-                stack.push_async_callback(close)
-        yield one
+READ_ONLY = """CREATE FUNCTION ledger.read_only() RETURNS trigger LANGUAGE plpgsql AS $$
+ BEGIN RAISE EXCEPTION 'read only' USING ERRCODE = 'read_only_sql_transaction'; END $$;
+ CREATE TRIGGER read_only BEFORE UPDATE ON ledger.tokens EXECUTE FUNCTION ledger.read_only()"""
+WRITABLE = "DROP FUNCTION ledger.read_only CASCADE"
+IMPATIENT = "ALTER ROLE CURRENT_USER IN DATABASE {} SET idle_in_transaction_session_timeout = {}"
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -219,7 +106,7 @@ async def test_while_kommo_is_away_the_old_token_is_used_to_its_end(processes: P
     with pytest.raises(Unreached):
         await processes.all[0].access(processes.account)
     await processes.calm()
-    assert await processes.works((await processes.all[0].access(processes.account)).token)
+    assert await processes.works(await processes.called(processes.all[0]))
 
 
 async def test_an_answer_lost_after_kommo_spent_the_token_ends_in_a_clear_state(processes: Processes):
@@ -228,6 +115,7 @@ async def test_an_answer_lost_after_kommo_spent_the_token_ends_in_a_clear_state(
     await processes.fault("drop_after")
     with pytest.raises(Unreached):
         await processes.all[0].access(account)
+    await asyncio.sleep(REST_SECONDS * 2)
     for tokens in processes.all:
         with pytest.raises(NotAuthorized, match="authorize"):
             await tokens.access(account)
@@ -279,6 +167,54 @@ async def test_what_nobody_used_for_a_month_is_refreshed_before_it_dies(processe
         assert len(processes.spent) == refreshes
 
 
+async def test_an_account_that_cannot_be_refreshed_keeps_no_other_from_it(processes: Processes):
+    bad, revoked, good = [await processes.consent() for _ in range(3)]
+    for account in (bad, revoked, good):
+        await processes.run(UNUSED, 32, account)
+    await processes.run(SWAP, good, bad)
+    await processes.order("/crm/revoke", {"account_id": revoked})
+    processes.full = True  # The withdrawal cannot be recorded.
+    await processes.all[0].refresh_unused()
+    processes.full = False
+    assert len(processes.spent) == 1
+    assert await processes.works((await processes.all[0].access(good)).token)
+
+
+async def test_keeping_alive_goes_on_after_the_database_failed(processes: Processes):
+    await processes.run("ALTER TABLE ledger.tokens RENAME COLUMN sealed TO gone")
+    task = asyncio.create_task(processes.all[0].keep_alive())
+    await asyncio.sleep(0.3)
+    await processes.run("ALTER TABLE ledger.tokens RENAME COLUMN gone TO sealed")
+    assert not task.done()
+    task.cancel()
+
+
+async def test_new_tokens_outlive_a_database_that_is_read_only_for_a_moment(processes: Processes):
+    account = await processes.consent(60)
+    await processes.run(READ_ONLY)
+    call = asyncio.create_task(processes.all[0].access(account))
+    await asyncio.sleep(0.4)
+    assert not call.done()
+    await processes.run(WRITABLE)
+    token = (await call).token
+    assert await processes.works(token)
+    assert (await processes.all[1].access(account)).token == token
+
+
+async def test_the_database_waits_for_kommo_however_impatient_it_is(processes: Processes):
+    account = await processes.consent(60)
+    name = sql.Identifier(processes.url.rpartition("/")[2].partition("?")[0])
+    async with await psycopg.AsyncConnection.connect(processes.url, autocommit=True) as link:
+        await link.execute(sql.SQL(IMPATIENT).format(name, sql.Literal("100ms")))
+        await processes.fault("slow", seconds=0.5)
+        holders = asyncio.create_task(processes.all[0].access(account))
+        await asyncio.sleep(0.35)
+        found = await (await link.execute(HOLDERS)).fetchone()
+        await link.execute(sql.SQL(IMPATIENT).format(name, sql.SQL("DEFAULT")))
+    assert found == (1,)
+    assert await processes.works((await holders).token)
+
+
 async def test_tokens_cannot_be_moved_to_another_account(processes: Processes):
     first = await processes.consent()
     second = await processes.consent()
@@ -286,13 +222,3 @@ async def test_tokens_cannot_be_moved_to_another_account(processes: Processes):
         await link.execute(SWAP, (first, second))
     with pytest.raises(WrongMasterKey, match="CHATLEDGER_MASTER_KEY"):
         await processes.all[0].access(second)
-
-
-@asynccontextmanager
-async def one_more(processes: Processes, oauth: OAuth) -> AsyncIterator[Tokens]:
-    """Another process, with an app of its own."""
-    pool = Pool(processes.url)
-    tokens = Tokens(processes.url, pool, MASTER, oauth, processes.record)
-    yield tokens
-    await tokens.close()
-    await pool.close()
