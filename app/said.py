@@ -81,10 +81,11 @@ class Message(Struct, frozen=True):
 
 
 class Author(Struct, frozen=True):
-    """Who wrote what is quoted."""
+    """Who wrote what is quoted; `user_id` is the amojo id of a manager."""
 
     name: Words
     id: Name | None = None
+    user_id: Name | None = None
 
 
 class ReplyTo(Struct, frozen=True):
@@ -118,7 +119,7 @@ class Forwards(Struct, frozen=True):
 class Source(Struct, frozen=True):
     """Kommo's sources allow up to 40 printable ASCII characters."""
 
-    external_id: Annotated[str, Meta(pattern=r"^[ -~]{1,40}$")]
+    external_id: Annotated[str, Meta(pattern=r"^[ -~]{1,40}$(?!\n)")]
 
 
 class Sent(Struct, frozen=True, tag="message.sent"):

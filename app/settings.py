@@ -25,6 +25,7 @@ class BadSettings(Exception):
     """A setting is missing or cannot be used; the message names it and says what to do."""
 
 
+# In the patterns, `(?!\n)`: `$` alone lets a line's end pass.
 class Settings(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename=lambda name: PREFIX + name.upper()
 ):
@@ -33,12 +34,12 @@ class Settings(
     data: Path
     database_url: str | None = None
     nats_url: str | None = None
-    host: Annotated[str, Meta(pattern=r"^[^\s/]+$")] = "127.0.0.1"
+    host: Annotated[str, Meta(pattern=r"^[^\s/]+$(?!\n)")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
-    admin_key: Annotated[str, Meta(pattern=r"^[!-~]+$")] | None = None
+    admin_key: Annotated[str, Meta(pattern=r"^[!-~]+$(?!\n)")] | None = None
     master_key: str | None = None
-    kommo_url: Annotated[str, Meta(pattern=r"^https?://[^\s?#]+$")] = "https://amojo.kommo.com"
-    public_url: Annotated[str, Meta(pattern=r"^https?://[^\s?#]+$")] | None = None
+    kommo_url: Annotated[str, Meta(pattern=r"^https?://[^\s?#]+$(?!\n)")] = "https://amojo.kommo.com"
+    public_url: Annotated[str, Meta(pattern=r"^https?://[^\s?#]+$(?!\n)")] | None = None
     roles: frozenset[Role] = ROLES
 
     def __repr__(self) -> str:
@@ -101,11 +102,14 @@ def load_keys(settings: Settings) -> Keys:
 
 
 def from_environment(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """What a text of the file stands for: `env:NAME` is the value of that variable. Raises BadSettings."""
+    """What a text of the file stands for: `env:NAME` is the value of that variable. Raises BadSettings.
+
+    Without the line's end that a value read from a file brings along.
+    """
     kind, _, name = text.partition(":")
     if kind != "env":
         return text
-    found = (os.environ if environment is None else environment).get(name, "")
+    found = (os.environ if environment is None else environment).get(name, "").rstrip("\r\n")
     if not found:
         raise BadSettings(f"the environment has no {name}: set it, or write the value itself")
     return found

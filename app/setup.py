@@ -2,7 +2,8 @@
 
 It stands in the file given by `--config`, beside the settings CHATLEDGER_…; all of it may be left out, for
 channels and connections can be made through the API as well. Any text may be `env:NAME`: the value of that
-variable, so that the file holds no secret. Everything wrong is told at once, each with its place.
+variable without a line's end after it, so that the file holds no secret. Everything wrong is told at once,
+each with its place.
 """
 
 import difflib
@@ -18,9 +19,10 @@ from standardwebhooks.webhooks import EmptyWebhookSecretError
 
 from app.settings import BadSettings, Settings, from_environment, is_table, read_file
 
-ChannelName = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$")]
-Uuid = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")]
-Secret = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[!-~]+$")]
+# `(?!\n)`: `$` alone lets a line's end pass.
+ChannelName = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$(?!\n)")]
+Uuid = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$(?!\n)")]
+Secret = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[!-~]+$(?!\n)")]
 Url = Annotated[str, Meta(pattern=r"^https?://[^\s/]", max_length=4096)]
 Rate = Annotated[float, Meta(gt=0, le=10_000)]
 

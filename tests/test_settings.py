@@ -45,12 +45,13 @@ def test_everything_can_be_set() -> None:
 
 WRONG = {
     "port": ["eighty", "-1", "65536", "80.5"],
-    "host": ["a b", "http://x"],
+    "host": ["a b", "http://x", "127.0.0.1\n"],
     "database_url": ["mysql://x", "db.example"],
     "nats_url": ["http://x", f"{NATS},x"],
-    "kommo_url": ["amojo.kommo.com", "ftp://x", "https://x?y"],
+    "kommo_url": ["amojo.kommo.com", "ftp://x", "https://x?y", "https://x\n"],
+    "public_url": ["https://x\n"],
     "roles": ["web,cook", ","],
-    "admin_key": ["two words", "ключ"],
+    "admin_key": ["two words", "ключ", "key\n"],
     "master_key": ["short", base64.b64encode(b"k" * 31).decode(), "ключ"],
 }
 
@@ -95,6 +96,17 @@ def test_a_setting_in_the_file_may_stand_in_the_environment_under_another_name(t
     assert load_settings(config, environment={"HOME": "/", "PG_URL": DATABASE}).database_url == DATABASE
     with pytest.raises(BadSettings, match="CHATLEDGER_DATABASE_URL: the environment has no PG_URL"):
         load_settings(config, environment={"HOME": "/"})
+    with pytest.raises(BadSettings, match="CHATLEDGER_DATABASE_URL: the environment has no PG_URL"):
+        load_settings(config, environment={"HOME": "/", "PG_URL": "\n"})
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_what_the_environment_read_from_a_file_is_taken_without_its_line_end(
+    tmp_path: Path, end: str
+) -> None:
+    config = tmp_path / "chatledger.toml"
+    config.write_text('CHATLEDGER_ADMIN_KEY = "env:KEY"')
+    assert load_settings(config, environment={"HOME": "/", "KEY": f"hush{end}"}).admin_key == "hush"
 
 
 @pytest.mark.parametrize(

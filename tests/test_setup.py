@@ -56,6 +56,11 @@ def test_the_example_with_every_line_in_use_names_every_setting(tmp_path: Path) 
     assert load_settings(path, environment=ENVIRONMENT).database_url
 
 
+def test_a_secret_read_from_a_file_is_taken_without_its_line_end(tmp_path: Path) -> None:
+    setup = load_setup(written(tmp_path, EXAMPLE), ENVIRONMENT | {"ACME_CHANNEL_SECRET": "hush\n"})
+    assert setup.channels[0].kommo.secret == "hush"
+
+
 def test_without_a_file_there_is_nothing() -> None:
     assert load_setup(None) == Setup()
 
@@ -82,6 +87,15 @@ WRONG: dict[str, tuple[tuple[str, str], str]] = {
     "a missing key": (
         ('name = "acme"', ""),
         "channels[0].name: give 1 to 64 of the letters a to z, digits and hyphens",
+    ),
+    "a name with a line's end": (('"acme"', '"acme\\n"'), "channels[0].name: give 1 to 64 of the letters"),
+    "an id with a line's end": (
+        (f'account_id = "{ACCOUNT}"', f'account_id = "{ACCOUNT}\\n"'),
+        "account_id: give 36 characters like",
+    ),
+    "a secret with a line's end": (
+        ('"env:ACME_CHANNEL_SECRET"', '"hush\\n"'),
+        "channels[0].kommo.secret: give printable characters without spaces",
     ),
     "a shouted name": (('"acme"', '"ACME"'), "channels[0].name: give 1 to 64 of the letters"),
     "an id that is none": (("344a5002-", ""), "channels[0].kommo.channel_id: give 36 characters like"),
