@@ -1,6 +1,7 @@
 """The command line: results go to stdout; what went wrong to stderr, with exit code 1, or 2 for bad usage."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import signal
@@ -22,7 +23,7 @@ from app import project
 from app.children import ServerFailed
 from app.example import EXAMPLE
 from app.jetstream import JetStreamError
-from app.schema import OldSchema
+from app.schema import NewerSchema, OldSchema
 from app.serve import RoleFailed, migrate, running
 from app.servers import AlreadyRunning, OldServer, servers
 from app.settings import BadSettings, Settings, load_keys, load_settings
@@ -40,10 +41,14 @@ FAILURES = (
     ServerFailed,
     OldServer,
     OldSchema,
+    NewerSchema,
     ForeignStream,
     RoleFailed,
+    BadSettings,
     OSError,
-    psycopg.OperationalError,
+    TimeoutError,
+    aiohttp.ClientError,
+    psycopg.Error,
 )
 
 
@@ -76,8 +81,21 @@ def serve(config: Path | None, roles: str | None, host: str | None, port: int | 
 
 
 async def _serve(settings: Settings, setup: Setup) -> None:
-    stop = _stop_on_signals()
+    stop, ready = _stop_on_signals(), asyncio.Event()
+    stopped = asyncio.create_task(stop.wait())
+    serving = asyncio.create_task(_serve_until(stop, ready, settings, setup))
+    await asyncio.wait({stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
+    if not serving.done() and not ready.is_set():  # A start may wait for others, who may never come.
+        serving.cancel()
+        await asyncio.wait({serving})
+    stopped.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
+
+
+async def _serve_until(stop: asyncio.Event, ready: asyncio.Event, settings: Settings, setup: Setup) -> None:
     async with running(settings, setup) as run:
+        ready.set()
         where = f" on {run.url}" if run.url else f" ({', '.join(sorted(settings.roles))})"
         print(f"chatledger ready{where}", flush=True)
         await run.until(stop)
@@ -112,9 +130,8 @@ def migrate_command(config: Path | None) -> None:
 def status(config: Path | None, url: str | None, as_json: bool) -> None:
     """Ask a running service where everything stands."""
     settings = _settings(config, {})
-    key = load_keys(settings).admin
     where = url or f"http://{settings.host}:{settings.port}"
-    told = asyncio.run(_failing(_status(where, key)))
+    told = asyncio.run(_failing(_status(where, settings)))
     if as_json:
         print(json.dumps(told))
         return
@@ -128,13 +145,16 @@ def status(config: Path | None, url: str | None, as_json: bool) -> None:
         console.print(f"{name:<9} {told['deliveries'][name]}")
 
 
-async def _status(url: str, key: str) -> dict[str, Any]:
-    headers = {"Authorization": f"Bearer {key}"}
+async def _status(url: str, settings: Settings) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {load_keys(settings).admin}"}
     async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/status", headers=headers) as answer:
-        told = await answer.json(content_type=None)
+        try:
+            told = msgspec.json.decode(await answer.read(), type=dict[str, Any])
+        except msgspec.MsgspecError:
+            raise OSError(f"{url} answered {answer.status}, but not as chatledger does") from None
         if answer.status != 200:
             raise OSError(f"{url} answered {answer.status}: {told.get('detail')}")
-        return dict(told)
+        return told
 
 
 @cli.command(name="import")
@@ -158,13 +178,15 @@ def import_command(
     given = {"channel": place["channel"], "account_id": place["account"], "again": str(again).lower()}
     query = {name: value for name, value in given.items() if value is not None}
     size = file.stat().st_size
-    report = asyncio.run(_failing(_import(where, load_keys(settings).admin, file, size, query)))
+    report = asyncio.run(_failing(_import(where, settings, file, size, query)))
     print(json.dumps(report) if as_json else "\n".join(summary(report)))
     if report["state"] != "done" or report["skipped"] or report["conflicts"]:
         sys.exit(1)
 
 
-async def _import(url: str, key: str, file: Path, size: int, query: dict[str, str]) -> dict[str, Any]:
+async def _import(
+    url: str, settings: Settings, file: Path, size: int, query: dict[str, str]
+) -> dict[str, Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
     with progress:
@@ -177,7 +199,7 @@ async def _import(url: str, key: str, file: Path, size: int, query: dict[str, st
 
         return await upload(
             url,
-            key,
+            load_keys(settings).admin,
             file,
             query,
             sent=lambda done: progress.update(tasks["sending"], completed=done),
@@ -258,12 +280,23 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def _failing(work: Coroutine[Any, Any, Result]) -> Result:
-    """Await, and turn what we know can fail into a line and exit code 1."""
+    """Await, and turn what we know can fail into a line and exit code 1; 2 for what is wrongly set."""
     try:
         return await work
     except FAILURES as error:
-        print(f"chatledger: {str(error).strip()}", file=sys.stderr)
-        sys.exit(1)
+        print(f"chatledger: {_sentence(error)}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, BadSettings) else 1)
+
+
+def _sentence(error: Exception) -> str:
+    """What it says, or what it is; PostgreSQL's words without the place in our statement."""
+    said = str(error).strip() or type(error).__name__
+    if isinstance(error, psycopg.OperationalError) or not isinstance(error, psycopg.Error):
+        return said
+    advice = ": give CHATLEDGER_DATABASE_URL the user who owns the database, or who may make roles"
+    return f"PostgreSQL refuses: {said.splitlines()[0]}" + (
+        advice if isinstance(error, psycopg.errors.InsufficientPrivilege) else ""
+    )
 
 
 cli.add_command(sandbox)

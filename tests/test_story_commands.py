@@ -1,7 +1,9 @@
 """The program on its command line: what it says, how it ends, and what it leaves behind."""
 
 import asyncio
+import contextlib
 import json
+import secrets
 import signal
 import socket
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import aiohttp
+import psycopg
 import pytest
 from click.testing import CliRunner
 
@@ -117,6 +120,89 @@ async def test_status_says_that_nobody_answers(given: dict[str, str]) -> None:
     told = await ended("status", "--url", "http://127.0.0.1:9", **given)
     assert (told.code, told.out) == (1, "")
     assert len(told.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("admin.key", "two words", "admin.key does not hold a key"),
+        ("master.key", "AAAA", "master.key: give 32 bytes"),
+    ],
+)
+async def test_a_spoiled_key_is_one_sentence_whoever_needs_it(
+    tmp_path: Path, file: str, text: str, says: str
+) -> None:
+    (tmp_path / file).write_text(text)
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text("{}")
+    for arguments in (["serve"], ["status"], ["import", str(lines), "--channel", "acme"]):
+        told = await ended(*arguments, CHATLEDGER_DATA=str(tmp_path), CHATLEDGER_PORT="0")
+        assert (told.code, told.out, len(told.err.splitlines())) == (2, "", 1), told
+        assert says in told.err
+
+
+async def test_a_data_folder_that_cannot_be_is_one_sentence_whoever_needs_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for arguments in (["serve"], ["status"], ["demo"], ["rebuild"]):
+        told = await ended(*arguments, CHATLEDGER_DATA=str(tmp_path / "file" / "data"), CHATLEDGER_PORT="0")
+        assert (told.code, len(told.err.splitlines())) == (2, 1), told
+        assert str(tmp_path / "file" / "data") in told.err
+
+
+async def test_status_says_that_somebody_else_answers(given: dict[str, str]) -> None:
+    async with Sandbox(config("http://127.0.0.1:9")) as sandbox:
+        told = await ended("status", "--url", sandbox.url, **given)
+    assert (told.code, len(told.err.splitlines())) == (1, 1), told
+    told = await ended("status", "--url", "nowhere", **given)
+    assert (told.code, len(told.err.splitlines())) == (1, 1), told
+
+
+async def test_who_may_not_migrate_is_told_who_may(servers: Servers) -> None:
+    name = f"weak_{secrets.token_hex(4)}"
+    async with (
+        database(servers) as url,
+        await psycopg.AsyncConnection.connect(servers.database_url, autocommit=True) as owner,
+    ):
+        await owner.execute(f"CREATE ROLE {name} LOGIN".encode())
+        try:
+            weak = url.replace("://postgres@", f"://{name}@")
+            told = await ended("migrate", CHATLEDGER_DATABASE_URL=weak)
+        finally:
+            await owner.execute(f"DROP ROLE {name}".encode())
+    assert (told.code, told.out, len(told.err.splitlines())) == (1, "", 1), told
+    assert "permission denied" in told.err
+    assert "the user who owns the database" in told.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_start_that_waits_for_others_ends_on_a_signal(
+    servers: Servers, given: dict[str, str], tmp_path: Path, number: signal.Signals
+) -> None:
+    async with database(servers) as url:
+        port = free_port()
+        own = given | {
+            "CHATLEDGER_DATABASE_URL": url,
+            "CHATLEDGER_ROLES": "web",
+            "CHATLEDGER_PORT": str(port),
+        }
+        assert (await ended("migrate", **own)).code == 0
+        process = Process(tmp_path, "app", "serve", **own)
+        starting = asyncio.create_task(process.start())
+        await until(lambda: answers(port))
+        await asyncio.sleep(1)
+        assert not starting.done()  # It waits for the views, which no process makes.
+        began = time.monotonic()
+        assert await process.end(number) == 0
+        assert time.monotonic() - began < 10
+        await asyncio.wait([starting])
+        starting.exception()
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens there."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
 
 
 async def test_a_taken_port_is_told_at_once(given: dict[str, str]) -> None:
