@@ -1,6 +1,8 @@
 """What can be wrong with an installation is tried, and told in a sentence with what to do about it.
 
-Nothing is changed by it but this: a connection that is recorded, and that Kommo has dropped, is made again.
+Nothing is changed by it but this: a connection that is recorded, and that Kommo has dropped, is made again;
+and one that only the file names is made, to see whether Kommo allows it, and ended again unless the service
+runs, which may have made it at the same time.
 """
 
 import asyncio
@@ -45,11 +47,12 @@ UNKNOWN_SCOPE = "no channel is connected under this scope id"
 class Ground(Struct):
     """What the first checks found, for the later ones.
 
-    The ledger's channels, the admin's key, and the sources that messages named lately, by account.
+    The ledger's channels, the keys, and the sources that messages named lately, by account.
     """
 
     channels: dict[str, Channel] = {}
     key: str = ""
+    master: bytes = b""
     sources: dict[str, set[str]] = {}
 
 
@@ -78,7 +81,7 @@ async def examine(settings: Settings, setup: Setup) -> list[Check]:
                 "database": doctor.database(),
                 "nats": doctor.nats(),
                 "service": doctor.service(),
-                "public url": doctor.public(),
+                "public url": doctor.public(setup),
                 "kommo": doctor.kommo(),
             }
         )
@@ -91,7 +94,7 @@ async def examine(settings: Settings, setup: Setup) -> list[Check]:
             | {"deliveries": doctor.deliveries()}
         )
         crms = {
-            f"crm of account {one.account_id}": strangers.crm(one, ground.key, ground.sources)
+            f"crm of account {one.account_id}": strangers.crm(one, ground.key, ground.master, ground.sources)
             for one in setup.accounts
         }
         found += await _together({"oauth": strangers.app(setup)} | crms)
@@ -110,10 +113,16 @@ async def _limited(name: str, check: Awaitable[Iterable[Check]]) -> list[Check]:
             return list(await check)
     except Unheard as error:
         return [Check(name, False, error.says, error.todo)]
+    except BadSettings as error:
+        return [Check(name, False, str(error), "mend that, and ask again")]
     except TimeoutError:
         return [
             Check(name, False, f"no answer within {LIMIT_SECONDS:.0f} s", "try again; look at the network")
         ]
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        says = f"{where}{error.strerror or error}"
+        return [Check(name, False, says, "run the doctor as the user whom the service runs as")]
 
 
 class Doctor:
@@ -152,6 +161,9 @@ class Doctor:
             return [Check("database", False, " ".join(str(error).split()), todo)]
         except OldServer as error:
             return [Check("database", False, str(error), "use a server of one of these versions")]
+        except schema.NewerSchema as error:
+            says, _, todo = str(error).partition(": ")
+            return [Check("database", False, says, todo)]
         except schema.OldSchema as error:
             todo = "run `chatledger migrate`" if self._settings.database_url else "restart the service"
             return [Check("database", False, str(error).partition(":")[0], todo)]
@@ -165,7 +177,7 @@ class Doctor:
         if not (settings.master_key or (settings.data / "master.key").exists()):
             return []
         keys = load_keys(settings)
-        self._ground.key = keys.admin
+        self._ground.key, self._ground.master = keys.admin, keys.master
         channels = Channels(url, keys.master)
         try:
             self._ground.channels = dict(await channels.all())
@@ -223,12 +235,20 @@ class Doctor:
             return [Check("service", False, f"not ready: {ready.json().get('detail')}", todo)]
         return [Check("service", True, f"answers at {url}")]
 
-    async def public(self) -> list[Check]:
-        """Who calls the public URL reaches a chatledger."""
+    async def public(self, setup: Setup) -> list[Check]:
+        """Who calls the public URL reaches a chatledger.
+
+        Kommo's support was given the address of the hooks by hand, so that a channel works without it; for a
+        CRM's webhooks we must know it ourselves.
+        """
         url = self._settings.public_url
         if url is None:
             todo = "set CHATLEDGER_PUBLIC_URL to the URL under which Kommo reaches this service"
-            return [Check("public url", True, "not set, so the way from Kommo to us is not tried", todo)]
+            if setup.accounts:
+                says = "not set, so the webhooks of the accounts' CRM have no address to come to"
+                return [Check("public url", False, says, todo)]
+            says = "not set; Kommo's hooks come where its support was told, which is not tried"
+            return [Check("public url", True, says, todo)]
         heard = await hear(self._session, "GET", f"{url.rstrip('/')}/healthz")
         if heard.json().get("status") == "ok":
             return [Check("public url", True, f"{url} reaches a chatledger")]

@@ -1,6 +1,6 @@
 """Whether Kommo and the messengers take our calls and let us in, each with what to do if they do not."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import cast
@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from app.channels import Channel
+from app.crmhooks import hook_path
 from app.kommo import sign
 from app.probes import Check, Heard, Unheard, hear
 from app.settings import Settings
@@ -114,7 +115,10 @@ class Strangers:
         return [Check(case.name, False, says, "ask again in some minutes; then ask Kommo's support")]
 
     async def _connectable(self, case: Case) -> Check:
-        """Connect, as a start would, to learn why it is not connected; what was not recorded is undone."""
+        """Connect, as a start would, to learn why it is not connected.
+
+        What was not recorded is undone, unless the service runs: it may have connected it at the same time.
+        """
         account, channel_id = case.where.account, case.where.scope_id.partition("_")[0]
         if case.dropped:
             todo = (
@@ -139,8 +143,20 @@ class Strangers:
                 f"POST /v1/deliveries/resume?channel={case.where.channel} takes up what was parked meanwhile"
             )
             return Check(case.name, True, says, todo)
+        if await self._serving():
+            says = "it was not connected, and can be: Kommo has it as connected now; a start records that"
+            todo = "if the file was changed after the service was started, start it again"
+            return Check(case.name, True, says, todo)
         await self._signed(case, "DELETE", f"{channel_id}/disconnect", {"account_id": account})
         return Check(case.name, True, "not connected yet; it can be, and the next start does it")
+
+    async def _serving(self) -> bool:
+        """Whether a service answers at our port."""
+        try:
+            heard = await hear(self._session, "GET", f"{service_url(self._settings)}/healthz")
+        except Unheard:
+            return False
+        return heard.json().get("status") == "ok"
 
     async def app(self, setup: Setup) -> list[Check]:
         """What the file says of the OAuth app."""
@@ -155,8 +171,13 @@ class Strangers:
             ]
         return [Check("oauth", True, f"who consents comes back to {wanted}")]
 
-    async def crm(self, account: Account, key: str, sources: Mapping[str, set[str]]) -> list[Check]:
-        """Whether the account lets us into its CRM now, asked through the service, which keeps the tokens."""
+    async def crm(
+        self, account: Account, key: str, master: bytes, sources: Mapping[str, set[str]]
+    ) -> list[Check]:
+        """Whether the account lets us into its CRM now, asked through the service, which keeps the tokens.
+
+        `key` and `master`: the two keys, empty if they are not at hand.
+        """
         name, path = f"crm of account {account.account_id}", f"/v1/accounts/{account.account_id}"
         try:
             listed = await self._service("/v1/accounts", key)
@@ -177,13 +198,29 @@ class Strangers:
         if hooks.status != 200:
             detail = str(hooks.json().get("detail") or f"HTTP {hooks.status}")
             return [Check(name, False, detail, f"mend that, else POST {path}/authorize anew")]
-        ours = f"{(self._settings.public_url or '').rstrip('/')}/crm/{account.account_id}/"
-        if any(str(hook.get("destination")).startswith(ours) for hook in _items(hooks)):
-            found = [Check(name, True, "it lets us in, and its webhooks come to us")]
-        else:
-            todo = f"POST {path}/webhooks subscribes to talks and incoming leads"
-            found = [Check(name, True, "it lets us in; its webhooks do not come to us", todo)]
-        return found + await self._sources(account, key, sources.get(account.account_id, set()))
+        found = self._subscribed(name, account.account_id, master, _items(hooks))
+        return [found, *await self._sources(account, key, sources.get(account.account_id, set()))]
+
+    def _subscribed(
+        self, name: str, account: str, master: bytes, hooks: Iterable[Mapping[str, object]]
+    ) -> Check:
+        """Whether one of the CRM's subscriptions leads to us, and is in use."""
+        public = (self._settings.public_url or "").rstrip("/")
+        todo = f"POST /v1/accounts/{account}/webhooks subscribes to talks and incoming leads"
+        near = [hook for hook in hooks if str(hook.get("destination")).startswith(f"{public}/crm/{account}/")]
+        if not near:
+            return Check(name, True, "it lets us in; its webhooks do not come to us", todo)
+        ours = [hook for hook in near if hook.get("destination") == public + hook_path(master, account)]
+        if master and not ours:
+            says = "its webhooks come to an address that another master key made, where they are refused"
+            return Check(name, False, says, f"{todo}, at the right one; end the other in Kommo")
+        if all(hook.get("disabled") for hook in ours or near):
+            says = (
+                "Kommo has disabled the subscription of its webhooks, as it does when too many are not taken"
+            )
+            todo = f"look at the check of the public url; then POST /v1/accounts/{account}/webhooks"
+            return Check(name, False, says, f"{todo}, or turn it on in Kommo")
+        return Check(name, True, "it lets us in, and its webhooks come to us")
 
     async def _sources(self, account: Account, key: str, used: set[str]) -> list[Check]:
         """Those that messages name are there; what names another one is taken for the default source's."""

@@ -22,7 +22,7 @@ from app.probes import Check, skewed
 from app.serve import migrate, running
 from app.servers import Servers
 from app.settings import Settings
-from app.setup import Channel, Connected, KommoSide, MessengerSide, Setup
+from app.setup import Account, Channel, Connected, KommoSide, MessengerSide, Setup
 from app.strangers import Case
 from domain import ids
 from ops.sandbox import Sandbox
@@ -182,8 +182,25 @@ async def test_an_old_schema_is_told(clinic: Clinic, new_database: NewDatabase) 
     await migrate(url)
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         await connection.execute("UPDATE ledger.meta SET version = 1")
-    check = (await clinic.examined(database_url=url))["database"]
-    assert (check.ok, "version 1" in check.says) == (False, True), check
+        check = (await clinic.examined(database_url=url))["database"]
+        assert (check.ok, "version 1" in check.says) == (False, True), check
+        await connection.execute("UPDATE ledger.meta SET version = 99")
+        check = (await clinic.examined(database_url=url))["database"]
+    assert (check.ok, "version 99" in check.says, "newer chatledger" in check.todo) == (False, True, True)
+
+
+async def test_a_spoiled_key_is_one_check_and_the_others_are_told(clinic: Clinic, tmp_path: Path) -> None:
+    (tmp_path / "master.key").write_text("AAAA")
+    found = await clinic.examined(data=tmp_path, master_key=None)
+    assert (found["database"].ok, "master.key" in found["database"].says) == (False, True), found["database"]
+    assert "give 32 bytes" in found["database"].says
+    assert all(found[name].ok for name in ("data folder", "nats", "service", "kommo", "messenger of acme"))
+
+
+async def test_a_folder_that_cannot_be_looked_at_is_one_check(clinic: Clinic, tmp_path: Path) -> None:
+    found = await clinic.examined(data=tmp_path / ("x" * 300))  # Longer than a name may be: an OSError.
+    assert (found["data folder"].ok, "xxx" in found["data folder"].says) == (False, True)
+    assert all(found[name].ok for name in ("nats", "service", "kommo", "messenger of acme"))
 
 
 async def parked(story: Story) -> None:
@@ -236,6 +253,12 @@ async def test_without_a_public_url_the_way_to_us_is_not_tried(clinic: Clinic) -
     found = await clinic.examined(public_url=None)
     assert (found["public url"].ok, "CHATLEDGER_PUBLIC_URL" in found["public url"].todo) == (True, True)
     assert f"hooks of {ACME}" not in found
+
+
+async def test_a_crm_needs_a_public_url(clinic: Clinic) -> None:
+    listed = msgspec.structs.replace(clinic.setup, accounts=(Account(ACCOUNT, DOWN),))
+    check = (await clinic.examined(listed, public_url=None))["public url"]
+    assert (check.ok, "CRM" in check.says, "CHATLEDGER_PUBLIC_URL" in check.todo) == (False, True, True)
 
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -305,9 +328,16 @@ async def test_a_kommo_that_fails_is_told(clinic: Clinic) -> None:
 
 async def test_an_account_that_is_not_connected_yet_is_tried_and_left_as_it_was(clinic: Clinic) -> None:
     name = f"channel acme, account {OTHER}"
-    check = (await clinic.examined(clinic.file(ACCOUNT, OTHER)))[name]
+    check = (await clinic.examined(clinic.file(ACCOUNT, OTHER), port=9))[name]  # Nobody runs there.
     assert (check.ok, "the next start does it" in check.says) == (True, True), check
     assert not clinic.story.sandbox.crm.connections[f"{CHANNEL}_{OTHER}"].active
+
+
+async def test_what_the_service_may_just_have_connected_is_not_disconnected(clinic: Clinic) -> None:
+    name = f"channel acme, account {OTHER}"
+    check = (await clinic.examined(clinic.file(ACCOUNT, OTHER)))[name]
+    assert (check.ok, "a start records that" in check.says) == (True, True), check
+    assert clinic.story.sandbox.crm.connections[f"{CHANNEL}_{OTHER}"].active
 
 
 async def test_a_connection_that_kommo_dropped_is_made_again(clinic: Clinic) -> None:
