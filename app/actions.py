@@ -371,7 +371,8 @@ def _quoted(quote: ReplyTo | Forward) -> e.Json | None:
     moment = clock.milliseconds(at)
     told: e.Json = {"type": message.type, "text": message.text or ""}
     told |= {"timestamp": moment // 1000, "msec_timestamp": moment}
-    told["sender"] = {"id": sender.id, "name": sender.name} if sender.id else {"name": sender.name}
+    names = {"id": sender.id, "ref_id": sender.user_id, "name": sender.name}
+    told["sender"] = {name: value for name, value in names.items() if value is not None}
     told |= {name: value for name in QUOTED_FIELDS if (value := getattr(message, name)) is not None}
     if message.location:
         told["location"] = msgspec.to_builtins(message.location)

@@ -72,8 +72,9 @@ class Report(Struct, kw_only=True):
 
     `lines` were dealt with. `duplicates` were recorded before, with the same content; of `conflicts` another
     content is recorded, which stands; `skipped` cannot be read. `backwards` are older than a line before of
-    their chat: they have their own times all the same, by which Kommo orders them. `detail` says what to do
-    when it stopped. Of the problems the first 100 are told; `left_off` counts the rest.
+    their chat: they have their own times all the same, by which Kommo orders them. `position` is the last of
+    the ledger that it wrote or met: for `at_least` of a later read. `detail` says what to do when it stopped.
+    Of the problems the first 100 are told; `left_off` counts the rest.
     """
 
     id: str
@@ -87,6 +88,7 @@ class Report(Struct, kw_only=True):
     problems: list[LineProblem] = []
     left_off: int = 0
     detail: str = ""
+    position: int = 0
 
 
 class Stopped(Exception):
@@ -341,6 +343,7 @@ class Import:
     def _count(self, number: int, recorded: Recorded) -> None:
         report, position = self.report, recorded.position or 0
         self._head = max(self._head, recorded.last or 0)
+        report.position = max(report.position, position, recorded.last or 0)
         ours = position > self._began and number <= self._repeats_to  # Given before it was cut off.
         if recorded.conflict:
             report.conflicts += 1

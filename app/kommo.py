@@ -296,7 +296,9 @@ def _edit(event: e.MessageEdited) -> Json:
     message = _message(event.content)
     if event.delivery_status:
         message["delivery_status"] = msgspec.to_builtins(event.delivery_status)
+    named: Json = {"id": event.remote_id} if event.remote_id else {}
     return {
+        **named,
         "timestamp": moment // 1000,
         "msec_timestamp": moment,
         "msgid": event.message,

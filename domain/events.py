@@ -145,11 +145,12 @@ class MessageMirrored(Event, frozen=True, kw_only=True, gc=False, tag="message.m
 
 
 class MessageEdited(Event, frozen=True, kw_only=True, gc=False, tag="message.edited"):
-    """The content was changed; the latest `at` wins, then the event's id."""
+    """The content was changed; the latest `at` wins, then the event's id. `remote_id` is Kommo's id of it."""
 
     content: Content
     push: Side | None = None
     delivery_status: DeliveryStatus | None = None
+    remote_id: str | None = None
 
 
 class MessageDeleted(Event, frozen=True, kw_only=True, gc=False, tag="message.deleted"):

@@ -96,13 +96,14 @@ def _push(message: Message, sent: e.MessageSent, fact: Fact) -> dict[str, object
     sent_by = e.author(sent)
     if fact.kind is e.MessageEdited:
         newest = fact.at >= message.edited[0] and not message.deleted
-        return {"push": KOMMO if sent_by == MESSENGER and newest else None}
+        told = sent_by == MESSENGER and newest
+        return {"push": KOMMO, "remote_id": message.remote_id} if told else {}
     if fact.kind in STATUS.values():
         rank = RANKS[str(fact.kind.__struct_config__.tag).removeprefix("message.")]
-        told = {"push": KOMMO} if rank > message.rank else {}
+        push = {"push": KOMMO} if rank > message.rank else {}
         if sent_by == MESSENGER:
             return {}
-        return {"remote_id": sent.own_id if sent_by == KOMMO else message.kommo_id, **told}
+        return {"remote_id": sent.own_id if sent_by == KOMMO else message.kommo_id, **push}
     if fact.kind is e.MessageDeleted:
         return {}
     ends = e.Ends(sent.content.conversation_id, sent.content.chat_id)

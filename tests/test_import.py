@@ -107,6 +107,25 @@ async def test_the_ledger_says_who_imported(story: Story) -> None:
 
 
 # Again.
+async def test_the_report_says_where_in_the_ledger_it_is(story: Story) -> None:
+    name, lines = chat(), []
+    head = await story.head()
+    for number in range(3):
+        lines.append(line(name, number))
+        told = await report(story, lines)
+        shown = await story.api(
+            "GET", f"/v1/conversations?conversation_id={name}&at_least={told['position']}"
+        )
+        last = shown["items"][0]["last"]
+        assert (last["text"], told["position"] > head) == (f"{name} {number}", True)
+        head = told["position"]
+    again = await report(story, [*lines, "not JSON"])
+    assert (again["duplicates"], again["position"]) == (3, head)
+    assert (await report(story, ["nothing"]))["position"] == 0
+    [route] = (await story.api("GET", "/schema"))["paths"]["/v1/import"].values()
+    assert "Ledger-Position" not in route["responses"]["200"].get("headers", {})
+
+
 
 
 async def test_the_same_file_twice_is_a_no_op(story: Story) -> None:

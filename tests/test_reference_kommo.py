@@ -137,9 +137,11 @@ def test_one_message_is_forwarded_with_the_chat_it_comes_from() -> None:
 
 def test_an_edit_names_its_message_and_may_carry_its_status() -> None:
     status = e.DeliveryStatus(status_code=-1, error_code=905, error="Error text")
-    path, body = told(e.MessageEdited(**BASE, content=text(), delivery_status=status))
+    edited = e.MessageEdited(**BASE, content=text(), delivery_status=status, remote_id=THEIRS)
+    path, body = told(edited)
     assert (path, body["event_type"]) == (SCOPE, "edit_message")
     assert body["payload"] == {
+        "id": THEIRS,
         "timestamp": 1795334400,
         "msec_timestamp": 1795334400123,
         "msgid": OURS,
@@ -150,6 +152,7 @@ def test_an_edit_names_its_message_and_may_carry_its_status() -> None:
             "delivery_status": {"status_code": -1, "error_code": 905, "error": "Error text"},
         },
     }
+    assert "id" not in told(msgspec.structs.replace(edited, remote_id=None))[1]["payload"]
 
 
 @pytest.mark.parametrize(("kind", "status"), [(e.MessageDelivered, 1), (e.MessageRead, 2)])

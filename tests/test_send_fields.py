@@ -145,10 +145,10 @@ async def test_a_forward_of_nothing_known_goes_without_it(story: Story) -> None:
 async def test_a_quote_that_kommo_never_had_is_told_whole(story: Story) -> None:
     name = chat()
     file = {"type": "file", "media": PHOTO, "file_name": "a.pdf", "file_size": 7, "media_duration": 1}
-    quote = {"message_id": "old", "message": file, "sender": {"id": "u-9", "name": "Bo"}, "at": AT}
+    sender = {"id": "phone", "name": "Maria"}
+    quote = {"message_id": "old", "message": file, "sender": sender | {"user_id": maria(story)}, "at": AT}
     await told(story, sent(name, reply_to=quote))
     [message] = await story.arrived(name)
-    sender = {"id": "u-9", "name": "Bo"}
     assert message.reply_to == {
         "message": {
             "type": "file",
@@ -157,7 +157,7 @@ async def test_a_quote_that_kommo_never_had_is_told_whole(story: Story) -> None:
             "file_size": 7,
             "media_duration": 1,
             **MOMENT,
-            "sender": sender,
+            "sender": sender | {"ref_id": maria(story)},
         }
     }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from decided import START_MS, WHERE, Book, customer, edit, own, react
+from decided import START_MS, WHERE, Book, accept, customer, edit, own, react
 from msgspec.structs import replace
 
 from app import clock, hooks, kommo
@@ -61,6 +61,13 @@ def test_an_edit_names_the_message_by_our_id():
         "conversation_id": "conv-1",
         "message": {"type": "text", "text": "Hello!"},
     }
+
+
+def test_an_edit_names_the_message_by_kommos_id_too_once_that_is_known():
+    taken = accept(2, own("m-1"), "kommo", "theirs")
+    told = payload(Book().told(customer(1), taken, edit(3, own("m-1"))))
+    assert isinstance(told, dict)
+    assert (told["id"], told["msgid"]) == ("theirs", own("m-1"))
 
 
 def test_a_reaction_in_a_managers_name_goes_by_his_amojo_id_alone():
