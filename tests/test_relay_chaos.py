@@ -20,8 +20,8 @@ async def kill(server: PrivateNats) -> None:
     await server.start()
 
 
-async def write(book: Book, dice: random.Random) -> None:
-    while True:
+async def write(book: Book, dice: random.Random, stop: asyncio.Event) -> None:
+    while not stop.is_set():
         await book.fill(dice.choice(BURSTS))
         await asyncio.sleep(dice.uniform(0, 0.02))
 
@@ -38,13 +38,14 @@ async def test_a_killed_server_loses_and_doubles_nothing(
         others = [relaying(book, nats_own.url, exclusive=False) for _ in range(relays - 1)]
         for other in others:
             await other.__aenter__()
-        writer = asyncio.create_task(write(book, dice))
+        stop = asyncio.Event()
+        writer = asyncio.create_task(write(book, dice, stop))
         for _ in range(ROUNDS):
             await asyncio.sleep(dice.uniform(0.05, 0.5))
             await kill(nats_own)
         await asyncio.sleep(0.5)
-        writer.cancel()
-        await asyncio.wait([writer])
+        stop.set()
+        await writer
         await until(lambda: relay.position == len(book.rows))
         assert relay.restarted > 0
         for other in others:
@@ -58,14 +59,15 @@ async def test_a_store_that_is_wiped_again_and_again_is_filled_again(
     dice = random.Random(7)
     book = await Book(database_url).open()
     async with relaying(book, nats_own.url) as relay:
-        writer = asyncio.create_task(write(book, dice))
+        stop = asyncio.Event()
+        writer = asyncio.create_task(write(book, dice, stop))
         for _ in range(3):
             await asyncio.sleep(dice.uniform(0.1, 0.4))
             await nats_own.stop()
             nats_own.wipe()
             await nats_own.start()
-        writer.cancel()
-        await asyncio.wait([writer])
+        stop.set()
+        await writer
         await until(lambda: relay.position == len(book.rows))
     assert await differing(nats_own.url, book.rows) == []
 
@@ -78,9 +80,10 @@ async def test_racing_relays_are_exact(database_url: str, nats_own: PrivateNats)
         relaying(book, nats_own.url, exclusive=False) as second,
         relaying(book, nats_own.url, exclusive=False) as third,
     ):
-        writer = asyncio.create_task(write(book, dice))
+        stop = asyncio.Event()
+        writer = asyncio.create_task(write(book, dice, stop))
         await asyncio.sleep(3)
-        writer.cancel()
-        await asyncio.wait([writer])
+        stop.set()
+        await writer
         await until(lambda: first.position == second.position == third.position == len(book.rows))
     assert await differing(nats_own.url, book.rows) == []
