@@ -131,7 +131,8 @@ async def disabled(
     services = services_of(request)
     app = _app(services).app
     right = disabled_signature(app.client_secret, client_uuid, account_id)
-    if not hmac.compare_digest(right.encode(), signature.lower().encode()) or client_uuid != app.client_id:
+    signed = hmac.compare_digest(right.encode(), signature.lower().encode())
+    if not signed or client_uuid.lower() != app.client_id.lower():
         raise Wrong(403, BAD_SIGNATURE)
     number = account_id.isascii() and account_id.isdigit() and len(account_id) < 19
     account = await services.tokens.account_of(int(account_id)) if number else None

@@ -244,6 +244,29 @@ async def test_the_disabled_call_again_changes_nothing(office: Office):
     assert await office.head() == head
 
 
+async def test_kommo_may_write_our_id_in_capitals(office: Office):
+    await office.consent()
+    signature = disabled_signature(CLIENT_SECRET, CLIENT.upper(), str(CRM_ID))
+    query = {"account_id": str(CRM_ID), "client_uuid": CLIENT.upper(), "signature": signature}
+    assert (await office.request("GET", "/oauth/disabled", params=query)).status == 200
+    assert (await office.account())["state"] == "withdrawn"
+
+
+async def test_a_consent_is_kept_though_nothing_can_be_connected_again(
+    office: Office, caplog: pytest.LogCaptureFixture
+):
+    rename = "ALTER TABLE views.{} RENAME TO {}"
+    async with await psycopg.AsyncConnection.connect(office.database_url, autocommit=True) as link:
+        await link.execute(rename.format("channels", "away").encode())
+        try:
+            answer = await office.led_back()
+        finally:
+            await link.execute(rename.format("away", "channels").encode())
+    assert (answer.status, b"Connected" in answer.raw) == (200, True)
+    assert "not connected again, but by the next start" in caplog.text
+    assert (await office.account())["state"] == "authorized"
+
+
 @pytest.mark.parametrize(
     ("number", "client", "secret", "status"),
     [
