@@ -8,8 +8,9 @@ ledger at once: both ways bring everything in order, so whichever is first count
 waiting, retry and order are the lane's. A range of partitions belongs to one process at a time, by a lock of
 the database that ends with its connection.
 
-What an import sends goes in lanes of its own, one for each partition: a live message never waits behind it,
-it keeps its order, and however much is imported, the lanes hold a bounded number; the view holds the rest.
+What an import sends goes in lanes of its own, one for each partition of each account: a live message never
+waits behind it, it keeps its order, an account that refuses it holds up no other, and however much is
+imported, the lanes hold a bounded number; the view holds the rest.
 """
 
 import asyncio
@@ -36,12 +37,17 @@ LOOK_SECONDS = 10.0
 PAGE = 2_000
 VIEWS_SECONDS = 0.05
 IMPORTED_SECONDS = 0.2
+IMPORTED_MAX, IMPORTED_LANE_MIN = 3_200, 10  # In a range; of many accounts each lane holds the fewer.
 BACKOFF_SECONDS = 1.0
 LISTEN_SECONDS = 0.25
 log = logging.getLogger("chatledger.deliver")
 
 PUSH, RESUMED = b'"push":', b'"delivery.resumed"'
-CONVERSATION, ID_CHARACTERS = b'"conversation":"', 36  # Before all that others write.
+CHANNEL, ACCOUNT, CONVERSATION = (
+    b'"channel":"',
+    b'"account":"',
+    b'"conversation":"',
+)  # Ours, before others' words.
 IMPORTED_ENDS = (  # After all that others write.
     b',"imported":true,"push":"kommo"}',
     b',"imported":true,"push":"kommo","sent_by":"messenger"}',
@@ -61,11 +67,12 @@ OPEN_OF = """SELECT d.position, s.state, d.attempts, d.reason FROM views.deliver
  WHERE d.partition = ANY (%(partitions)s) AND d.state <> 'parked' AND d.destination = %(side)s
  AND d.conversation IS NOT DISTINCT FROM %(conversation)s::uuid AND NOT d.imported
  ORDER BY d.position LIMIT %(limit)s"""
-IMPORTED = """SELECT DISTINCT partition, destination FROM views.deliveries
+IMPORTED = """SELECT DISTINCT partition, destination, channel, account_id FROM views.deliveries
  WHERE imported AND partition = ANY (%(partitions)s) AND state <> 'parked'"""
 IMPORTED_OF = """SELECT d.position, s.state, d.attempts, d.reason FROM views.deliveries d
  JOIN ledger.stored_events s ON s.notification_id = d.position
  WHERE d.imported AND d.partition = %(partition)s AND d.state <> 'parked' AND d.destination = %(side)s
+ AND d.channel = %(channel)s AND d.account_id IS NOT DISTINCT FROM %(account)s
  ORDER BY d.position LIMIT %(limit)s"""
 NAMED = """SELECT d.position, s.state, d.attempts, d.reason FROM views.deliveries d
  JOIN ledger.stored_events s ON s.notification_id = d.position
@@ -73,7 +80,8 @@ NAMED = """SELECT d.position, s.state, d.attempts, d.reason FROM views.deliverie
  ORDER BY d.position"""
 
 Row = tuple[int, bytes, int, str | None]
-Key = tuple[str | None, str, int | None]  # conversation and side; of what is imported, partition and side
+Imports = tuple[int, str, str | None]  # partition, channel and account
+Key = tuple[str | None, str, Imports | None]  # conversation and side; of what is imported, no conversation
 
 
 class LaneFailed(Exception):
@@ -264,7 +272,7 @@ class _Range:
         loop = asyncio.get_running_loop()
         sweep_at, before = loop.time() + SWEEP_SECONDS, self._upto
         while True:
-            if any(partition is not None for _, _, partition in self._lanes):
+            if any(imports for _, _, imports in self._lanes):
                 await asyncio.sleep(IMPORTED_SECONDS)  # Those lanes have room for more all the while.
             else:
                 with contextlib.suppress(TimeoutError):
@@ -285,11 +293,12 @@ class _Range:
     async def _refill(self, connection: schema.Database, seen: int) -> None:
         """Give the lanes that were cut off what they can hold now; forget those that have nothing to do."""
         self._lanes = {key: lane for key, lane in self._lanes.items() if lane.busy or lane.cut_at}
-        for (conversation, side, partition), lane in list(self._lanes.items()):
+        for (conversation, side, imports), lane in list(self._lanes.items()):
             if not lane.wants:
                 continue
-            if partition is not None:  # More is cut off all the while: it goes on with what the view has.
-                await self._fill(connection, lane, seen, IMPORTED_OF, partition=partition, side=side)
+            if imports:  # More is cut off all the while: it goes on with what the view has.
+                of = dict(zip(("partition", "channel", "account"), imports, strict=True))
+                await self._fill(connection, lane, seen, IMPORTED_OF, side=side, **of)
             elif lane.cut_at <= seen:
                 await self._fill(connection, lane, seen, OPEN_OF, conversation=conversation, side=side)
 
@@ -297,14 +306,15 @@ class _Range:
         self, connection: schema.Database, lane: Lane, seen: int, statement: str, **of: object
     ) -> None:
         cut_at = lane.cut_at
-        rows = await self._rows(connection, statement, limit=LANE_MAX, **of)
-        more = len(rows) >= LANE_MAX or lane.cut_at > min(cut_at, seen)  # The stream cut off more meanwhile.
+        rows = await self._rows(connection, statement, limit=lane.most, **of)
+        more = len(rows) >= lane.most or lane.cut_at > min(cut_at, seen)  # The stream cut off more meanwhile.
         lane.fill(self._jobs(rows), cut_at=lane.cut_at if more else 0)
 
     async def _find_imported(self, connection: schema.Database, upto: int) -> None:
         """Have the lanes of what is imported look for what the view has as open up to a position."""
-        for partition, side in await _all(connection, IMPORTED, {"partitions": self.partitions}):
-            lane = self._lane_of((None, cast("str", side), cast("int", partition)))
+        rows = await _all(connection, IMPORTED, {"partitions": self.partitions})
+        for partition, side, channel, account in cast("list[tuple[int, str, str, str | None]]", rows):
+            lane = self._lane_of((None, side, (partition, channel, account)))
             lane.cut_at = max(lane.cut_at, upto)
 
     async def _take_resumed(self, connection: schema.Database, seen: int) -> None:
@@ -341,11 +351,13 @@ class _Range:
     def _take(self, position: int, raw: bytes) -> None:
         if PUSH not in raw and RESUMED not in raw:
             return
-        partition = _partition(raw)
+        partition = ids.partition(_told(raw, CONVERSATION))
         if partition not in self._mine:
             return
-        if raw.endswith(IMPORTED_ENDS) and self._lane_of((None, ids.KOMMO, partition)).cuts(position):
-            return
+        if raw.endswith(IMPORTED_ENDS):
+            imports = (partition, _told(raw, CHANNEL) or "", _told(raw, ACCOUNT))
+            if self._lane_of((None, ids.KOMMO, imports)).cuts(position):
+                return
         event = e.decode(raw)
         if isinstance(event, e.DeliveryResumed):
             self._resumed[event.cause or ""] = position
@@ -375,14 +387,20 @@ class _Range:
 
     def _lane(self, event: Pushed) -> Lane:
         if _imported(event):
-            return self._lane_of((None, event.push or "", ids.partition(event.conversation)))
+            imports = (ids.partition(event.conversation), event.channel, event.account)
+            return self._lane_of((None, event.push or "", imports))
         return self._lane_of((event.conversation, event.push or "", None))
 
     def _lane_of(self, key: Key) -> Lane:
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = Lane(self._settle, self)
+            lane = self._lanes[key] = Lane(self._settle, self, self._most() if key[2] else LANE_MAX)
         return lane
+
+    def _most(self) -> int:
+        """How many one more lane of what is imported may hold."""
+        lanes = 1 + sum(1 for _, _, imports in self._lanes if imports)
+        return min(LANE_MAX, max(IMPORTED_LANE_MIN, IMPORTED_MAX // lanes))
 
     async def _drop(self) -> None:
         """Let go of every lane: whoever has the lease next takes them up from the view."""
@@ -406,11 +424,10 @@ def _imported(event: Pushed) -> bool:
     return isinstance(event, e.MessageSent) and event.imported
 
 
-def _partition(raw: bytes) -> int:
-    """The partition of an event as it is stored; decoding it all costs five times as much."""
-    start = raw.find(CONVERSATION) + len(CONVERSATION)
-    found = start >= len(CONVERSATION)
-    return ids.partition(raw[start : start + ID_CHARACTERS].decode() if found else None)
+def _told(raw: bytes, name: bytes) -> str | None:
+    """A field of an event as it is stored; decoding it all costs five times as much."""
+    start = raw.find(name) + len(name)
+    return raw[start : raw.index(b'"', start)].decode() if start >= len(name) else None
 
 
 async def _all(

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import random
 from bisect import insort
+from collections import defaultdict
 from typing import Protocol
 
 import psycopg
@@ -18,7 +19,7 @@ from app.client import Unreached
 from app.kommo import Created
 from app.ledger import Full, Ledger, Recorded, Unavailable
 from app.outcome import Done, Forbidden, Gone, Refused, Retry
-from app.push import Disconnected, Pushed, Pusher, Settled, Superseded, classify
+from app.push import Disconnected, Missing, Pushed, Pusher, Settled, Superseded, classify
 from domain import commands as c
 from domain import events as e
 from domain import ids
@@ -42,8 +43,8 @@ class Job(Struct):
 
     `again`: it may have been tried before, by us or by a process that is gone; `unknown`: an attempt may have
     been taken without our learning of it. `since` is when the first attempt failed and `tried_at` when the
-    last one began, in seconds of the loop. `resting`: it waits for its next attempt. `broken`: it met an
-    error that no rule expects.
+    last one began, in seconds of the loop. `resting`: it waits for its next attempt. `called`: the attempt at
+    hand has gone so far that the other side may know of it. `broken`: it met an error that no rule expects.
     """
 
     position: int
@@ -56,6 +57,7 @@ class Job(Struct):
     tried_at: float = 0.0
     reconnected: bool = False
     resting: bool = False
+    called: bool = False
     broken: bool = False
 
 
@@ -78,7 +80,9 @@ class Lane:
     and is fetched from there when there is room.
     """
 
-    def __init__(self, settle: "Settle", owner: Owner) -> None:
+    def __init__(self, settle: "Settle", owner: Owner, most: int = LANE_MAX) -> None:
+        """`most`: how many it holds."""
+        self.most = most
         self.jobs: list[Job] = []
         self.cut_at = 0
         self._settle = settle
@@ -94,7 +98,7 @@ class Lane:
     @property
     def wants(self) -> bool:
         """Whether something was cut off that there is room for now."""
-        return bool(self.cut_at) and len(self.jobs) < LANE_MAX // 2
+        return bool(self.cut_at) and len(self.jobs) <= self.most // 2
 
     def put(self, job: Job) -> None:
         """Take what the stream brings: always later than what is here."""
@@ -104,14 +108,14 @@ class Lane:
 
     def cuts(self, position: int) -> bool:
         """Whether it cuts off what comes at a position, for it is full or has cut off before."""
-        full = bool(self.cut_at) or len(self.jobs) >= LANE_MAX
+        full = bool(self.cut_at) or len(self.jobs) >= self.most
         if full:
             self.cut_at = max(self.cut_at, position)
         return full
 
     def put_back(self, job: Job) -> None:
         """Take what the view has as open, unless it is here; it goes where its position belongs."""
-        if self.cut_at or (len(self.jobs) >= LANE_MAX and not self._has(job)):
+        if self.cut_at or (len(self.jobs) >= self.most and not self._has(job)):
             self.cut_at = max(self.cut_at, job.position)
         else:
             self._insert(job)
@@ -176,7 +180,8 @@ class Settle:
     def __init__(self, ledger: Ledger, pusher: Pusher) -> None:
         self._ledger = ledger
         self._pusher = pusher
-        self._copies: dict[str | None, Job] = {}
+        self._copies: defaultdict[str | None, list[Job]] = defaultdict(list)
+        self._copied = 0
         self._ends_at: float | None = None
 
     def end(self, seconds: float) -> None:
@@ -198,34 +203,50 @@ class Settle:
         event = job.event
         if isinstance(event, e.TypingStarted):
             return await self._typing(job.position, event)
-        if isinstance(event, e.MessageMirrored):
-            self._copies[event.conversation] = job
-            try:
-                return await self._settle(job)
-            finally:
-                del self._copies[event.conversation]
-        if isinstance(event, e.MessageSent) and event.push == ids.MESSENGER:
-            await self._outwait_copy(job, event)
+        if _is_copy(event):
+            return await self._settle_copy(job)
+        if isinstance(event, e.MessageSent) and event.push == ids.MESSENGER and e.author(event) == ids.KOMMO:
+            await self._outwait_copies(job)
         return await self._settle(job)
 
-    async def _outwait_copy(self, job: Job, event: e.MessageSent) -> None:
+    async def _settle_copy(self, job: Job) -> int:
+        conversation = job.event.conversation
+        copies = self._copies[conversation]  # A live one and an imported one may be under way together.
+        copies.append(job)
+        try:
+            settled = await self._settle(job)
+        finally:
+            copies.remove(job)
+            if not copies:
+                del self._copies[conversation]
+        self._copied = max(self._copied, settled)
+        return settled
+
+    async def _outwait_copies(self, job: Job) -> None:
         """Kommo may send a hook of a copy that it has just taken: that it is one shows once its name is here.
 
-        Only while a copy of the chat may be with Kommo without our knowing its name, and not for ever.
+        Only while a copy of the chat may be with Kommo without our knowing its name, and not for ever. What
+        was recorded before the name of some copy was is looked at, for it may have been that one.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + COPY_SECONDS
-        while (copy := self._copies.get(event.conversation)) and loop.time() < until:
-            if copy.resting and not copy.unknown:
+        while loop.time() < until:
+            copies = self._copies.get(job.event.conversation, ())
+            if not any(copy.called or copy.unknown for copy in copies):
                 break
             job.again = True
             await asyncio.sleep(COPY_POLL_SECONDS)
+        job.again = job.again or job.position < self._copied
 
     async def _settle(self, job: Job) -> int:
         event = job.event
+
+        def began() -> None:
+            job.called = True
+
         while True:
             job.tried_at = asyncio.get_running_loop().time()
-            result = await self._pusher.attempt(event, again=job.again)
+            result = await self._pusher.attempt(event, again=job.again, began=began)
             metrics.DELIVERIES.labels(event.push, classify(result)).inc()
             job.again = True
             match result:
@@ -237,6 +258,8 @@ class Settle:
                     return await self._complete(job, result.reason)
                 case Disconnected():
                     return await self._park(job, DISCONNECTED)
+                case Missing():
+                    return await self._park(job, result.reason)
                 case Refused():
                     settled = await self._refused(job, result)
                 case Gone():
@@ -245,9 +268,7 @@ class Settle:
                     await self._forbidden(job, result)
                     settled = None
                 case Retry():
-                    job.unknown = job.unknown or result.unknown
-                    await self._later(job, result.reason, result.after_seconds)
-                    settled = None
+                    settled = await self._retry(job, result)
             if settled is not None:
                 return settled
 
@@ -353,6 +374,16 @@ class Settle:
         else:
             job.reconnected = True
 
+    async def _retry(self, job: Job, retry: Retry) -> int | None:
+        """Again, later; but what an import sent holds up all that follows it no longer than an hour."""
+        job.unknown = job.unknown or retry.unknown
+        event = job.event
+        failing = job.since and asyncio.get_running_loop().time() - job.since > LATER_SECONDS
+        if failing and not retry.pause and isinstance(event, e.MessageSent) and event.imported:
+            return await self._park(job, f"given up after an hour: {retry.reason}")
+        await self._later(job, retry.reason, retry.after_seconds)
+        return None
+
     async def _later(self, job: Job, reason: str, after_seconds: float) -> None:
         """Record the first failure, and any change of reason, then wait."""
         loop = asyncio.get_running_loop()
@@ -367,7 +398,7 @@ class Settle:
         most = RETRY_SECONDS_LATER if later else RETRY_SECONDS_MAX
         longest = min(most, RETRY_FIRST_SECONDS * 2 ** min(job.attempts, 20))
         job.attempts += 1
-        job.resting = True
+        job.resting, job.called = True, False
         await asyncio.sleep(max(random.uniform(longest / 10, longest), after_seconds))
         job.resting = False
 
@@ -386,3 +417,10 @@ class Settle:
                 await asyncio.sleep(RECORD_SECONDS)
             else:
                 return max(recorded.last or 0, recorded.position or 0)
+
+
+def _is_copy(event: Pushed) -> bool:
+    """Whether it makes a message to the customer in Kommo, of which Kommo may send us a hook."""
+    if isinstance(event, e.MessageMirrored):
+        return True
+    return isinstance(event, e.MessageSent) and event.push == ids.KOMMO and event.receiver is not None

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias, cast
 
 import psycopg
@@ -32,6 +32,8 @@ PAUSE_SECONDS_MIN = 1.0
 ROUNDS_MAX = 4
 ENDS_OF_A_SEND = {"message.accepted", "message.failed"}
 NO_COPY = "Kommo has no copy of this message"
+NOT_YET = "its message is not with Kommo yet"
+NOT_THERE = "its message is not with Kommo: resume that one, then this"
 log = logging.getLogger("chatledger.push")
 
 Pushed: TypeAlias = Created | e.MessageEdited | e.Status | e.Reaction | e.TypingStarted
@@ -51,7 +53,13 @@ class Disconnected(Struct, frozen=True):
     """The channel is not connected to the account."""
 
 
-Result: TypeAlias = Outcome | Superseded | Settled | Disconnected
+class Missing(Struct, frozen=True):
+    """Kommo does not have the message that it is about, and will not before someone looks."""
+
+    reason: str
+
+
+Result: TypeAlias = Outcome | Superseded | Settled | Disconnected | Missing
 
 
 class Pusher:
@@ -96,8 +104,11 @@ class Pusher:
         channel_id = channel.channel_id if channel else ""
         return ids.link(event.channel, channel_id, event.account or "")
 
-    async def attempt(self, event: Pushed, *, again: bool) -> Result:
-        """Try once. `again`: it may have been tried before, so what has happened since is looked at first."""
+    async def attempt(self, event: Pushed, *, again: bool, began: Callable[[], None] | None = None) -> Result:
+        """Try once. `again`: it may have been tried before, so what has happened since is looked at first.
+
+        `began` is called before the other side is.
+        """
         channel = await self._channels.channel(event.channel)
         connection = channel.connections.get(event.account or "") if channel else None
         if channel is None or connection is None or not connection.connected:
@@ -107,9 +118,33 @@ class Pusher:
         gate = self.gate(event)
         with metrics.PUSH_SECONDS.labels(event.push).time():
             async with gate.passing(live=_live(event)) as probe:
+                if began:
+                    began()
                 result = await self._call(channel, connection, event)
                 self._press(gate, result, probe)
+        if event.push == KOMMO and _unknown(result) and not isinstance(event, Created):
+            return await self._waits(event) or result
         return result
+
+    async def _waits(self, event: Pushed) -> Retry | Missing | None:
+        """What there is to wait for, if the message that an event is about is still to be told to Kommo."""
+        stream = event.message or event.stream
+        events = [e.decode(raw) for raw in await self._load([stream])]
+        sends = [one for one in events if isinstance(one, Created) and one.push == KOMMO]
+        message: State | None = None
+        for one in events:
+            message = evolve(message, one)
+        if not sends or not isinstance(message, Message):
+            return None
+        send = sends[0]
+        ends = {COPIED} if isinstance(send, e.MessageMirrored) else ENDS_OF_A_SEND
+        stand = message.deliveries.get(send.id, "")
+        if message.seen.keys() & ends or stand == "completed":
+            return None
+        apart = not _live(send) or send.conversation != event.conversation
+        if apart and not stand.startswith("parked"):
+            return Retry(NOT_YET)
+        return Missing(NOT_THERE)  # Nothing of its own lane is waited for: that would come after it.
 
     def _press(self, gate: Gate, result: Result, probe: bool) -> None:
         if isinstance(result, Done):
@@ -131,7 +166,7 @@ class Pusher:
             return Superseded("it has waited too long")
         if event.push == KOMMO:
             named = await self._named(event)
-            if isinstance(named, Superseded | Retry):
+            if isinstance(named, Superseded | Retry | Missing):
                 return named
             who = Credentials(channel.channel_id, channel.secrets.kommo)
             return await self._kommo.push(who, connection.link.scope_id, named)
@@ -141,7 +176,7 @@ class Pusher:
             return Superseded("the messenger does not know the conversation yet")
         return await self._messenger.push(channel.url, channel.secrets.messenger, push)
 
-    async def _named(self, event: Pushed) -> Pushed | Superseded | Retry:
+    async def _named(self, event: Pushed) -> Pushed | Superseded | Retry | Missing:
         """The event with the names that Kommo needs and that were not known when it was recorded.
 
         The copy of an operator's message may wait for the messenger's name of a chat that Kommo started;
@@ -161,7 +196,9 @@ class Pusher:
                 states = await self._states([event.stream])
                 message = states.get(event.stream)
                 kommo_id = message.kommo_id if isinstance(message, Message) else None
-                return replace(event, remote_id=kommo_id) if kommo_id else Superseded(NO_COPY)
+                if kommo_id:
+                    return replace(event, remote_id=kommo_id)
+                return await self._waits(event) or Superseded(NO_COPY)
         return event
 
     async def _names(self, event: e.MessageSent | e.TypingStarted | e.Reaction) -> Push:
@@ -207,7 +244,7 @@ class Pusher:
         named = {theirs: _own_name(states, stream) for theirs, stream in streams.items()}
         messages = []
         for one in told:
-            name = named.get(one.get("id")) if isinstance(one, dict) else None
+            name = named.get(str(one.get("id"))) if isinstance(one, dict) else None
             messages.append({**one, "message_id": name} if name else one)
         return {**forwards, "messages": messages}
 
@@ -324,6 +361,11 @@ class Pusher:
         return [raw for _, raw, _ in sorted(rows)]
 
 
+def _unknown(result: Result) -> bool:
+    """Whether Kommo may say by it that it does not know the message: with 404, of an edit with 400."""
+    return isinstance(result, Gone) or (isinstance(result, Refused) and result.http == 400)
+
+
 def _live(event: Pushed) -> bool:
     """Whether somebody waits for it: what is imported gives way."""
     return not (isinstance(event, e.MessageSent) and event.imported)
@@ -371,7 +413,7 @@ def classify(result: Result) -> str:
             return "refused"
         case Retry() | Forbidden():
             return "deferred"
-        case Gone() | Disconnected():
+        case Gone() | Disconnected() | Missing():
             return "gone"
         case Superseded() | Settled():
             return "superseded"

@@ -9,10 +9,11 @@ import pytest
 from app import clock
 from app.importing import LINE_BYTES_MAX, PROBLEMS_MAX
 from app.lanes import LANE_MAX
+from app.push import NOT_YET
 from app.servers import Servers
 from domain import ids
 from tests.imported import BEGIN_MS, feed, imported, line, mixed, ndjson, outgoing, report, texts
-from tests.storied import BOT, LINK, Story, chat, story_on, until
+from tests.storied import BOT, CHANNEL, LINK, Story, chat, story_on, until
 
 MARIA = "0f8f1c5e-7f0a-4c52-9a43-3b1d0c7a1e01"
 COUNTS = ("lines", "imported", "duplicates", "conflicts", "skipped")
@@ -106,7 +107,6 @@ async def test_the_ledger_says_who_imported(story: Story) -> None:
     assert (sent["by"], sent["imported"], sent["at"]) == ("import", True, clock.text(BEGIN_MS))
 
 
-# Again.
 async def test_the_report_says_where_in_the_ledger_it_is(story: Story) -> None:
     name, lines = chat(), []
     head = await story.head()
@@ -126,6 +126,7 @@ async def test_the_report_says_where_in_the_ledger_it_is(story: Story) -> None:
     assert "Ledger-Position" not in route["responses"]["200"].get("headers", {})
 
 
+# Again.
 
 
 async def test_the_same_file_twice_is_a_no_op(story: Story) -> None:
@@ -270,6 +271,51 @@ async def test_a_live_message_does_not_wait_behind_an_import(story: Story) -> No
         assert texts(found) == [*(f"{name} {number}" for number in range(500)), "live"]
         mine = sorted(found[:-1], key=lambda one: one.arrived_ns)
         assert all(one.msec_timestamp < two.msec_timestamp for one, two in pairwise(mine))
+
+
+async def test_one_account_that_cannot_import_holds_up_no_other(servers: Servers) -> None:
+    other = "52e591f7-c98f-4255-8495-827210138c90"
+    there = ids.link("acme", CHANNEL, other)
+    stuck = chat()
+    free = _beside(stuck, there)
+    async with story_on(servers) as story:
+        await story.api("POST", "/v1/channels/acme/connections", {"account_id": other, "title": "Other"})
+        await story.fault("kommo.new_message", "503", times=None, conversation_id=stuck)
+        await report(story, [line(stuck, n) for n in range(2 * LANE_MAX)], account_id=LINK.account)
+        await report(story, [line(free, n) for n in range(3)], account_id=other)
+        crm = story.sandbox.crm
+        found = await until(lambda: crm.chat(there.scope_id, free), 5)
+        await until(lambda: len(crm.timelines[found.id]) == 3, 5)
+        assert feed(story, stuck) == []
+        await story.order("DELETE", "/faults")
+        await story.settled(90)
+        assert texts(feed(story, stuck)) == [f"{stuck} {n}" for n in range(2 * LANE_MAX)]
+
+
+async def test_an_edit_waits_for_the_message_that_is_still_to_be_imported(story: Story) -> None:
+    name = chat()
+    ours = ids.message_id(LINK, "messenger", f"{name}-1")
+    connected = len(await story.events(type="channel.connected"))
+    await story.fault("kommo.new_message", "503", times=None, conversation_id=name)
+    try:
+        await report(story, [line(name, 0), line(name, 1)])
+        edit = {"type": "message.edited", "conversation_id": name, "message_id": f"{name}-1"}
+        assert (await story.tell(edit | {"message": {"type": "text", "text": "Edited"}}))[0] == 200
+        deferred = await story.until_recorded(ours, "delivery.deferred")
+    finally:
+        await story.order("DELETE", "/faults")
+    await until(lambda: texts(feed(story, name)) == [f"{name} 0", "Edited"])
+    assert deferred[0]["reason"] == NOT_YET
+    assert "delivery.parked" not in await story.timeline(ours)
+    assert len(await story.events(type="channel.connected")) == connected
+
+
+def _beside(name: str, there: ids.Link) -> str:
+    """A chat of another account whose partition is that of a chat of ours."""
+    wanted = ids.partition(_id(name))
+    while ids.partition(ids.conversation_id(there, "messenger", other := chat())) != wanted:
+        pass
+    return other
 
 
 def _id(name: str) -> str:

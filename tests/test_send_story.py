@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from app.push import NOT_THERE
 from app.servers import Servers
 from domain import ids
 from ops.sandbox.crm import Message as KommoMessage
@@ -173,6 +174,26 @@ async def test_an_echo_that_overtakes_the_answer_is_not_sent_to_the_customer(sto
     assert shown["messages"] == 2
 
 
+async def test_an_echo_of_what_a_messenger_wrote_itself_is_not_sent_to_the_customer(story: Story) -> None:
+    name = chat()
+    await known(story, name)
+    await story.fault("kommo.new_message", "slow", seconds=1, conversation_id=name)
+    action = {
+        "type": "message.sent",
+        "direction": "out",
+        "conversation_id": name,
+        "message_id": name,
+        "sender": {"id": "phone", "name": "Maria", "user_id": maria(story)},
+        "receiver": {"id": f"u-{name}", "name": "Ann"},
+        "message": {"type": "text", "text": "From the phone"},
+    }
+    assert (await story.tell(action))[0] == 200
+    [copy] = await copied(story, name)
+    await until(lambda: copy.hook == "ok")
+    await story.settled()
+    assert story.pushes(name) == []
+
+
 async def test_the_same_message_again_is_sent_once(story: Story) -> None:
     name = chat()
     conversation = await known(story, name)
@@ -265,17 +286,29 @@ async def test_a_copy_that_kommo_refuses_is_parked_and_the_message_goes_on(story
     name = chat()
     conversation = await known(story, name)
     told = await send(story, conversation, name, sender={"user_id": "nobody"})
-    [push] = await story.pushed(name)
+    await story.pushed(name)
     [parked] = await story.until_recorded(told["id"], "delivery.parked")
     assert "user not found" in parked["reason"]
-    action = {"type": "message.read", "conversation_id": name, "message_id": push.answer["message_id"]}
-    await story.tell(action)
-    [completed] = await story.until_recorded(told["id"], "delivery.completed")
-    shown = await story.shown(told["id"])
-    assert completed["superseded"] == "Kommo has no copy of this message"
-    assert (shown["status"], shown["remote"]["kommo"]) == ("read", None)
     page = await story.api("GET", f"/v1/deliveries?conversation={conversation}")
     assert [(one["type"], one["state"]) for one in page["items"]] == [("message.mirrored", "parked")]
+
+
+async def test_a_status_of_a_parked_copy_is_parked_and_told_when_both_are_resumed(story: Story) -> None:
+    name = chat()
+    conversation = await known(story, name)
+    await story.fault("kommo.new_message", "422", conversation_id=name)
+    told = await send(story, conversation, name)
+    [push] = await story.pushed(name)
+    await story.until_recorded(told["id"], "delivery.parked")
+    action = {"type": "message.read", "conversation_id": name, "message_id": push.answer["message_id"]}
+    await story.tell(action)
+    parked = await story.until_recorded(told["id"], "delivery.parked", 2)
+    assert parked[1]["reason"] == NOT_THERE
+    assert (await story.shown(told["id"]))["status"] == "read"
+    answer = await story.api("POST", f"/v1/deliveries/resume?conversation={conversation}")
+    [copy] = await copied(story, name)
+    await until(lambda: story.statuses(copy.id) == [2])
+    assert answer["resumed"] == 2
 
 
 async def test_a_messenger_that_refuses_it_is_shown_in_kommo(story: Story) -> None:
