@@ -4,6 +4,7 @@ By hand, against any service: `schemathesis run http://127.0.0.1:8080/schema -H 
 """
 
 import asyncio
+import json
 import re
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -13,11 +14,14 @@ from typing import Any, NamedTuple
 import jsonschema_rs
 import pytest
 import pytest_asyncio
+from asked import LEAVING, Things, things
+from consented import ACCOUNT, CRM_ID, OTHER_ACCOUNT, Office, office_of
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
-from served import ACCOUNT, KEY, Served, serving
+from served import KEY
 
 from app import examples
 from app.servers import Servers
+from ops.sandbox import crm_account
 from tests.storied import ENVIRONMENT
 
 HERE = Path(__file__).parent
@@ -25,15 +29,19 @@ Json = dict[str, Any]
 
 
 @pytest_asyncio.fixture(scope="module")
-async def service(servers: Servers) -> AsyncIterator[Served]:
-    async with serving(servers) as one:
-        assert (await one.register()).status == 201
-        assert (await one.connect()).status == 201
+async def service(servers: Servers) -> AsyncIterator[Office]:
+    accounts = (crm_account(ACCOUNT, CRM_ID), crm_account(OTHER_ACCOUNT), crm_account(LEAVING))
+    async with office_of(servers, crm_accounts=accounts) as one:
         yield one
 
 
 @pytest_asyncio.fixture(scope="module")
-async def document(service: Served) -> Json:
+async def there(service: Office) -> Things:
+    return await things(service)
+
+
+@pytest_asyncio.fixture(scope="module")
+async def document(service: Office) -> Json:
     told: Json = (await service.ask("GET", "/schema", key=None)).body
     return told
 
@@ -129,10 +137,10 @@ def test_the_webhooks_say_how_they_are_signed(document: Json) -> None:
         assert (schemes[scheme]["in"], schemes[scheme]["name"]) == ("header", header)
 
 
-async def test_the_examples_tell_a_story_that_happens(service: Served) -> None:
+async def test_the_examples_tell_a_story_that_happens(service: Office, there: Things) -> None:
     told = [action for action in examples.ACTIONS.values() if isinstance(action, dict)]
     sent = {action["type"]: action for action in reversed(told)}["message.sent"]
-    (result,) = (await service.act(sent)).body["results"]
+    (result,) = (await service.act(sent | {"account_id": ACCOUNT})).body["results"]
     assert result["id"] == examples.MESSAGE
     shown = await service.get(f"/v1/conversations/{examples.CHAT}", at_least=result["position"])
     assert (shown["conversation_id"], shown["account_id"]) == ("conv-1", ACCOUNT)
@@ -142,29 +150,43 @@ async def test_the_examples_tell_a_story_that_happens(service: Served) -> None:
         assert (await service.hook(hook)).status == 200, hook
 
 
-async def test_a_method_that_is_not_allowed_is_told_with_those_that_are(service: Served) -> None:
+async def test_a_method_that_is_not_allowed_is_told_with_those_that_are(service: Office) -> None:
     answer = await service.ask("DELETE", "/v1/channels")
     assert answer.status == 405
     assert {"GET", "POST"} <= set(answer.headers["Allow"].split(", "))
 
 
+@pytest.mark.parametrize("path", ["/schema/anything", "/schema/any.json", "/schema/any/thing"])
+async def test_nothing_is_under_the_schema_but_a_problem(service: Office, path: str) -> None:
+    answer = await service.ask("GET", path, key=None)
+    assert (answer.status, answer.headers["Content-Type"]) == (404, "application/problem+json")
+    assert answer.body["status"] == 404
+
+
 @pytest.mark.parametrize("path", ["/v1/deliveries", "/v1/events"])
-async def test_an_id_that_can_be_none_is_refused_in_our_words(service: Served, path: str) -> None:
+async def test_an_id_that_can_be_none_is_refused_in_our_words(service: Office, path: str) -> None:
     answer = await service.ask("GET", path, params={"conversation": "x"})
     assert (answer.status, "UUID" in answer.body["detail"]) == (400, True)
     assert "portal" not in answer.body["detail"]
 
 
 @pytest.mark.timeout(300)
-async def test_schemathesis_finds_no_500_and_no_undocumented_answer(service: Served, tmp_path: Path) -> None:
+async def test_schemathesis_finds_every_success_no_500_and_no_undocumented_answer(
+    service: Office, document: Json, there: Things, tmp_path: Path
+) -> None:
+    files = {"ASKED": tmp_path / "asked.json", "TOLD": tmp_path / "told"}
+    files["ASKED"].write_text(json.dumps(there))
+    paths = {"SCHEMATHESIS_HOOKS": "asking", "PYTHONPATH": f"{HERE}:{HERE.parent}"}
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(HERE / "schemathesis.toml")),
         *("run", f"{service.url}/schema", "--header", f"Authorization: Bearer {KEY}", "--no-color"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env=ENVIRONMENT | {"SCHEMATHESIS_HOOKS": "asking", "PYTHONPATH": f"{HERE}:{HERE.parent}"},
+        env=ENVIRONMENT | paths | {name: str(path) for name, path in files.items()},
         cwd=tmp_path,
     )
     assert child.stdout is not None
     told = (await child.stdout.read()).decode()
     assert await child.wait() == 0, told
+    done = {line[4:] for line in files["TOLD"].read_text().splitlines() if line[0] == "2"}
+    assert sorted(name for name, _ in operations(document) if name not in done) == []
