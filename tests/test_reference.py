@@ -2,7 +2,7 @@
 
 `reference.toml` is the table: a part of the reference, then rows `"word: what it says" = "file::function"`.
 The word (of `a.b.c` the last part) must stand in the test, in what it calls or in what it is given; where a
-test reads files, the row ends with ` @ file`, and the word must stand in that file.
+test reads files, the row ends with ` @ file`: the word must stand in that file, and the test must read it.
 """
 
 import ast
@@ -109,7 +109,10 @@ def test_what_the_reference_says_has_a_test(row: Row) -> None:
     assert row.function in definitions(row.file), f"{row.file} has no {row.function}"
     word = re.compile(rf"(?<![A-Za-z0-9]){re.escape(row.word)}(?![A-Za-z0-9])")
     if row.golden:
-        assert "GOLDEN" in speaks(row.file, row.function)
+        given = speaks(row.file, row.function)
+        name = Path(row.golden).name.partition(".hook.")[0].removesuffix(".txt")
+        assert "GOLDEN" in given
+        assert f'"{name}"' in given or '.glob("*.hook' in given, f"{row.function} does not read {row.golden}"
         assert word.search(unquote((HERE / row.golden).read_text())), f"{row.golden} does not have {row.word}"
     else:
         assert word.search(speaks(row.file, row.function)), f"{row.function} does not speak of {row.word}"

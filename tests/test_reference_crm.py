@@ -81,6 +81,21 @@ async def test_a_template_has_the_documented_fields(crm: Office) -> None:
     assert (told["buttons"], told["attachment"]["type"], told["is_editable"]) == (buttons, "picture", False)
 
 
+async def test_a_whatsapp_template_keeps_all_its_fields(crm: Office) -> None:
+    waba = {
+        "waba_header_type": "text",
+        "waba_header": "Welcome",
+        "waba_footer": "Acme",
+        "waba_category": "UTILITY",
+        "waba_language": "en",
+        "waba_examples": {"{{contact.name}}": "Ann"},
+    }
+    number = await template(crm, type="waba", **waba)
+    _, told = await crm.get(f"/chats/templates/{number}")
+    fits("chat_templates", told)
+    assert {name: told[name] for name in waba} == waba
+
+
 async def test_a_link_has_the_documented_fields(crm: Office) -> None:
     order = {"contact_id": await contact(crm), "chat_id": await new_chat(crm), "request_id": "r"}
     _, told = await crm.post("/contacts/chats", [order])

@@ -126,7 +126,8 @@ async def test_a_quote_that_nobody_here_knows_is_passed_on_as_kommo_tells_it(sto
         "media": "https://files.example.com/x.jpg",
     }
     whole |= {"timestamp": 1700000000, "msec_timestamp": 1700000000123, "sender": {"id": "u", "name": "Ann"}}
-    assert await story.hook(outgoing(name, message.chat_id, {"message": whole | {"thumbnail": ""}})) == 200
+    whole |= {"thumbnail": "https://files.example.com/s.jpg", "file_name": "x.jpg", "file_size": 27107}
+    assert await story.hook(outgoing(name, message.chat_id, {"message": whole | {"contact": ""}})) == 200
     [push] = await story.pushed(name)
     assert push.body["reply_to"] == {"quoted": whole}
     assert await story.hook(outgoing(name, message.chat_id, {"message": whole | {"id": message.id}})) == 200

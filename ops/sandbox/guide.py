@@ -11,6 +11,11 @@ Chats    POST   /v2/origin/custom/CHANNEL_ID/connect          (signed as Kommo w
          POST   /v2/origin/custom/SCOPE_ID/MSGID/delivery_status
          POST   /v2/origin/custom/SCOPE_ID/typing, …/react
          GET    /v2/origin/custom/SCOPE_ID/chats/CHAT_ID/history?offset=0&limit=50
+Signing  Five lines joined by newlines: the METHOD in capitals, the hex MD5 of the body (of no body too), the
+         Content-Type (application/json), the Date (RFC 2822, right within 15 minutes) and the path without
+         query. X-Signature is their HMAC-SHA1 keyed with the secret's text, in lower-case hex; the headers
+         Content-MD5, Content-Type and Date say the same as the lines.
+         Hooks: X-Signature is the HMAC-SHA1 of the raw body, with the same key, in lower-case hex.
 Consent  POST   /oauth2/access_token                          a code or a refresh token, once each
 CRM      GET    /api/v4/account?with=amojo_id, users?with=amojo_id      (Authorization: Bearer)
          GET, POST, PATCH, DELETE /api/v4/sources[/ID]
