@@ -6,6 +6,7 @@ channel's secret as text; lower-case hex. Every attempt is signed anew, for a Da
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import TypeAlias, TypeVar
@@ -54,6 +55,10 @@ def sign(secret: str, method: str, path: str, body: bytes, date: str) -> dict[st
     return {"Date": date, "Content-Type": CONTENT_TYPE, "Content-MD5": md5, "X-Signature": signature}
 
 
+def nothing() -> None:
+    """For whoever need not be told."""
+
+
 class Kommo:
     """Calls on behalf of any channel, within its account's budget; `url` is the base of the Chats API."""
 
@@ -72,10 +77,12 @@ class Kommo:
         *,
         live: bool = True,
         patience_seconds: float | None = PATIENCE_SECONDS,
+        began: Callable[[], None] = nothing,
     ) -> Answer:
         """A signed request; `path` follows `/v2/origin/custom/`, its query is unsigned. Raises Unreached.
 
         It waits for the account's budget as long as the patience lasts; what is not `live` gives way there.
+        `began` is called once it does so no longer.
         """
         account = account_of(path, payload)
         await self._budget.take(account, "chats", live=live, within_seconds=patience_seconds)
@@ -83,6 +90,7 @@ class Kommo:
         date = format_datetime(datetime.now(UTC))
         headers = sign(who.secret, method, self._path + path.partition("?")[0], body, date)
         url = URL(self._base + path, encoded=True)  # Not a character of it may change: it is signed.
+        began()
         answer = await self._client.call(method, url, body, headers)
         await self._budget.told(account, "chats", answer)
         return answer
@@ -109,13 +117,20 @@ class Kommo:
             payload["source"] = {"external_id": source}
         return await self.call(who, "POST", f"{scope_id}/chats", payload)
 
-    async def push(self, who: Credentials, scope_id: str, event: e.AnyEvent) -> Outcome:
-        """Tell Kommo what an event says, once the account's budget allows it: what is imported gives way."""
+    async def push(
+        self, who: Credentials, scope_id: str, event: e.AnyEvent, began: Callable[[], None] = nothing
+    ) -> Outcome:
+        """Tell Kommo what an event says, once the account's budget allows it: what is imported gives way.
+
+        `began` is called as soon as Kommo is.
+        """
         path, payload = request(scope_id, event)
         live = not (isinstance(event, e.MessageSent) and event.imported)
         patience = PATIENCE_SECONDS if isinstance(event, e.TypingStarted) else None
         try:
-            answer = await self.call(who, "POST", path, payload, live=live, patience_seconds=patience)
+            answer = await self.call(
+                who, "POST", path, payload, live=live, patience_seconds=patience, began=began
+            )
         except Unreached as error:
             return Retry(error.reason, unknown=error.unknown)
         return outcome(answer)

@@ -15,7 +15,7 @@ from app.channels import Channel, Channels, Connection
 from app.client import RETRIED, Unreached
 from app.connecting import Attempts
 from app.gates import Gate
-from app.kommo import Created, Credentials, Kommo
+from app.kommo import Created, Credentials, Kommo, nothing
 from app.ledger import LOAD
 from app.messenger import Messenger, Push
 from app.outcome import Done, Forbidden, Gone, Outcome, Refused, Retry
@@ -104,10 +104,10 @@ class Pusher:
         channel_id = channel.channel_id if channel else ""
         return ids.link(event.channel, channel_id, event.account or "")
 
-    async def attempt(self, event: Pushed, *, again: bool, began: Callable[[], None] | None = None) -> Result:
+    async def attempt(self, event: Pushed, *, again: bool, began: Callable[[], None] = nothing) -> Result:
         """Try once. `again`: it may have been tried before, so what has happened since is looked at first.
 
-        `began` is called before the other side is.
+        `began` is called as soon as Kommo is: not while that waits for a place or the account's budget.
         """
         channel = await self._channels.channel(event.channel)
         connection = channel.connections.get(event.account or "") if channel else None
@@ -118,9 +118,7 @@ class Pusher:
         gate = self.gate(event)
         with metrics.PUSH_SECONDS.labels(event.push).time():
             async with gate.passing(live=_live(event)) as probe:
-                if began:
-                    began()
-                result = await self._call(channel, connection, event)
+                result = await self._call(channel, connection, event, began)
                 self._press(gate, result, probe)
         if event.push == KOMMO and _unknown(result) and not isinstance(event, Created):
             return await self._waits(event) or result
@@ -161,7 +159,9 @@ class Pusher:
                 self._forbidden.discard(gate)
         metrics.PAUSED.set(len(self._forbidden))
 
-    async def _call(self, channel: Channel, connection: Connection, event: Pushed) -> Result:
+    async def _call(
+        self, channel: Channel, connection: Connection, event: Pushed, began: Callable[[], None]
+    ) -> Result:
         if isinstance(event, e.TypingStarted) and event.expires_at < clock.text(clock.now_ms()):
             return Superseded("it has waited too long")
         if event.push == KOMMO:
@@ -169,7 +169,7 @@ class Pusher:
             if isinstance(named, Superseded | Retry | Missing):
                 return named
             who = Credentials(channel.channel_id, channel.secrets.kommo)
-            return await self._kommo.push(who, connection.link.scope_id, named)
+            return await self._kommo.push(who, connection.link.scope_id, named, began)
         assert isinstance(event, e.MessageSent | e.TypingStarted | e.ReactionAdded | e.ReactionRemoved)
         push = await self._names(event)
         if push.conversation_id is None and not isinstance(event, e.MessageSent):

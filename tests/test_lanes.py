@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from app.client import Answer
 from app.lanes import LATER_SECONDS, Job, Settle
 from app.push import NOT_THERE, Pushed, Pusher
 from app.servers import Servers
@@ -18,7 +19,7 @@ from tests.storied import LINK, Story, chat, story_on
 from tests.test_deliver_kommo import pushing
 from tests.test_send_story import maria, send
 
-SOON_SECONDS = 5.0
+SOON_SECONDS, PAUSE_SECONDS = 5.0, 6.0
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +89,20 @@ async def test_only_what_kommo_wrote_waits_for_a_copy(story: Story) -> None:
         await copying
 
 
-async def test_a_copy_that_is_not_on_its_way_is_not_waited_for(story: Story) -> None:
+@pytest.mark.parametrize("held_by", ["gate", "budget"])
+async def test_a_copy_that_is_not_on_its_way_is_not_waited_for(story: Story, held_by: str) -> None:
+    assert story.run
     async with settling(story) as (settle, pusher):
         name, _, copy = await operated(story, settle)
-        pusher.gate(copy.event).pause(60)
+        if held_by == "gate":
+            pusher.gate(copy.event).pause(PAUSE_SECONDS)
+        else:
+            asks = Answer(503, "application/json", PAUSE_SECONDS, b"")
+            await story.run.services.budget.told(LINK.account, "chats", asks)
         copying = asyncio.create_task(settle.settle(copy))
         await story.manager(name)
         await asyncio.wait_for(settle.settle(await hooked(story, name)), SOON_SECONDS)
         assert (len(story.pushes(name)), copying.done()) == (1, False)
-        pusher.gate(copy.event).open()
         await copying
 
 

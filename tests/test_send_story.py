@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from app import clock
 from app.push import NOT_THERE
 from app.servers import Servers
 from domain import ids
@@ -253,6 +254,23 @@ async def test_a_manager_may_react_to_it(story: Story) -> None:
     await story.order("POST", "/manager/reactions?wait=1", {"id": copy.id, "emoji": "👍"})
     [reaction] = await story.pushed(name, kind="reaction.added")
     assert reaction.body["message_id"] == push.answer["message_id"]
+
+
+async def test_a_forward_whose_id_is_none_reaches_the_customer_as_it_is(story: Story) -> None:
+    name = chat()
+    theirs = await story.manager(name)
+    await story.pushed(name)
+    now, quoted = clock.now_ms() // 1000, {"id": {"odd": 1}, "type": "text", "text": "x"}
+    body = {
+        "receiver": {"id": "r-1", "client_id": f"u-{name}"},
+        "sender": {"id": maria(story)},
+        "conversation": {"id": theirs["chat_id"], "client_id": name},
+        "timestamp": now,
+        "message": {"id": f"k-{name}", "type": "text", "text": "See", "forwards": {"messages": [quoted]}},
+    }
+    assert await story.hook({"account_id": LINK.account, "time": now, "message": body}) == 200
+    push = (await story.pushed(name, 2))[1]
+    assert push.body["message"]["forwards"]["messages"] == [quoted]
 
 
 # How far it has come.
