@@ -19,11 +19,11 @@ from click.testing import CliRunner
 
 from app.cli import cli
 from app.servers import Servers
+from ops.sandbox import Sandbox
 from tests.storied import (
     ENVIRONMENT,
     ROOT,
     Process,
-    Sandbox,
     Story,
     broker,
     chat,
