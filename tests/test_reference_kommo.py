@@ -240,8 +240,14 @@ async def test_history_shows_what_was_sent_field_by_field(sandbox: Integration) 
 
 def test_a_contact_may_be_quoted_whole() -> None:
     card = {"name": "Bo", "phone": "+15550111"}
-    quote = {"message_id": "old", "message": {"type": "contact", "contact": card}, "sender": {"name": "Bo"}}
-    action = {"type": "message.sent", "conversation_id": "conv-1", "message_id": "m-1", "at": AT}
+    message = {"type": "contact", "contact": card}
+    quote: dict[str, Any] = {"message_id": "old", "message": message, "sender": {"name": "Bo"}}
+    action: dict[str, Any] = {
+        "type": "message.sent",
+        "conversation_id": "conv-1",
+        "message_id": "m-1",
+        "at": AT,
+    }
     action |= {"sender": {"id": "u-1", "name": "Ann"}, "message": {"type": "text", "text": "!"}}
     raw = msgspec.json.encode(action | {"reply_to": quote | {"at": AT}})
     command = actions.command(link("acme", CHANNEL_ID, ACCOUNT), actions.parse_one(raw))
