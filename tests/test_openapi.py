@@ -15,9 +15,9 @@ import jsonschema_rs
 import pytest
 import pytest_asyncio
 from asked import LEAVING, Things, things
-from consented import ACCOUNT, CRM_ID, OTHER_ACCOUNT, Office, office_of
+from consented import CRM_ID, Office, office_of
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
-from served import KEY
+from served import ACCOUNT, KEY, OTHER_ACCOUNT
 
 from app import examples
 from app.servers import Servers
