@@ -10,7 +10,6 @@ import aiohttp
 import psycopg
 from psycopg import sql
 from served import ACCOUNT, CHANNEL_ID, KEY, OTHER_ACCOUNT, SCOPE, SECRET, Answer, Served
-from storied import free_port
 
 from app import clock, serve
 from app.kommo import Credentials
@@ -18,6 +17,7 @@ from app.servers import Servers
 from app.settings import load_settings
 from app.setup import Account, Budgets, OAuthApp, Setup
 from ops.sandbox import Channel, Config, OAuthClient, Sandbox, crm_account
+from tests.storied import free_port
 
 CLIENT = "7d1a0c3e-2c3b-4f7e-9a55-0c1d2e3f4a5b"
 CLIENT_SECRET = "s3cret-of-the-integration"

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import random
@@ -386,6 +387,11 @@ def config(url: str, **changed: Any) -> Config:
 
 
 def free_port() -> int:
-    """A port that is free now: each of the two must know the other's address before it starts."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port that is free now, of those that the system gives to nobody who asks for any.
+
+    Each of the two must know the other's address before it starts, and tests run beside each other.
+    """
+    while True:
+        port = random.SystemRandom().randrange(15_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
