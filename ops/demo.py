@@ -92,7 +92,8 @@ def _config(folder: Path, secrets: Secrets, url: str) -> Config:
 
 async def _connect(run: Running, sandbox_url: str, secrets: Secrets) -> None:
     """Register the channel and connect the account, as a start does for the file: no news the second time."""
-    kommo = setup.KommoSide(CHANNEL_ID, secrets.kommo)
+    bot_id = Channel(CHANNEL_ID, secrets.kommo).bot_id
+    kommo = setup.KommoSide(CHANNEL_ID, secrets.kommo, bot_id)
     messenger = setup.MessengerSide("webhook", f"{sandbox_url}/messenger/hook", secrets.messenger)
     account = setup.Connected(ACCOUNT_ID, "Demo messenger")
     try:
