@@ -147,7 +147,8 @@ class Batch:
                 stream = chat.into
         for stream, chat in found:
             if stream not in self.states:
-                self.recalled[stream] = chat.version
+                if chat.into is None:  # A pointer stays as it is.
+                    self.recalled[stream] = chat.version
                 self.states[stream] = chat
                 self.clocks[stream] = clocks.get(stream, 0)
         return True
