@@ -135,16 +135,14 @@ class Channels:
 
     async def close(self) -> None:
         """Let go of the database."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
         if self._connection is not None:
             await self._connection.close()
 
-    @property
-    def fresh(self) -> bool:
-        """Whether what is known may still be trusted without asking."""
-        return monotonic() - self._checked < LEASE_SECONDS
-
     def known_scope(self, scope_id: str) -> Scope | None:
-        """The scope as known; to be trusted only while `fresh`."""
+        """The scope as known; to be trusted only if `fresh_ahead` says so."""
         return self._scopes.get(scope_id)
 
     async def scope(self, scope_id: str) -> Scope | None:
@@ -170,9 +168,21 @@ class Channels:
         """
         needed = monotonic() - LEASE_SECONDS
         while self._checked <= needed:
-            if self._asking is None or self._asking.done():
-                self._asking = asyncio.create_task(self._ask(), name="channels ask")
-            await asyncio.shield(self._asking)
+            await asyncio.shield(self._question())
+
+    def fresh_ahead(self) -> bool:
+        """Whether what is known may still be trusted; half of the lease over, it asks: so nobody waits."""
+        age = monotonic() - self._checked
+        if age > LEASE_SECONDS / 2:
+            self._question()
+        return age < LEASE_SECONDS
+
+    def _question(self) -> "asyncio.Task[None]":
+        """The question that is under way, or a new one; whoever waits for it learns of its error."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask(), name="channels ask")
+            self._asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
+        return self._asking
 
     async def _ask(self) -> None:
         asked = monotonic()

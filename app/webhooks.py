@@ -62,7 +62,7 @@ class Webhooks:
     async def kommo(self, scope_id: str, signature: str, body: bytes) -> Answer:
         """`POST /kommo/{scope_id}`: 200 once the hook is durable; raises Wrong."""
         channels = self._channels
-        if not channels.fresh:
+        if not channels.fresh_ahead():
             await self._refresh()
         scope = channels.known_scope(scope_id)
         if scope is None:
