@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from ops.sandbox.api4 import Caller, Reply, Wrong, answer
 from ops.sandbox.books import Talk
+from ops.sandbox.told import talk_fields
 from ops.sandbox.web import Call
 
 PATH = "/api/v4/talks/{talk_id:int}"
@@ -53,17 +54,7 @@ def _shown(caller: Caller, talk: Talk) -> dict[str, object]:
     contacts = [{"id": talk.contact_id, "_links": caller.link(f"contacts/{talk.contact_id}")}]
     leads = [{"id": talk.entity_id, "_links": caller.link(f"leads/{talk.entity_id}")}]
     return {
-        "talk_id": talk.id,
-        "created_at": talk.created_at,
-        "updated_at": talk.updated_at,
-        "rate": talk.rate,
-        "contact_id": talk.contact_id,
-        "chat_id": talk.chat_id,
-        "entity_id": talk.entity_id or None,
-        "entity_type": "lead" if talk.entity_id else None,
-        "is_in_work": talk.is_in_work,
-        "is_read": talk.is_read,
-        "origin": talk.origin,
+        **talk_fields(talk),
         "missed_at": None,
         "account_id": caller.account.id,
         "_links": caller.link(f"talks/{talk.id}"),

@@ -16,9 +16,9 @@ def account_head(account: CrmAccount) -> dict[str, object]:
     }
 
 
-def talk_hook(account: CrmAccount, talk: Talk, action: str) -> dict[str, object]:
-    """`talk[add|update][0]…`."""
-    shown: dict[str, object] = {
+def talk_fields(talk: Talk) -> dict[str, object]:
+    """What the API and the webhook both tell of a talk (§4.4)."""
+    return {
         "talk_id": talk.id,
         "created_at": talk.created_at,
         "updated_at": talk.updated_at,
@@ -31,7 +31,11 @@ def talk_hook(account: CrmAccount, talk: Talk, action: str) -> dict[str, object]
         "is_read": talk.is_read,
         "origin": talk.origin,
     }
-    return {"account": account_head(account), "talk": {action: [shown]}}
+
+
+def talk_hook(account: CrmAccount, talk: Talk, action: str) -> dict[str, object]:
+    """`talk[add|update][0]…`."""
+    return {"account": account_head(account), "talk": {action: [talk_fields(talk)]}}
 
 
 def message_hook(account: CrmAccount, talk: Talk, message: Message, client: Person) -> dict[str, object]:
