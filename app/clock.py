@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from domain.commands import Stamp
-from domain.ids import Link
+from domain.ids import VARIANTS, Link
 
 SECONDS_KEPT = 1024
+MOMENTS_KEPT = 16
 IDS_AT_ONCE = 512
 
 
@@ -20,7 +21,10 @@ def now_ms() -> int:
 def text(ms: int) -> str:
     """Unix milliseconds as `2026-11-22T08:00:00.000Z`; only seconds not seen lately are formatted anew."""
     second, rest = divmod(ms, 1000)
-    return f"{_second(second)}.{rest:03d}Z"
+    return _second(second) + _THOUSANDTHS[rest]
+
+
+_THOUSANDTHS = [f".{rest:03d}Z" for rest in range(1000)]
 
 
 @lru_cache(maxsize=SECONDS_KEPT)
@@ -44,19 +48,23 @@ def new_id(ms: int) -> str:
     """RFC 9562 UUIDv7 as 36 characters whose last byte is 0: the base of a command's event ids."""
     if not _dice:
         _dice.extend(_thrown())
-    dice = _dice.pop()
+    return _moment(ms) + _dice.pop()
+
+
+@lru_cache(maxsize=MOMENTS_KEPT)
+def _moment(ms: int) -> str:
     stamp = f"{ms:012x}"
-    return f"{stamp[:8]}-{stamp[8:]}-7{dice[:3]}-{_VARIANT[dice[3]]}{dice[4:7]}-{dice[7:17]}00"
+    return f"{stamp[:8]}-{stamp[8:]}-7"
 
 
 _dice: list[str] = []
-_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
 def _thrown() -> list[str]:
     """Many ids' random parts at once: the system call is most of what one costs."""
     thrown = os.urandom(9 * IDS_AT_ONCE).hex()
-    return [thrown[first : first + 18] for first in range(0, len(thrown), 18)]
+    dice = (thrown[first : first + 18] for first in range(0, len(thrown), 18))
+    return [f"{each[:3]}-{VARIANTS[each[3]]}{each[4:7]}-{each[7:17]}00" for each in dice]
 
 
 def stamp(where: Link, lane: str, by: str, *, now: int, at: int | None = None) -> Stamp:

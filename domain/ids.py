@@ -13,6 +13,8 @@ PARTITIONS = 64
 IDS_KEPT = 16_384
 TYPING_WINDOW_MS = 5_000
 _HEX = tuple(f"{n:02x}" for n in range(256))
+VARIANTS = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+"""A random hexadecimal digit as the one that holds the variant of a UUID (RFC 9562)."""
 _ROOT = bytes.fromhex("a1f0c3d25b8e4c4f9d6e2b7a90c1e853")
 
 
@@ -39,11 +41,9 @@ def other(side: str) -> str:
 
 def uuid5(namespace: bytes, name: str) -> str:
     """RFC 9562 UUIDv5 as 36 characters; a third of the cost of `uuid.uuid5` and `str`."""
-    raw = bytearray(sha1(namespace + name.encode(), usedforsecurity=False).digest()[:16])
-    raw[6] = raw[6] & 0x0F | 0x50
-    raw[8] = raw[8] & 0x3F | 0x80
-    text = raw.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    digits = sha1(namespace + name.encode(), usedforsecurity=False).hexdigest()
+    variant = VARIANTS[digits[16]]
+    return f"{digits[:8]}-{digits[8:12]}-5{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
 
 
 _kept_uuid5 = lru_cache(maxsize=IDS_KEPT)(uuid5)
