@@ -242,16 +242,19 @@ def _send(where: Link, hook: Outgoing, now: int) -> c.Send:
     own_id = _name(body.id, "message.message.id")
     if body.type not in TYPES:
         raise BadHook(f"message.message.type is {body.type[:40]!r}, none of {', '.join(TYPES)}")
-    free = (body.markup, body.template, body.forwards, body.post, body.shared_post, body.reply_to)
-    if any(free) and any(map(too_deep, free)):
-        raise BadHook(f"an object in it is nested deeper than {NESTING_MAX}")
-    at = hook.msec_timestamp or (hook.timestamp or 0) * 1000
-    at = _sane(at, now)
+    at = _sane(hook.msec_timestamp or (hook.timestamp or 0) * 1000, now)
     ends = _ends(where, hook.conversation)
-    content = _content(body, hook.conversation)
+    content, reply_stream = _content(body, hook.conversation), None
+    free = (body.markup, body.template, body.forwards, body.post, body.shared_post, body.reply_to)
+    if any(free):
+        if any(map(too_deep, free)):
+            raise BadHook(f"an object in it is nested deeper than {NESTING_MAX}")
+        quote = _quote(body.reply_to)
+        content = _cut(_with_objects(content, body, quote))
+        reply_stream = _named(where, _answered(quote))
     sender, receiver = hook.sender, hook.receiver
     return c.Send(
-        **_stamp(Given(where, now, at), ends),
+        **clock.stamp(where, ends[-1].stream, KOMMO, now=now, at=at),
         stream=ids.message_id(where, KOMMO, own_id),
         side="kommo",
         own_id=own_id,
@@ -266,7 +269,7 @@ def _send(where: Link, hook: Outgoing, now: int) -> c.Send:
             client_id=receiver.client_id or None,
         ),
         content=content,
-        reply_stream=_named(where, _answered(_quote(body.reply_to))),
+        reply_stream=reply_stream,
         source=hook.source.external_id if hook.source else None,
     )
 
@@ -305,7 +308,8 @@ def _reply(quote: e.Json) -> e.Reply | None:
 
 
 def _content(body: Body, conversation: Where) -> e.Content:
-    content = e.Content(
+    """The content without the objects that few messages have."""
+    return e.Content(
         type=body.type,
         text=body.text or None,
         media=body.media or None,
@@ -318,15 +322,20 @@ def _content(body: Body, conversation: Where) -> e.Content:
         location=body.location,
         contact=body.contact,
         tag=body.tag or None,
+        conversation_id=conversation.client_id or None,
+    )
+
+
+def _with_objects(content: e.Content, body: Body, quote: e.Json) -> e.Content:
+    return replace(
+        content,
         markup=_object(body.markup),
         template=_object(body.template),
-        reply_to=_reply(_quote(body.reply_to)),
+        reply_to=_reply(quote),
         forwards=body.forwards or None,
         post=body.post or None,
         shared_post=body.shared_post or None,
-        conversation_id=conversation.client_id or None,
     )
-    return _cut(content)
 
 
 def _cut(content: e.Content) -> e.Content:
@@ -347,6 +356,8 @@ def _long(content: e.Content) -> bool:
 
 def _whole(value: int | str | None) -> int | None:
     """Kommo sends 0, "" or digits in quotes for a number."""
+    if not value:
+        return None
     if isinstance(value, str):
         value = int(value) if value.isascii() and value.isdigit() and len(value) < 16 else 0
     return value if value and abs(value) < 2**53 else None
