@@ -27,7 +27,7 @@ from domain.events import (
     tag,
 )
 from domain.ids import partition
-from projections.columns import Page, Statement, booleans, ints, longs, smalls, texts, times, uuids
+from projections.columns import Page, Statement, booleans, ints, longs, smalls, texts_repeated, times, uuids
 
 NAME = "deliveries"
 VERSION = 2
@@ -171,8 +171,8 @@ def _changes(changed: dict[str, _Stand]) -> tuple[object, ...]:
     stands = changed.values()
     return (
         uuids(list(changed)),
-        texts([stand.state for stand in stands]),
-        texts([stand.reason for stand in stands]),
+        texts_repeated([stand.state for stand in stands]),
+        texts_repeated([stand.reason for stand in stands]),
         ints([stand.attempts for stand in stands]),
         longs([stand.updated for stand in stands]),
     )
@@ -192,11 +192,11 @@ def _rows(fold: _Fold) -> tuple[object, ...]:
         uuids([event.stream if isinstance(event, MessageSent) else None for event in events]),
         ints([stand.attempts for stand in stands]),
         smalls([partition(event.conversation) for event in events]),
-        texts([event.push for event in events]),
-        texts([event.channel for event in events]),
-        texts([event.account for event in events]),
-        texts([tag(event) for event in events]),
-        texts([stand.state for stand in stands]),
-        texts([stand.reason for stand in stands]),
+        texts_repeated([event.push for event in events]),
+        texts_repeated([event.channel for event in events]),
+        texts_repeated([event.account for event in events]),
+        texts_repeated([tag(event) for event in events]),
+        texts_repeated([stand.state for stand in stands]),
+        texts_repeated([stand.reason for stand in stands]),
         booleans([isinstance(event, MessageSent) and event.imported for event in events]),
     )
