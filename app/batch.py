@@ -16,7 +16,7 @@ from domain.draft import Decision, Known
 from domain.events import EVENT_BYTES_MAX, TAGS, AnyEvent, decode, encode
 from domain.ids import OPERATOR
 from domain.state import Chat, State, evolve
-from projections.columns import Column, blobs, ints, longs, texts, uuids
+from projections.columns import Column, blobs, ints, longs, texts_repeated, uuids
 
 TRIES_MAX = 10
 CHATS_KEPT = 20_000
@@ -187,7 +187,8 @@ class Batch:
         """Decide every command in order; each sees what the ones before it decided."""
         known = Known(self.states, self.clocks)
         for job, named in zip(self.jobs, self.named, strict=True):
-            unit = self._unit((job.command.lane, *named))
+            lane = job.command.lane
+            unit = self._unit(named if lane in named else (lane, *named))
             try:
                 decision = decide(job.command, known)
                 rows = [_row(event) for event in decision.events]
@@ -205,18 +206,21 @@ class Batch:
 
     def _keep(self, unit: int, decision: Decision) -> int:
         """Show the decision to later commands; its unit is joined with all that wrote to the same streams."""
-        self.states.update(decision.states)
+        written, units = [], self._units
         for stream, state in decision.states.items():
+            self.states[stream] = state
             if type(state) is Chat:
                 self.ends.add(stream)
-        written = [stream for stream in decision.states if self._units.get(stream) != unit]
-        if decision.clock and self._units.get(decision.clock[0]) != unit:
-            written.append(decision.clock[0])
+            if units.get(stream) != unit:
+                written.append(stream)
+        conversation, msec = decision.clock or ("", 0)
+        if conversation and units.get(conversation) != unit:
+            written.append(conversation)
         if written:
             unit = self._unit(written, unit)
-        if decision.clock:
-            conversation, msec = decision.clock
-            self.before.setdefault(conversation, self.clocks.get(conversation, 0))
+        if conversation:
+            if conversation not in self.before:
+                self.before[conversation] = self.clocks.get(conversation, 0)
             self.clocks[conversation] = msec
             self.clock_units[conversation] = unit
         return unit
@@ -263,7 +267,7 @@ class Batch:
             ints(units),
             uuids(streams),
             longs(versions),
-            texts(topics + nothing),
+            texts_repeated(topics + nothing),
             blobs(states + nothing),
             ints([root(self.clock_units[conversation]) for conversation in clocks]),
             uuids(clocks),

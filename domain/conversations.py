@@ -20,6 +20,25 @@ def root(draft: Draft, stream: str) -> str:
 
 def resolve(draft: Draft, ends: tuple[End, ...], receiver: e.Party | None = None) -> tuple[str, Chat]:
     """The conversation that `ends` name, most trusted first: started, bound or merged if that is news."""
+    return _agreed(draft, ends) or _settled(draft, ends, receiver)
+
+
+def _agreed(draft: Draft, ends: tuple[End, ...]) -> tuple[str, Chat] | None:
+    """The conversation if all its names are known to be its own, as those of most messages are."""
+    found: tuple[str, Chat] | None = None
+    for end in ends:
+        stream = end.stream
+        chat = draft.chat(stream)
+        if chat is not None and chat.into is not None:
+            stream = chat.into
+            chat = draft.chat(stream)
+        if chat is None or chat.into is not None or (found is not None and found[0] != stream):
+            return None
+        found = stream, chat
+    return found
+
+
+def _settled(draft: Draft, ends: tuple[End, ...], receiver: e.Party | None) -> tuple[str, Chat]:
     for end in ends:
         if draft.chat(end.stream):
             found = root(draft, end.stream)

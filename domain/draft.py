@@ -53,12 +53,12 @@ class Draft:
 
     def message(self, stream: str) -> Message | None:
         """The same for a stream named by a message's id."""
-        state = self.state(stream)
+        state = self.states.get(stream) or self._known.get(stream)
         return state if isinstance(state, Message) else None
 
     def chat(self, stream: str) -> Chat | None:
         """The same for a stream named by a conversation's id."""
-        state = self.state(stream)
+        state = self.states.get(stream) or self._known.get(stream)
         return state if isinstance(state, Chat) else None
 
     def connection(self, stream: str) -> Connection | None:
