@@ -70,42 +70,66 @@ ALTER TABLE {schema}.{table} ALTER COLUMN state SET STORAGE EXTERNAL;
 # A unit (all commands of a batch that share a stream or a conversation) stands or falls together: it is `bad`
 # if one of its events' versions is taken or another writer moved one of its conversations' clocks. A row
 # without a topic is not stored: it is a version that must not be taken, of a stream that was remembered.
+# As nothing is bad in nearly every batch, all is written first, and only if the indexes refuse that is it
+# taken back (the inner block is a savepoint) and looked at unit by unit.
 APPEND = """
 CREATE OR REPLACE FUNCTION {schema}.{append}(
   unit int[], stream uuid[], version bigint[], topic text[], state bytea[],
   clock_unit int[], chat uuid[], before bigint[], after bigint[],
   OUT bad int[], OUT head bigint)
   LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  moved bigint;
+  made bigint;
 BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     RAISE 'an append needs READ COMMITTED';
   END IF;
   PERFORM pg_advisory_xact_lock({lock});
-  SELECT array_agg(DISTINCT i.u) INTO bad FROM unnest(unit, stream, version) AS i(u, o, v)
-    JOIN {schema}.{table} e ON e.originator_id = i.o AND e.originator_version = i.v;
-  IF cardinality(chat) > 0 THEN
-    SELECT bad || array_agg(DISTINCT i.u) INTO bad
-      FROM unnest(clock_unit, chat, before) AS i(u, c, b)
-      JOIN {schema}.clocks k ON k.conversation = i.c AND k.msec <> i.b;
-    INSERT INTO {schema}.clocks AS k
-      SELECT i.c, i.a FROM unnest(clock_unit, chat, after) AS i(u, c, a)
-      WHERE bad IS NULL OR i.u <> ALL (bad)
-      ON CONFLICT (conversation) DO UPDATE SET msec = excluded.msec;
-  END IF;
   SELECT coalesce(max(notification_id), 0) INTO head FROM {schema}.{table};
-  IF bad IS NULL THEN
+  BEGIN
+    IF EXISTS (SELECT FROM unnest(stream, version, topic) AS i(o, v, t)
+        JOIN {schema}.{table} e ON e.originator_id = i.o AND e.originator_version = i.v
+        WHERE i.t IS NULL) THEN
+      RAISE unique_violation;
+    END IF;
+    IF cardinality(chat) > 0 THEN
+      UPDATE {schema}.clocks k SET msec = i.a FROM unnest(chat, before, after) AS i(c, b, a)
+        WHERE k.conversation = i.c AND k.msec = i.b;
+      GET DIAGNOSTICS moved = ROW_COUNT;
+      IF moved < cardinality(chat) THEN
+        INSERT INTO {schema}.clocks AS k
+          SELECT i.c, i.a FROM unnest(chat, before, after) AS i(c, b, a) WHERE i.b = 0
+          ON CONFLICT (conversation) DO NOTHING;
+        GET DIAGNOSTICS made = ROW_COUNT;
+        IF moved + made < cardinality(chat) THEN
+          RAISE unique_violation;
+        END IF;
+      END IF;
+    END IF;
     INSERT INTO {schema}.{table}
         (originator_id, originator_version, topic, state, notification_id)
       SELECT i.o, i.v, i.t, i.s, head + i.n
       FROM unnest(stream, version, topic, state) WITH ORDINALITY AS i(o, v, t, s, n)
       WHERE i.t IS NOT NULL;
-  ELSE
+  EXCEPTION WHEN unique_violation THEN
+    SELECT coalesce(array_agg(DISTINCT i.u), '{{}}') INTO bad
+      FROM unnest(unit, stream, version) AS i(u, o, v)
+      JOIN {schema}.{table} e ON e.originator_id = i.o AND e.originator_version = i.v;
+    IF cardinality(chat) > 0 THEN
+      SELECT bad || coalesce(array_agg(DISTINCT i.u), '{{}}') INTO bad
+        FROM unnest(clock_unit, chat, before) AS i(u, c, b)
+        JOIN {schema}.clocks k ON k.conversation = i.c AND k.msec <> i.b;
+      INSERT INTO {schema}.clocks AS k
+        SELECT i.c, i.a FROM unnest(clock_unit, chat, after) AS i(u, c, a) WHERE i.u <> ALL (bad)
+        ON CONFLICT (conversation) DO UPDATE SET msec = excluded.msec;
+    END IF;
     INSERT INTO {schema}.{table}
         (originator_id, originator_version, topic, state, notification_id)
       SELECT i.o, i.v, i.t, i.s, head + row_number() OVER (ORDER BY i.n)
       FROM unnest(unit, stream, version, topic, state) WITH ORDINALITY AS i(u, o, v, t, s, n)
       WHERE i.u <> ALL (bad) AND i.t IS NOT NULL;
-  END IF;
+  END;
   NOTIFY {channel};
 END $$
 """

@@ -270,6 +270,26 @@ async def test_two_names_of_one_conversation_share_its_clock_when_another_writer
 # Trouble.
 
 
+async def test_a_clock_that_was_taken_away_is_made_again(url: str):
+    async with opened(url) as ledger:
+        await outcomes(ledger, sends(4, chats=2))
+        async with owner(url) as connection:
+            await connection.execute("DELETE FROM ledger.clocks")
+        told = await outcomes(ledger, sends(4, first=5, chats=2))
+    assert all(isinstance(one, Recorded) and not one.duplicate for one in told)
+    assert len([one for one in await stored(url) if isinstance(one, e.MessageSent)]) == 8
+
+
+async def test_one_repeat_does_not_hold_back_a_batch(url: str):
+    (one,) = sends(1)
+    async with opened(url, lanes=1) as ledger:
+        await outcomes(ledger, [one])
+        repeat = replace(one, id=customer(99).id)
+        told = taken(await outcomes(ledger, [*sends(20, first=2), repeat, *sends(20, first=22)]))
+    assert [number for number, each in enumerate(told) if each.duplicate] == [20]
+    assert len([each for each in await stored(url) if isinstance(each, e.MessageSent)]) == 41
+
+
 async def test_nothing_is_lost_or_doubled_when_connections_are_killed(url: str):
     commands = sends(3000, chats=20)
     async with owner(url) as killer, opened(url) as ledger:
