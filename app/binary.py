@@ -1,6 +1,8 @@
 """Columns of `projections.columns` go to PostgreSQL as they are: binary arrays, made without psycopg."""
 
 import asyncio
+import os
+import socket
 from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import cast
@@ -15,6 +17,7 @@ from projections.columns import COLUMNS, Column
 
 _ELEMENT = Struct(">ii")  # size, value
 _ARRAY_HEAD = 20
+SEND_BYTES = 1024 * 1024
 
 
 class _ColumnDumper(Dumper):
@@ -47,17 +50,18 @@ class Prepared:
         self._pg = connection.pgconn
         self._name = name.encode()
         self._loop = asyncio.get_running_loop()
+        _widen(self._pg.socket)
 
     async def row(self, parameters: Sequence[bytes]) -> list[bytes | None]:
         """The row's values in binary format; raises psycopg.Error, as a cursor would."""
-        pg, socket = self._pg, self._pg.socket
+        pg, descriptor = self._pg, self._pg.socket
         pg.send_query_prepared(self._name, parameters, [Format.BINARY] * len(parameters), Format.BINARY)
         while pg.flush():
-            await self._ready(socket, self._loop.add_writer, self._loop.remove_writer)
+            await self._ready(descriptor, self._loop.add_writer, self._loop.remove_writer)
         results: list[PGresult] = []
         while True:  # To the end, also after an error: else the next statement meets what is left.
             while pg.is_busy():
-                await self._ready(socket, self._loop.add_reader, self._loop.remove_reader)
+                await self._ready(descriptor, self._loop.add_reader, self._loop.remove_reader)
                 pg.consume_input()
             if (one := pg.get_result()) is None:
                 break
@@ -69,14 +73,26 @@ class Prepared:
             raise _error(result)
         return [result.get_value(0, column) for column in range(result.nfields)]
 
-    async def _ready(self, socket: int, watch: Callable[..., None], unwatch: Callable[[int], bool]) -> None:
+    async def _ready(
+        self, descriptor: int, watch: Callable[..., None], unwatch: Callable[[int], bool]
+    ) -> None:
         """Wait until the socket can be read, or written."""
         ready = self._loop.create_future()
-        watch(socket, _set, ready)
+        watch(descriptor, _set, ready)
         try:
             await ready
         finally:
-            unwatch(socket)
+            unwatch(descriptor)
+
+
+def _widen(descriptor: int) -> None:
+    """Let a local socket take a statement whole: for its rest PostgreSQL waits as long as our loop is busy.
+
+    The system grants as much as it allows; the buffer of a TCP socket grows by itself.
+    """
+    with socket.socket(fileno=os.dup(descriptor)) as link:
+        if link.family == socket.AF_UNIX:
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
 
 
 def _set(ready: "asyncio.Future[None]") -> None:
