@@ -111,6 +111,15 @@ def test_nothing_else_is_at_the_top() -> None:
     assert {one for one in found if not one.endswith(".egg-info") and one != "__pycache__"} == TOP
 
 
+def test_the_readme_says_each_thing_once_and_names_what_is_there() -> None:
+    text = (ROOT / "README.md").read_text()
+    headings = re.findall(r"^##+ .*", text, re.M)
+    assert headings == list(dict.fromkeys(headings))
+    named = re.findall(r"`((?:app|domain|projections|ops|tests)/[\w./-]*)`", text)
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 @every_file
 def test_imports_point_inward(path: Path) -> None:
     ours = {one.partition(".")[0] for one in imports(path)} & {one for one in ARROWS if "/" not in one}
