@@ -7,41 +7,62 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
+import aiohttp
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
+from yarl import URL
 
 from app import reconnect, setup
+from app.channels import WrongMasterKey
+from app.crmhooks import hook_path
 from app.problems import Wrong
+from app.replies import ask
 from app.serve import Running, running
 from app.settings import Settings, prepare_folder
-from ops.sandbox import Channel, Config, Sandbox
+from ops.sandbox import Channel, Config, OAuthClient, Sandbox
 
 CHANNEL_ID = "f62a0162-46a6-4a63-a5ff-0b1e2b1d1a01"
 ACCOUNT_ID = "52e591f7-c98f-4255-8495-827210138c81"
 NAME = "demo"
+HOST = "127.0.0.1"
+PATIENCE = aiohttp.ClientTimeout(total=30)
 
 
 class DemoFailed(OSError):
     """The demo could not connect its two halves."""
 
 
-class Secrets(Struct, frozen=True):
-    """The demo's secrets, made once and kept in its data folder."""
+class Kept(Struct, frozen=True):
+    """What a start needs of those before: the secrets, and the port of the sandbox, to which consent belongs.
 
-    kommo: str
-    messenger: str
+    Each is made when it is missing. `sandbox_port` 0: none yet.
+    """
+
+    kommo: str = field(default_factory=lambda: os.urandom(20).hex())
+    messenger: str = field(default_factory=lambda: "whsec_" + base64.b64encode(os.urandom(32)).decode())
+    client_id: str = field(default_factory=lambda: str(uuid4()))
+    client_secret: str = field(default_factory=lambda: os.urandom(32).hex())
+    sandbox_port: int = 0
 
 
-def _secrets(folder: Path) -> Secrets:
-    path = folder / "demo.json"
-    with contextlib.suppress(FileNotFoundError):
-        return msgspec.json.decode(path.read_bytes(), type=Secrets)
-    made = Secrets(os.urandom(20).hex(), "whsec_" + base64.b64encode(os.urandom(32)).decode())
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+def _kept(path: Path) -> Kept:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Kept)
+    except FileNotFoundError:
+        return Kept()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise DemoFailed(f"{path} cannot be read: delete it, and the demo makes another") from None
+
+
+def _keep(path: Path, kept: Kept) -> None:
+    draft = path.with_suffix(".new")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "wb") as file:
-        file.write(msgspec.json.encode(made))
-    return made
+        file.write(msgspec.json.encode(kept))
+    draft.replace(path)
 
 
 async def demo(settings: Settings, stop_on_signals: Callable[[], asyncio.Event]) -> None:
@@ -50,17 +71,25 @@ async def demo(settings: Settings, stop_on_signals: Callable[[], asyncio.Event])
     folder = settings.data / "demo"
     prepare_folder(settings.data)
     prepare_folder(folder)
-    secrets = _secrets(folder)
-    port = _free_port(settings)
+    kept = _kept(folder / "demo.json")
+    port = _free_port(settings.host, settings.port)
     print("chatledger demo: starting PostgreSQL, NATS, chatledger and the sandbox", flush=True)
     if port != settings.port != 0:
         print(f"port {settings.port} is taken: using {port}", flush=True)
+    kept = msgspec.structs.replace(kept, sandbox_port=_free_port(HOST, kept.sandbox_port))
     async with contextlib.AsyncExitStack() as stack:
         url = f"http://{settings.host}:{port}"
-        sandbox = await stack.enter_async_context(Sandbox(_config(folder, secrets, url)))
-        settings = msgspec.structs.replace(settings, data=folder, port=port, kommo_url=sandbox.url)
-        run = await stack.enter_async_context(running(settings))
-        await _connect(run, sandbox.url, secrets)
+        sandbox = await stack.enter_async_context(Sandbox(_config(folder, kept, url)))
+        settings = msgspec.structs.replace(
+            settings, data=folder, port=port, kommo_url=sandbox.url, public_url=url
+        )
+        run = await stack.enter_async_context(running(settings, _setup(kept, url, sandbox.url)))
+        _keep(folder / "demo.json", kept)  # Now the folder is ours alone.
+        try:
+            await _connect(run, sandbox.url, kept)
+            await _let_in(run, url, sandbox.url)
+        except (Wrong, WrongMasterKey) as error:
+            raise DemoFailed(f"the demo was not connected: {error}") from None
         run.services.demo_links = {
             "Customer": f"{sandbox.url}/customer",
             "Manager": f"{sandbox.url}/manager",
@@ -70,36 +99,82 @@ async def demo(settings: Settings, stop_on_signals: Callable[[], asyncio.Event])
         print("stopping", flush=True)
 
 
-def _free_port(settings: Settings) -> int:
-    """The port of the settings, or a free one if that is taken: the sandbox must know it beforehand."""
-    for port in (settings.port, 0):
-        with contextlib.suppress(OSError), socket.create_server((settings.host, port)) as listener:
+def _free_port(host: str, wanted: int) -> int:
+    """The wanted port, or a free one if that is taken: each half must know the other's beforehand."""
+    for port in (wanted, 0):
+        with contextlib.suppress(OSError), socket.create_server((host, port)) as listener:
             return int(listener.getsockname()[1])
-    raise DemoFailed(f"no port of {settings.host} can be listened on: set CHATLEDGER_HOST to 127.0.0.1")
+    raise DemoFailed(f"no port of {host} can be listened on: set CHATLEDGER_HOST to 127.0.0.1")
 
 
-def _config(folder: Path, secrets: Secrets, url: str) -> Config:
+def _config(folder: Path, kept: Kept, url: str) -> Config:
     return Config(
-        channels=(Channel(CHANNEL_ID, secrets.kommo),),
+        host=HOST,
+        port=kept.sandbox_port,
+        channels=(Channel(CHANNEL_ID, kept.kommo),),
         accounts=(ACCOUNT_ID,),
+        oauth=(OAuthClient(kept.client_id, kept.client_secret, url + setup.CALLBACK),),
+        disabled_url=f"{url}/oauth/disabled",
         hook_url=f"{url}/kommo/:scope_id",
         messenger_url=f"{url}/messengers/{NAME}",
-        messenger_secret=secrets.messenger,
+        messenger_secret=kept.messenger,
         messenger_account=ACCOUNT_ID,
         state=str(folder / "sandbox.db"),
     )
 
 
-async def _connect(run: Running, sandbox_url: str, secrets: Secrets) -> None:
+def _setup(kept: Kept, url: str, sandbox_url: str) -> setup.Setup:
+    """What an integrator would write down of the sandbox's integration and account."""
+    secrets = (kept.client_id, kept.client_secret)
+    oauth = setup.OAuthApp(*secrets, url + setup.CALLBACK, authorize_url=f"{sandbox_url}/oauth")
+    return setup.Setup(oauth=oauth, accounts=(setup.Account(ACCOUNT_ID, sandbox_url),))
+
+
+async def _connect(run: Running, sandbox_url: str, kept: Kept) -> None:
     """Register the channel and connect the account, as a start does for the file: no news the second time."""
-    bot_id = Channel(CHANNEL_ID, secrets.kommo).bot_id
-    kommo = setup.KommoSide(CHANNEL_ID, secrets.kommo, bot_id)
-    messenger = setup.MessengerSide("webhook", f"{sandbox_url}/messenger/hook", secrets.messenger)
+    bot_id = Channel(CHANNEL_ID, kept.kommo).bot_id
+    kommo = setup.KommoSide(CHANNEL_ID, kept.kommo, bot_id)
+    messenger = setup.MessengerSide("webhook", f"{sandbox_url}/messenger/hook", kept.messenger)
     account = setup.Connected(ACCOUNT_ID, "Demo messenger")
+    await reconnect.bring(run.services, setup.Channel(NAME, kommo, messenger, (account,)))
+
+
+async def _let_in(run: Running, url: str, sandbox_url: str) -> None:
+    """The account's administrator lets us into its CRM, which tells us what happens there: once.
+
+    Again if the sandbox has forgotten it or lives elsewhere now; what it tells an earlier port of ours ends.
+    """
+    key = {"Authorization": f"Bearer {run.services.keys.admin}"}
+    account, path = f"{url}/v1/accounts/{ACCOUNT_ID}", hook_path(run.services.keys.master, ACCOUNT_ID)
+    async with aiohttp.ClientSession(timeout=PATIENCE) as session:
+        told = None
+        if any(one.crm_url == sandbox_url for one in await run.services.tokens.all()):
+            with contextlib.suppress(DemoFailed):
+                told = await _call(session, "GET", f"{account}/webhooks", headers=key)
+        if told is None:
+            asked = URL((await _call(session, "POST", f"{account}/authorize", headers=key))["url"])
+            agreed = {**asked.query, "account_id": ACCOUNT_ID, "decision": "allow"}
+            await _call(session, "POST", f"{sandbox_url}/oauth", data=agreed)  # Leads back to our callback.
+            told = await _call(session, "GET", f"{account}/webhooks", headers=key)
+        known = {one["destination"]: one["disabled"] for one in told["items"]}
+        for old in known.keys() - {url + path}:
+            if old.endswith(path):
+                await ask(run.services, ACCOUNT_ID, "DELETE", "webhooks", {"destination": old})
+        if known.get(url + path, True):
+            await _call(session, "POST", f"{account}/webhooks", headers=key)
+
+
+async def _call(session: aiohttp.ClientSession, method: str, url: str, **more: Any) -> dict[str, Any]:
+    """The answer where it leads to, which must be a success: its JSON. Raises DemoFailed."""
     try:
-        await reconnect.bring(run.services, setup.Channel(NAME, kommo, messenger, (account,)))
-    except Wrong as wrong:
-        raise DemoFailed(f"the demo was not connected: {wrong.problem.detail}") from None
+        async with session.request(method, url, **more) as answer:
+            found = await answer.json() if "json" in answer.content_type else {}
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        raise DemoFailed(f"the demo's CRM was not connected: {str(error) or 'no answer came'}") from None
+    if not answer.ok:
+        detail = found.get("detail") or found.get("error") or f"HTTP {answer.status}"
+        raise DemoFailed(f"the demo's CRM was not connected: {detail}")
+    return dict(found)
 
 
 def _greet(run: Running, sandbox_url: str) -> None:

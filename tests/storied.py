@@ -350,10 +350,13 @@ class Process:
                 cwd=ROOT,
             )
         assert self.child.stdout is not None
+        told = ""
         async with asyncio.timeout(READY_SECONDS):
-            line = (await self.child.stdout.readline()).decode()
-        assert " ready" in line, (line, self.log.read_text()[-2000:])
-        return line.split()[-1]
+            async for line in self.child.stdout:
+                told += line.decode()
+                if b" ready" in line:
+                    return told.split()[-1]
+        raise AssertionError((told, self.log.read_text()[-2000:]))
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and wait for the end; its exit code."""
