@@ -1,7 +1,6 @@
 """Columns of `projections.columns` go to PostgreSQL as they are: binary arrays, made without psycopg."""
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable, Sequence
 from struct import Struct
@@ -88,11 +87,15 @@ class Prepared:
 def _widen(descriptor: int) -> None:
     """Let a local socket take a statement whole: for its rest PostgreSQL waits as long as our loop is busy.
 
-    The system grants as much as it allows; the buffer of a TCP socket grows by itself.
+    Linux grants twice `net.core.wmem_max` at most, 416 KB where it is as delivered; a TCP socket's buffer
+    grows by itself.
     """
-    with socket.socket(fileno=os.dup(descriptor)) as link:
+    link = socket.socket(fileno=descriptor)
+    try:
         if link.family == socket.AF_UNIX:
             link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
+    finally:
+        link.detach()  # psycopg's own
 
 
 def _set(ready: "asyncio.Future[None]") -> None:

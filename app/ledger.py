@@ -34,7 +34,7 @@ WATCH_SECONDS = 0.25
 COMMITS_KEPT = 4096
 log = logging.getLogger("chatledger.ledger")
 
-# Every look-up is by key. A plan made while the table was small reads all of it, and is kept while it grows.
+# Look-ups are by key: a plan made while the table was small would read all of it, and is kept while it grows.
 PLANS = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
 LOAD = """SELECT notification_id, state, NULL FROM ledger.stored_events WHERE originator_id = ANY(%b::uuid[])
  UNION ALL SELECT msec, NULL, conversation::text FROM ledger.clocks WHERE conversation = ANY(%b::uuid[])"""

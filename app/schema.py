@@ -59,8 +59,9 @@ CREATE TABLE IF NOT EXISTS ledger.imports (
 EVENTS_TABLE = """
 CREATE TABLE IF NOT EXISTS {schema}.{table} (
   originator_id uuid NOT NULL, originator_version bigint NOT NULL, topic text, state bytea,
-  notification_id bigint NOT NULL, PRIMARY KEY (originator_id, originator_version))
-  WITH (autovacuum_analyze_threshold = 1000, autovacuum_analyze_scale_factor = 0.05);
+  notification_id bigint NOT NULL, PRIMARY KEY (originator_id, originator_version));
+ALTER TABLE {schema}.{table} SET (autovacuum_vacuum_scale_factor = 0.02,
+  autovacuum_analyze_threshold = 1000, autovacuum_analyze_scale_factor = 0.05);
 CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {schema}.{table} (notification_id);
 ALTER TABLE {schema}.{table} ALTER COLUMN state SET STORAGE EXTERNAL;
 """
@@ -71,7 +72,8 @@ ALTER TABLE {schema}.{table} ALTER COLUMN state SET STORAGE EXTERNAL;
 # if one of its events' versions is taken or another writer moved one of its conversations' clocks. A row
 # without a topic is not stored: it is a version that must not be taken, of a stream that was remembered.
 # As nothing is bad in nearly every batch, all is written first, and only if the indexes refuse that is it
-# taken back (the inner block is a savepoint) and looked at unit by unit.
+# taken back (the inner block is a savepoint) and looked at unit by unit. What joins an array with a table is
+# planned each time (EXECUTE): a plan made while the table was small reads the whole index, and is kept.
 APPEND = """
 CREATE OR REPLACE FUNCTION {schema}.{append}(
   unit int[], stream uuid[], version bigint[], topic text[], state bytea[],
@@ -94,8 +96,8 @@ BEGIN
       RAISE unique_violation;
     END IF;
     IF cardinality(chat) > 0 THEN
-      UPDATE {schema}.clocks k SET msec = i.a FROM unnest(chat, before, after) AS i(c, b, a)
-        WHERE k.conversation = i.c AND k.msec = i.b;
+      EXECUTE 'UPDATE {schema}.clocks k SET msec = i.a FROM unnest($1, $2, $3) AS i(c, b, a)
+        WHERE k.conversation = i.c AND k.msec = i.b' USING chat, before, after;
       GET DIAGNOSTICS moved = ROW_COUNT;
       IF moved < cardinality(chat) THEN
         INSERT INTO {schema}.clocks AS k
@@ -113,13 +115,13 @@ BEGIN
       FROM unnest(stream, version, topic, state) WITH ORDINALITY AS i(o, v, t, s, n)
       WHERE i.t IS NOT NULL;
   EXCEPTION WHEN unique_violation THEN
-    SELECT coalesce(array_agg(DISTINCT i.u), '{{}}') INTO bad
-      FROM unnest(unit, stream, version) AS i(u, o, v)
-      JOIN {schema}.{table} e ON e.originator_id = i.o AND e.originator_version = i.v;
+    EXECUTE 'SELECT coalesce(array_agg(DISTINCT i.u), ''{{}}'') FROM unnest($1, $2, $3) AS i(u, o, v)
+      JOIN {schema}.{table} e ON e.originator_id = i.o AND e.originator_version = i.v'
+      INTO bad USING unit, stream, version;
     IF cardinality(chat) > 0 THEN
-      SELECT bad || coalesce(array_agg(DISTINCT i.u), '{{}}') INTO bad
-        FROM unnest(clock_unit, chat, before) AS i(u, c, b)
-        JOIN {schema}.clocks k ON k.conversation = i.c AND k.msec <> i.b;
+      EXECUTE 'SELECT $4 || coalesce(array_agg(DISTINCT i.u), ''{{}}'') FROM unnest($1, $2, $3) AS i(u, c, b)
+        JOIN {schema}.clocks k ON k.conversation = i.c AND k.msec <> i.b'
+        INTO bad USING clock_unit, chat, before, bad;
       INSERT INTO {schema}.clocks AS k
         SELECT i.c, i.a FROM unnest(clock_unit, chat, after) AS i(u, c, a) WHERE i.u <> ALL (bad)
         ON CONFLICT (conversation) DO UPDATE SET msec = excluded.msec;
