@@ -26,7 +26,7 @@ Told = TypeVar("Told", bound=Struct)
 Created: TypeAlias = e.MessageSent | e.MessageMirrored
 CONTENT_TYPE = "application/json"
 HISTORY_PAGE = 50
-HISTORY_PAGES_MAX = 4
+HISTORY_PAGES_MAX = 60  # in one search; the steps reach back a million messages with forty
 TYPING_MS = 5000
 PATIENCE_SECONDS = 5.0
 STATUS_CODES: dict[type, int] = {e.MessageDelivered: 1, e.MessageRead: 2, e.MessageFailed: -1}
@@ -139,18 +139,39 @@ class Kommo:
         """Kommo's id of a message that may have arrived, from the chat's history; None if it is not there.
 
         Without a chat id the chat is asked for by our own name, which Kommo answers without making a new one
-        if it exists. Raises Unreached.
+        if it exists. The history is newest first, so the message's time says how far back it is: the first
+        page that is not all newer is found by ever longer steps, then by halves. Raises Unreached.
         """
         chat = chat_id or await self._chat(who, scope_id, event)
-        for page in range(HISTORY_PAGES_MAX if chat else 0):
-            query = f"offset={page * HISTORY_PAGE}&limit={HISTORY_PAGE}"
-            answer = await self.call(who, "GET", f"{scope_id}/chats/{quote(chat or '')}/history?{query}")
-            messages = _told(answer, _History).messages
+        if not chat:
+            return None
+        history, pages = f"{scope_id}/chats/{quote(chat)}/history", dict[int, list[_Past]]()
+
+        async def page(number: int) -> list[_Past]:
+            if number not in pages:
+                if len(pages) == HISTORY_PAGES_MAX:
+                    raise Unreached("too much of its chat's history is to be looked through", unknown=False)
+                query = f"offset={number * HISTORY_PAGE}&limit={HISTORY_PAGE}"
+                answer = await self.call(who, "GET", f"{history}?{query}")
+                pages[number] = _told(answer, _History).messages
+            return pages[number]
+
+        newer, there = -1, 0
+        while _is_newer(await page(there), event.msec):
+            newer, there = there, there * 2 + 1
+        while there - newer > 1:
+            middle = (newer + there) // 2
+            if _is_newer(await page(middle), event.msec):
+                newer = middle
+            else:
+                there = middle
+        while messages := await page(there):
             for past in messages:
                 if past.message.client_id == event.message:
                     return past.message.id
-            if len(messages) < HISTORY_PAGE:
+            if len(messages) < HISTORY_PAGE or _is_older(messages, event.msec):
                 break
+            there += 1
         return None
 
     async def _chat(self, who: Credentials, scope_id: str, event: Created) -> str | None:
@@ -166,6 +187,22 @@ class _PastMessage(Struct, frozen=True):
 
 class _Past(Struct, frozen=True):
     message: _PastMessage
+    timestamp: int = 0
+    msec_timestamp: int = 0
+
+    @property
+    def msec(self) -> int:
+        return self.msec_timestamp or self.timestamp * 1000
+
+
+def _is_newer(page: list[_Past], msec: int) -> bool:
+    """Whether a full page, newest first, ends before it has come back to a time."""
+    return len(page) == HISTORY_PAGE and page[0].msec >= page[-1].msec > msec
+
+
+def _is_older(page: list[_Past], msec: int) -> bool:
+    """Whether a page, newest first, lies before a time; of some histories only the second is known."""
+    return page[0].msec >= page[-1].msec and page[0].msec < msec - 1000
 
 
 class _History(Struct, frozen=True):

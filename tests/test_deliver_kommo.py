@@ -7,12 +7,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client import REGISTRY
 
 from app import jetstream
 from app.client import Answer, Client
 from app.deliver import PAGE, RANGES, Deliverer
-from app.kommo import Kommo, outcome
+from app.kommo import Credentials, Kommo, outcome
 from app.lanes import Job, Lane, Settle
 from app.messenger import Messenger
 from app.outcome import Done, Forbidden, Gone, Refused, Retry
@@ -21,7 +22,7 @@ from app.servers import Servers
 from app.services import Services
 from domain import events as e
 from domain import ids
-from tests.storied import LINK, Story, chat, story_on, until
+from tests.storied import CHANNEL, LINK, SECRET, Story, chat, story_on, until
 
 PROBE_SECONDS = 1.0
 COMMON = (
@@ -147,6 +148,35 @@ async def test_what_the_history_does_not_show_is_refused(story: Story) -> None:
     ours = await story.customer(name)
     await story.until_recorded(ours, "message.failed")
     assert len(story.kommo(name)) == 1
+
+
+async def test_it_is_found_however_much_was_written_since(story: Story) -> None:
+    name, at, count = chat(), 1_700_000_000_000, 330
+    await story.customer(name)
+    [first] = await story.arrived(name)
+    sends = await story.events(type="message.sent")
+    [raw] = [one for one in sends if one["message"] == first.client_id]
+    sent = e.decode(json.dumps(raw).encode())
+    assert isinstance(sent, e.MessageSent)
+    # The last sixty, which are more than a page, have one time.
+    times = [at + min(number, count - 60) * 10 for number in range(count)]
+    events = [replace(sent, message=f"{name}-{number}", msec=msec) for number, msec in enumerate(times)]
+    who = Credentials(CHANNEL, SECRET)
+    client = Client()
+    assert story.run
+    kommo = Kommo(client, story.sandbox.url, story.run.services.budget)
+    try:
+        for event in events:
+            assert isinstance(await kommo.push(who, LINK.scope_id, event), Done)
+        names = {one.client_id: one.id for one in story.kommo(name)}
+        for number in (0, 1, 49, 50, 99, 100, 101, 200, 269, 270, 271, 300, 328, 329):
+            found = await kommo.find(who, LINK.scope_id, events[number], first.chat_id)
+            assert found == names[f"{name}-{number}"], number
+        for msec in (at - 5, at + 1005, times[-1], times[-1] + 1):
+            stranger = replace(sent, message="never sent", msec=msec)
+            assert await kommo.find(who, LINK.scope_id, stranger, first.chat_id) is None
+    finally:
+        await client.close()
 
 
 async def test_a_repeat_that_is_accepted_keeps_the_first_id(servers: Servers) -> None:
