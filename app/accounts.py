@@ -8,7 +8,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import Meta, Struct, to_builtins
 
-from app import clock, registry, shapes
+from app import clock, registry, sending, shapes
 from app.answers import answers
 from app.problems import Wrong
 from app.replies import ask, listed, told
@@ -17,7 +17,7 @@ from app.users import PAGE, PAGES_MAX, User
 from domain import commands as c
 
 OPERATOR = "operator"
-NO_CHAT = "Kommo has no chat for this conversation yet: create it first with POST /v1/conversations"
+NO_CHAT = "the channel is not connected to an account: POST /v1/channels/{name}/connections"
 REFUSALS = answers(404, 409, 422, 502)
 UID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 Number = Annotated[int, Meta(ge=1, le=2**53)]
@@ -261,7 +261,7 @@ async def links(
 async def link_chat(
     request: Call, conversation: FromPath[str], data: JSONBody[LinkChat]
 ) -> Response[LinkShown]:
-    """201 when Kommo has linked it, 200 if it was so before; if Kommo refuses, nothing is recorded."""
+    """201 when Kommo has linked it, 200 if it was so before; if Kommo refuses, no link is recorded."""
     services = services_of(request)
     found = await services.reads.get_conversation(conversation)
     if found is None:
@@ -280,13 +280,17 @@ async def link_chat(
 async def _linking(
     services: Services, found: shapes.Conversation, contact_id: int
 ) -> tuple[c.LinkContact, str]:
-    """What is to be recorded, and the chat's id."""
+    """What is to be recorded, and the chat's id: Kommo is asked for that if it has not told it yet."""
     channel = await services.channels.channel(found.channel)
     connection = channel.connections.get(found.account_id or "") if channel else None
-    if found.chat_id is None or connection is None:
+    if channel is None or connection is None:
         raise Wrong(409, NO_CHAT)
+    chat_id = found.chat_id
+    if chat_id is None:
+        customer = await sending.customer_of(services, found.id)
+        chat_id, _ = await sending.begin(services, channel, connection, found.conversation_id or "", customer)
     given = clock.stamp(connection.link, found.id, OPERATOR, now=clock.now_ms())
-    return c.LinkContact(**given, stream=found.id, contact_id=contact_id), found.chat_id
+    return c.LinkContact(**given, stream=found.id, contact_id=contact_id), chat_id
 
 
 async def _settle(request: Call, account_id: str, method: str, path: str, order: object) -> LeadShown:

@@ -10,6 +10,7 @@ from typing import TypeVar, cast
 import msgspec
 from msgspec import Struct
 
+from app.channels import WrongMasterKey
 from app.client import Answer, Unreached
 from app.crm import NoPlace, NotAuthorized
 from app.ledger import Full, Unavailable
@@ -48,7 +49,7 @@ async def ask(
     account = known_account(account_id)
     try:
         answer = await services.crm.call(account, method, f"/api/v4/{path}", payload, query)
-    except NotAuthorized as error:
+    except (NotAuthorized, WrongMasterKey) as error:
         raise Wrong(409, str(error)) from None
     except (Full, Unavailable):  # The ledger, which has to know of a consent that is withdrawn.
         raise Wrong(503, "the ledger cannot take it now: ask again", retry_after=1) from None

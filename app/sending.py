@@ -132,20 +132,9 @@ async def create(request: Call, data: JSONBody[NewConversation]) -> Response[sha
     _check(data)
     channel = await registry.named(services, data.channel)
     connection = registry.connected(channel, data.account_id.lower())
-    chat_id, user_id = await _chat_of(services, channel, connection, data)
-    where = connection.link
-    own = ids.conversation_id(where, MESSENGER, data.conversation_id)
-    theirs = ids.conversation_id(where, KOMMO, chat_id)
     user = msgspec.convert(data.user, e.Party, from_attributes=True)
-    command = c.Begin(
-        **clock.stamp(where, own, OPERATOR, now=clock.now_ms()),
-        ends=(
-            c.End("messenger", own, e.Ends(conversation_id=data.conversation_id)),
-            c.End("kommo", theirs, e.Ends(chat_id=chat_id)),
-        ),
-        receiver=msgspec.structs.replace(user, ref_id=user_id),
-    )
-    recorded = await registry.record(services, command)
+    source = data.source.external_id if data.source else None
+    chat_id, recorded = await begin(services, channel, connection, data.conversation_id, user, source)
     await services.views_reach(max(recorded.position or 0, recorded.last or 0))
     found = await _shown(services, channel.name, connection, data.conversation_id, chat_id)
     return Response(found, status_code=200 if recorded.duplicate else 201, headers=_position(recorded))
@@ -170,7 +159,7 @@ async def send(request: Call, conversation: FromPath[str], data: JSONBody[NewMes
     if connection is None or not connection.connected:
         raise Wrong(409, NOT_CONNECTED)
     sender = _sender(channel, data.sender)
-    receiver = await _receiver(services, chat.id, data.receiver)
+    receiver = await customer_of(services, chat.id, data.receiver)
     command = _command(connection, chat, data, sender, receiver)
     try:
         recorded = await registry.record(services, command)
@@ -231,17 +220,45 @@ def _check(data: NewConversation | NewMessage | StatusNow) -> None:
         raise Wrong(400, f"{error.path}: {error.message}", errors=[fault]) from None
 
 
+async def begin(
+    services: Services,
+    channel: Channel,
+    connection: Connection,
+    conversation_id: str,
+    user: e.Party,
+    source: str | None = None,
+) -> tuple[str, Recorded]:
+    """Kommo's id of a conversation's chat, which it makes if there is none, and the record of both names.
+
+    `user` is the customer as the messenger calls him. Raises Wrong (502, 503).
+    """
+    where = connection.link
+    who = Credentials(channel.channel_id, channel.secrets.kommo)
+    chat_id, user_id = await _chat_of(services, who, where.scope_id, conversation_id, user, source)
+    own = ids.conversation_id(where, MESSENGER, conversation_id)
+    theirs = ids.conversation_id(where, KOMMO, chat_id)
+    command = c.Begin(
+        **clock.stamp(where, own, OPERATOR, now=clock.now_ms()),
+        ends=(
+            c.End("messenger", own, e.Ends(conversation_id=conversation_id)),
+            c.End("kommo", theirs, e.Ends(chat_id=chat_id)),
+        ),
+        receiver=msgspec.structs.replace(user, ref_id=user_id),
+    )
+    return chat_id, await registry.record(services, command)
+
+
 async def _chat_of(
-    services: Services, channel: Channel, connection: Connection, data: NewConversation
+    services: Services,
+    who: Credentials,
+    scope_id: str,
+    conversation_id: str,
+    user: e.Party,
+    source: str | None,
 ) -> tuple[str, str | None]:
     """Kommo's ids of the chat and of the customer; raises Wrong (502)."""
-    who = Credentials(channel.channel_id, channel.secrets.kommo)
-    user = msgspec.convert(data.user, e.Party, from_attributes=True)
-    source = data.source.external_id if data.source else None
     try:
-        answer = await services.kommo.new_chat(
-            who, connection.link.scope_id, data.conversation_id, user, source
-        )
+        answer = await services.kommo.new_chat(who, scope_id, conversation_id, user, source)
     except Unreached as error:
         raise Wrong(502, f"Kommo could not be reached ({error.reason}); nothing is recorded") from None
     told = answer.json()
@@ -281,8 +298,8 @@ class _Row(Struct):
     receiver: bytes | None
 
 
-async def _receiver(services: Services, conversation: str, told: Receiver | None) -> e.Party:
-    """The customer as the messenger calls him."""
+async def customer_of(services: Services, conversation: str, told: Receiver | None = None) -> e.Party:
+    """The customer as the messenger calls him, `told` or known; raises Wrong (409)."""
     if told is not None:
         return e.Party(id=told.id, name=told.name, phone=told.phone)
     rows = await services.pool.fetch(_Row, CUSTOMER, {"id": conversation})

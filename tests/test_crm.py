@@ -287,7 +287,7 @@ async def test_a_contact_that_is_not_there_cannot_be_linked(office: Office):
     assert (answer.status, "no such contact" in answer.body["detail"]) == (400, True)
 
 
-async def test_a_chat_that_kommo_has_not_is_to_be_created_first(office: Office):
+async def test_a_chat_that_kommo_has_not_named_yet_is_asked_for(office: Office):
     action = {
         "type": "message.sent",
         "conversation_id": "conv-unborn",
@@ -298,8 +298,16 @@ async def test_a_chat_that_kommo_has_not_is_to_be_created_first(office: Office):
     }
     assert (await office.act(action | {"account_id": ACCOUNT})).status == 200
     found = await office.get("/v1/conversations", conversation_id="conv-unborn", at_least=await office.head())
-    answer = await link(office, found["items"][0]["id"], 1)
-    assert (answer.status, "POST /v1/conversations" in answer.body["detail"]) == (409, True)
+    [chat] = found["items"]
+    assert chat["chat_id"] is None
+    one = await contact(office, "conv-c-unborn")
+    answer = await link(office, chat["id"], one)
+    assert (answer.status, answer.body["contact_id"]) == (201, one)
+    now = await office.get(f"/v1/conversations/{chat['id']}", at_least=answer.headers["Ledger-Position"])
+    assert (now["chat_id"], now["contact_id"]) == (answer.body["chat_id"], one)
+    await office.customer("conv-unborn")
+    [told] = (await done(office, "GET", f"/links?chat_id={now['chat_id']}"))["items"]
+    assert told["contact_id"] == one
 
 
 async def test_a_conversation_that_is_not_there_cannot_be_linked(office: Office):
