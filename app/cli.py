@@ -34,7 +34,7 @@ from ops.demo import demo as run_demo
 from ops.sandbox.cli import sandbox
 
 Result = TypeVar("Result")
-VERSION = "0.2.0"
+VERSION = "0.2.1"
 FAILURES = (
     AlreadyRunning,
     JetStreamError,
