@@ -11,7 +11,7 @@ from ops.benches.ingest import asked
 from ops.benches.measure import Figure, new_database, private_servers, say
 
 TARGET_MB = 250
-HOOK_ROUNDS = 5
+HOOK_ROUNDS = 9
 PAGES = 500
 DRAIN_SECONDS_MAX = 180.0
 
