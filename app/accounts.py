@@ -15,9 +15,8 @@ from app.replies import ask, listed, told
 from app.services import Call, Services, services_of
 from app.users import PAGE, PAGES_MAX, User
 from domain import commands as c
+from domain.ids import OPERATOR
 
-OPERATOR = "operator"
-NO_CHAT = "the channel is not connected to an account: POST /v1/channels/{name}/connections"
 REFUSALS = answers(404, 409, 422, 502)
 UID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 Number = Annotated[int, Meta(ge=1, le=2**53)]
@@ -256,7 +255,7 @@ async def links(
     status_code=201,
     summary="Say which contact a chat belongs to",
     tags=["accounts"],
-    responses=answers(404, 422, 502, said={409: NO_CHAT}, also={200: LinkShown}),
+    responses=answers(404, 422, 502, said={409: sending.NOT_CONNECTED}, also={200: LinkShown}),
 )
 async def link_chat(
     request: Call, conversation: FromPath[str], data: JSONBody[LinkChat]
@@ -284,7 +283,7 @@ async def _linking(
     channel = await services.channels.channel(found.channel)
     connection = channel.connections.get(found.account_id or "") if channel else None
     if channel is None or connection is None:
-        raise Wrong(409, NO_CHAT)
+        raise Wrong(409, sending.NOT_CONNECTED)
     chat_id = found.chat_id
     if chat_id is None:
         customer = await sending.customer_of(services, found.id)

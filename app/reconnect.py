@@ -26,6 +26,7 @@ from app.client import Answer, Unreached
 from app.kommo import Credentials, Kommo
 from app.pool import ViewsMissing
 from app.problems import Wrong
+from app.push import OPERATOR_SECONDS
 from app.queries import STREAM
 from app.registry import NewChannel, NotDone
 from app.rows import EventRow
@@ -39,7 +40,6 @@ ROUNDS_MAX = 30
 DELAY_FIRST_SECONDS = 1.0
 DELAY_SECONDS_MAX = 300.0
 AT_ONCE = 8
-OPERATOR_SECONDS = 1.0  # An operator who disconnects tells Kommo first: that must not be undone.
 log = logging.getLogger("chatledger.start")
 
 
@@ -257,7 +257,7 @@ async def by_operator(services: Services, connection: Connection) -> bool:
     """Whether it was an operator who connected or disconnected it last."""
     stream = ids.connection_stream(connection.link)
     rows = await services.pool.fetch(EventRow, STREAM, {"stream": stream})
-    return bool(rows) and e.decode(rows[-1].event).by == registry.OPERATOR
+    return bool(rows) and e.decode(rows[-1].event).by == ids.OPERATOR
 
 
 async def ask_scope(kommo: Kommo, who: Credentials, scope_id: str) -> Answer:

@@ -20,11 +20,10 @@ from app.setup import ChannelName, KommoSide, MessengerSide
 from domain import commands as c
 from domain import ids
 from domain.decide import NotConnected
-from domain.ids import Link
+from domain.ids import OPERATOR, Link
 
 DELIVERIES_PAGE = 1000
 PARKED_AT_ONCE = 100
-OPERATOR = "operator"
 NOT_CONNECTED = "the channel is not connected to this account"
 # Why a delivery is parked that a new connection can help, as the reasons begin.
 LOST = ("Kommo does not know it (404)", "not found (404)", "connecting again failed")
