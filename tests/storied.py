@@ -269,6 +269,22 @@ async def story_on(servers: Servers, **changed: Any) -> AsyncIterator[Story]:
         yield story
 
 
+@asynccontextmanager
+async def installed(servers: Servers, **changed: Any) -> AsyncIterator[tuple[Story, Settings]]:
+    """All that a service needs, and its settings, before it runs; `changed` as in `telling`."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    async with (
+        database(servers) as database_url,
+        broker() as nats,
+        aiohttp.ClientSession() as client,
+        Sandbox(config(url, **changed)) as sandbox,
+    ):
+        await migrate(database_url)
+        more = {"CHATLEDGER_KOMMO_URL": sandbox.url, "CHATLEDGER_PORT": str(port)}
+        yield Story(client, sandbox, url), settings_of(nats.folder, database_url, nats.url, **more)
+
+
 class Traffic:
     """Customers and managers who write all the time.
 

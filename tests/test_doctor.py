@@ -13,6 +13,7 @@ import aiohttp
 import msgspec
 import psycopg
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from app import jetstream
@@ -25,7 +26,6 @@ from app.settings import Settings
 from app.setup import Account, Channel, Connected, KommoSide, MessengerSide, Setup
 from app.strangers import Case
 from domain import ids
-from ops.sandbox import Sandbox
 from tests.conftest import NewDatabase
 from tests.storied import (
     ACCOUNT,
@@ -37,11 +37,8 @@ from tests.storied import (
     WHSEC,
     Process,
     Story,
-    broker,
-    config,
-    database,
     free_port,
-    settings_of,
+    installed,
     until,
 )
 
@@ -76,27 +73,13 @@ class Clinic:
 @pytest.fixture(scope="module")
 async def clinic(servers: Servers) -> AsyncIterator[Clinic]:
     """A channel with one account connected; a second one may be, a third one not."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    async with (
-        database(servers) as database_url,
-        broker() as nats,
-        aiohttp.ClientSession() as client,
-        Sandbox(config(url, accounts=(ACCOUNT, OTHER))) as sandbox,
-    ):
-        await migrate(database_url)
-        more = {
-            "CHATLEDGER_KOMMO_URL": sandbox.url,
-            "CHATLEDGER_PORT": str(port),
-            "CHATLEDGER_PUBLIC_URL": url,
-        }
-        settings = settings_of(nats.folder, database_url, nats.url, **more)
-        story = Story(client, sandbox, url)
+    async with installed(servers, accounts=(ACCOUNT, OTHER)) as (story, settings):
+        settings = replace(settings, public_url=story.url)
         clinic = Clinic(story, settings, Setup())
         clinic.setup = clinic.file(ACCOUNT)
         async with running(settings, clinic.setup) as run:
             story.run = run
-            await until(lambda: LINK.scope_id in sandbox.crm.connections)
+            await until(lambda: LINK.scope_id in story.sandbox.crm.connections)
             await story.api("GET", f"/v1/events?at_least={2}")
             yield clinic
 

@@ -2,9 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
-import aiohttp
 import psycopg
 import pytest
 
@@ -12,8 +10,8 @@ from app import project, schema
 from app.schema import NewerSchema, OldSchema
 from app.serve import RoleFailed, _views, migrate, running
 from app.servers import Servers
+from app.settings import Settings
 from app.setup import Channel, Connected, KommoSide, MessengerSide, Setup
-from ops.sandbox import Sandbox
 from tests.conftest import NewDatabase
 from tests.storied import (
     ACCOUNT,
@@ -22,12 +20,8 @@ from tests.storied import (
     SECRET,
     WHSEC,
     Story,
-    broker,
     chat,
-    config,
-    database,
-    free_port,
-    settings_of,
+    installed,
     until,
 )
 
@@ -45,9 +39,9 @@ UPDATE ledger.meta SET version = 1;
 class Old:
     """A version 1 database with a connected channel and a chat, and all that a service on it needs."""
 
-    def __init__(self, story: Story, folder: Path, urls: tuple[str, str], more: dict[str, str]) -> None:
-        self.story, self.database_url = story, urls[0]
-        self.settings = settings_of(folder, *urls, **more)
+    def __init__(self, story: Story, settings: Settings) -> None:
+        self.story, self.settings = story, settings
+        self.database_url = settings.database_url or ""
         side = MessengerSide("webhook", f"{story.sandbox.url}/messenger/hook", WHSEC)
         kommo, accounts = KommoSide(CHANNEL, SECRET, BOT), (Connected(ACCOUNT, "Acme"),)
         self.setup = Setup(channels=(Channel("acme", kommo, side, accounts),))
@@ -59,17 +53,8 @@ class Old:
 
 @pytest.fixture
 async def old(servers: Servers) -> AsyncIterator[Old]:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    async with (
-        database(servers) as database_url,
-        broker() as nats,
-        aiohttp.ClientSession() as client,
-        Sandbox(config(url)) as sandbox,
-    ):
-        await migrate(database_url)
-        more = {"CHATLEDGER_KOMMO_URL": sandbox.url, "CHATLEDGER_PORT": str(port)}
-        old = Old(Story(client, sandbox, url), nats.folder, (database_url, nats.url), more)
+    async with installed(servers) as (story, settings):
+        old = Old(story, settings)
         async with running(old.settings) as run:
             old.story.run = run
             await old.story.connect()
