@@ -7,8 +7,8 @@ asking.py puts another one into each question.
 import base64
 from typing import Any
 
-from consented import CLIENT, CLIENT_SECRET, HERE, MASTER, Office
-from served import ACCOUNT, OTHER_ACCOUNT, SCOPE
+from tests.consented import CLIENT, CLIENT_SECRET, HERE, MASTER, Office
+from tests.served import ACCOUNT, OTHER_ACCOUNT, SCOPE
 
 from app import examples
 from app.crmhooks import hook_path

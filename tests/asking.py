@@ -11,7 +11,7 @@ from typing import Any
 
 import schemathesis
 from schemathesis.core.parameters import ParameterLocation
-from served import ACCOUNT, signature, signed
+from tests.served import ACCOUNT, signature, signed
 
 THINGS: dict[str, list[dict[str, Any]]] = json.loads(Path(os.environ["ASKED"]).read_text())
 OF_ACCOUNT = {"path": {"account_id": ACCOUNT}}

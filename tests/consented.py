@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import aiohttp
 import psycopg
 from psycopg import sql
-from served import ACCOUNT, CHANNEL_ID, KEY, OTHER_ACCOUNT, SCOPE, SECRET, Answer, Served
+from tests.served import ACCOUNT, CHANNEL_ID, KEY, OTHER_ACCOUNT, SCOPE, SECRET, Answer, Served
 
 from app import clock, serve
 from app.kommo import Credentials

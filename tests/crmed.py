@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 
 import aiohttp
 from aiohttp import web
-from sandboxed import ACCOUNT, Answer, Integration, integrating
+from tests.sandboxed import ACCOUNT, Answer, Integration, integrating
 
 from ops.sandbox import OAuthClient, crm_account
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 import psycopg
-from consented import CLIENT, CLIENT_SECRET
+from tests.consented import CLIENT, CLIENT_SECRET
 from psycopg import sql
 
 from app import serve

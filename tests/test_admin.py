@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 import pytest_asyncio
-from served import (
+from tests.served import (
     ACCOUNT,
     CHANNEL_ID,
     KEY,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from served import ACCOUNT, Served, about, sent, serving, wrote
+from tests.served import ACCOUNT, Served, about, sent, serving, wrote
 
 from app.servers import Servers
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from served import (
+from tests.served import (
     OTHER_ACCOUNT,
     Served,
     about,

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import psycopg
 import pytest
 import pytest_asyncio
-from served import ACCOUNT, SCOPE, Served, refused, sent, serving, signature, wrote
+from tests.served import ACCOUNT, SCOPE, Served, refused, sent, serving, signature, wrote
 from yarl import URL
 
 from app.hooks import CONTENT_BYTES_MAX

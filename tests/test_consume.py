@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from relayed import until
+from tests.relayed import until
 
 from app import jetstream
 from app.consume import Consumer, partition_subjects, sequence_of

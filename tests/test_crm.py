@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from consented import ACCOUNT, HERE, MARIA, OTHER_ACCOUNT, Office, office_of
-from served import KEY, Answer
+from tests.consented import ACCOUNT, HERE, MARIA, OTHER_ACCOUNT, Office, office_of
+from tests.served import KEY, Answer
 from yarl import URL
 
 from app.servers import Servers

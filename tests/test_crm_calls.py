@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from consented import ACCOUNT, HERE, MARIA, Office, office_of
+from tests.consented import ACCOUNT, HERE, MARIA, Office, office_of
 
 from app.client import Unreached
 from app.crm import NotAuthorized

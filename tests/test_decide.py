@@ -1,6 +1,6 @@
 """Every cell of commands and states is written down once, so that silence is always deliberate."""
 
-from decided import (
+from tests.decided import (
     WHERE,
     Book,
     Now,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from decided import (
+from tests.decided import (
     Book,
     accept,
     confirm,
@@ -20,7 +20,7 @@ from decided import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from projected import prepare
+from tests.projected import prepare
 from psycopg.rows import dict_row
 
 from app import project

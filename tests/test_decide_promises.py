@@ -1,7 +1,7 @@
 """What the contract promises of ids, aliases, echoes, conflicts and conversations, one sentence a test."""
 
 import pytest
-from decided import (
+from tests.decided import (
     ANN,
     START_MS,
     WHERE,

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from consented import Office, office_of
-from served import ACCOUNT, sent
+from tests.consented import Office, office_of
+from tests.served import ACCOUNT, sent
 
 from app.doctor import examine
 from app.probes import Check

@@ -6,7 +6,7 @@ from typing import get_args
 
 import msgspec
 import pytest
-from decided import WHERE, Book
+from tests.decided import WHERE, Book
 from msgspec.structs import replace
 
 from app import clock, hooks

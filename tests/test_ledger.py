@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import psycopg
 import pytest
-from decided import Now, confirm, customer, end, kommo, manager, own, text, typing
+from tests.decided import Now, confirm, customer, end, kommo, manager, own, text, typing
 from msgspec.structs import replace
 
 from app import ledger as module

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import psycopg
 import pytest
 import pytest_asyncio
-from consented import ACCOUNT, CLIENT, CLIENT_SECRET, CRM_ID, HERE, OTHER_ACCOUNT, Office, office_of
+from tests.consented import ACCOUNT, CLIENT, CLIENT_SECRET, CRM_ID, HERE, OTHER_ACCOUNT, Office, office_of
 from hypothesis import given
 from hypothesis import strategies as st
 

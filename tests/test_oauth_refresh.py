@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 import psycopg
 import pytest
 import pytest_asyncio
-from consented import CLIENT
+from tests.consented import CLIENT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
-from refreshed import DAY, PROCESSES, REDIRECT, REST_SECONDS, Processes, one_more, processes_on
+from tests.refreshed import DAY, PROCESSES, REDIRECT, REST_SECONDS, Processes, one_more, processes_on
 
 from app.channels import WrongMasterKey
 from app.client import Unreached

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from refreshed import APP, REST_SECONDS, Processes, one_more, processes_on
+from tests.refreshed import APP, REST_SECONDS, Processes, one_more, processes_on
 
 from app.budget import Budget
 from app.client import Answer, Unreached

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import jsonschema_rs
 import pytest
 import pytest_asyncio
-from asked import LEAVING, Things, things
-from consented import CRM_ID, Office, office_of
+from tests.asked import LEAVING, Things, things
+from tests.consented import CRM_ID, Office, office_of
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
-from served import ACCOUNT, KEY, OTHER_ACCOUNT
+from tests.served import ACCOUNT, KEY, OTHER_ACCOUNT
 
 from app import examples
 from app.servers import Servers

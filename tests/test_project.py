@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import psycopg
 import pytest
-from projected import Book, prepare, store, tables, wild
+from tests.projected import Book, prepare, store, tables, wild
 
 from app import project
 from app.project import Behind, Projector, Unreadable

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from projected import START_MS, TABLES, WHERE, Book, fact, prepare, wild
+from tests.projected import START_MS, TABLES, WHERE, Book, fact, prepare, wild
 from psycopg.rows import dict_row
 
 from app import clock, project

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
-from projected import START_MS, WHERE, Book, prepare, store, wild
+from tests.projected import START_MS, WHERE, Book, prepare, store, wild
 
 from app import clock, project
 from app.pool import BadFilter, Pool, ViewsMissing

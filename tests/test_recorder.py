@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from decided import customer
+from tests.decided import customer
 from eventsourcing.persistence import IntegrityError, StoredEvent
 from eventsourcing.postgres import PostgresDatastore
 from eventsourcing.tests import persistence as contract

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest_asyncio
-from crmed import Office, fresh_office, office
+from tests.crmed import Office, fresh_office, office
 from test_sandbox_crm_api import contact, new_chat, template
 from test_sandbox_crm_hooks import incoming
 

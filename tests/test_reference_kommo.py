@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 import pytest_asyncio
-from sandboxed import ORIGIN, Integration, integrating
-from served import ACCOUNT, CHANNEL_ID, SCOPE
+from tests.sandboxed import ORIGIN, Integration, integrating
+from tests.served import ACCOUNT, CHANNEL_ID, SCOPE
 
 from app import actions, kommo
 from domain import commands as c

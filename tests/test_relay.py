@@ -10,7 +10,7 @@ import shutil
 import nats
 import psycopg
 import pytest
-from relayed import DAY_MS, Book, differing, message, relaying, stored, until
+from tests.relayed import DAY_MS, Book, differing, message, relaying, stored, until
 
 from app import jetstream
 from app.nats import PrivateNats

@@ -4,7 +4,7 @@ import asyncio
 import random
 
 import pytest
-from relayed import Book, differing, relaying, until
+from tests.relayed import Book, differing, relaying, until
 
 from app.nats import PrivateNats
 

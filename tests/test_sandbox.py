@@ -7,7 +7,7 @@ from email.utils import format_datetime
 
 import pytest
 import pytest_asyncio
-from sandboxed import (
+from tests.sandboxed import (
     ACCOUNT,
     BOT,
     CHANNEL,

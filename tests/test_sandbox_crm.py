@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from click.testing import CliRunner
-from crmed import CLIENT, CLIENT_SECRET, CRM_ID, OTHER, REDIRECT, Office, fresh_office, no_redirect, office
-from sandboxed import ACCOUNT, MARIA
+from tests.crmed import CLIENT, CLIENT_SECRET, CRM_ID, OTHER, REDIRECT, Office, fresh_office, no_redirect, office
+from tests.sandboxed import ACCOUNT, MARIA
 
 from ops.sandbox import OAuthClient, crm_account
 from ops.sandbox.cli import sandbox

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from crmed import Office, fresh_office, office
-from sandboxed import MARIA
+from tests.crmed import Office, fresh_office, office
+from tests.sandboxed import MARIA
 
 
 @pytest_asyncio.fixture(scope="module")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from crmed import CLIENT, Office, fresh_office, office
-from sandboxed import BOT, CHANNEL, MARIA, ORIGIN, SCOPE, SECRET
+from tests.crmed import CLIENT, Office, fresh_office, office
+from tests.sandboxed import BOT, CHANNEL, MARIA, ORIGIN, SCOPE, SECRET
 
 from ops.sandbox import Channel
 from ops.sandbox.pace import IN_A_ROW, SLOW_ANSWER_SECONDS, Pace

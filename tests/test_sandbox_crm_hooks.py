@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 import pytest_asyncio
-from crmed import CRM_ID, Office, fresh_office, office
+from tests.crmed import CRM_ID, Office, fresh_office, office
 
 from ops.sandbox.accounts import user_number
 from ops.sandbox.config import MANAGERS

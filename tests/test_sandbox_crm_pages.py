@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from crmed import CLIENT, CLIENT_SECRET, Office, fresh_office, office
+from tests.crmed import CLIENT, CLIENT_SECRET, Office, fresh_office, office
 from playwright.async_api import async_playwright
 
 from ops.sandbox import OAuthClient

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from sandboxed import ACCOUNT, MARIA, ORIGIN, SCOPE, SECRET, Integration, fresh, integrating
+from tests.sandboxed import ACCOUNT, MARIA, ORIGIN, SCOPE, SECRET, Integration, fresh, integrating
 
 from ops.sandbox.signatures import hook_signature
 

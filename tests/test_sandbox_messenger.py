@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
-from sandboxed import ACCOUNT, CHANNEL, SECRET, Integration, fresh, integrating
+from tests.sandboxed import ACCOUNT, CHANNEL, SECRET, Integration, fresh, integrating
 
 AT = "2026-11-22T08:00:00.000Z"
 

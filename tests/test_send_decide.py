@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from decided import (
+from tests.decided import (
     ANN,
     START_MS,
     WHERE,

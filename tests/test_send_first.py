@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from decided import ANN, Book, Now, accept, customer, end, manager, text
+from tests.decided import ANN, Book, Now, accept, customer, end, manager, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace

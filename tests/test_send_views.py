@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from consoled import ACCOUNT, NAME, Browser, System, browsing, text_message, whole_system
-from projected import WHERE, Book, prepare
+from tests.consoled import ACCOUNT, NAME, Browser, System, browsing, text_message, whole_system
+from tests.projected import WHERE, Book, prepare
 
 from app import project
 from app.pool import Pool

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from decided import START_MS, WHERE, Book, accept, customer, edit, own, react
+from tests.decided import START_MS, WHERE, Book, accept, customer, edit, own, react
 from msgspec.structs import replace
 
 from app import clock, hooks, kommo

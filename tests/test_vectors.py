@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from sandboxed import ACCOUNT, BOT, CHANNEL, ORIGIN, SCOPE, SECRET, Integration, fresh, integrating, message
+from tests.sandboxed import ACCOUNT, BOT, CHANNEL, ORIGIN, SCOPE, SECRET, Integration, fresh, integrating, message
 from test_wire import HEX, REQUESTS, VECTOR
 
 from app import kommo, webhooks

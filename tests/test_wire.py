@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 import pytest_asyncio
-from served import ACCOUNT, CHANNEL_ID, SCOPE, SECRET, WHSEC, Served, about, sent, serving, signature, wrote
+from tests.served import ACCOUNT, CHANNEL_ID, SCOPE, SECRET, WHSEC, Served, about, sent, serving, signature, wrote
 from standardwebhooks import Webhook
 
 from app import kommo, messenger, webhooks
