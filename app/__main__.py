@@ -1,7 +1,5 @@
-"""`python -m app` is `chatledger`."""
+"""`python -m app` is `chatledger`: the whole program, which `ops.main` puts together."""
 
-import sys
+import runpy
 
-from app.cli import main
-
-sys.exit(main())
+runpy.run_module("ops.main", run_name="__main__")

@@ -3,7 +3,7 @@
 from msgspec import Struct
 from msgspec.json import Decoder
 
-from app.pool import Pool
+from app.database.pool import Pool
 from domain.events import Party
 
 # Of the latest fifty messages, so that a list costs the same however long its chats are.

@@ -15,13 +15,14 @@ import msgspec
 from msgspec import Struct, field
 from yarl import URL
 
-from app import reconnect, setup
-from app.channels import WrongMasterKey
-from app.crmhooks import hook_path
+from app.channels.directory import WrongMasterKey
+from app.config import file as setup
+from app.config.settings import Settings, prepare_folder
+from app.http.api.kommo_answers import ask
+from app.http.webhooks.crm import hook_path
+from app.operations import startup
 from app.problems import Wrong
-from app.replies import ask
-from app.serve import Running, running
-from app.settings import Settings, prepare_folder
+from app.service.service import Running, running
 from ops.sandbox import Channel, Config, OAuthClient, Sandbox
 
 CHANNEL_ID = "f62a0162-46a6-4a63-a5ff-0b1e2b1d1a01"
@@ -136,7 +137,7 @@ async def _connect(run: Running, sandbox_url: str, kept: Kept) -> None:
     kommo = setup.KommoSide(CHANNEL_ID, kept.kommo, bot_id)
     messenger = setup.MessengerSide("webhook", f"{sandbox_url}/messenger/hook", kept.messenger)
     account = setup.Connected(ACCOUNT_ID, "Demo messenger")
-    await reconnect.bring(run.services, setup.Channel(NAME, kommo, messenger, (account,)))
+    await startup.bring(run.services, setup.Channel(NAME, kommo, messenger, (account,)))
 
 
 async def _let_in(run: Running, url: str, sandbox_url: str) -> None:

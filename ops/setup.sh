@@ -112,7 +112,7 @@ link() {
 ' '''
 import sys
 
-from app.cli import main
+from ops.main import main
 
 sys.argv[0] = "chatledger"
 sys.exit(main())

@@ -11,10 +11,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from app.nats import PrivateNats
-from app.servers import Servers
-from app.servers import servers as start_servers
-from app.settings import load_settings
+from app.config.settings import load_settings
+from app.servers.nats import PrivateNats
+from app.servers.servers import Servers
+from app.servers.servers import servers as start_servers
 
 NewDatabase = Callable[..., Awaitable[str]]
 

@@ -10,8 +10,8 @@ from eventsourcing.application import Application
 from eventsourcing.domain import Aggregate
 
 from app import clock
-from app.ledger import Ledger
-from app.servers import Servers
+from app.ledger.writer import Ledger
+from app.servers.servers import Servers
 from domain import events as e
 from domain.commands import Send
 from ops.benches import samples

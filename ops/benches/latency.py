@@ -7,9 +7,10 @@ from statistics import median
 import aiohttp
 import msgspec
 
-from app import clock, messenger
-from app.serve import Running, running
-from app.settings import load_settings
+from app import clock
+from app.config.settings import load_settings
+from app.messengers import webhook
+from app.service.service import Running, running
 from domain import ids
 from ops.benches import samples, service
 from ops.benches.measure import Figure, new_database, percentile, private_servers, say
@@ -106,7 +107,7 @@ class _Driver:
             "message": {"type": "text", "text": command.content.text},
         }
         body = msgspec.json.encode(action)
-        headers = messenger.signed(samples.MESSENGER_SECRET, command.id, body)
+        headers = webhook.signed(samples.MESSENGER_SECRET, command.id, body)
         async with self._session.post(
             f"{self._run.url}/messengers/bench", data=body, headers=headers
         ) as answer:

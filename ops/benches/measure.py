@@ -12,9 +12,9 @@ import msgspec
 import psycopg
 from msgspec import Struct
 
-from app import schema
-from app.servers import Servers, servers
-from app.settings import load_settings
+from app.config.settings import load_settings
+from app.database import schema
+from app.servers.servers import Servers, servers
 
 
 class Figure(Struct, frozen=True):

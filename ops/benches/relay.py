@@ -4,8 +4,9 @@ import asyncio
 import time
 from statistics import median
 
-from app import jetstream, schema
-from app.relay import Relay
+from app.database import schema
+from app.stream import jetstream
+from app.stream.relay import Relay
 from ops.benches import samples
 from ops.benches.measure import Figure, new_database, private_servers, say
 

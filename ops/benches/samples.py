@@ -11,7 +11,7 @@ import msgspec
 import psycopg
 
 from app import clock
-from app.binary import take_columns
+from app.database.binary import take_columns
 from domain import commands as c
 from domain import events as e
 from domain import ids

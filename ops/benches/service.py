@@ -10,7 +10,7 @@ from pathlib import Path
 
 import aiohttp
 
-from app.servers import Servers
+from app.servers.servers import Servers
 from ops.benches import samples
 
 READY_SECONDS = 60

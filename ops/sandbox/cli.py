@@ -9,6 +9,7 @@ import sys
 import click
 import uvloop
 
+from ops.sandbox.chats.signatures import is_secret
 from ops.sandbox.config import (
     CRM_PER_SECOND,
     TOKEN_SECONDS,
@@ -18,9 +19,8 @@ from ops.sandbox.config import (
     OAuthClient,
     crm_account,
 )
-from ops.sandbox.guide import GUIDE
+from ops.sandbox.help_text import GUIDE
 from ops.sandbox.server import Sandbox
-from ops.sandbox.signatures import is_secret
 
 
 @click.command(help=GUIDE)

@@ -11,12 +11,15 @@ import uvicorn
 from litestar import Litestar, Response
 from litestar.datastructures import State
 
-from ops.sandbox import amojo, control, crmcontrol, hook, oauth, pages, v4
+from ops.sandbox.api import chats, crm_routes, messenger
+from ops.sandbox.chats.manager import Impossible
 from ops.sandbox.config import BODY_MAX
-from ops.sandbox.desk import Impossible
+from ops.sandbox.control import chats as chats_control
+from ops.sandbox.control import crm as crm_control
 from ops.sandbox.lanes import Full
-from ops.sandbox.strangers import Strangers
-from ops.sandbox.web import Call, Protocol, json
+from ops.sandbox.pages import consent, home
+from ops.sandbox.responses import Call, Protocol, json
+from ops.sandbox.world import Strangers
 
 STOP_SECONDS = 1
 BACKLOG = 2048
@@ -60,13 +63,13 @@ class Sandbox(Strangers):
     def _uvicorn(self) -> uvicorn.Config:
         app = Litestar(
             route_handlers=[
-                *amojo.ROUTES,
-                *hook.ROUTES,
-                *oauth.ROUTES,
-                *v4.ROUTES,
-                crmcontrol.ROUTER,
-                control.ROUTER,
-                pages.ROUTER,
+                *chats.ROUTES,
+                *messenger.ROUTES,
+                *consent.ROUTES,
+                *crm_routes.ROUTES,
+                crm_control.ROUTER,
+                chats_control.ROUTER,
+                home.ROUTER,
             ],
             state=State({"sandbox": self}),
             exception_handlers={Impossible: _impossible, Full: _full},

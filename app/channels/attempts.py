@@ -1,0 +1,80 @@
+"""The last attempt to connect each channel to each account, and why it failed if it did; any process may ask.
+
+A row without an account is about the channel itself. Whatever connects a channel later outdates what is kept.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import cast
+
+from msgspec import Struct
+
+from app.database import schema
+
+LOCK_POLL_SECONDS = 0.5
+TAKE = "SELECT pg_try_advisory_lock(%s)"
+NOW = "SELECT extract(epoch FROM clock_timestamp())::float8"
+NOTE = """
+INSERT INTO ledger.connecting (channel, account_id, tried_at, problem)
+VALUES (%(channel)s, %(account)s, clock_timestamp(), %(problem)s)
+ON CONFLICT (channel, account_id) DO UPDATE SET tried_at = excluded.tried_at, problem = excluded.problem
+"""
+WENT_WELL = """
+SELECT 1 FROM ledger.connecting WHERE channel = %(channel)s AND account_id = %(account)s AND problem IS NULL
+  AND extract(epoch FROM tried_at)::float8 > %(since)s
+"""
+PROBLEMS = """
+SELECT p.channel, nullif(p.account_id, '') AS account_id, p.problem,
+  to_char(p.tried_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS tried_at
+FROM ledger.connecting AS p LEFT JOIN connections AS c USING (channel, account_id)
+WHERE p.problem IS NOT NULL AND (c.channel IS NULL OR NOT c.connected OR c.connected_at < p.tried_at)
+ORDER BY p.channel, p.account_id LIMIT 1000
+"""
+
+
+class Problem(Struct, frozen=True):
+    """Why a channel is not connected to an account (None: not registered), and when that was tried."""
+
+    channel: str
+    account_id: str | None
+    problem: str
+    tried_at: str
+
+
+class Attempts:
+    """What is kept of the attempts, over one connection that is made when needed."""
+
+    def __init__(self, database_url: str) -> None:
+        self._url = database_url
+
+    async def now(self) -> float:
+        """The database's time in unix seconds, to compare attempts with."""
+        ((moment,),) = cast("list[tuple[float]]", await self._all(NOW, {}))
+        return moment
+
+    async def note(self, channel: str, account: str = "", problem: str | None = None) -> None:
+        """Keep how an attempt ended; no problem: it went well."""
+        await self._all(NOTE, {"channel": channel, "account": account, "problem": problem})
+
+    async def went_well(self, channel: str, account: str, *, since: float) -> bool:
+        """Whether the last attempt, whoever made it, was after `since` and went well."""
+        return bool(await self._all(WENT_WELL, {"channel": channel, "account": account, "since": since}))
+
+    @contextlib.asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """While no other process connects what it must at its start; waits until it may."""
+        async with await schema.connect(self._url) as connection:
+            while True:
+                cursor = await connection.execute(TAKE, (schema.CONNECT_LOCK,))
+                if (await cursor.fetchone()) == (True,):
+                    break
+                await asyncio.sleep(LOCK_POLL_SECONDS)
+            yield  # The lock goes with the connection.
+
+    async def _all(self, statement: str, values: dict[str, object]) -> list[tuple[object, ...]]:
+        async with await schema.connect(self._url) as connection:
+            cursor = await connection.execute(statement.encode(), values)
+            if cursor.description is None:
+                return []
+            return await cursor.fetchall()

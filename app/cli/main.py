@@ -1,0 +1,296 @@
+"""The command line: results go to stdout; what went wrong to stderr, with exit code 1, or 2 for bad usage."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+import click
+import msgspec
+import psycopg
+import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from app.cli.upload import summary, upload
+from app.config.example import EXAMPLE
+from app.config.file import Setup, check_together, load_setup
+from app.config.settings import BadSettings, Settings, load_keys, load_settings
+from app.database.schema import NewerSchema, OldSchema
+from app.doctor import doctor as doctors
+from app.servers.process import ServerFailed
+from app.servers.servers import AlreadyRunning, OldServer, servers
+from app.service.service import RoleFailed, migrate, running
+from app.stream.jetstream import JetStreamError
+from app.stream.ledger_stream import ForeignStream
+from app.views import projector
+
+Result = TypeVar("Result")
+VERSION = "0.2.1"
+FAILURES = (
+    AlreadyRunning,
+    JetStreamError,
+    ServerFailed,
+    OldServer,
+    OldSchema,
+    NewerSchema,
+    ForeignStream,
+    RoleFailed,
+    BadSettings,
+    OSError,
+    TimeoutError,
+    aiohttp.ClientError,
+    psycopg.Error,
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(VERSION, prog_name="chatledger")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A TOML file with the settings CHATLEDGER_…; the environment wins over it.",
+)
+@click.pass_context
+def cli(context: click.Context, config: Path | None) -> None:
+    """An event-sourced message ledger that connects a messenger with Kommo CRM."""
+    context.obj = config
+
+
+@cli.command()
+@click.option("--roles", help="Some of web,relay,project,deliver with commas between; all if not given.")
+@click.option("--host", help="Where HTTP listens (127.0.0.1).")
+@click.option("--port", type=click.IntRange(0, 65535), help="The port (8080); 0 takes a free one.")
+@click.pass_obj
+def serve(config: Path | None, roles: str | None, host: str | None, port: int | None) -> None:
+    """Run the service until SIGTERM or Ctrl-C.
+
+    Writes one line to stdout when it takes requests: `chatledger ready on http://HOST:PORT`.
+    """
+    given = {"ROLES": roles, "HOST": host, "PORT": None if port is None else str(port)}
+    settings = settings_of(config, given)
+    run(_serve(settings, _setup(config, settings)))
+
+
+async def _serve(settings: Settings, setup: Setup) -> None:
+    stop, ready = stop_on_signals(), asyncio.Event()
+    stopped = asyncio.create_task(stop.wait())
+    serving = asyncio.create_task(_serve_until(stop, ready, settings, setup))
+    await asyncio.wait({stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
+    if not serving.done() and not ready.is_set():  # A start may wait for others, who may never come.
+        serving.cancel()
+        await asyncio.wait({serving})
+    stopped.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
+
+
+async def _serve_until(stop: asyncio.Event, ready: asyncio.Event, settings: Settings, setup: Setup) -> None:
+    async with running(settings, setup) as run:
+        ready.set()
+        where = f" on {run.url}" if run.url else f" ({', '.join(sorted(settings.roles))})"
+        print(f"chatledger ready{where}", flush=True)
+        await run.until(stop)
+
+
+@cli.command(name="migrate")
+@click.pass_obj
+def migrate_command(config: Path | None) -> None:
+    """Bring the database at CHATLEDGER_DATABASE_URL to this version's tables."""
+    settings = settings_of(config, {})
+    if not settings.database_url:
+        raise click.UsageError("set CHATLEDGER_DATABASE_URL: a private database is migrated by serve itself")
+    ledger = asyncio.run(_failing(migrate(settings.database_url)))
+    print(f"migrated: ledger {ledger}")
+
+
+@cli.command()
+@click.option("--url", help="Where the service listens; the settings' host and port if not given.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /v1/status.")
+@click.pass_obj
+def status(config: Path | None, url: str | None, as_json: bool) -> None:
+    """Ask a running service where everything stands."""
+    settings = settings_of(config, {})
+    where = url or f"http://{settings.host}:{settings.port}"
+    told = asyncio.run(_failing(_status(where, settings)))
+    if as_json:
+        print(json.dumps(told))
+        return
+    console = Console()
+    console.print(f"head      {told['head']}\nqueue     {told['queue']}")
+    for view in told["views"]:
+        console.print(f"view      {view['view']} at {view['position']}, {view['lag']} behind")
+    if relay := told["relay"]:
+        console.print(f"relay     at {relay['position']}, {relay['lag']} behind")
+    for name in ("pending", "deferred", "parked"):
+        console.print(f"{name:<9} {told['deliveries'][name]}")
+
+
+async def _status(url: str, settings: Settings) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {load_keys(settings).admin}"}
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/status", headers=headers) as answer:
+        try:
+            told = msgspec.json.decode(await answer.read(), type=dict[str, Any])
+        except msgspec.MsgspecError:
+            raise OSError(f"{url} answered {answer.status}, but not as chatledger does") from None
+        if answer.status != 200:
+            raise OSError(f"{url} answered {answer.status}: {told.get('detail')}")
+        return told
+
+
+@cli.command(name="import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--channel", required=True, help="The channel that the messages belong to.")
+@click.option("--account", help="The account (amojo id), if the channel is connected to several.")
+@click.option("--url", help="Where the service listens; the settings' host and port if not given.")
+@click.option("--again", is_flag=True, help="Begin at the first line, though it was imported before.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.pass_obj
+def import_command(
+    config: Path | None, /, file: Path, url: str | None, as_json: bool, again: bool, **place: str | None
+) -> None:
+    """Import FILE into a running service: messages in the contract's shape, as JSON, one a line.
+
+    What was cut off goes on where it stopped, and the same file again changes nothing. The exit code is 1
+    unless every line is in the ledger.
+    """
+    settings = settings_of(config, {})
+    where = url or f"http://{settings.host}:{settings.port}"
+    given = {"channel": place["channel"], "account_id": place["account"], "again": str(again).lower()}
+    query = {name: value for name, value in given.items() if value is not None}
+    size = file.stat().st_size
+    report = asyncio.run(_failing(_import(where, settings, file, size, query)))
+    print(json.dumps(report) if as_json else "\n".join(summary(report)))
+    if report["state"] != "done" or report["skipped"] or report["conflicts"]:
+        sys.exit(1)
+
+
+async def _import(
+    url: str, settings: Settings, file: Path, size: int, query: dict[str, str]
+) -> dict[str, Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    with progress:
+        tasks = {"sending": progress.add_task("sending (bytes)", total=size)}
+
+        def told(said: dict[str, Any]) -> None:
+            if said["stage"] not in tasks:
+                tasks[said["stage"]] = progress.add_task(said["stage"], total=None)
+            progress.update(tasks[said["stage"]], completed=said["line"], total=said["lines"])
+
+        return await upload(
+            url,
+            load_keys(settings).admin,
+            file,
+            query,
+            sent=lambda done: progress.update(tasks["sending"], completed=done),
+            told=told,
+        )
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help='Print {"checks":[{"name","ok","says","todo"}]}.')
+@click.option("--example", is_flag=True, help="Only print a complete file for --config, each line explained.")
+@click.pass_obj
+def doctor(config: Path | None, as_json: bool, example: bool) -> None:
+    """Try everything an installation needs: each in a sentence, with what to do if it is wrong.
+
+    Exits with 1 if something is wrong.
+    """
+    if example:
+        click.echo(EXAMPLE, nl=False)
+        return
+    checks = asyncio.run(doctors.diagnose(config))
+    if as_json:
+        click.echo(msgspec.json.encode({"checks": checks}))
+    else:
+        doctors.show(checks, Console())
+    sys.exit(0 if all(check.ok for check in checks) else 1)
+
+
+@cli.command()
+@click.pass_obj
+def rebuild(config: Path | None) -> None:
+    """Build all views anew from the ledger, beside the old ones, and switch. Reads go on meanwhile."""
+    run(_rebuild(settings_of(config, {})))
+
+
+async def _rebuild(settings: Settings) -> None:
+    columns = (TextColumn("views"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    async with servers(settings) as where:
+        if where.database_private:
+            await migrate(where.database_url)
+        with progress:
+            task = progress.add_task("views", total=None)
+            await projector.rebuild(
+                where.database_url,
+                lambda done, total: progress.update(task, completed=done, total=total),
+            )
+    print("rebuilt")
+
+
+def stop_on_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    return stop
+
+
+def settings_of(config: Path | None, given: dict[str, str | None]) -> Settings:
+    overrides = {f"CHATLEDGER_{name}": value for name, value in given.items() if value is not None}
+    try:
+        return load_settings(config, overrides=overrides)
+    except BadSettings as error:
+        print(f"chatledger: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _setup(config: Path | None, settings: Settings) -> Setup:
+    try:
+        setup = load_setup(config)
+        check_together(settings, setup)
+        return setup
+    except BadSettings as error:
+        print(f"chatledger: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    uvloop.run(_failing(work))
+
+
+async def _failing(work: Coroutine[Any, Any, Result]) -> Result:
+    """Await, and turn what we know can fail into a line and exit code 1; 2 for what is wrongly set."""
+    try:
+        return await work
+    except FAILURES as error:
+        print(f"chatledger: {_sentence(error)}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, BadSettings) else 1)
+
+
+def _sentence(error: Exception) -> str:
+    """What it says, or what it is; PostgreSQL's words without the place in our statement."""
+    said = str(error).strip() or type(error).__name__
+    if isinstance(error, psycopg.OperationalError) or not isinstance(error, psycopg.Error):
+        return said
+    advice = ": give CHATLEDGER_DATABASE_URL the user who owns the database, or who may make roles"
+    return f"PostgreSQL refuses: {said.splitlines()[0]}" + (
+        advice if isinstance(error, psycopg.errors.InsufficientPrivilege) else ""
+    )
+
+
+def main() -> int:
+    """The console script."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    cli(prog_name="chatledger")
+    return 0

@@ -1,0 +1,261 @@
+"""What an integrator writes down in one TOML file: the OAuth app, accounts, channels and their messengers.
+
+It stands in the file given by `--config`, beside the settings CHATLEDGER_…; all of it may be left out, for
+channels and connections can be made through the API as well. Any text may be `env:NAME`: the value of that
+variable without a line's end after it, so that the file holds no secret. Everything wrong is told at once,
+each with its place.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct, inspect
+from standardwebhooks import Webhook
+from standardwebhooks.webhooks import EmptyWebhookSecretError
+
+from app.config.settings import BadSettings, Settings, from_environment, is_table, read_file
+
+# `(?!\n)`: `$` alone lets a line's end pass.
+ChannelName = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$(?!\n)")]
+Uuid = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$(?!\n)")]
+Secret = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[!-~]+$(?!\n)")]
+Url = Annotated[str, Meta(pattern=r"^https?://[^\s/]", max_length=4096)]
+Rate = Annotated[float, Meta(gt=0, le=10_000)]
+
+CALLBACK = "/oauth/callback"
+UUID_HINT = "give 36 characters like 52e591f7-c98f-4255-8495-827210138c81"
+HINTS = {
+    "accounts": "write a table [[accounts]] for each",
+    "channels": "write a table [[channels]] for each",
+    "connections": 'write a list like [{ account_id = "…", title = "…" }]',
+    "name": "give 1 to 64 of the letters a to z, digits and hyphens",
+    "channel_id": f"{UUID_HINT}, as Kommo's support sent it",
+    "account_id": f"{UUID_HINT}: the account's amojo_id, from GET /api/v4/account?with=amojo_id",
+    "bot_id": f"{UUID_HINT}, as Kommo's support sent it",
+    "client_id": f"{UUID_HINT}, as the integration's page in Kommo shows it",
+    "client_secret": "give it as the integration's page in Kommo shows it",
+    "secret": "give printable characters without spaces, at most 255",
+    "kind": 'give "webhook"',
+    "url": "give an http or https URL",
+    "crm_url": "give the address of the account's CRM, like https://acme.kommo.com",
+    "redirect_url": f"give CHATLEDGER_PUBLIC_URL and {CALLBACK}, as on the integration's page in Kommo",
+    "authorize_url": "give an http or https URL, or leave it out",
+    "title": "give at most 255 characters",
+    "is_time_window_disabled": "give true or false, or leave it out",
+    "crm_per_second": "give calls a second, over 0",
+    "chats_per_second": "give calls a second, over 0",
+}
+WHSEC_HINT = "give a Standard Webhooks secret: whsec_ and what `openssl rand -base64 32` prints"
+MISSING = re.compile(r"missing required field `(\w+)`")
+
+
+class KommoSide(Struct, frozen=True):
+    """A channel as Kommo's support hands it out."""
+
+    channel_id: Uuid
+    secret: Secret
+    bot_id: Uuid | None = None
+
+    def __repr__(self) -> str:
+        """Without the secret."""
+        return f"KommoSide({self.channel_id})"
+
+
+class MessengerSide(Struct, frozen=True):
+    """Where the messenger takes our calls, and the Standard Webhooks secret (`whsec_…`) of both sides."""
+
+    kind: Literal["webhook"]
+    url: Url
+    secret: Secret
+
+    def __repr__(self) -> str:
+        """Without the secret."""
+        return f"MessengerSide({self.url})"
+
+
+class OAuthApp(Struct, frozen=True, forbid_unknown_fields=True):
+    """The integration as Kommo's developer pages show it. `redirect_url` ends in `/oauth/callback`."""
+
+    client_id: Uuid
+    client_secret: Secret
+    redirect_url: Url
+    authorize_url: Url = "https://www.kommo.com/oauth"
+
+    def __repr__(self) -> str:
+        """Without the secret."""
+        return f"OAuthApp({self.client_id})"
+
+
+class Account(Struct, frozen=True, forbid_unknown_fields=True):
+    """A Kommo account: its amojo id, and the address of its CRM."""
+
+    account_id: Uuid
+    crm_url: Url
+
+
+class Connected(Struct, frozen=True, forbid_unknown_fields=True):
+    """An account that a channel shall be connected to.
+
+    `is_time_window_disabled`: managers may write at any time, whatever the channel says; left out, it stays.
+    """
+
+    account_id: Uuid
+    title: Annotated[str, Meta(max_length=255)] = ""
+    is_time_window_disabled: bool | None = None
+
+
+class Channel(Struct, frozen=True, forbid_unknown_fields=True):
+    """A channel, its messenger, and the accounts it shall be connected to."""
+
+    name: ChannelName
+    kommo: KommoSide
+    messenger: MessengerSide
+    connections: tuple[Connected, ...] = ()
+
+
+class Budgets(Struct, frozen=True, forbid_unknown_fields=True):
+    """Calls a second that one account's Kommo takes from all our processes together.
+
+    The CRM's is documented; that of the Chats API is not, so it begins here and adapts to what Kommo answers.
+    """
+
+    crm_per_second: Rate = 7
+    chats_per_second: Rate = 500
+
+
+class Setup(Struct, frozen=True, forbid_unknown_fields=True):
+    """The tables of the file."""
+
+    oauth: OAuthApp | None = None
+    accounts: tuple[Account, ...] = ()
+    channels: tuple[Channel, ...] = ()
+    budgets: Budgets = Budgets()
+
+
+def load_setup(config: Path | None, environment: Mapping[str, str] | None = None) -> Setup:
+    """The tables of the file, their ids in lower case; nothing without a file. Raises BadSettings."""
+    if config is None:
+        return Setup()
+    tables = {name: value for name, value in read_file(config).items() if is_table(name, value)}
+    wrong = list(_unknown(inspect.type_info(Setup), tables, ""))
+    filled = _filled(tables, "", environment, wrong)
+    try:
+        setup = _lower(msgspec.convert(filled, Setup))
+    except msgspec.ValidationError as error:
+        if not wrong:
+            wrong.append(_told(str(error)))
+    else:
+        wrong += _contradictions(setup)
+    if wrong:
+        raise BadSettings(f"{config}: " + "\n  ".join(wrong))
+    return setup
+
+
+def check_together(settings: Settings, setup: Setup) -> None:
+    """What the tables need of the settings. Raises BadSettings."""
+    if setup.oauth and not settings.public_url:
+        raise BadSettings(
+            "CHATLEDGER_PUBLIC_URL is needed with [oauth]: give the URL under which Kommo and the account's"
+            " administrator reach this service, like https://chat.example.com"
+        )
+
+
+def _unknown(kind: inspect.Type, value: object, place: str) -> Iterator[str]:
+    """The keys that nothing reads, each with the one that was perhaps meant."""
+    match kind, value:
+        case inspect.StructType(fields=fields), dict():
+            known = {field.encode_name: field.type for field in fields}
+            for key, inner in value.items():
+                if key in known:
+                    yield from _unknown(known[key], inner, _inside(place, key))
+                    continue
+                near = difflib.get_close_matches(key, known, n=1)
+                advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+                yield f"{_inside(place, key)} is not known: {advice}"
+        case inspect.VarTupleType(item_type=item), list():
+            for number, inner in enumerate(value):
+                yield from _unknown(item, inner, f"{place}[{number}]")
+        case inspect.UnionType(types=types), _:
+            for one in types:
+                if isinstance(one, inspect.StructType):
+                    yield from _unknown(one, value, place)
+
+
+def _inside(place: str, key: str) -> str:
+    return f"{place}.{key}" if place else key
+
+
+def _filled(value: object, place: str, environment: Mapping[str, str] | None, wrong: list[str]) -> object:
+    """The tables with what `env:NAME` stands for."""
+    match value:
+        case dict():
+            return {key: _filled(one, _inside(place, key), environment, wrong) for key, one in value.items()}
+        case list():
+            return [_filled(one, f"{place}[{n}]", environment, wrong) for n, one in enumerate(value)]
+        case str():
+            try:
+                return from_environment(value, environment)
+            except BadSettings as error:
+                wrong.append(f"{place}: {error}")
+    return value
+
+
+def _told(said: str) -> str:
+    """What msgspec says of the first thing wrong, as place and advice."""
+    what, _, where = said.partition(" - at `$")
+    place = where.rstrip("`").removeprefix(".")
+    if found := MISSING.search(what):
+        place = _inside(place, found[1])
+        what = "it is missing"
+    field = re.sub(r"\[\d+\]$", "", place).rpartition(".")[2]
+    return f"{place}: {HINTS[field]}" if field in HINTS else f"{place}: {what}"
+
+
+def _lower(setup: Setup) -> Setup:
+    """Kommo writes UUIDs in lower case, and scope ids are compared as text; addresses end in no slash."""
+    replace = msgspec.structs.replace
+    accounts = [
+        replace(one, account_id=one.account_id.lower(), crm_url=one.crm_url.rstrip("/"))
+        for one in setup.accounts
+    ]
+    channels = [
+        replace(
+            one,
+            kommo=replace(
+                one.kommo,
+                channel_id=one.kommo.channel_id.lower(),
+                bot_id=one.kommo.bot_id.lower() if one.kommo.bot_id else None,
+            ),
+            connections=tuple(replace(each, account_id=each.account_id.lower()) for each in one.connections),
+        )
+        for one in setup.channels
+    ]
+    return replace(setup, accounts=tuple(accounts), channels=tuple(channels))
+
+
+def _contradictions(setup: Setup) -> Iterator[str]:
+    """The rules that types cannot say."""
+    if setup.oauth and not setup.oauth.redirect_url.endswith(CALLBACK):
+        yield f"oauth.redirect_url: {HINTS['redirect_url']}"
+    yield from _twice("accounts[{}].account_id", [one.account_id for one in setup.accounts])
+    yield from _twice("channels[{}].name", [one.name for one in setup.channels])
+    yield from _twice("channels[{}].kommo.channel_id", [one.kommo.channel_id for one in setup.channels])
+    for number, channel in enumerate(setup.channels):
+        place = f"channels[{number}]"
+        yield from _twice(
+            place + ".connections[{}].account_id", [one.account_id for one in channel.connections]
+        )
+        try:
+            Webhook(channel.messenger.secret)
+        except (ValueError, EmptyWebhookSecretError):
+            yield f"{place}.messenger.secret: {WHSEC_HINT}"
+
+
+def _twice(place: str, values: list[str]) -> Iterator[str]:
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            yield f"{place.format(number)}: {value} is in the file twice: keep one of them"

@@ -1,0 +1,1 @@
+"""PostgreSQL: tables, the append function, connections and locks."""

@@ -1,0 +1,114 @@
+"""Columns of `projections.columns` go to PostgreSQL as they are: binary arrays, made without psycopg."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from struct import Struct
+from typing import cast
+
+import psycopg
+from psycopg.adapt import Dumper
+from psycopg.pq import ExecStatus, Format
+from psycopg.pq.abc import PGresult
+
+from app.database.schema import Database
+from projections.columns import COLUMNS, Column
+
+_ELEMENT = Struct(">ii")  # size, value
+_ARRAY_HEAD = 20
+SEND_BYTES = 1024 * 1024
+
+
+class _ColumnDumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: Column) -> Column:
+        return obj
+
+
+_DUMPERS = [
+    (column, cast("type[Dumper]", type(column.__name__, (_ColumnDumper,), {"oid": column.OID})))
+    for column in COLUMNS
+]
+
+
+def take_columns(connection: Database) -> None:
+    """Let a connection take columns as parameters: a fifth of the cost of dumping lists."""
+    for column, dumper in _DUMPERS:
+        connection.adapters.register_dumper(column, dumper)
+
+
+class Prepared:
+    """A prepared statement that answers one row; sent past psycopg's cursor, it costs a third.
+
+    `parameters` are columns or other values in PostgreSQL's binary format. One call at a time, and nothing
+    else on the connection meanwhile.
+    """
+
+    def __init__(self, connection: Database, name: str) -> None:
+        self._pg = connection.pgconn
+        self._name = name.encode()
+        self._loop = asyncio.get_running_loop()
+        _widen(self._pg.socket)
+
+    async def row(self, parameters: Sequence[bytes]) -> list[bytes | None]:
+        """The row's values in binary format; raises psycopg.Error, as a cursor would."""
+        pg, descriptor = self._pg, self._pg.socket
+        pg.send_query_prepared(self._name, parameters, [Format.BINARY] * len(parameters), Format.BINARY)
+        while pg.flush():
+            await self._ready(descriptor, self._loop.add_writer, self._loop.remove_writer)
+        results: list[PGresult] = []
+        while True:  # To the end, also after an error: else the next statement meets what is left.
+            while pg.is_busy():
+                await self._ready(descriptor, self._loop.add_reader, self._loop.remove_reader)
+                pg.consume_input()
+            if (one := pg.get_result()) is None:
+                break
+            results.append(one)
+        while pg.notifies():
+            pass
+        result = results[-1] if results else None
+        if result is None or result.status != ExecStatus.TUPLES_OK:
+            raise _error(result)
+        return [result.get_value(0, column) for column in range(result.nfields)]
+
+    async def _ready(
+        self, descriptor: int, watch: Callable[..., None], unwatch: Callable[[int], bool]
+    ) -> None:
+        """Wait until the socket can be read, or written."""
+        ready = self._loop.create_future()
+        watch(descriptor, _set, ready)
+        try:
+            await ready
+        finally:
+            unwatch(descriptor)
+
+
+def _widen(descriptor: int) -> None:
+    """Let a local socket take a statement whole: for its rest PostgreSQL waits as long as our loop is busy.
+
+    Linux grants twice `net.core.wmem_max` at most, 416 KB where it is as delivered; a TCP socket's buffer
+    grows by itself.
+    """
+    link = socket.socket(fileno=descriptor)
+    try:
+        if link.family == socket.AF_UNIX:
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
+    finally:
+        link.detach()  # psycopg's own
+
+
+def _set(ready: "asyncio.Future[None]") -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+def _error(result: PGresult | None) -> psycopg.Error:
+    if result is None or result.status != ExecStatus.FATAL_ERROR:
+        return psycopg.OperationalError("the server did not answer one row")
+    return psycopg.errors.error_from_result(result)
+
+
+def int_array(raw: bytes | None) -> list[int]:
+    """The elements of an integer[] without nulls; none for NULL and for an empty array."""
+    return [value for _, value in _ELEMENT.iter_unpack(raw[_ARRAY_HEAD:])] if raw else []

@@ -1,0 +1,1 @@
+"""Pushes what the ledger says must be pushed, once and in order, or parks it visibly."""

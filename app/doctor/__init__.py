@@ -1,0 +1,1 @@
+"""Checks an installation, one sentence per check."""

@@ -1,0 +1,1 @@
+"""Brings earlier messages into the ledger."""

@@ -1,0 +1,323 @@
+"""Accounts of Kommo and what belongs to their chats: users, talks, incoming leads, contacts."""
+
+import re
+from typing import Annotated, Literal
+
+from litestar import Response, get, post
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath, FromQuery, JSONBody
+from msgspec import Meta, Struct, to_builtins
+
+from app import clock, shapes
+from app.http.api import sending
+from app.http.api.kommo_answers import ask, listed, told
+from app.http.openapi.responses import answers
+from app.kommo.crm.users import PAGE, PAGES_MAX, User
+from app.operations import channels
+from app.operations.services import Call, Services, services_of
+from app.problems import Wrong
+from domain import commands as c
+from domain.ids import OPERATOR
+
+REFUSALS = answers(404, 409, 422, 502)
+UID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+Number = Annotated[int, Meta(ge=1, le=2**53)]
+
+
+class AccountShown(Struct, frozen=True):
+    """An account. `state` says whether its administrator let us into its CRM, `advice` what to do if not."""
+
+    account_id: str
+    crm_id: int | None
+    crm_url: str | None
+    state: Literal["authorized", "withdrawn", "none"]
+    advice: str | None
+
+
+class AccountsShown(Struct, frozen=True):
+    """The accounts that are configured, connected to a channel, or ever consented."""
+
+    items: list[AccountShown]
+
+
+class UsersShown(Struct, frozen=True):
+    """The account's users."""
+
+    items: list[User]
+
+
+class TalkShown(Struct, frozen=True):
+    """A talk as Kommo has it; times are unix seconds. Kommo may add fields."""
+
+    talk_id: int
+    created_at: int | None = None
+    updated_at: int | None = None
+    rate: int | None = None
+    contact_id: int | None = None
+    chat_id: str | None = None
+    entity_id: int | None = None
+    entity_type: str | None = None
+    is_in_work: bool | None = None
+    is_read: bool | None = None
+    origin: str | None = None
+    missed_at: int | None = None
+    account_id: int | None = None
+
+
+class CloseTalk(Struct, frozen=True):
+    """`force_close` false lets the NPS bot ask the customer first, if there is one."""
+
+    force_close: bool = True
+
+
+class AcceptLead(Struct, frozen=True, omit_defaults=True):
+    """The CRM's numbers of the user who accepts it and of the pipeline's stage where the lead begins."""
+
+    user_id: Number | None = None
+    status_id: Number | None = None
+
+
+class DeclineLead(Struct, frozen=True, omit_defaults=True):
+    """The CRM's number of the user who declines it."""
+
+    user_id: Number | None = None
+
+
+class LinkLead(Struct, frozen=True, omit_defaults=True):
+    """The lead or customer that the incoming lead is joined with, for this contact of it if given."""
+
+    entity_id: Number
+    entity_type: Literal["leads", "customers"] = "leads"
+    contact_id: Number | None = None
+    user_id: Number | None = None
+
+
+class LeadShown(Struct, frozen=True):
+    """What Kommo says of an incoming lead that is settled; Kommo adds fields."""
+
+    uid: str | None = None
+
+
+class ChatLink(Struct, frozen=True):
+    """A chat and the contact it belongs to; `id` is the link's own. Kommo may add fields."""
+
+    chat_id: str
+    contact_id: int
+    id: int | None = None
+
+
+class ChatLinks(Struct, frozen=True):
+    """Chats and their contacts."""
+
+    items: list[ChatLink]
+
+
+class LinkChat(Struct, frozen=True):
+    """The CRM's number of the contact that the chat belongs to."""
+
+    contact_id: Number
+
+
+class LinkShown(Struct, frozen=True):
+    """A conversation, its chat in Kommo and the contact it belongs to."""
+
+    id: str
+    chat_id: str
+    contact_id: int
+
+
+@get("/accounts", summary="Accounts, and whether they let us in", tags=["accounts"])
+async def accounts(request: Call) -> AccountsShown:
+    """By account id."""
+    services = services_of(request)
+    found: dict[str, AccountShown] = {}
+    for channel in (await services.channels.all()).values():
+        for account in channel.connections:
+            found[account] = AccountShown(account, None, None, "none", _advice(account))
+    for named in services.setup.accounts:
+        account = named.account_id.lower()
+        found[account] = AccountShown(account, None, named.crm_url, "none", _advice(account))
+    for known in await services.tokens.all():
+        account = known.account_id
+        advice = _advice(account, known.reason) if known.state == "withdrawn" else None
+        found[account] = AccountShown(account, known.crm_id, known.crm_url, known.state, advice)
+    return AccountsShown([found[account] for account in sorted(found)])
+
+
+@get("/accounts/{account_id:str}/users", summary="The users", tags=["accounts"], responses=REFUSALS)
+async def users(request: Call, account_id: FromPath[str]) -> UsersShown:
+    """All of them, with their amojo ids, by which chats name them."""
+    services = services_of(request)
+    found: list[User] = []
+    for page in range(1, PAGES_MAX + 1):
+        query = {"with": "amojo_id", "page": str(page), "limit": str(PAGE)}
+        more = listed(await ask(services, account_id, "GET", "users", query=query), "users", User)
+        found += more
+        if len(more) < PAGE:
+            break
+    return UsersShown(found)
+
+
+@get(
+    "/accounts/{account_id:str}/talks/{talk_id:int}", summary="A talk", tags=["accounts"], responses=REFUSALS
+)
+async def talk(request: Call, account_id: FromPath[str], talk_id: FromPath[int]) -> TalkShown:
+    """How it stands in Kommo now."""
+    return told(await ask(services_of(request), account_id, "GET", f"talks/{talk_id}"), TalkShown)
+
+
+@post(
+    "/accounts/{account_id:str}/talks/{talk_id:int}/close",
+    status_code=202,
+    summary="Close a talk",
+    tags=["accounts"],
+    opt={"writes": False},
+    responses=REFUSALS,
+)
+async def close_talk(
+    request: Call, account_id: FromPath[str], talk_id: FromPath[int], data: JSONBody[CloseTalk]
+) -> Response[None]:
+    """202 when Kommo will close it; 422 if it is closed or being closed."""
+    await ask(services_of(request), account_id, "POST", f"talks/{talk_id}/close", data)
+    return Response(None, status_code=202)
+
+
+@post(
+    "/accounts/{account_id:str}/leads/{uid:str}/accept",
+    status_code=200,
+    summary="Accept an incoming lead",
+    tags=["accounts"],
+    opt={"writes": False},
+    responses=REFUSALS,
+)
+async def accept_lead(
+    request: Call, account_id: FromPath[str], uid: FromPath[str], data: JSONBody[AcceptLead]
+) -> LeadShown:
+    """It becomes a lead in the pipeline; the CRM's webhook tells which."""
+    return await _settle(request, account_id, "POST", f"{_part(uid)}/accept", data)
+
+
+@post(
+    "/accounts/{account_id:str}/leads/{uid:str}/decline",
+    status_code=200,
+    summary="Decline an incoming lead",
+    tags=["accounts"],
+    opt={"writes": False},
+    responses=REFUSALS,
+)
+async def decline_lead(
+    request: Call, account_id: FromPath[str], uid: FromPath[str], data: JSONBody[DeclineLead]
+) -> LeadShown:
+    """It is gone from the incoming leads."""
+    return await _settle(request, account_id, "DELETE", f"{_part(uid)}/decline", data)
+
+
+@post(
+    "/accounts/{account_id:str}/leads/{uid:str}/link",
+    status_code=200,
+    summary="Join an incoming lead with one that is there",
+    tags=["accounts"],
+    opt={"writes": False},
+    responses=REFUSALS,
+)
+async def link_lead(
+    request: Call, account_id: FromPath[str], uid: FromPath[str], data: JSONBody[LinkLead]
+) -> LeadShown:
+    """Its chat belongs to that lead or customer from then on."""
+    link: dict[str, object] = {"entity_id": data.entity_id, "entity_type": data.entity_type}
+    if data.contact_id is not None:
+        link["metadata"] = {"contact_id": data.contact_id}
+    order = {"link": link} | ({} if data.user_id is None else {"user_id": data.user_id})
+    return await _settle(request, account_id, "POST", f"{_part(uid)}/link", order)
+
+
+@get(
+    "/accounts/{account_id:str}/links",
+    summary="Which contacts chats belong to",
+    tags=["accounts"],
+    responses=REFUSALS,
+)
+async def links(
+    request: Call,
+    account_id: FromPath[str],
+    chat_id: FromQuery[str | None] = None,
+    contact_id: FromQuery[int | None] = None,
+) -> ChatLinks:
+    """The contact of a chat, or the chats of a contact, as Kommo has them now."""
+    query = {"chat_id[]": chat_id} if chat_id else {}
+    query |= {"contact_id[]": str(contact_id)} if contact_id is not None else {}
+    if not query:
+        raise Wrong(400, "chat_id or contact_id: give one of them")
+    answer = await ask(services_of(request), account_id, "GET", "contacts/chats", query=query)
+    return ChatLinks(listed(answer, "chats", ChatLink))
+
+
+@post(
+    "/conversations/{conversation:str}/link",
+    status_code=201,
+    summary="Say which contact a chat belongs to",
+    tags=["accounts"],
+    responses=answers(404, 422, 502, said={409: sending.NOT_CONNECTED}, also={200: LinkShown}),
+)
+async def link_chat(
+    request: Call, conversation: FromPath[str], data: JSONBody[LinkChat]
+) -> Response[LinkShown]:
+    """201 when Kommo has linked it, 200 if it was so before; if Kommo refuses, no link is recorded."""
+    services = services_of(request)
+    found = await services.reads.get_conversation(conversation)
+    if found is None:
+        raise Wrong(404, "no conversation has this id")
+    command, chat_id = await _linking(services, found, data.contact_id)
+    order = [{"contact_id": data.contact_id, "chat_id": chat_id, "request_id": "0"}]
+    await ask(services, command.link.account, "POST", "contacts/chats", order)
+    recorded = await channels.record(services, command)
+    return Response(
+        LinkShown(found.id, chat_id, data.contact_id),
+        status_code=200 if recorded.duplicate else 201,
+        headers={"Ledger-Position": str(recorded.position)},
+    )
+
+
+async def _linking(
+    services: Services, found: shapes.Conversation, contact_id: int
+) -> tuple[c.LinkContact, str]:
+    """What is to be recorded, and the chat's id: Kommo is asked for that if it has not told it yet."""
+    channel = await services.channels.channel(found.channel)
+    connection = channel.connections.get(found.account_id or "") if channel else None
+    if channel is None or connection is None:
+        raise Wrong(409, sending.NOT_CONNECTED)
+    chat_id = found.chat_id
+    if chat_id is None:
+        customer = await sending.customer_of(services, found.id)
+        chat_id, _ = await sending.begin(services, channel, connection, found.conversation_id or "", customer)
+    given = clock.stamp(connection.link, found.id, OPERATOR, now=clock.now_ms())
+    return c.LinkContact(**given, stream=found.id, contact_id=contact_id), chat_id
+
+
+async def _settle(request: Call, account_id: str, method: str, path: str, order: object) -> LeadShown:
+    answer = await ask(services_of(request), account_id, method, f"leads/unsorted/{path}", to_builtins(order))
+    return told(answer, LeadShown)
+
+
+def _part(uid: str) -> str:
+    """The uid as one part of a path, and no more than that; raises Wrong (404)."""
+    if not UID.fullmatch(uid):
+        raise Wrong(404, "there is no such incoming lead: give the uid that lead.received tells")
+    return uid
+
+
+def _advice(account: str, reason: str = "its administrator has not let us into its CRM") -> str:
+    return f"{reason}: open the address that POST /v1/accounts/{account}/authorize gives"
+
+
+routes: list[HTTPRouteHandler] = [
+    accounts,
+    users,
+    talk,
+    close_talk,
+    accept_lead,
+    decline_lead,
+    link_lead,
+    links,
+    link_chat,
+]

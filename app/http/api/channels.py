@@ -1,0 +1,189 @@
+"""Channels and their connections: what is answered is recorded, and in force on every process."""
+
+from typing import Annotated, Literal
+
+from litestar import Response, delete, get, post, put
+from litestar.params import FromPath, JSONBody
+from msgspec import Meta, Struct
+
+from app.channels.directory import Channel, Connection
+from app.config.file import Secret, Url, Uuid
+from app.http.openapi.responses import answers
+from app.ledger.writer import Recorded
+from app.operations import channels as registry
+from app.operations.channels import NewChannel as NewChannel  # A route's shape, for who documents routes.
+from app.operations.services import Call, services_of
+from app.problems import Wrong
+
+NO_CHANNEL = {404: "no channel has this name: register it with POST /v1/channels"}
+
+
+class KommoChange(Struct, frozen=True):
+    """What may change on Kommo's side."""
+
+    channel_id: Uuid | None = None
+    secret: Secret | None = None
+    bot_id: Uuid | None = None
+
+
+class MessengerChange(Struct, frozen=True):
+    """What may change on the messenger's side; the old secret is accepted for 24 hours more."""
+
+    kind: Literal["webhook"] | None = None
+    url: Url | None = None
+    secret: Secret | None = None
+
+
+class ChannelChange(Struct, frozen=True):
+    """What to change; what is left out stays."""
+
+    kommo: KommoChange = KommoChange()
+    messenger: MessengerChange = MessengerChange()
+
+
+class NewConnection(Struct, frozen=True):
+    """The account to connect, by its amojo id, and the title it shows there.
+
+    `is_time_window_disabled`: managers may write at any time, whatever the channel says; left out, it stays.
+    """
+
+    account_id: Uuid
+    title: Annotated[str, Meta(max_length=255)] = ""
+    is_time_window_disabled: bool | None = None
+
+
+class ConnectionShown(Struct, frozen=True):
+    """A connection in force."""
+
+    account_id: str
+    scope_id: str
+    title: str
+    connected_at: str
+    is_time_window_disabled: bool = False
+
+
+class KommoShown(Struct, frozen=True):
+    """Kommo's side, without its secret."""
+
+    channel_id: str
+    bot_id: str | None
+
+
+class MessengerShown(Struct, frozen=True):
+    """The messenger's side, without its secret."""
+
+    kind: str
+    url: str
+
+
+class ChannelShown(Struct, frozen=True):
+    """A registered channel and its connections."""
+
+    name: str
+    kommo: KommoShown
+    messenger: MessengerShown
+    connections: list[ConnectionShown]
+
+
+class ChannelsShown(Struct, frozen=True):
+    """All channels, by name."""
+
+    items: list[ChannelShown]
+
+
+@post(
+    "/channels",
+    status_code=201,
+    summary="Register a channel",
+    tags=["channels"],
+    responses=answers(409, also={200: ChannelShown}),
+)
+async def register(request: Call, data: JSONBody[NewChannel]) -> Response[ChannelShown]:
+    """201 when it is registered, 200 when it was so already; 409 if the name or channel id is taken."""
+    done = await registry.register(services_of(request), data)
+    status = 200 if done.recorded is None else 201
+    return Response(_shown(done.channel), status_code=status, headers=_position(done.recorded))
+
+
+@put(
+    "/channels/{name:str}",
+    summary="Change a channel's address or secrets",
+    tags=["channels"],
+    responses=answers(409, said=NO_CHANNEL),
+)
+async def change(request: Call, name: FromPath[str], data: JSONBody[ChannelChange]) -> Response[ChannelShown]:
+    """200 when the change is in force."""
+    services = services_of(request)
+    channel = await registry.named(services, name)
+    kommo, messenger = data.kommo, data.messenger
+    if kommo.channel_id and kommo.channel_id.lower() != channel.channel_id:
+        raise Wrong(409, "a channel keeps its channel_id: register another channel for another id")
+    secrets = (kommo.secret, messenger.secret)
+    done = await registry.change(services, name, secrets=secrets, url=messenger.url, bot_id=kommo.bot_id)
+    return Response(_shown(done.channel), headers=_position(done.recorded))
+
+
+@get("/channels", summary="All channels", tags=["channels"])
+async def channels(request: Call) -> ChannelsShown:
+    """By name; secrets are never shown."""
+    found = await services_of(request).channels.all()
+    return ChannelsShown([_shown(found[name]) for name in sorted(found)])
+
+
+@post(
+    "/channels/{name:str}/connections",
+    status_code=201,
+    summary="Connect an account",
+    tags=["channels"],
+    responses=answers(502, said=NO_CHANNEL, also={200: ConnectionShown}),
+)
+async def connect(
+    request: Call, name: FromPath[str], data: JSONBody[NewConnection]
+) -> Response[ConnectionShown]:
+    """201 when Kommo has connected it, 200 when it was connected; 502 with Kommo's answer if it refuses."""
+    disabled = data.is_time_window_disabled
+    done = await registry.connect(
+        services_of(request), name, data.account_id, data.title, is_time_window_disabled=disabled
+    )
+    now = done.channel.connections[data.account_id.lower()]
+    status = 200 if done.again else 201
+    return Response(_connection(now), status_code=status, headers=_position(done.recorded))
+
+
+@delete(
+    "/channels/{name:str}/connections/{account_id:str}",
+    summary="Disconnect an account",
+    tags=["channels"],
+    responses=answers(502, said={404: "the channel is not connected to this account"}),
+)
+async def disconnect(request: Call, name: FromPath[str], account_id: FromPath[str]) -> Response[None]:
+    """204 when Kommo has disconnected it: its hooks get 404, and its open deliveries are parked."""
+    done = await registry.disconnect(services_of(request), name, account_id)
+    return Response(None, status_code=204, headers=_position(done.recorded))
+
+
+def _position(recorded: Recorded | None) -> dict[str, str]:
+    return {"Ledger-Position": str(recorded.position)} if recorded else {}
+
+
+def _shown(channel: Channel) -> ChannelShown:
+    return ChannelShown(
+        channel.name,
+        KommoShown(channel.channel_id, channel.bot_id),
+        MessengerShown(channel.kind, channel.url),
+        [_connection(connection) for connection in channel.accounts],
+    )
+
+
+def _connection(connection: Connection) -> ConnectionShown:
+    where = connection.link
+    return ConnectionShown(
+        where.account,
+        where.scope_id,
+        connection.title,
+        connection.connected_at,
+        connection.is_time_window_disabled,
+    )
+
+
+routes = [register, change, channels, connect, disconnect]

@@ -1,0 +1,164 @@
+"""An open page is told what changed, by position, and misses nothing while it is away."""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Iterable
+
+import msgspec
+from litestar import get
+from litestar.params import FromQuery
+from litestar.response import Stream
+from msgspec import Struct
+
+from app import clock
+from app.faces import merged_into
+from app.http.console import formatting
+from app.operations.services import Call, Services, services_of
+from app.problems import Wrong
+from app.views.cursor import Filter
+from app.views.projector import Behind, Feed
+from domain import events as e
+
+LOOK_SECONDS = 0.5
+QUIET_LOOKS = 30
+MISSED_MAX = 1000
+RETRY_MS = 1000
+POSITION = re.compile(r"[0-9]{1,18}")
+LISTED = (
+    e.MessageSent,
+    e.MessageEdited,
+    e.MessageDeleted,
+    e.MessageAccepted,
+    e.MessageDelivered,
+    e.MessageRead,
+    e.MessageFailed,
+)
+Page = Iterable[tuple[int, e.AnyEvent]]
+
+
+class Change(Struct, frozen=True):
+    """What to draw anew: messages of the open chat, its head, the list of chats, or (`reload`) everything."""
+
+    messages: list[str] = []
+    head: bool = False
+    chats: bool = False
+    reload: bool = False
+
+
+class Typing(Struct, frozen=True):
+    """Somebody writes, for so long."""
+
+    name: str
+    milliseconds: int
+
+
+@get("/live")
+async def live(
+    request: Call, conversation: FromQuery[str | None] = None, after: FromQuery[int | None] = None
+) -> Stream:
+    """Server-sent events `change` and `typing`; `id` is the position, from which they resume."""
+    services = services_of(request)
+    ids: set[str] = set()
+    if conversation:
+        found = await services.reads.get_conversation(conversation)
+        if found is None:
+            raise Wrong(404, "no conversation has this id")
+        ids = {found.id, *await merged_into(services.pool, found.id)}
+    last = request.headers.get("last-event-id", "")
+    start = int(last) if POSITION.fullmatch(last) else after
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
+    told = _follow(services, ids, conversation, start)
+    return Stream(told, media_type="text/event-stream", headers=headers)
+
+
+async def _follow(
+    services: Services, ids: set[str], conversation: str | None, after: int | None
+) -> AsyncIterator[bytes]:
+    """What was missed since `after`, then what changes, until the process stops."""
+    with services.projector.follow() as feed:
+        seen = services.projector.position
+        yield b"retry: %d\n\n" % RETRY_MS
+        if after is not None and 0 <= after < seen:
+            yield _line("change", seen, await _missed(services, ids, conversation, after))
+        quiet = 0
+        while not services.stopping.is_set():
+            try:
+                page = await _next(feed)
+            except Behind:
+                yield _line("change", services.projector.position, Change(reload=True))
+                return
+            quiet = 0 if page else quiet + 1
+            for line in _told(page, ids):
+                yield line
+            if quiet % QUIET_LOOKS == QUIET_LOOKS - 1:
+                yield b": quiet\n\n"
+
+
+async def _next(feed: Feed) -> Page:
+    """The next page, or an empty one after a while, so that the end of the process is noticed."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LOOK_SECONDS):
+            return await anext(feed)
+    return ()
+
+
+async def _missed(services: Services, ids: set[str], conversation: str | None, after: int) -> Change:
+    """Everything after a position as one change; too much of it is a reload."""
+    if not conversation:
+        return Change(chats=True)
+    changed: dict[str, None] = {}
+    count = 0
+    async for rows in services.reads.stream_events(after=after, only=Filter(conversation=conversation)):
+        change = changes([(position, e.decode(event)) for position, event in rows], ids)
+        changed |= dict.fromkeys(change.messages)
+        count += len(rows)
+        if count > MISSED_MAX or change.reload:
+            return Change(reload=True)
+    return Change(list(changed), head=True, chats=True)
+
+
+def _told(page: Page, ids: set[str]) -> list[bytes]:
+    """The lines that a page of events amounts to for one reader."""
+    page = list(page)
+    if not page:
+        return []
+    lines = []
+    change = changes(page, ids)
+    if change != Change():
+        lines.append(_line("change", page[-1][0], change))
+    now = clock.text(clock.now_ms())
+    for position, event in page:
+        if isinstance(event, e.TypingStarted) and event.conversation in ids and event.expires_at > now:
+            left = formatting.milliseconds_between(now, event.expires_at)
+            lines.append(_line("typing", position, Typing(_writer(event), left)))
+    return lines
+
+
+def _writer(event: e.TypingStarted) -> str:
+    return event.sender.name or ("The customer" if event.by == "messenger" else "The manager")
+
+
+def changes(page: Page, ids: set[str]) -> Change:
+    """What of an open chat (all ids it had), and of the list, is not as it was before these events."""
+    messages: dict[str, None] = {}
+    head = listed = reload = False
+    for _, event in page:
+        listed = listed or isinstance(event, LISTED) or _is_about_chat(event)
+        if event.conversation not in ids:
+            continue
+        if event.message and not isinstance(event, e.TypingStarted):
+            messages[event.message] = None
+        head = head or _is_about_chat(event)
+        reload = reload or isinstance(event, e.ConversationMerged)
+    return Change(list(messages), head, listed, reload)
+
+
+def _is_about_chat(event: e.AnyEvent) -> bool:
+    return isinstance(
+        event, e.ConversationStarted | e.ConversationBound | e.ConversationMerged | e.ConversationLinked
+    )
+
+
+def _line(name: str, position: int, told: Struct) -> bytes:
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (position, name.encode(), msgspec.json.encode(told))

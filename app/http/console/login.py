@@ -1,0 +1,131 @@
+"""Who may see the console: whoever gave the admin key, or opened a link that the operator was given, once."""
+
+import asyncio
+import re
+import secrets
+from urllib.parse import quote
+
+from litestar import Response, get, post
+from litestar.params import FromQuery
+from litestar.response import Redirect
+
+from app.access.sessions import TRIES_SECONDS
+from app.http.console.pages import HEADERS, address_of, cookie, cookie_name, is_page, page, session_of
+from app.operations.services import Call, services_of
+from app.problems import Wrong
+
+WRONG_KEY_SECONDS = 0.5
+VISIT_SECONDS = 3600
+NEXT_CHARACTERS_MAX = 2000
+LOCAL = re.compile(r"/(?![/\\])[!-\[\]-~]*")
+STALE = "This form is too old, or came from elsewhere. Please try again."
+USED = "This link was used already or is older than ten minutes. Sign in with the key instead."
+WRONG = "That is not the admin key."
+
+
+def local(address: str | None) -> str:
+    """The address if it is a path of ours, else the first page."""
+    fits = address and len(address) <= NEXT_CHARACTERS_MAX and LOCAL.fullmatch(address)
+    return address if address and fits else "/"
+
+
+def signed_in(request: Call) -> Response[str] | Response[None] | None:
+    """Let a signed-in browser pass; lead others to the login, and programs to a 401."""
+    if session_of(request):
+        return None
+    if request.method != "GET" or not is_page(request):
+        raise Wrong(401, "you are not signed in, or no longer: sign in at /login")
+    address = local(request.url.path + (f"?{request.url.query}" if request.url.query else ""))
+    if request.headers.get("sec-fetch-site") == "cross-site":
+        # The browser keeps a strict cookie back when a link of another site led here: come again from here.
+        return page(request, "hop.html", {"to": address})
+    return Redirect(f"/login?next={quote(address, safe='')}", status_code=303)
+
+
+async def checked_form(request: Call) -> dict[str, str]:
+    """The fields of a form of this session; raises Wrong (403) for one from elsewhere."""
+    session = session_of(request)
+    fields = await _fields(request)
+    if session is None or not services_of(request).sessions.is_form_token(fields.get("csrf", ""), session.id):
+        raise Wrong(403, "this form is too old, or came from elsewhere: go back, reload the page, try again")
+    return fields
+
+
+async def _fields(request: Call) -> dict[str, str]:
+    form = await request.form()
+    return {name: value for name, value in form.items() if isinstance(value, str)}
+
+
+@get("/login", include_in_schema=False)
+async def login(request: Call, token: FromQuery[str | None] = None) -> Response[str] | Redirect:
+    """The form; or, with the token of a one-time link, straight in."""
+    services = services_of(request)
+    to = local(request.query_params.get("next"))
+    if token is not None:
+        if services.use_login_token(token):
+            return _welcome(request, "/")
+        return _form(request, "/", problem=USED, status=403)
+    if session_of(request):
+        return Redirect(to, status_code=303)
+    return _form(request, to)
+
+
+@post("/login", include_in_schema=False)
+async def enter(request: Call) -> Response[str]:
+    """Check the key; wrong ones are slow, and few."""
+    services = services_of(request)
+    fields = await _fields(request)
+    to = local(fields.get("next"))
+    visit = request.cookies.get(_visit_name(request), "").encode()
+    if not visit or not services.sessions.is_form_token(fields.get("csrf", ""), visit):
+        return _form(request, to, problem=STALE, status=403)
+    address = address_of(request)
+    if seconds := services.tries.wait_seconds(address):
+        problem = f"Too many wrong keys. Wait {seconds} seconds and try again."
+        return _form(request, to, problem=problem, status=429, retry_after=seconds)
+    if not services.is_admin(fields.get("key", "").strip()):
+        services.tries.failed(address)
+        await asyncio.sleep(WRONG_KEY_SECONDS)
+        return _form(request, to, problem=WRONG, status=401)
+    return _welcome(request, to)
+
+
+@post("/logout", include_in_schema=False, before_request=signed_in)
+async def logout(request: Call) -> Redirect:
+    """Forget this browser's cookie."""
+    await checked_form(request)
+    gone = cookie(request, cookie_name(request), "", 0)
+    return Redirect("/login", status_code=303, cookies=[gone], headers=HEADERS)
+
+
+def _visit_name(request: Call) -> str:
+    return f"{cookie_name(request)}_visit"
+
+
+def _form(
+    request: Call, to: str, *, problem: str = "", status: int = 200, retry_after: int | None = None
+) -> Response[str]:
+    """The form, bound to this visit by a cookie of its own."""
+    services = services_of(request)
+    visit = request.cookies.get(_visit_name(request), "") or secrets.token_urlsafe(16)
+    return page(
+        request,
+        "login.html",
+        {
+            "to": to,
+            "problem": problem,
+            "visit_token": services.sessions.form_token(visit.encode()),
+        },
+        status=status,
+        headers={} if retry_after is None else {"Retry-After": str(min(retry_after, int(TRIES_SECONDS)))},
+        cookies=[cookie(request, _visit_name(request), visit, VISIT_SECONDS)],
+    )
+
+
+def _welcome(request: Call, to: str) -> Response[str]:
+    """Signed in; a page leads on, for after a redirect from elsewhere the cookie would be kept back."""
+    session = cookie(request, cookie_name(request), services_of(request).sessions.start())
+    return page(request, "hop.html", {"to": to}, cookies=[session])
+
+
+routes = [login, enter, logout]

@@ -1,0 +1,145 @@
+"""Every page is escaped and under the strict policy; errors are pages too where a browser asks."""
+
+from collections.abc import Mapping
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from litestar import Response
+from litestar.datastructures import Cookie
+
+from app.access.sessions import SESSION_SECONDS, Session
+from app.http.console import formatting
+from app.operations.services import Call, services_of
+from app.problems import Wrong
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: https: http:; "
+    "media-src 'self' https: http:; connect-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+ASSETS: dict[str, tuple[str, Traversable]] = {
+    "console.css": ("text/css", files("app.http.console") / "static/console.css"),
+    "console.js": ("text/javascript", files("app.http.console") / "static/console.js"),
+    "page.js": ("text/javascript", files("app.http.console") / "static/page.js"),
+    "icon.svg": ("image/svg+xml", files("app.http.console") / "static/icon.svg"),
+    "htmx.min.js": ("text/javascript", files("js_lib_htmx") / "static/htmx/htmx.min.js"),
+}
+NOT_PAGES = ("/v1/", "/kommo/", "/messengers/", "/schema", "/metrics", "/healthz", "/readyz")
+TEMPLATES = Environment(
+    loader=PackageLoader("app.http.console"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+@cache
+def asset(name: str) -> tuple[str, bytes, str]:
+    """A static file: its media type, its content and its version."""
+    media_type, source = ASSETS[name]
+    content = source.read_bytes()
+    return media_type, content, sha256(content).hexdigest()[:12]
+
+
+def asset_url(name: str) -> str:
+    """The address of a static file, another one whenever the file changes."""
+    return f"/static/{name}?v={asset(name)[2]}"
+
+
+TEMPLATES.filters.update(formatting.FILTERS)
+TEMPLATES.globals.update(formatting.GLOBALS)
+TEMPLATES.globals["asset"] = asset_url
+
+
+def cookie_name(request: Call) -> str:
+    """The session cookie; named by the ledger, for cookies do not tell ports apart."""
+    return f"chatledger_{services_of(request).ledger_id.replace('-', '')[:8]}"
+
+
+def session_of(request: Call) -> Session | None:
+    """The session of a request, if it has one in force."""
+    cookie = request.cookies.get(cookie_name(request), "")
+    return services_of(request).sessions.read(cookie) if cookie else None
+
+
+def cookie(request: Call, name: str, value: str, seconds: int = SESSION_SECONDS) -> Cookie:
+    """A cookie that scripts and other sites cannot use; only over https if the request came so."""
+    return Cookie(
+        key=name,
+        value=value,
+        max_age=seconds,
+        path="/",
+        httponly=True,
+        samesite="strict",
+        secure=_forwarded(request, "x-forwarded-proto", request.url.scheme) == "https",
+    )
+
+
+def address_of(request: Call) -> str:
+    """Where a request comes from."""
+    return _forwarded(request, "x-forwarded-for", request.client.host if request.client else "")
+
+
+def _forwarded(request: Call, header: str, otherwise: str) -> str:
+    """What a proxy on this machine says; others are not believed."""
+    if request.client and request.client.host in ("127.0.0.1", "::1"):
+        return request.headers.get(header, otherwise).rpartition(",")[2].strip()
+    return otherwise
+
+
+def page(
+    request: Call,
+    template: str,
+    values: Mapping[str, object],
+    *,
+    status: int = 200,
+    headers: dict[str, str] | None = None,
+    cookies: list[Cookie] | None = None,
+) -> Response[str]:
+    """A page or a piece of one."""
+    services = services_of(request)
+    session = session_of(request)
+    text = TEMPLATES.get_template(template).render(
+        signed_in=session is not None,
+        form_token=services.sessions.form_token(session.id) if session else "",
+        demo_links=services.demo_links,
+        path=request.url.path,
+        **values,
+    )
+    return Response(
+        text,
+        status_code=status,
+        media_type="text/html",
+        headers=HEADERS | (headers or {}),
+        cookies=cookies or [],
+    )
+
+
+def is_page(request: Call) -> bool:
+    """Whether a browser asks in order to show it, not a script or a program."""
+    return "text/html" in request.headers.get("accept", "") and "hx-request" not in request.headers
+
+
+def failure(request: Call, wrong: Wrong) -> Response[str] | None:
+    """The page of an error, if a browser shows it; None for programs, who read problem details."""
+    if not is_page(request) or f"{request.url.path}/".startswith(NOT_PAGES):
+        return None
+    detail = "There is nothing at this address." if wrong.status == 404 else formatting.sentence(str(wrong))
+    title = formatting.PROBLEMS.get(wrong.status, wrong.problem.title)
+    return page(
+        request,
+        "error.html",
+        {"code": wrong.status, "title": title, "detail": detail},
+        status=wrong.status,
+        headers=wrong.headers,
+    )

@@ -1,0 +1,299 @@
+"""What a person sees is what the views say; nothing is changed here but that parked deliveries go on."""
+
+from urllib.parse import urlencode
+
+from litestar import Response, Router, get, post
+from litestar.params import FromPath, FromQuery
+from litestar.response import Redirect
+
+from app import shapes
+from app.faces import faces
+from app.http.api import history
+from app.http.console import formatting, live, login
+from app.http.console.login import checked_form, signed_in
+from app.http.console.pages import ASSETS, asset, page
+from app.operations.services import Call, Services, services_of
+from app.problems import Wrong
+from app.views.cursor import Filter
+from projections.events import TAGS
+
+CHATS = 30
+MESSAGES = 50
+BUBBLES_MAX = 50
+QUOTES_MAX = 50
+WAITING_MAX = 500
+ROWS = 50
+CACHE = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+
+
+@get("/static/{name:str}", include_in_schema=False, sync_to_thread=False)
+def static(name: FromPath[str]) -> Response[bytes]:
+    """Our style and scripts, and htmx from its wheel; the address changes when the content does."""
+    if name not in ASSETS:
+        raise Wrong(404, "no such file")
+    media_type, content, _ = asset(name)
+    return Response(content, media_type=media_type, headers=CACHE)
+
+
+@get("/")
+async def home(request: Call) -> Response[str] | Redirect:
+    """The conversations."""
+    position = _position(request)
+    listed = await _chats(request)
+    return page(
+        request, "chat.html", {"here": "chats", "position": position, "chat": None, "face": None, **listed}
+    )
+
+
+@get("/conversations/{conversation:str}")
+async def chat(request: Call, conversation: FromPath[str]) -> Response[str] | Redirect:
+    """A chat's latest messages beside the conversations."""
+    position = _position(request)
+    found = await _conversation(request, conversation)
+    if found.id != conversation:
+        return Redirect(f"/conversations/{found.id}", status_code=303)
+    services = services_of(request)
+    known = await faces(services.pool, [found.id])
+    values = {
+        **await _history(services, found.id),
+        **await _chats(request),
+        "here": "chats",
+        "position": position,
+        "chat": found,
+        "chat_name": formatting.name(found, known.get(found.id)),
+        "face": known.get(found.id),
+        "current": found.id,
+    }
+    return page(request, "chat.html", values)
+
+
+@get("/fragments/conversations")
+async def chats_fragment(request: Call) -> Response[str]:
+    """A page of the list."""
+    return page(
+        request, "_chats.html", {**await _chats(request), "current": request.query_params.get("open")}
+    )
+
+
+@get("/fragments/conversations/{conversation:str}/head")
+async def head_fragment(request: Call, conversation: FromPath[str]) -> Response[str]:
+    """Whom the chat is with."""
+    found = await _conversation(request, conversation)
+    known = await faces(services_of(request).pool, [found.id])
+    face = known.get(found.id)
+    name = formatting.name(found, face)
+    return page(request, "_head.html", {"chat": found, "chat_name": name, "face": face})
+
+
+@get("/fragments/conversations/{conversation:str}/messages")
+async def messages_fragment(
+    request: Call, conversation: FromPath[str], cursor: FromQuery[str | None] = None
+) -> Response[str]:
+    """Older messages."""
+    found = await _conversation(request, conversation)
+    services = services_of(request)
+    values = {"chat": found, **await _history(services, found.id, cursor)}
+    return page(request, "_messages.html", values)
+
+
+@get("/fragments/conversations/{conversation:str}/bubbles")
+async def bubbles_fragment(
+    request: Call, conversation: FromPath[str], ids: FromQuery[str] = ""
+) -> Response[str]:
+    """Some messages as they are now; one that is no more, or of another chat, is left out."""
+    services = services_of(request)
+    wanted = [one for one in ids.split(",") if one][:BUBBLES_MAX]
+    found = [message for one in wanted if (message := await services.reads.get_message(one))]
+    chat_id = (await _conversation(request, conversation)).id
+    found = [one for one in found if one.conversation == chat_id]
+    drawn = await _bubbles(services, chat_id, list(found), alone=True)
+    return page(request, "_bubbles.html", {"bubbles": drawn})
+
+
+@get("/messages/{message:str}")
+async def message(request: Call, message: FromPath[str]) -> Response[str] | Redirect:
+    """A message, and everything that happened to it."""
+    services = services_of(request)
+    found = await services.reads.get_message(message)
+    if found is None:
+        raise Wrong(404, "no message has this id")
+    if found.id != message:
+        return Redirect(f"/messages/{found.id}", status_code=303)
+    (bubble,) = await _bubbles(services, found.conversation, [found])
+    values = {
+        "here": "chats",
+        "message": found,
+        "bubble": bubble,
+        "hops": formatting.hops(found),
+        "since": formatting.since_previous(found),
+    }
+    return page(request, "message.html", values)
+
+
+@get("/deliveries")
+async def deliveries(request: Call, cursor: FromQuery[str | None] = None) -> Response[str]:
+    """What is not delivered, and why."""
+    services = services_of(request)
+    state = _of(request, "state", ("open", "deferred", "parked"))
+    listed = await services.reads.list_deliveries(state=state, limit=ROWS, cursor=cursor or None)
+    standing = await services.reads.status()
+    template = "_deliveries.html" if "hx-request" in request.headers else "deliveries.html"
+    resumed = request.query_params.get("resumed", "")
+    values = {
+        "here": "deliveries",
+        "listed": listed,
+        "counts": standing.deliveries,
+        "state": state,
+        "cursor": cursor,
+        "resumed": resumed if resumed.isdigit() else "",
+    }
+    return page(request, template, values)
+
+
+@post("/deliveries/resume")
+async def resume(request: Call) -> Redirect:
+    """Take up parked deliveries again: one conversation's, or all."""
+    fields = await checked_form(request)
+    count, position = await history.resume_parked(
+        services_of(request), conversation=fields.get("conversation") or None
+    )
+    await services_of(request).views_reach(position)
+    return Redirect(f"/deliveries?resumed={count}", status_code=303)
+
+
+@get("/channels")
+async def channels(request: Call) -> Response[str]:
+    """The registered channels and their connections."""
+    listed = await services_of(request).reads.list_channels()
+    return page(request, "channels.html", {"here": "channels", "channels": listed})
+
+
+@get("/status")
+async def status(request: Call) -> Response[str]:
+    """Where everything stands."""
+    standing = await history.standing(services_of(request))
+    template = "_status.html" if "hx-request" in request.headers else "status.html"
+    return page(request, template, {"here": "status", "standing": standing})
+
+
+@get("/events")
+async def events(request: Call) -> Response[str]:
+    """The ledger, a page at a time, the latest on top."""
+    services = services_of(request)
+    kind = _of(request, "type", TAGS)
+    conversation = request.query_params.get("conversation") or None
+    filtered = kind is not None or conversation is not None
+    head = await services.reads.head()
+    after = request.query_params.get("after", "")
+    after = after if live.POSITION.fullmatch(after) else ""
+    start = int(after) if after else 0 if filtered else max(0, head - ROWS)
+    only = Filter(type=kind, conversation=conversation)
+    listed = await services.reads.list_events(after=start, limit=ROWS, only=only)
+    values = {
+        "here": "events",
+        "events": list(reversed(listed.items)),
+        "tags": sorted(TAGS),
+        "kind": kind,
+        "conversation": conversation,
+        "head": head,
+        "after": after,
+        "newer": listed.next,
+        "older": max(0, start - ROWS) if start and not filtered else None,
+    }
+    return page(request, "events.html", values)
+
+
+def _position(request: Call) -> int:
+    """How far the views are at least: asked before they are read, so that nothing is missed after."""
+    return services_of(request).projector.position
+
+
+def _of(request: Call, name: str, allowed: tuple[str, ...]) -> str | None:
+    value = request.query_params.get(name)
+    return value if value in allowed else None
+
+
+async def _conversation(request: Call, conversation: str) -> shapes.Conversation:
+    found = await services_of(request).reads.get_conversation(conversation)
+    if found is None:
+        raise Wrong(404, "no conversation has this id")
+    return found
+
+
+async def _chats(request: Call) -> dict[str, object]:
+    """A page of the list, with what it was filtered by."""
+    services, asked = services_of(request), request.query_params
+    filters = {name: asked.get(name, "").strip() for name in ("channel", "account", "q")}
+    listed = await _listed(services, filters, asked.get("cursor") or None)
+    known = await faces(services.pool, [one.id for one in listed.items])
+    channels = await services.reads.list_channels()
+    return {
+        "lines": [(one, formatting.name(one, known.get(one.id))) for one in listed.items],
+        "next": listed.next,
+        "filters": filters,
+        "carried": urlencode({name: value for name, value in filters.items() if value}),
+        "channels": channels,
+        "current": None,
+    }
+
+
+async def _listed(services: Services, filters: dict[str, str], cursor: str | None) -> shapes.Conversations:
+    """By the messenger's name of the chat, else by Kommo's, else by ours."""
+    reads, wanted = services.reads, filters["q"] or None
+    where = {"channel": filters["channel"] or None, "account_id": filters["account"] or None}
+    listed = await reads.list_conversations(**where, conversation_id=wanted, limit=CHATS, cursor=cursor)
+    if wanted is None or listed.items or cursor:
+        return listed
+    listed = await reads.list_conversations(**where, chat_id=wanted, limit=CHATS)
+    if listed.items:
+        return listed
+    found = await reads.get_conversation(wanted)
+    return shapes.Conversations([found] if found else [], None)
+
+
+async def _history(services: Services, chat_id: str, cursor: str | None = None) -> dict[str, object]:
+    """A page of messages, the newest last, and the cursor of older ones."""
+    listed = await services.reads.list_messages(chat_id, limit=MESSAGES, cursor=cursor or None, order="desc")
+    messages = await services.users.named(listed.items[::-1])
+    drawn = await _bubbles(services, chat_id, messages)
+    return {"bubbles": drawn, "older": listed.next}
+
+
+async def _bubbles(
+    services: Services, chat_id: str, messages: list[shapes.Message], *, alone: bool = False
+) -> list[formatting.Bubble]:
+    """Messages with what waits to be passed on, and with what they answer."""
+    reads = services.reads
+    waiting: dict[str, shapes.Delivery] = {}
+    for state in ("deferred", "parked"):
+        listed = await reads.list_deliveries(state=state, conversation=chat_id, limit=WAITING_MAX)
+        waiting |= {one.message: one for one in listed.items if one.message}
+    quoted = {one.id: one for one in messages}
+    answered = {one.reply_to.message for one in messages if one.reply_to and one.reply_to.message}
+    for id_ in list(answered - quoted.keys())[:QUOTES_MAX]:
+        if found := await reads.get_message(id_):
+            quoted[id_] = found
+    return list(formatting.bubbles(messages, waiting, quoted, alone=alone))
+
+
+ROUTER = Router(
+    "/",
+    route_handlers=[
+        home,
+        chat,
+        chats_fragment,
+        head_fragment,
+        messages_fragment,
+        bubbles_fragment,
+        message,
+        deliveries,
+        resume,
+        channels,
+        status,
+        events,
+        live.live,
+    ],
+    before_request=signed_in,
+    include_in_schema=False,
+)
+routes = [static, *login.routes, ROUTER]

@@ -1,0 +1,1 @@
+"""What Kommo and messengers post."""

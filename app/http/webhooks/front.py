@@ -1,0 +1,103 @@
+"""The two webhook routes in front of Litestar, for speed: what they do not take, they pass on untouched."""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, TypeAlias
+
+from app import metrics, problems
+from app.http.webhooks.kommo import BODY_BYTES_MAX, OK, Answer, Webhooks
+from app.problems import Wrong
+
+Message: TypeAlias = MutableMapping[str, Any]  # ASGI's own shape
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
+OK_START: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
+OK_BODY: Message = {"type": "http.response.body", "body": b""}
+LARGE = f"a body holds at most {BODY_BYTES_MAX // 1024} KB: send less"
+COMPRESSED = "the body is compressed: send it as it is"
+log = logging.getLogger("chatledger.webhooks")
+
+
+class HangUp(Exception):
+    """The client went away before its body was complete."""
+
+
+class Front:
+    """An ASGI application that answers `POST /kommo/x` and `POST /messengers/x` and passes on the rest."""
+
+    def __init__(self, app: App, webhooks: Webhooks) -> None:
+        self._app = app
+        self._webhooks = webhooks
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """ASGI 3."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            _, folder, *rest = scope["path"].split("/")
+            if folder in ("kommo", "messengers") and len(rest) == 1 and rest[0]:
+                await self._take("kommo" if folder == "kommo" else "messenger", rest[0], scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    async def _take(self, side: str, name: str, scope: Message, receive: Receive, send: Send) -> None:
+        start = time.perf_counter()
+        try:
+            answer = await self._answer(side, name, scope, receive)
+        except HangUp:
+            return
+        except Exception:
+            await _tell(send, refuse(Wrong(500, problems.OURS)))
+            raise
+        metrics.WEBHOOKS.answered(side, answer.status, time.perf_counter() - start)
+        await _tell(send, answer)
+
+    async def _answer(self, side: str, name: str, scope: Message, receive: Receive) -> Answer:
+        try:
+            headers: dict[bytes, bytes] = dict(scope["headers"])
+            body = await read(headers, receive)
+            if side == "kommo":
+                signature = headers.get(b"x-signature", b"").decode("latin-1")
+                return await self._webhooks.kommo(name, signature, body)
+            texts = {key.decode("latin-1"): value.decode("latin-1") for key, value in headers.items()}
+            return await self._webhooks.messenger(name, texts, body)
+        except Wrong as wrong:
+            return refuse(wrong)
+
+
+async def read(headers: dict[bytes, bytes], receive: Receive) -> bytes:
+    """The body, as far as the limit; raises Wrong (413, 415) and HangUp."""
+    if headers.get(b"content-encoding", b"identity") != b"identity":
+        raise Wrong(415, COMPRESSED)
+    length = headers.get(b"content-length", b"0")
+    if length.isdigit() and int(length) > BODY_BYTES_MAX:
+        raise Wrong(413, LARGE)
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    while message.get("more_body"):
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > BODY_BYTES_MAX:
+            raise Wrong(413, LARGE)
+    if message["type"] == "http.disconnect":
+        raise HangUp
+    if len(body) > BODY_BYTES_MAX:
+        raise Wrong(413, LARGE)
+    return body
+
+
+def refuse(wrong: Wrong) -> Answer:
+    """A problem as an answer."""
+    headers = {"Content-Type": problems.MEDIA_TYPE, **wrong.headers}
+    return Answer(wrong.status, problems.encode(wrong.problem), headers)
+
+
+async def _tell(send: Send, answer: Answer) -> None:
+    if answer is OK:
+        await send(OK_START)
+        await send(OK_BODY)
+        return
+    headers = [(name.lower().encode(), value.encode()) for name, value in answer.headers.items()]
+    headers.append((b"content-length", str(len(answer.body)).encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})

@@ -1,0 +1,1 @@
+"""Kommo: the Chats API, the CRM and the call budget that both share."""

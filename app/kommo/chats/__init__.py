@@ -1,0 +1,1 @@
+"""Kommo's Chats API (amojo): calls, payloads, signatures and hooks."""

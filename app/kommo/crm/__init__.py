@@ -1,0 +1,1 @@
+"""Kommo's CRM, /api/v4: calls, OAuth and CRM webhooks."""

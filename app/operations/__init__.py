@@ -1,0 +1,1 @@
+"""What an operator or integrator can do, whichever way it is asked for."""

@@ -1,0 +1,317 @@
+"""Channels are registered, changed, connected and disconnected in one way, whoever asks: a route or a start.
+
+Each function returns when what it did is in force on every web process, and raises Wrong, which says what to
+do; NotDone is a Wrong that knows what Kommo answered.
+"""
+
+from msgspec import Struct
+from standardwebhooks import Webhook
+from standardwebhooks.webhooks import EmptyWebhookSecretError
+
+from app import clock, shapes
+from app.channels.directory import PREVIOUS_SECRET_MS, Channel, Connection, Secrets, Taken
+from app.config.file import ChannelName, KommoSide, MessengerSide
+from app.delivery.lane import DISCONNECTED
+from app.http_client import RETRIED, Answer, Unreached
+from app.kommo.chats.client import Credentials
+from app.ledger.writer import Full, Recorded, Unavailable
+from app.operations.services import Services
+from app.problems import Fault, Wrong
+from domain import commands as c
+from domain import ids
+from domain.decide import NotConnected
+from domain.ids import OPERATOR, Link
+
+DELIVERIES_PAGE = 1000
+PARKED_AT_ONCE = 100
+NOT_CONNECTED = "the channel is not connected to this account"
+# Why a delivery is parked that a new connection can help, as the reasons begin.
+LOST = ("Kommo does not know it (404)", "not found (404)", "connecting again failed")
+
+
+class NewChannel(Struct, frozen=True):
+    """A channel to register."""
+
+    name: ChannelName
+    kommo: KommoSide
+    messenger: MessengerSide
+
+
+class Done(Struct, frozen=True):
+    """What became of it; nothing `recorded` if it was so before. `again`: it was connected before."""
+
+    channel: Channel
+    recorded: Recorded | None = None
+    again: bool = False
+
+
+class NotDone(Wrong):
+    """Kommo refuses to connect or disconnect, or is not reached (no answer); nothing is recorded."""
+
+    def __init__(self, detail: str, answer: Answer | None = None) -> None:
+        super().__init__(502, detail)
+        self.answer = answer
+
+    @property
+    def passing(self) -> bool:
+        """Whether it may be otherwise later without anybody doing anything."""
+        answer = self.answer
+        return answer is None or answer.html or answer.status in RETRIED or answer.status >= 500
+
+
+def lower(wanted: NewChannel) -> NewChannel:
+    """Kommo writes UUIDs in lower case, and scope ids are compared as text."""
+    kommo = wanted.kommo
+    bot_id = kommo.bot_id.lower() if kommo.bot_id else None
+    return NewChannel(
+        wanted.name, KommoSide(kommo.channel_id.lower(), kommo.secret, bot_id), wanted.messenger
+    )
+
+
+async def register(services: Services, wanted: NewChannel, *, by: str = OPERATOR) -> Done:
+    """Register a channel, unless it is so already; 409 if its name or channel id has other content."""
+    wanted = lower(wanted)
+    kommo, messenger = wanted.kommo, wanted.messenger
+    check_secret(messenger.secret)
+    before = await services.channels.channel(wanted.name)
+    if before:
+        return Done(_as_wanted(before, wanted))
+    try:
+        await services.channels.add(wanted.name, kommo.channel_id, Secrets(kommo.secret, messenger.secret))
+    except Taken:
+        raise _taken(wanted.name) from None
+    stream = ids.channel_stream(wanted.name)
+    given = clock.stamp(Link(wanted.name, "", "", b""), stream, by, now=clock.now_ms())
+    command = c.Register(
+        **given,
+        stream=stream,
+        channel_id=kommo.channel_id,
+        kind=messenger.kind,
+        url=messenger.url,
+        bot_id=kommo.bot_id,
+    )
+    recorded = await record(services, command)
+    return Done(_as_wanted(await _in_force(services, wanted.name, recorded), wanted), recorded)
+
+
+async def change(
+    services: Services,
+    name: str,
+    *,
+    secrets: tuple[str | None, str | None] = (None, None),
+    url: str | None = None,
+    bot_id: str | None = None,
+    by: str = OPERATOR,
+) -> Done:
+    """Change what is given. `secrets` are Kommo's and the messenger's, whose old one is good a day more."""
+    channel = await named(services, name)
+    old = channel.secrets
+    new = Secrets(secrets[0] or old.kommo, secrets[1] or old.messenger, old.previous, old.previous_until)
+    if new.messenger != old.messenger:
+        check_secret(new.messenger)
+        new = Secrets(new.kommo, new.messenger, old.messenger, clock.now_ms() + PREVIOUS_SECRET_MS)
+    changed = tuple(side for side in ("kommo", "messenger") if getattr(old, side) != getattr(new, side))
+    url, bot_id = url or channel.url, (bot_id or channel.bot_id or "").lower() or None
+    if not changed and (url, bot_id) == (channel.url, channel.bot_id):
+        return Done(channel)
+    await services.channels.replace(name, new)
+    stream = ids.channel_stream(name)
+    given = clock.stamp(Link(name, "", "", b""), stream, by, now=clock.now_ms())
+    command = c.Change(**given, stream=stream, url=url, bot_id=bot_id, secrets=changed)
+    recorded = await record(services, command)
+    return Done(await _in_force(services, name, recorded), recorded)
+
+
+async def connect(
+    services: Services,
+    name: str,
+    account: str,
+    title: str,
+    *,
+    by: str = OPERATOR,
+    anew: bool = True,
+    is_time_window_disabled: bool | None = None,
+) -> Done:
+    """Connect an account: at Kommo, then in the ledger; what was parked for want of it is taken up.
+
+    `anew` false: it may have been connected all the time, so what Kommo did not find then stays parked.
+    `is_time_window_disabled` None: as it was. Raises NotDone.
+    """
+    channel = await named(services, name)
+    account = account.lower()
+    where = ids.link(name, channel.channel_id, account)
+    before = channel.connections.get(account)
+    again = before is not None and before.connected
+    kept = before is not None and before.is_time_window_disabled
+    disabled = kept if is_time_window_disabled is None else is_time_window_disabled
+    try:
+        await _ask_kommo(services, channel, "connect", account, title or name, disabled=disabled)
+    except NotDone as refused:
+        await services.attempts.note(name, account, refused.problem.detail)
+        raise
+    stream = ids.connection_stream(where)
+    given = clock.stamp(where, stream, by, now=clock.now_ms())
+    system = anew and again and by != OPERATOR
+    command = c.Connect(
+        **given, stream=stream, title=title or name, again=system, is_time_window_disabled=disabled
+    )
+    recorded = await record(services, command)
+    channel = await _in_force(services, name, recorded)
+    await services.attempts.note(name, account)
+    await _resume(services, where, (DISCONNECTED, *LOST) if anew else (DISCONNECTED,), by)
+    return Done(channel, recorded, again)
+
+
+async def disconnect(services: Services, name: str, account: str, *, by: str = OPERATOR) -> Done:
+    """Disconnect an account: at Kommo, then in the ledger; 404 if it is not connected. Raises NotDone."""
+    channel = await named(services, name)
+    connection = connected(channel, account.lower())
+    await _ask_kommo(services, channel, "disconnect", connection.link.account, "")
+    return await dropped(services, connection, by=by)
+
+
+async def dropped(services: Services, connection: Connection, *, by: str) -> Done:
+    """Kommo has disconnected it: record that, and park what is open."""
+    where = connection.link
+    stream = ids.connection_stream(where)
+    given = clock.stamp(where, stream, by, now=clock.now_ms())
+    try:
+        recorded = await record(services, c.Disconnect(**given, stream=stream))
+    except NotConnected:  # Somebody else was first.
+        raise Wrong(404, NOT_CONNECTED) from None
+    channel = await _in_force(services, where.channel, recorded)
+    await services.attempts.note(where.channel, where.account)
+    await _park(services, where, by)
+    return Done(channel, recorded)
+
+
+async def named(services: Services, name: str) -> Channel:
+    """The channel of a name; raises Wrong (404)."""
+    channel = await services.channels.channel(name)
+    if channel is None:
+        raise Wrong(404, "no channel has this name: register it with POST /v1/channels")
+    return channel
+
+
+def connected(channel: Channel, account: str) -> Connection:
+    """The connection in force with an account; raises Wrong (404)."""
+    connection = channel.connections.get(account)
+    if connection is None or not connection.connected:
+        raise Wrong(404, NOT_CONNECTED)
+    return connection
+
+
+async def record(services: Services, command: c.AnyCommand) -> Recorded:
+    """Submit a command; raises Wrong (503) when the ledger cannot take it."""
+    try:
+        return await services.ledger.submit(command)
+    except (Full, Unavailable):
+        raise Wrong(503, "the ledger cannot take it now: send it again", retry_after=1) from None
+
+
+async def resume_one(
+    services: Services, where: Link, delivery: shapes.Delivery, *, by: str = OPERATOR
+) -> Recorded:
+    """Take up a parked delivery again."""
+    given = _stamp(where, delivery, by)
+    stream = delivery.message or delivery.id
+    return await record(services, c.Resume(**given, stream=stream, cause=delivery.id))
+
+
+def check_secret(secret: str) -> None:
+    """Whether a messenger's secret is one of Standard Webhooks; raises Wrong (400)."""
+    try:
+        Webhook(secret)
+    except (ValueError, EmptyWebhookSecretError):
+        message = "a Standard Webhooks secret is whsec_ and base64, for example: openssl rand -base64 32"
+        fault = Fault("$.messenger.secret", message)
+        raise Wrong(400, f"$.messenger.secret: {message}", errors=[fault]) from None
+
+
+def same(channel: Channel, wanted: NewChannel) -> bool:
+    """Whether a channel is registered just so."""
+    kommo, messenger, secrets = wanted.kommo, wanted.messenger, channel.secrets
+    return (channel.channel_id, secrets.kommo, channel.bot_id) == (
+        kommo.channel_id,
+        kommo.secret,
+        kommo.bot_id,
+    ) and (channel.kind, channel.url, secrets.messenger) == (messenger.kind, messenger.url, messenger.secret)
+
+
+def _as_wanted(channel: Channel, wanted: NewChannel) -> Channel:
+    if not same(channel, wanted):
+        raise _taken(wanted.name)
+    return channel
+
+
+def _taken(name: str) -> Wrong:
+    return Wrong(
+        409, f"the name {name} or its channel_id is registered with other content: change it with PUT"
+    )
+
+
+async def _in_force(services: Services, name: str, recorded: Recorded) -> Channel:
+    """The channel once the change is known to every web process."""
+    await services.views_reach(recorded.position)
+    await services.channels.settle()
+    return await named(services, name)
+
+
+async def _ask_kommo(
+    services: Services, channel: Channel, what: str, account: str, title: str, *, disabled: bool = False
+) -> None:
+    who = Credentials(channel.channel_id, channel.secrets.kommo)
+    try:
+        if what == "connect":
+            answer = await services.kommo.connect(who, account, title, is_time_window_disabled=disabled)
+        else:
+            answer = await services.kommo.disconnect(who, account)
+    except Unreached as error:
+        raise NotDone(f"Kommo could not be reached ({error.reason}); nothing is recorded") from None
+    gone = what == "disconnect" and answer.status == 404
+    if answer.html or not (200 <= answer.status < 300 or gone):
+        said = f"Kommo answered HTTP {answer.status}: {_said(answer)}; nothing is recorded"
+        raise NotDone(said, answer)
+
+
+def _said(answer: Answer) -> str:
+    hints = {403: "check the channel's secret and this machine's clock", 404: "check the channel_id"}
+    return answer.text or hints.get(answer.status, "no reason given")
+
+
+async def _open(services: Services, where: Link, states: tuple[str, ...]) -> list[shapes.Delivery]:
+    found: list[shapes.Delivery] = []
+    for state in states:
+        cursor = None
+        while True:
+            page = await services.reads.list_deliveries(
+                state=state,
+                channel=where.channel,
+                account_id=where.account,
+                limit=DELIVERIES_PAGE,
+                cursor=cursor,
+            )
+            found += page.items
+            if (cursor := page.next) is None:
+                break
+    return found
+
+
+async def _park(services: Services, where: Link, by: str) -> None:
+    for number, delivery in enumerate(await _open(services, where, ("open", "deferred"))):
+        if number % PARKED_AT_ONCE == 0 and await services.channels.scope(where.scope_id):
+            return  # Connected again meanwhile.
+        given = _stamp(where, delivery, by)
+        stream = delivery.message or delivery.id
+        await record(services, c.Park(**given, stream=stream, cause=delivery.id, reason=DISCONNECTED))
+
+
+async def _resume(services: Services, where: Link, reasons: tuple[str, ...], by: str) -> None:
+    for delivery in await _open(services, where, ("parked",)):
+        if (delivery.reason or "").startswith(reasons):
+            await resume_one(services, where, delivery, by=by)
+
+
+def _stamp(where: Link, delivery: shapes.Delivery, by: str) -> c.Stamp:
+    lane = delivery.conversation or delivery.id
+    return clock.stamp(where, lane, by, now=clock.now_ms())

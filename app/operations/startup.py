@@ -1,0 +1,273 @@
+"""At start the ledger comes to what the file says, and Kommo to what the ledger says, once.
+
+The file's channels are registered, or changed as PUT does: the file wins over what was changed through the
+API. Then Kommo is asked to connect every account that is recorded as connected, for a reinstallation of the
+integration drops the connection without a word, and every account that the file names, unless an operator
+disconnected it: that stays in force until an operator connects it again. Nothing is disconnected for not
+being in the file.
+
+It happens behind the service, which takes requests meanwhile, in whichever process delivers and is first.
+What may pass (Kommo is down, the ledger is busy) is tried again for about two hours; what Kommo refuses is
+not. Each outcome is one line in the log; what failed is also in GET /v1/status.
+"""
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import Awaitable, Callable
+
+import psycopg
+from msgspec import Struct
+
+from app.channels.directory import Channel, Connection, WrongMasterKey
+from app.config.file import Channel as Named
+from app.database.pool import ViewsMissing
+from app.delivery.prepare import OPERATOR_SECONDS
+from app.http_client import Answer, Unreached
+from app.kommo.chats.client import Credentials, Kommo
+from app.operations import channels
+from app.operations.channels import NewChannel, NotDone
+from app.operations.services import Services
+from app.problems import Wrong
+from app.queries import STREAM
+from app.rows import EventRow
+from domain import events as e
+from domain import ids
+
+SYSTEM = "system"
+ROUNDS_MAX = 30
+DELAY_FIRST_SECONDS = 1.0
+DELAY_SECONDS_MAX = 300.0
+AT_ONCE = 8
+log = logging.getLogger("chatledger.start")
+
+
+class Wanted(Struct, frozen=True):
+    """A channel that shall be connected to an account, which `connected` says it is by the ledger."""
+
+    channel: str
+    account: str
+    title: str
+    connected: bool
+    is_time_window_disabled: bool | None = None
+
+
+class Start:
+    """What a start has to do; `run` does it."""
+
+    def __init__(self, services: Services, *, delay_seconds: float = DELAY_FIRST_SECONDS) -> None:
+        """`delay_seconds`: how long the first pause is before what failed is tried again; each is doubled."""
+        self._services = services
+        self._delay_seconds = delay_seconds
+        self._settled: set[tuple[str, str]] = set()
+        self._failing: dict[tuple[str, str], str] = {}
+        self._since = 0.0
+
+    async def run(self) -> None:
+        """Until everything is settled, or has failed for about two hours."""
+        delay = self._delay_seconds
+        for _ in range(ROUNDS_MAX):
+            try:
+                self._since = self._since or await self._services.attempts.now()
+                async with self._services.attempts.alone():
+                    if await self._round():
+                        return
+            except (psycopg.Error, ViewsMissing) as error:  # No reason to stop what runs well without us.
+                log.warning("trying again from time to time: %s", str(error).strip() or type(error).__name__)
+            await asyncio.sleep(random.uniform(delay / 2, delay))
+            delay = min(delay * 2, DELAY_SECONDS_MAX)
+        for key, reason in self._failing.items():
+            log.error("%s: given up until the next start: %s", _name(*key), reason)
+
+    async def _round(self) -> bool:
+        """Try what is not settled; whether nothing is left."""
+        services = self._services
+        try:
+            for named in services.setup.channels:
+                await self._try(named.name, "", lambda named=named: register(services, named))  # type: ignore[misc]
+            wanted = await self._wanted()
+        except WrongMasterKey as error:
+            log.error("no channel can be connected: %s", error)
+            return True
+        for key in self._failing.keys() - {(want.channel, want.account) for want in wanted}:
+            if key[1]:
+                del self._failing[key]
+        places = asyncio.Semaphore(AT_ONCE)
+
+        async def one(want: Wanted) -> None:
+            async with places:
+                await self._try(want.channel, want.account, lambda: self._connect(want))
+
+        await asyncio.gather(*(one(want) for want in wanted))
+        return not self._failing
+
+    async def _try(self, channel: str, account: str, work: Callable[[], Awaitable[str]]) -> None:
+        """Do it unless it is settled, and tell how that ended: once, however often it is tried."""
+        key = (channel, account)
+        if key in self._settled:
+            return
+        try:
+            told = await work()
+        except Wrong as wrong:
+            reason = wrong.problem.detail
+            passing = wrong.passing if isinstance(wrong, NotDone) else wrong.status == 503
+            if not account:
+                await self._services.attempts.note(channel, problem=reason)
+            if passing:
+                if key not in self._failing:
+                    log.warning("%s: trying again from time to time: %s", _name(*key), reason)
+                self._failing[key] = reason
+                return
+            log.error("%s: %s", _name(*key), reason)
+        else:
+            log.info("%s: %s", _name(*key), told)
+        self._settled.add(key)
+        self._failing.pop(key, None)
+
+    async def _wanted(self) -> list[Wanted]:
+        """What is recorded as connected, and what the file names unless an operator disconnected it."""
+        found = []
+        named = {channel.name: channel for channel in self._services.setup.channels}
+        for channel in (await self._services.channels.all()).values():
+            wishes = {}
+            if channel.name in named:
+                wishes = {wish.account_id: wish for wish in named[channel.name].connections}
+            elif named:
+                self._say(channel.name, "", "is not in the file: it stays registered and connected")
+            for account in sorted(channel.connections.keys() | wishes.keys()):
+                before, wish = channel.connections.get(account), wishes.get(account)
+                connected = before is not None and before.connected
+                if connected and wish is None and channel.name in named:
+                    self._say(channel.name, account, "is not in the file: it stays connected until DELETE")
+                if not connected and wish and before and await by_operator(self._services, before):
+                    self._say(channel.name, account, "an operator disconnected it: it stays so until POST")
+                elif connected or wish:
+                    title = (wish.title if wish else "") or (before.title if before else "")
+                    window = wish.is_time_window_disabled if wish else None
+                    found.append(Wanted(channel.name, account, title, connected, window))
+        return found
+
+    def _say(self, channel: str, account: str, what: str) -> None:
+        """Once a start."""
+        if (key := (channel, f"{account} ")) not in self._settled:
+            self._settled.add(key)
+            log.warning("%s: %s", _name(channel, account), what)
+
+    async def _connect(self, want: Wanted) -> str:
+        """Ask Kommo; what it answers is the outcome. Raises Wrong."""
+        services = self._services
+        if await services.attempts.went_well(want.channel, want.account, since=self._since):
+            return "another process has connected it"
+        channel = await channels.named(services, want.channel)
+        lost = not want.connected or await self._lost(channel, want)
+        if lost and want.connected:
+            await asyncio.sleep(OPERATOR_SECONDS)
+            now = (await channels.named(services, want.channel)).connections[want.account]
+            if not now.connected:
+                return "an operator disconnected it meanwhile: it stays so"
+        done = await channels.connect(
+            services,
+            want.channel,
+            want.account,
+            want.title,
+            by=SYSTEM,
+            anew=lost,
+            is_time_window_disabled=want.is_time_window_disabled,
+        )
+        if lost and want.connected:
+            return "Kommo had dropped the connection, as a reinstallation does: connected again"
+        return "connected, as it was" if done.again else "connected"
+
+    async def _lost(self, channel: Channel, want: Wanted) -> bool:
+        """Whether Kommo does not know the scope any more: it says 404 to whatever is asked of it."""
+        where = ids.link(channel.name, channel.channel_id, want.account)
+        who = Credentials(channel.channel_id, channel.secrets.kommo)
+        try:
+            answer = await ask_scope(self._services.kommo, who, where.scope_id)
+        except Unreached as error:
+            detail = f"Kommo could not be reached ({error.reason})"
+            await self._services.attempts.note(want.channel, want.account, detail)
+            raise NotDone(detail) from None
+        return answer.status == 404 and not answer.html
+
+
+async def register(services: Services, named: Named) -> str:
+    """Bring a channel to what the file says; how, in words. Raises Wrong."""
+    before = await services.channels.channel(named.name)
+    kommo, messenger = named.kommo, named.messenger
+    if before and before.channel_id != kommo.channel_id:
+        raise Wrong(
+            409,
+            f"it is registered with channel_id {before.channel_id}, and keeps it: name the other one anew",
+        )
+    if before is None:
+        await channels.register(services, NewChannel(named.name, kommo, messenger), by=SYSTEM)
+        told = "registered"
+    else:
+        secrets = (kommo.secret, messenger.secret)
+        done = await channels.change(
+            services, named.name, secrets=secrets, url=messenger.url, bot_id=kommo.bot_id, by=SYSTEM
+        )
+        told = "registered, as it was" if done.recorded is None else "changed to what the file says"
+    await services.attempts.note(named.name)
+    return told
+
+
+async def bring(services: Services, named: Named) -> None:
+    """Register a channel and connect its accounts now, whatever was before. Raises Wrong."""
+    await register(services, named)
+    for one in named.connections:
+        await channels.connect(
+            services,
+            named.name,
+            one.account_id,
+            one.title,
+            by=SYSTEM,
+            anew=False,
+            is_time_window_disabled=one.is_time_window_disabled,
+        )
+
+
+async def bring_back(services: Services, account: str) -> None:
+    """Connect what Kommo dropped when the integration was disabled, now that the account consents again.
+
+    What an operator disconnected stays so. What fails is in the log and in GET /v1/status.
+    """
+    try:
+        await _bring_back(services, account)
+    except (psycopg.Error, ViewsMissing, WrongMasterKey) as error:  # The consent itself is kept.
+        log.error("account %s: not connected again, but by the next start: %s", account, str(error).strip())
+
+
+async def _bring_back(services: Services, account: str) -> None:
+    for channel in list((await services.channels.all()).values()):
+        before = channel.connections.get(account)
+        if before is None or before.connected or await by_operator(services, before):
+            continue
+        try:
+            await channels.connect(services, channel.name, account, before.title, by=SYSTEM)
+        except Wrong as wrong:
+            log.error("%s: %s", _name(channel.name, account), wrong.problem.detail)
+        else:
+            log.info("%s: connected again, for the account consents again", _name(channel.name, account))
+
+
+async def by_operator(services: Services, connection: Connection) -> bool:
+    """Whether it was an operator who connected or disconnected it last."""
+    stream = ids.connection_stream(connection.link)
+    rows = await services.pool.fetch(EventRow, STREAM, {"stream": stream})
+    return bool(rows) and e.decode(rows[-1].event).by == ids.OPERATOR
+
+
+async def ask_scope(kommo: Kommo, who: Credentials, scope_id: str) -> Answer:
+    """Kommo's answer to a call that changes nothing: the history of a chat that is not there.
+
+    204 or 200: all is well; 403: it does not take our signature; 404: it does not know the scope. Raises
+    Unreached.
+    """
+    return await kommo.call(who, "GET", f"{scope_id}/chats/{uuid.uuid4()}/history?offset=0&limit=1")
+
+
+def _name(channel: str, account: str) -> str:
+    return f"channel {channel}, account {account}" if account else f"channel {channel}"

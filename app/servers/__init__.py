@@ -1,0 +1,1 @@
+"""PostgreSQL and NATS: private servers or the operator's."""

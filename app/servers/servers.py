@@ -1,0 +1,164 @@
+"""The servers we use are there and new enough: the operator's own, or private ones that we start and stop.
+
+AlreadyRunning   another chatledger has this data folder
+ServerFailed     a private server does not start
+OldServer        the operator's server is not one that we build on
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+import psycopg
+from msgspec import Struct
+
+from app.config.settings import Settings, prepare_folder
+from app.servers.nats import PrivateNats
+from app.servers.postgres import PrivatePostgres
+from app.servers.process import Child, ServerFailed
+
+__all__ = ["AlreadyRunning", "OldServer", "ServerFailed", "Servers", "check_versions", "servers"]
+
+POSTGRES_OLDEST, POSTGRES_NEWEST = 15, 18
+NATS_OLDEST, NATS_PORT = (2, 14), 4222
+CONNECT_SECONDS = 10
+LOCK_BYTES_MAX = 20
+
+
+class AlreadyRunning(Exception):
+    """Another chatledger has this data folder; the message names both."""
+
+
+class OldServer(Exception):
+    """A server is older than what chatledger needs, or a PostgreSQL not yet tried; the message names it."""
+
+
+class Servers(Struct, frozen=True):
+    """Where to connect. The URLs carry the credentials: they belong in no log."""
+
+    database_url: str
+    nats_url: str
+    database_private: bool
+    nats_private: bool
+
+    def __repr__(self) -> str:
+        """Without the credentials."""
+        return f"Servers(database_private={self.database_private}, nats_private={self.nats_private})"
+
+
+@asynccontextmanager
+async def servers(settings: Settings) -> AsyncIterator[Servers]:
+    """Start the servers that have no URL in the settings, keep them running, and stop them at the end.
+
+    Must run in the main thread. Raises AlreadyRunning at once, ServerFailed, BadSettings.
+    """
+    postgres = None if settings.database_url else PrivatePostgres(settings.data / "postgres")
+    broker = None if settings.nats_url else PrivateNats(settings.data / "nats")
+    children: list[Child] = [child for child in (broker, postgres) if child]
+    with _instance(settings.data) if children else contextlib.nullcontext():
+        try:
+            await _together(*(child.start() for child in children))
+            yield Servers(
+                database_url=settings.database_url or (postgres.url if postgres else ""),
+                nats_url=settings.nats_url or (broker.url if broker else ""),
+                database_private=postgres is not None,
+                nats_private=broker is not None,
+            )
+        finally:
+            # Together, for the callers have stopped and neither server needs the other.
+            await _together(*(child.stop() for child in children))
+
+
+async def check_versions(database_url: str, nats_url: str) -> None:
+    """Refuse servers that we were not made for. Raises OldServer; ServerFailed if one does not answer."""
+    await _together(check_postgres(database_url), check_nats(nats_url))
+
+
+async def check_postgres(url: str) -> None:
+    """Raises OldServer, and ServerFailed if it does not answer."""
+    try:
+        connection = await psycopg.AsyncConnection.connect(url, connect_timeout=CONNECT_SECONDS)
+    except psycopg.OperationalError as error:
+        raise ServerFailed(f"PostgreSQL at CHATLEDGER_DATABASE_URL does not answer: {error}") from error
+    async with connection:
+        number = connection.info.server_version
+    found = f"{number // 10000}.{number % 10000}"
+    if number // 10000 < POSTGRES_OLDEST:
+        raise OldServer(
+            f"PostgreSQL {found} is too old: chatledger needs {POSTGRES_OLDEST} to {POSTGRES_NEWEST}"
+        )
+    if number // 10000 > POSTGRES_NEWEST:
+        raise OldServer(
+            f"PostgreSQL {found} is too new: chatledger needs {POSTGRES_OLDEST} to {POSTGRES_NEWEST}"
+        )
+
+
+async def check_nats(urls: str) -> None:
+    """A server greets before it asks who we are, so every one of a cluster is seen with no client at all.
+
+    Raises OldServer, and ServerFailed if one does not answer.
+    """
+    for url in urls.split(","):
+        place = urlsplit(url)
+        host, port = place.hostname or "", place.port or NATS_PORT
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                version = await _nats_version(host, port)
+        except (OSError, ValueError, LookupError) as error:
+            raise ServerFailed(f"NATS at {host}:{port} does not answer: {error}") from error
+        if version < NATS_OLDEST:
+            raise OldServer(
+                f"NATS {_dotted(version)} is too old: chatledger needs {_dotted(NATS_OLDEST)} or newer"
+            )
+
+
+async def _nats_version(host: str, port: int) -> tuple[int, ...]:
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        verb, _, greeting = (await reader.readline()).partition(b" ")
+        if verb != b"INFO":
+            raise ValueError("it does not greet like a NATS server")
+        major, minor, *_ = str(msgspec.json.decode(greeting)["version"]).split(".")
+        return int(major), int(minor)
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+@contextmanager
+def _instance(folder: Path) -> Iterator[None]:
+    """Hold the data folder for this process alone; the lock's file names the process."""
+    prepare_folder(folder)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, LOCK_BYTES_MAX, 0).decode().strip() or "unknown"
+            raise AlreadyRunning(
+                f"another chatledger (process {holder}) uses {folder}:"
+                " stop it, or set CHATLEDGER_DATA to another folder"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def _together(*steps: Coroutine[None, None, None]) -> None:
+    """Run all steps to their ends, then raise the first error."""
+    for outcome in await asyncio.gather(*steps, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome

@@ -1,0 +1,1 @@
+"""One process: its parts wired together and served."""

@@ -1,0 +1,1 @@
+"""The JetStream stream LEDGER: relay and consumers."""

@@ -1,0 +1,336 @@
+"""Every event of the ledger is in the stream LEDGER, once, at the sequence that is its position.
+
+The relay keeps no record of what it has published: the stream's own tail says it. Every write names the
+sequence that must precede it (`Nats-Expected-Last-Sequence`; in an atomic batch, ADR-50, on its first message
+only), so whatever breaks in between, and however many relays run at once, an event is published once and in
+its place, or not at all and then again. After any error the relay goes back to the tail, and compares it with
+the ledger: a database restored to an older state would leave events in the stream that never happened.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import NoReturn, cast
+
+import msgspec
+import psycopg
+from msgspec import Struct
+from nats.aio.msg import Msg
+from psycopg import AsyncConnection
+
+from app.database import schema
+from app.database.schema import Database
+from app.stream import jetstream
+from app.stream.jetstream import Connection, JetStreamError, Refused, Unavailable
+from app.stream.ledger_stream import ForeignStream, LedgerStream, OldestOpen, head
+from domain import ids
+from domain.events import EVENT_BYTES_MAX
+
+__all__ = ["ForeignStream", "Gap", "Relay"]
+
+LOG = logging.getLogger("chatledger.relay")
+
+# Milliseconds from write to answer for k events of 1 KB with headers, `sync_interval: always`, medians of 300
+# on two shared cores: every publish is one fsync after the other, a batch is about six, however long it is.
+#   k            1     2     3     5     7    10    15    20    50
+#   pipelined  1.5   2.2   2.9   4.1   5.4   8.1  12.0  16.7  41.9
+#   atomic    11.3  10.7  10.7  10.7  11.5  11.8  10.4  11.6  13.2
+ATOMIC_MIN = 15
+BATCH_MAX = 1000
+BATCH_BYTES_MAX = 8 * 1024 * 1024
+LARGE_BATCH_MAX = BATCH_BYTES_MAX // EVENT_BYTES_MAX
+# Groups. With 2, catching up takes a fifth longer; 4, or any number at 200 events/s, makes no difference.
+IN_FLIGHT_MAX = 3
+ACK_SECONDS = 10.0
+POLL_SECONDS = 1.0
+CHECK_SECONDS = 10.0
+PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.02, 1.0
+
+# Large events are limited by their number, so that no read is over 8 MB; a running sum would cost twice.
+READ = """
+SELECT notification_id, state FROM ledger.stored_events WHERE notification_id > %(after)s
+ORDER BY notification_id LIMIT (
+  SELECT CASE WHEN sum(size) < %(bytes)s THEN %(limit)s ELSE %(large_limit)s END FROM (
+    SELECT octet_length(state) AS size FROM ledger.stored_events
+    WHERE notification_id > %(after)s ORDER BY notification_id LIMIT %(limit)s) AS e)
+"""
+LISTEN = f"LISTEN {schema.CHANNEL}"
+TRY_LOCK = "SELECT pg_try_advisory_lock(%(lock)s)"
+
+LIMITS = {"limit": BATCH_MAX, "bytes": BATCH_BYTES_MAX, "large_limit": LARGE_BATCH_MAX}
+
+Row = tuple[int, bytes]
+
+
+class Gap(Exception):
+    """The ledger's positions are not consecutive, which its writer rules out: look at the database."""
+
+
+class Envelope(Struct, gc=False):
+    """What subject and headers need of an event; the decoder skips the rest."""
+
+    id: str
+    type: str
+    channel: str
+    account: str | None = None
+    conversation: str | None = None
+    cause: str | None = None
+
+
+class _Problem(Struct, frozen=True):
+    err_code: int = 0
+    description: str = ""
+
+
+class _Acknowledgement(Struct, frozen=True):
+    seq: int = 0
+    error: _Problem | None = None
+
+
+NO_JETSTREAM = _Acknowledgement(error=_Problem(503, "there is no JetStream at the server"))
+
+_open_envelope = msgspec.json.Decoder(Envelope).decode
+_read_acknowledgement = msgspec.json.Decoder(_Acknowledgement).decode
+
+
+class Relay:
+    """Copies the ledger to the stream, from the stream's tail on, as long as `run` runs.
+
+    `position` is the last one known to be in the stream, `head` the ledger's last that was seen, `restarted`
+    counts the returns to the tail after an error. `active` is False while another relay does the work.
+    """
+
+    def __init__(
+        self,
+        database_url: str,
+        nats: Connection,
+        ledger_id: str,
+        *,
+        replicas: int = 1,
+        oldest_open: OldestOpen | None = None,
+        exclusive: bool = True,
+        check_seconds: float = CHECK_SECONDS,
+    ) -> None:
+        """`oldest_open` gives the position of the oldest open delivery, which a new stream must still hold.
+
+        `exclusive=False` lets relays race; they stay exact and only waste work.
+        """
+        self.position = 0
+        self.head = 0
+        self.restarted = 0
+        self.active = False
+        self._database_url = database_url
+        self._nats = nats
+        self._stream = LedgerStream(nats, ledger_id, replicas=replicas, oldest_open=oldest_open)
+        self._exclusive = exclusive
+        self._check_seconds = check_seconds
+        self._inbox = nats.new_inbox()
+        self._session = 0
+        self._stirred = asyncio.Event()
+        self._hungry = True
+        self._failure: JetStreamError | None = None
+        self._in_flight: deque[int] = deque()
+        self._sent_at = 0.0
+        self._checked_at = 0.0
+
+    def wake(self) -> None:
+        """There are new events: call it after a commit in this process."""
+        self._hungry = True
+        self._stirred.set()
+
+    async def run(self) -> NoReturn:
+        """Relay until cancelled. Raises ForeignStream, and Unavailable once `nats` was closed."""
+        unwatch = self._nats.watch(self._link_changed)
+        acknowledgements = await self._nats.subscribe(self._inbox + ".>", cb=self._acknowledged)
+        listener = asyncio.create_task(self._listen(), name="relay listens")
+        try:
+            await self._keep_relaying()
+        finally:
+            unwatch()
+            listener.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await listener
+            if not self._nats.is_closed:
+                await acknowledgements.unsubscribe()
+
+    async def _keep_relaying(self) -> NoReturn:
+        pause, reason, before = PAUSE_SECONDS_MIN, "", 0
+        while True:
+            try:
+                async with await schema.connect(self._database_url) as database:
+                    await self._relay(database)
+            except (JetStreamError, Gap, psycopg.OperationalError, OSError) as error:
+                if self._nats.is_closed:
+                    raise Unavailable("the NATS connection was closed") from error
+                self.restarted += 1
+                if str(error) != reason:  # An outage is one line, not one a second.
+                    reason = str(error)
+                    LOG.warning("relay stopped after position %d and tries again: %s", self.position, reason)
+            finally:
+                self.active = False
+            pause = PAUSE_SECONDS_MIN if self.position > before else min(pause * 2, PAUSE_SECONDS_MAX)
+            before = self.position
+            self._stirred.clear()
+            await self._wait(pause * random.uniform(0.5, 1))
+
+    async def _relay(self, database: Database) -> NoReturn:
+        await self._turn(database)
+        self._session += 1
+        self._failure = None
+        self._in_flight.clear()
+        self.position = await self._stream.open(database)
+        self._checked_at = time.monotonic()
+        self.head = await head(database)
+        self.active = True
+        LOG.info("relay starts after position %d of %d", self.position, self.head)
+        await self._publish_from(database, self.position)
+
+    async def _turn(self, database: Database) -> None:
+        """Wait until no other relay of this ledger works; its end releases the lock."""
+        while self._exclusive and not await _locked(database):
+            info = await jetstream.stream_info(self._nats)
+            self.position = info.state.last_seq if info else 0
+            self.head = await head(database)
+            self._stirred.clear()
+            await asyncio.sleep(POLL_SECONDS)
+
+    # The loop: read, send, and wait for what comes first of news, an acknowledgement, a failure, a second.
+
+    async def _publish_from(self, database: Database, sent: int) -> NoReturn:
+        poll_at = 0.0
+        while True:
+            self._stirred.clear()
+            if self._failure:
+                raise self._failure
+            if (now := time.monotonic()) >= poll_at:
+                poll_at = now + POLL_SECONDS
+                await self._poll(database, now)
+            if self._hungry and len(self._in_flight) < IN_FLIGHT_MAX:
+                self._hungry = False
+                if rows := await self._read(database, sent):
+                    sent = await self._send(rows)
+            else:
+                await self._wait(POLL_SECONDS)
+
+    async def _poll(self, database: Database, now: float) -> None:
+        if self._in_flight and now - self._sent_at > ACK_SECONDS:
+            raise Unavailable(f"no acknowledgement within {ACK_SECONDS:.0f} s")
+        if not self._in_flight and now - self._checked_at > self._check_seconds:
+            await self._check(database)
+        self.head = await head(database)
+        self._hungry = True
+
+    async def _check(self, database: Database) -> None:
+        """While nothing is to be published nobody would notice that the stream was deleted or purged."""
+        self._checked_at = time.monotonic()
+        published, self.position = self.position, await self._stream.open(database)
+        if self.position != published:
+            raise Refused(0, f"the stream ends at {self.position}, not at {published}")
+
+    async def _read(self, database: Database, after: int) -> list[Row]:
+        cursor = database.cursor(binary=True)
+        await cursor.execute(READ, {**LIMITS, "after": after}, prepare=True)
+        rows = cast(list[Row], await cursor.fetchall())
+        if rows and (rows[0][0] != after + 1 or rows[-1][0] != after + len(rows)):
+            raise Gap(f"the ledger has a gap between positions {after} and {rows[-1][0]}")
+        return rows
+
+    async def _send(self, rows: Sequence[Row]) -> int:
+        """Write a group of events; only its last message asks for an answer, which then speaks for all."""
+        last = rows[-1][0]
+        reply = f"{self._inbox}.{self._session}.{last}"
+        lines = batch(rows, reply) if len(rows) >= ATOMIC_MIN else singles(rows, reply)
+        self._in_flight.append(last)
+        self._sent_at = time.monotonic()
+        await self._nats.write(lines)
+        self.head = max(self.head, last)
+        if len(rows) in (BATCH_MAX, LARGE_BATCH_MAX):
+            self._hungry = True  # The read may have been cut short.
+        return last
+
+    async def _acknowledged(self, message: Msg) -> None:
+        _, session, position = message.subject.rsplit(".", 2)
+        if session != str(self._session):
+            return  # An answer to what was sent before an error; the tail has told us more since.
+        answer = _read_acknowledgement(message.data) if message.data else NO_JETSTREAM
+        if answer.error:
+            self._failure = Refused(answer.error.err_code, answer.error.description)
+        elif answer.seq != int(position):
+            self._failure = Refused(0, f"position {position} was stored as sequence {answer.seq}")
+        else:
+            self.position = answer.seq
+            while self._in_flight and self._in_flight[0] <= answer.seq:
+                self._in_flight.popleft()
+        self._stirred.set()
+
+    def _link_changed(self) -> None:
+        if not self._nats.is_connected:
+            self._failure = Unavailable("the connection to NATS was lost")
+        self._stirred.set()
+
+    async def _wait(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stirred.wait()
+
+    async def _listen(self) -> NoReturn:
+        """Wake on other processes' commits. Should this fail, the poll still finds them."""
+        while True:
+            with contextlib.suppress(psycopg.OperationalError, OSError):
+                async with await AsyncConnection.connect(self._database_url, autocommit=True) as listener:
+                    await listener.execute(LISTEN)
+                    async for _ in listener.notifies():
+                        self.wake()
+            await asyncio.sleep(POLL_SECONDS)
+
+
+async def _locked(database: Database) -> bool:
+    row = await (await database.execute(TRY_LOCK, {"lock": schema.RELAY_LOCK})).fetchone()
+    return row is not None and row[0] is True
+
+
+# The bytes of a message: subject, the attributes that CloudEvents 1.0 requires (binary mode; the rest is in
+# the body), W3C trace context, and what JetStream needs. An effect shares the trace of its cause.
+
+
+def singles(rows: Sequence[Row], reply: str) -> bytes:
+    """Publishes that each stand alone, pipelined; the last asks for an answer at `reply`."""
+    parts: list[bytes] = []
+    last = rows[-1][0]
+    for position, body in rows:
+        expected = f"Nats-Expected-Last-Sequence: {position - 1}\r\n"
+        _add_message(parts, body, expected, reply if position == last else "")
+    return b"".join(parts)
+
+
+def batch(rows: Sequence[Row], reply: str) -> bytes:
+    """An atomic batch (ADR-50): stored as a whole, with one fsync, or not at all; answered at `reply`."""
+    parts: list[bytes] = []
+    first, last = rows[0][0], rows[-1][0]
+    name = f"Nats-Batch-Id: {os.urandom(8).hex()}\r\nNats-Batch-Sequence: "
+    for position, body in rows:
+        member = f"{name}{position - first + 1}\r\n"
+        if position == first:
+            member += f"Nats-Expected-Last-Sequence: {position - 1}\r\n"
+        if position == last:
+            member += "Nats-Batch-Commit: 1\r\n"
+        _add_message(parts, body, member, reply if position == last else "")
+    return b"".join(parts)
+
+
+def _add_message(parts: list[bytes], body: bytes, more: str, reply: str) -> None:
+    event = _open_envelope(body)
+    trace = (event.cause or event.id).replace("-", "")
+    span = event.id[-17:].replace("-", "")
+    source = f"channels/{event.channel}" if event.channel else f"accounts/{event.account}"
+    headers = (
+        f"NATS/1.0\r\nce-specversion: 1.0\r\nce-id: {event.id}\r\nce-source: /{source}\r\n"
+        f"ce-type: {event.type}\r\ntraceparent: 00-{trace}-{span}-01\r\n{more}\r\n"
+    )
+    subject, size = ids.subject(event.conversation, event.account, event.type), len(headers)
+    parts += f"HPUB {subject} {reply} {size} {size + len(body)}\r\n{headers}".encode("ascii"), body, b"\r\n"

@@ -1,0 +1,1 @@
+"""The projections in PostgreSQL: kept up to date and read."""

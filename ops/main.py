@@ -1,0 +1,29 @@
+"""The console script `chatledger`: the commands of `app.cli`, and the demo and sandbox that go with them."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from app.cli.main import cli, main, run, settings_of, stop_on_signals
+from ops.demo import demo as run_demo
+from ops.sandbox.cli import sandbox
+
+__all__ = ["cli", "main"]
+
+
+@cli.command()
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="The port (8080, or a free one if that is taken)."
+)
+@click.pass_obj
+def demo(config: Path | None, port: int | None) -> None:
+    """Run the service with a sandbox beside it: a fake Kommo and a demo messenger, each with a page."""
+    settings = settings_of(config, {"PORT": None if port is None else str(port)})
+    run(run_demo(settings, stop_on_signals))
+
+
+cli.add_command(sandbox)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The sandbox's HTTP routes: Chats API, CRM and messenger."""

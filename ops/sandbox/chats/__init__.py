@@ -1,0 +1,1 @@
+"""The rules of Kommo's Chats API as the sandbox plays them."""

@@ -1,0 +1,1 @@
+"""Orders to the sandbox: what its people do and which faults occur."""

@@ -1,0 +1,276 @@
+"""Orders to the CRM side: consent without a browser, and everything that its people would do there.
+
+`account_id` is an account's amojo id or its CRM id, `client_id` an integration; either may be left out where
+there is only one.
+"""
+
+import asyncio
+import hmac
+from typing import Literal, TypeVar
+
+import aiohttp
+import msgspec
+from litestar import Response, Router, get, post
+from msgspec import Struct
+
+from ops.sandbox.api.crm import Wrong
+from ops.sandbox.api.reviews import begin
+from ops.sandbox.chats.manager import Impossible
+from ops.sandbox.config import CrmAccount, OAuthClient
+from ops.sandbox.crm.consent import Consent
+from ops.sandbox.crm.webhooks import Sent
+from ops.sandbox.pages.consent import granted, redirect_of, with_query
+from ops.sandbox.responses import Call, json, same_origin, sandbox_of
+
+CALL_SECONDS = 10.0
+WAIT_SECONDS_MAX = 60
+T = TypeVar("T")
+
+
+class ConsentOrder(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Whose consent; `deliver` leads to the redirect_uri as a browser would, `url` is told of a disabling."""
+
+    account_id: str | int = ""
+    client_id: str = ""
+    redirect_uri: str = ""
+    state: str = ""
+    deliver: bool = False
+    url: str = ""
+
+
+@post("/control/crm/authorize", status_code=201)
+async def authorize(request: Call) -> Response[bytes]:
+    """The admin agrees: a code, and where a browser would go; `deliver` or `?wait=1` goes there."""
+    order = await ordered(request, ConsentOrder)
+    _, account, client = whose(request, order)
+    where = redirect_of(client, order.redirect_uri)
+    given = granted(request, client, account, where, order.state)
+    url = with_query(where, given)
+    told: dict[str, object] = {**given, "redirect_uri": where, "url": url, "account_id": account.amojo_id}
+    if order.deliver or request.query_params.get("wait", "0") not in ("", "0"):
+        told |= await _visit(request, url)
+    return json(201, told)
+
+
+@post("/control/crm/expire", status_code=200)
+async def expire(request: Call) -> Response[bytes]:
+    """The access tokens expire now; refresh tokens still work."""
+    consent, account, client = whose(request, await ordered(request, ConsentOrder))
+    return json(200, {"expired": consent.expire(account, client)})
+
+
+@post("/control/crm/revoke", status_code=200)
+async def revoke(request: Call) -> Response[bytes]:
+    """The consent is withdrawn: nothing works until somebody agrees again."""
+    consent, account, client = whose(request, await ordered(request, ConsentOrder))
+    return json(200, {"revoked": consent.revoke(account, client)})
+
+
+@post("/control/crm/disable", status_code=200)
+async def disable(request: Call) -> Response[bytes]:
+    """The integration is switched off in the account: its channels disconnect, its address is told."""
+    order = await ordered(request, ConsentOrder)
+    sandbox = sandbox_of(request)
+    consent, account, client = whose(request, order)
+    consent.disable(account, client)
+    channels = {one.id for one in sandbox.config.channels if one.client in ("", client.id)}
+    stopped = sandbox.kommo.switch_off(account.amojo_id, channels)
+    told: dict[str, object] = {"disconnected": stopped}
+    if where := order.url or sandbox.config.disabled_url:
+        text = f"{client.id}|{account.id}"
+        signature = hmac.digest(client.secret.encode(), text.encode(), "sha256").hex()
+        given = {"account_id": str(account.id), "client_uuid": client.id, "signature": signature}
+        url = with_query(where, given)
+        told |= {"url": url} | await _visit(request, url)
+    return json(200, told)
+
+
+class TalkOrder(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A talk, or the latest of a chat: read, rated, closed, opened again."""
+
+    talk_id: int = 0
+    chat_id: str = ""
+    is_read: bool | None = None
+    rate: int | None = None
+    close: bool = False
+
+
+class IncomingOrder(Struct, forbid_unknown_fields=True, kw_only=True):
+    """An incoming lead, by its uid or chat; `link` names the lead it belongs to, `update` tells anew."""
+
+    uid: str = ""
+    chat_id: str = ""
+    action: Literal["accept", "decline", "link", "update"]
+    lead_id: int = 0
+    contact_id: int = 0
+    user_id: int = 0
+
+
+class ReviewOrder(Struct, forbid_unknown_fields=True):
+    """A template that goes out for review."""
+
+    template_id: int
+
+
+class RepeatOrder(Struct, forbid_unknown_fields=True):
+    """A webhook, by its number."""
+
+    n: int
+
+
+@post("/control/crm/talks", status_code=201)
+async def talk(request: Call) -> Response[bytes]:
+    """A manager reads or closes a talk, or its client rates it."""
+    order, office = await ordered(request, TalkOrder), sandbox_of(request).office
+    books = sandbox_of(request).books
+    found = books.talks.get(order.talk_id) if order.talk_id else books.talk(order.chat_id)
+    if found is None:
+        raise Impossible(404, "talk_id, chat_id: no such talk")
+    fields: dict[str, bool | int] = {}
+    if order.is_read is not None:
+        fields["is_read"] = order.is_read
+    if order.rate is not None:
+        fields["rate"] = order.rate
+    if order.close:
+        fields["is_in_work"] = False
+    return await _hooked(request, office.change(found, **fields), {"talk_id": found.id})
+
+
+@post("/control/crm/incoming", status_code=201)
+async def incoming(request: Call) -> Response[bytes]:
+    """A manager accepts, declines or links an incoming lead."""
+    order, sandbox = await ordered(request, IncomingOrder), sandbox_of(request)
+    books, office = sandbox.books, sandbox.office
+    found = books.incoming.get(order.uid) if order.uid else books.waiting(order.chat_id)
+    if found is None:
+        raise Impossible(404, "uid, chat_id: no such incoming lead")
+    if found.action:
+        raise Impossible(409, f"the incoming lead is settled: {found.action}")
+    match order.action:
+        case "accept":
+            sent = office.accept(found, order.user_id)[1]
+        case "decline":
+            sent = office.decline(found, order.user_id)
+        case "update":
+            sent = office.update(found)
+        case "link":
+            lead = books.leads.get(order.lead_id)
+            if lead is None:
+                raise Impossible(404, "lead_id: no such lead; make one with POST /api/v4/leads")
+            contact_id = order.contact_id or lead.contact_id or found.contact_id
+            sent = office.join(found, lead, contact_id, order.user_id)
+    return await _hooked(request, sent, {"uid": found.id, "lead_id": found.lead_id})
+
+
+@post("/control/crm/reviews", status_code=201)
+async def review(request: Call) -> Response[bytes]:
+    """A manager sends a WhatsApp template out for review."""
+    order, sandbox = await ordered(request, ReviewOrder), sandbox_of(request)
+    found = sandbox.books.templates.get(order.template_id)
+    if found is None:
+        raise Impossible(404, "template_id: no such template")
+    account = sandbox.consent.account(found.account)
+    try:
+        reviews, sent = begin(sandbox.books, sandbox.crm_hooks, account, found)
+    except Wrong as wrong:
+        raise Impossible(409, wrong.detail) from wrong
+    return await _hooked(request, sent, {"reviews": reviews})
+
+
+@get("/control/crm/hooks")
+async def read_hooks(request: Call) -> Response[bytes]:
+    """The CRM webhooks in the order they were made, with every try."""
+    hooks = sandbox_of(request).crm_hooks
+    return json(200, {"hooks": list(hooks.sent), "waiting": sum(one.waiting for one in hooks.sent)})
+
+
+@post("/control/crm/hooks/repeat", status_code=201)
+async def repeat(request: Call) -> Response[bytes]:
+    """A webhook is sent once more, though it was taken."""
+    order, hooks = await ordered(request, RepeatOrder), sandbox_of(request).crm_hooks
+    found = next((one for one in hooks.sent if one.n == order.n), None)
+    if found is None:
+        raise Impossible(404, "n: no such webhook; GET /control/crm/hooks lists them")
+    return await _hooked(request, [hooks.repeat(found)], {})
+
+
+@get("/control/crm")
+async def read_crm(request: Call) -> Response[bytes]:
+    """What the CRM has, of all accounts; tokens are named by their last characters only."""
+    sandbox = sandbox_of(request)
+    books = sandbox.books
+    tokens = [
+        {"kind": one.kind, "account": one.account, "client": one.client, "expires": one.expires}
+        for one in books.tokens
+    ]
+    return json(
+        200,
+        {
+            "accounts": [
+                msgspec.to_builtins(one) | {"rate": sandbox.crm_rate.state(one.amojo_id)}
+                for one in sandbox.consent.accounts()
+            ],
+            "tokens": tokens,
+            "disabled": [one.id for one in books.disabled],
+            "contacts": list(books.contacts),
+            "links": list(books.links),
+            "sources": list(books.sources),
+            "templates": list(books.templates),
+            "talks": list(books.talks),
+            "incoming": list(books.incoming),
+            "leads": list(books.leads),
+            "subscriptions": list(books.subscriptions),
+        },
+    )
+
+
+ROUTER = Router(
+    path="/",
+    before_request=same_origin,
+    route_handlers=[
+        authorize,
+        expire,
+        revoke,
+        disable,
+        talk,
+        incoming,
+        review,
+        read_hooks,
+        repeat,
+        read_crm,
+    ],
+)
+
+
+async def ordered(request: Call, shape: type[T]) -> T:
+    """The order in its shape; an empty body orders nothing in particular. Impossible 400 otherwise."""
+    try:
+        return msgspec.json.decode(await request.body() or b"{}", type=shape)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Impossible(400, str(error)) from error
+
+
+def whose(request: Call, order: ConsentOrder) -> tuple[Consent, CrmAccount, OAuthClient]:
+    """The account and the integration that are meant."""
+    consent = sandbox_of(request).consent
+    return consent, consent.account(str(order.account_id)), consent.client(order.client_id)
+
+
+async def _hooked(request: Call, sent: list[Sent], told: dict[str, object]) -> Response[bytes]:
+    """201 at once, or with `?wait=1` when every webhook has been tried."""
+    if request.query_params.get("wait", "0") not in ("", "0") and sent:
+        await asyncio.wait([done for _, done in sent], timeout=WAIT_SECONDS_MAX)
+    shown = [{"n": hook.n, "event": hook.event, "outcome": hook.outcome} for hook, _ in sent]
+    return json(201, told | {"hooks": shown})
+
+
+async def _visit(request: Call, url: str) -> dict[str, object]:
+    """What the integration's address answered: `status`, or `error`."""
+    timeout = aiohttp.ClientTimeout(total=CALL_SECONDS)
+    session = sandbox_of(request).session
+    try:
+        async with session.get(url, timeout=timeout, allow_redirects=False) as answered:
+            await answered.read()
+            return {"status": answered.status}
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        return {"status": None, "error": type(error).__name__}

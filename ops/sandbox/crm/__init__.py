@@ -1,0 +1,1 @@
+"""The rules of Kommo's CRM as the sandbox plays them."""

@@ -1,0 +1,150 @@
+"""Servers fall and come back, processes die: every message still arrives, once and in its order."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from app.config.settings import load_settings
+from app.servers.servers import Servers
+from app.service.service import running
+from app.stream import jetstream
+from app.views.projector import rebuild
+from ops.sandbox import Sandbox
+from tests.config.test_servers import processes
+from tests.support.system import (
+    Process,
+    Story,
+    Traffic,
+    broker,
+    chat,
+    config,
+    database,
+    free_port,
+    started,
+    story_on,
+    telling,
+)
+
+KEYS = {"CHATLEDGER_ADMIN_KEY": "key", "CHATLEDGER_MASTER_KEY": "A" * 43 + "="}
+
+
+async def all_is_well(story: Story, traffic: Traffic) -> None:
+    """Everything that was acknowledged has arrived once and in its order."""
+    await story.settled(45)
+    assert traffic.taken
+    for (name, side), taken in traffic.taken.items():
+        pushes = [push.id for push in story.pushes(name)]
+        there = [one.client_id for one in story.kommo(name)] if side == "messenger" else pushes
+        assert [one for one in there if one in set(taken)] == taken
+        assert len(there) == len(set(there))
+    assert await story.events(type="message.failed") == []
+
+
+@asynccontextmanager
+async def on_its_own_servers(folder: Path) -> AsyncIterator[Story]:
+    """A service that has started its servers itself, and will start them again."""
+    os.chmod(folder, 0o711)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    async with aiohttp.ClientSession() as client, Sandbox(config(url)) as sandbox:
+        given = {"CHATLEDGER_DATA": str(folder), "CHATLEDGER_PORT": str(port), **KEYS}
+        settings = load_settings(environment=given | {"CHATLEDGER_KOMMO_URL": sandbox.url})
+        async with running(settings) as run:
+            story = Story(client, sandbox, url)
+            story.run = run
+            await story.connect()
+            yield story
+
+
+def kill(folder: Path, program: bytes) -> None:
+    """Kill one of a data folder's servers, as a lack of memory would."""
+    for pid in processes(folder):
+        if program in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]:
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("program", [b"nats-server", b"postgres"], ids=bytes.decode)
+async def test_a_server_that_is_killed_costs_only_time(data_folder: Path, program: bytes) -> None:
+    async with on_its_own_servers(data_folder) as story:
+        traffic = Traffic(story)
+        traffic.begin()
+        for _ in range(2):
+            await asyncio.sleep(1)
+            kill(data_folder, program)
+            await asyncio.sleep(2)
+        await traffic.end()
+        await all_is_well(story, traffic)
+
+
+async def test_a_stream_that_is_made_anew_costs_nothing(servers: Servers) -> None:
+    async with database(servers) as url, broker() as nats, telling(nats.folder, url, nats.url) as story:
+        traffic, connection = Traffic(story), await jetstream.connect(nats.url, name="test")
+        traffic.begin()
+        for _ in range(2):
+            await asyncio.sleep(0.7)
+            await jetstream.delete_stream(connection)
+        await asyncio.sleep(0.5)
+        await traffic.end()
+        await connection.close()
+        await all_is_well(story, traffic)
+
+
+async def test_what_the_stream_does_not_bring_comes_from_the_ledger(servers: Servers) -> None:
+    name, words = chat(), [f"{n}" for n in range(5)]
+    async with database(servers) as url, broker() as nats, telling(nats.folder, url, nats.url) as story:
+        await nats.stop()
+        for word in words:
+            await story.customer(name, word)
+        assert [one.message["text"] for one in await story.arrived(name, 5)] == words
+        await nats.start()
+        await story.customer(name, "after")
+        assert [one.message["text"] for one in await story.arrived(name, 6)] == [*words, "after"]
+        assert [one.repeats for one in story.kommo(name)] == [0] * 6
+
+
+async def test_views_that_are_made_anew_disturb_no_delivery(servers: Servers, tmp_path: Path) -> None:
+    async with story_on(servers) as story:
+        assert story.run
+        database_url = story.run.services.settings.database_url
+        assert database_url
+        traffic = Traffic(story)
+        traffic.begin()
+        for _ in range(5):
+            await rebuild(database_url)
+        await traffic.end()
+        await all_is_well(story, traffic)
+        assert traffic.refused == []
+        assert all(one.repeats == 0 for one in story.sandbox.crm.messages.values())
+
+
+def deliverer(folder: Path, **given: str) -> Process:
+    folder.mkdir()
+    return Process(folder, "app", "serve", "--roles", "deliver", **given, CHATLEDGER_DATA=str(folder))
+
+
+async def test_the_work_of_a_process_that_dies_is_taken_over(servers: Servers, tmp_path: Path) -> None:
+    """Web, relay and views in this process; delivery in two others, one of which is killed at a time."""
+    async with (
+        database(servers) as url,
+        broker() as nats,
+        telling(nats.folder, url, nats.url, roles="web,relay,project") as story,
+    ):
+        given = KEYS | {"CHATLEDGER_DATABASE_URL": url, "CHATLEDGER_NATS_URL": nats.url}
+        given |= {"CHATLEDGER_KOMMO_URL": story.sandbox.url}
+        both = deliverer(tmp_path / "a", **given), deliverer(tmp_path / "b", **given)
+        async with started(both[0]), started(both[1]):
+            traffic = Traffic(story)
+            traffic.begin()
+            for process in both:
+                await asyncio.sleep(1)
+                await process.end(signal.SIGKILL)
+                await asyncio.sleep(2)
+                await process.start()
+            await traffic.end()
+            await all_is_well(story, traffic)

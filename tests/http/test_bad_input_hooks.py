@@ -1,0 +1,226 @@
+"""What no webhook takes, and what is kept or mended of Kommo's hooks, which are sent only once."""
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator
+
+import psycopg
+import pytest
+import pytest_asyncio
+from yarl import URL
+
+from app.kommo.chats.hooks import CONTENT_BYTES_MAX
+from app.servers.servers import Servers
+from tests.support.service import ACCOUNT, SCOPE, Served, refused, sent, serving, signature, wrote
+
+KB = 1024
+DEEP = b"[" * 100_000 + b"]" * 100_000
+LONG = "x" * 10_000
+
+
+@pytest_asyncio.fixture(scope="module")
+async def service(servers: Servers) -> AsyncIterator[Served]:
+    async with serving(servers) as one:
+        assert (await one.register()).status == 201
+        assert (await one.connect()).status == 201
+        assert (await one.act(sent("known"))).status == 200
+        assert (await one.hook(wrote("known"))).status == 200
+        yield one
+
+
+@pytest.fixture(params=["front", "routes"])
+def url(service: Served, request: pytest.FixtureRequest) -> str:
+    """Both ways in: what stands in front, and the same function as a route."""
+    return service.url if request.param == "front" else service.inner
+
+
+# Sizes, encodings, methods and paths, of both webhooks.
+
+
+async def pieces(count: int) -> AsyncIterator[bytes]:
+    for _ in range(count):
+        yield b"x" * 10 * KB
+
+
+@pytest.mark.parametrize("path", [f"/kommo/{SCOPE}", "/messengers/acme"])
+async def test_a_body_of_300_kb_is_too_large(service: Served, url: str, path: str):
+    head = await service.head()
+    await refused(service, await service.request("POST", path, url=url, data=b"x" * 300 * KB), 413, head)
+
+
+@pytest.mark.parametrize("path", [f"/kommo/{SCOPE}", "/messengers/acme"])
+async def test_so_it_is_in_chunks_of_unknown_number(service: Served, url: str, path: str):
+    head = await service.head()
+    await refused(service, await service.request("POST", path, url=url, data=pieces(30)), 413, head)
+
+
+async def test_a_body_of_256_kb_is_read(service: Served, url: str):
+    body = json.dumps(sent("known")).encode()
+    body = body + b" " * (256 * KB - len(body))
+    assert (await service.act(body, url=url)).status == 200
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "zstd"])
+async def test_a_compressed_body_is_refused(service: Served, url: str, encoding: str):
+    head = await service.head()
+    headers = {"Content-Encoding": encoding}
+    await refused(service, await service.act(sent("zip"), url=url, headers=headers), 415, head)
+    await refused(service, await service.hook(wrote("zip"), url=url, headers=headers), 415, head)
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("path", [f"/kommo/{SCOPE}", "/messengers/acme"])
+async def test_other_methods_are_not_allowed(service: Served, url: str, method: str, path: str):
+    await refused(service, await service.request(method, path, url=url), 405, await service.head())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/kommo", "/kommo/", f"/kommo/{SCOPE}/more", f"/kommo/a%2F{SCOPE}", "/kommo/../v2"),
+        *("/kommo/%F0%9F%98%80", "/kommo/%00", "/kommo/%FF", "/messengers/", "/messengers/a%2Fb", "/"),
+    ],
+)
+async def test_other_paths_lead_nowhere(service: Served, url: str, path: str):
+    head = await service.head()
+    where = URL(url + path, encoded=True)
+    async with service.client.post(where, data=b"{}") as found:
+        assert found.status in (404, 405)
+        assert found.content_type == "application/problem+json"
+    assert await service.head() == head
+
+
+# Kommo's hooks.
+
+
+BAD_KOMMO_SIGNATURES = {
+    "none": None,
+    "nothing": "",
+    "wrong": "0" * 40,
+    "garbage": "not hex, and beyond ASCII: ÿ",
+    "too long": "a" * 4000,
+}
+
+
+@pytest.mark.parametrize("name", BAD_KOMMO_SIGNATURES)
+async def test_a_hook_that_is_not_signed_well_is_refused(service: Served, url: str, name: str):
+    head = await service.head()
+    answer = await service.hook(wrote("forged"), url=url, signature=BAD_KOMMO_SIGNATURES[name])
+    await refused(service, answer, 403, head)
+
+
+async def test_a_hook_for_an_unknown_scope_is_not_found(service: Served, url: str):
+    head = await service.head()
+    for scope in ("nobody", SCOPE.upper(), f"{SCOPE}x", "_"):
+        await refused(service, await service.hook(wrote("lost"), scope=scope, url=url), 404, head)
+
+
+NEVER_READABLE: dict[str, bytes] = {
+    "not JSON": b"{",
+    "nothing": b"",
+    "an array": b"[]",
+    "neither message nor action": b'{"account_id":"a","time":1}',
+    "an old hook": b'{"receiver":"u-1","conversation_id":"c","type":"text","text":"Hi"}',
+    "not UTF-8": json.dumps(wrote("bad")).encode().replace(b"Hi bad", b"\xff\xfe"),
+    "NaN": b'{"message":{"conversation":{"id":"c"},"message":{"id":"n","type":"location","text":"\\u0000",'
+    b'"location":{"lon":NaN,"lat":0}}}}',
+    "a number in a text": json.dumps(wrote("bad", message={"text": 7})).encode(),
+    "no message id": json.dumps(wrote("bad", message={"id": None})).encode(),
+    "an empty message id": json.dumps(wrote("bad", message={"id": ""})).encode(),
+    "a long message id": json.dumps(wrote("bad", message={"id": LONG})).encode(),
+    "a long conversation id": json.dumps(wrote("bad", conversation={"client_id": LONG})).encode(),
+    "no conversation id": json.dumps(wrote("bad", conversation={"id": ""})).encode(),
+    "an unknown type": json.dumps(wrote("bad", message={"type": "hologram"})).encode(),
+    "a long type": json.dumps(wrote("bad", message={"type": LONG})).encode(),
+    "deep nesting": json.dumps(wrote("bad", message={"markup": "@@"})).encode().replace(b'"@@"', DEEP),
+    "nesting that others could not read": json.dumps(wrote("bad", message={"markup": "@@"}))
+    .encode()
+    .replace(b'"@@"', b'{"a":' * 65 + b"1" + b"}" * 65),
+    "a reaction of an unknown kind": json.dumps(
+        {"action": {"reaction": {"type": "love", "message": {"id": "k"}, "conversation": {"id": "c"}}}}
+    ).encode(),
+    "a reaction to nothing": json.dumps(
+        {"action": {"reaction": {"type": "react", "conversation": {"id": "c"}}}}
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("name", NEVER_READABLE)
+async def test_a_signed_hook_that_cannot_be_read_is_kept_whole(service: Served, url: str, name: str):
+    head, body = await service.head(), NEVER_READABLE[name]
+    problem = await refused(service, await service.hook(body, url=url), 400, head)
+    kept = (await service.get("/v1/refused", limit=1))["items"][0]
+    assert base64.b64decode(kept["body"]) == body
+    assert kept["scope_id"] == SCOPE
+    assert kept["id"] in problem["detail"]
+    assert len(problem["detail"]) < 1000
+
+
+MENDED: dict[str, tuple[bytes, str]] = {
+    "NUL": (b'"a\\u0000b"', "a�b"),
+    "a lone surrogate": (b'"a\\ud800b"', "a�b"),
+    "a lone low surrogate": (b'"a\\uDC00b"', "a�b"),
+    "a pair": (b'"a\\ud83d\\ude00b"', "a😀b"),
+    "something that only looks so": (b'"a\\\\u0000b"', "a\\u0000b"),
+}
+
+
+@pytest.mark.parametrize("name", MENDED)
+async def test_a_character_of_a_hook_that_cannot_be_stored_is_replaced(service: Served, url: str, name: str):
+    raw, text = MENDED[name]
+    head = await service.head()
+    hook = json.dumps(wrote(f"{name} {url}", message={"text": "@@"})).encode().replace(b'"@@"', raw)
+    assert (await service.hook(hook, url=url)).status == 200
+    assert (await service.since(head))[-1]["content"]["text"] == text
+
+
+@pytest.mark.parametrize("ms", [0, -1, 1, 10**18, 10**40, 253_402_300_800_000])
+async def test_a_time_of_a_hook_out_of_range_becomes_the_arrival(service: Served, url: str, ms: int):
+    head = await service.head()
+    hook = wrote(f"{ms} {url}", msec_timestamp=ms, timestamp=ms)
+    assert (await service.hook(hook, url=url)).status == 200
+    event = (await service.since(head))[-1]
+    assert event["at"] == event["recorded_at"]
+    assert abs(event["msec"] - time.time() * 1000) < 10_000
+
+
+async def test_forwards_that_are_too_long_are_cut_and_marked(service: Served, url: str):
+    assert (
+        CONTENT_BYTES_MAX > 256 * KB
+    )  # So a hook that is not too large to be taken never needs the scissors.
+    forwards = {"messages": [{"id": "x", "type": "text", "text": "x" * 200 * KB}]}
+    head = await service.head()
+    assert (
+        await service.hook(wrote(f"forwards {url}", message={"forwards": forwards}), url=url)
+    ).status == 200
+    assert (await service.since(head))[-1]["content"]["forwards"] == forwards
+
+
+async def test_a_fault_of_ours_is_told_as_a_problem_too(service: Served, url: str):
+    where = str(service.run.services.settings.database_url)
+    async with await psycopg.AsyncConnection.connect(where, autocommit=True) as owner:
+        await owner.execute("ALTER TABLE ledger.refused RENAME TO mislaid")
+        answer = await service.hook(b"{", url=url)
+        await owner.execute("ALTER TABLE ledger.mislaid RENAME TO refused")
+    await refused(service, answer, 500, await service.head())
+
+
+async def test_a_client_that_goes_away_before_its_body_is_complete_changes_nothing(service: Served, url: str):
+    head, body = await service.head(), json.dumps(wrote(f"half {url}")).encode()
+    _, writer = await asyncio.open_connection("127.0.0.1", URL(url).port)
+    lines = [f"POST /kommo/{SCOPE} HTTP/1.1", "Host: localhost", f"X-Signature: {signature(body)}"]
+    writer.write("\r\n".join([*lines, f"Content-Length: {len(body) + 9}", "", ""]).encode() + body)
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    await asyncio.sleep(0.1)
+    assert await service.head() == head
+
+
+async def test_nothing_in_the_database_is_unreadable_after_all_that(service: Served):
+    status = await service.get("/v1/status", at_least=await service.head())
+    assert all(view["lag"] == 0 for view in status["views"])
+    assert (await service.ask("GET", "/readyz")).status == 200
+    assert {item["account_id"] for item in (await service.get("/v1/conversations"))["items"]} == {ACCOUNT}

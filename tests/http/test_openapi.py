@@ -1,0 +1,200 @@
+"""What `/schema` says is true: schemathesis asks all that it allows and what it does not.
+
+By hand, against any service: `schemathesis run http://127.0.0.1:8080/schema -H "Authorization: Bearer KEY"`.
+"""
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jsonschema_rs
+import pytest
+import pytest_asyncio
+from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
+
+from app.http.openapi import examples
+from app.servers.servers import Servers
+from ops.sandbox import crm_account
+from tests.support.crm_service import CRM_ID, Office, office_of
+from tests.support.openapi_data import LEAVING, Things, things
+from tests.support.service import ACCOUNT, KEY, OTHER_ACCOUNT
+from tests.support.system import ENVIRONMENT
+
+ROOT = Path(__file__).parents[2]
+Json = dict[str, Any]
+
+
+@pytest_asyncio.fixture(scope="module")
+async def service(servers: Servers) -> AsyncIterator[Office]:
+    accounts = (crm_account(ACCOUNT, CRM_ID), crm_account(OTHER_ACCOUNT), crm_account(LEAVING))
+    async with office_of(servers, crm_accounts=accounts) as one:
+        yield one
+
+
+@pytest_asyncio.fixture(scope="module")
+async def there(service: Office) -> Things:
+    return await things(service)
+
+
+@pytest_asyncio.fixture(scope="module")
+async def document(service: Office) -> Json:
+    told: Json = (await service.ask("GET", "/schema", key=None)).body
+    return told
+
+
+class Operation(NamedTuple):
+    name: str
+    told: Json
+
+
+def operations(document: Json) -> Iterator[Operation]:
+    for path, item in document["paths"].items():
+        for method, told in item.items():
+            yield Operation(f"{method.upper()} {path}", told)
+
+
+def bodies(told: Json) -> Iterator[tuple[str, str, Json]]:
+    """Of an operation each body, taken or answered: where, its media type, and what is said of it."""
+    for media_type, content in told.get("requestBody", {}).get("content", {}).items():
+        yield "request", media_type, content
+    for status, answer in told["responses"].items():
+        for media_type, content in answer.get("content", {}).items():
+            yield status, media_type, content
+
+
+def given(content: Json) -> list[Any]:
+    """The examples of a body."""
+    return [one["value"] for one in content.get("examples", {}).values()] or [content.get("example")]
+
+
+def test_every_operation_says_what_it_is_for(document: Json) -> None:
+    for name, told in operations(document):
+        assert told["summary"], name
+        assert told["description"], name
+        assert told["tags"], name
+        assert any(status < "400" for status in told["responses"]), name
+        for parameter in told.get("parameters", ()):
+            assert parameter["description"], (name, parameter["name"])
+
+
+def test_operations_have_names_of_their_own(document: Json) -> None:
+    names = [told["operationId"] for _, told in operations(document)]
+    assert len(names) == len(set(names))
+
+
+def test_every_reference_leads_somewhere_and_every_shape_is_valid(document: Json) -> None:
+    assert re.fullmatch(r"3\.1\.\d", document["openapi"])
+    assert not [str(error) for error in OPENAPI_31_VALIDATOR.iter_errors(document)]
+    for name, schema in document["components"]["schemas"].items():
+        assert re.fullmatch(r"[A-Za-z0-9._-]+", name)
+        jsonschema_rs.Draft202012Validator(schema | {"components": document["components"]})
+    for name in set(re.findall(r"'#/components/schemas/([^']+)'", str(document))):
+        assert name in document["components"]["schemas"]
+
+
+def test_every_body_has_an_example_that_fits_its_shape(document: Json) -> None:
+    for name, told in operations(document):
+        for where, media_type, content in bodies(told):
+            shape = content["schema"] | {"components": document["components"]}
+            validator = jsonschema_rs.Draft202012Validator(shape, validate_formats=True)
+            for example in given(content):
+                assert example is not None, (
+                    f"app/http/openapi/examples.py has none: {name} {where} {media_type}"
+                )
+                errors = [str(error) for error in validator.iter_errors(example)]
+                assert not errors, (name, where, errors)
+
+
+def test_every_problem_is_one_and_its_example_has_its_status(document: Json) -> None:
+    for name, told in operations(document):
+        for where, media_type, content in bodies(told):
+            if where >= "400" and where != "request":
+                assert media_type == "application/problem+json", (name, where)
+                assert content["example"]["status"] == int(where), name
+
+
+def test_what_all_operations_of_a_kind_answer_is_said(document: Json) -> None:
+    for name, told in operations(document):
+        answers = told["responses"]
+        if {"key": []} in told.get("security", []):
+            assert {"401", "503"} <= set(answers), name
+            assert "WWW-Authenticate" in answers["401"]["headers"]
+        if "503" in answers:
+            assert answers["503"]["headers"]["Retry-After"]["required"], name
+        if "requestBody" in told:
+            assert {"400", "413"} <= set(answers), name
+
+
+def test_the_webhooks_say_how_they_are_signed(document: Json) -> None:
+    schemes = document["components"]["securitySchemes"]
+    for path, header in (
+        ("/kommo/{scope_id}", "X-Signature"),
+        ("/messengers/{channel}", "webhook-signature"),
+    ):
+        ((scheme, _),) = document["paths"][path]["post"]["security"][0].items()
+        assert (schemes[scheme]["in"], schemes[scheme]["name"]) == ("header", header)
+
+
+async def test_the_examples_tell_a_story_that_happens(service: Office, there: Things) -> None:
+    told = [action for action in examples.ACTIONS.values() if isinstance(action, dict)]
+    sent = {action["type"]: action for action in reversed(told)}["message.sent"]
+    (result,) = (await service.act(sent | {"account_id": ACCOUNT})).body["results"]
+    assert result["id"] == examples.MESSAGE
+    shown = await service.get(f"/v1/conversations/{examples.CHAT}", at_least=result["position"])
+    assert (shown["conversation_id"], shown["account_id"]) == ("conv-1", ACCOUNT)
+    for action in told:
+        assert (await service.act(action | {"account_id": ACCOUNT})).status == 200, action
+    for hook in examples.HOOKS.values():
+        assert (await service.hook(hook)).status == 200, hook
+
+
+async def test_a_method_that_is_not_allowed_is_told_with_those_that_are(service: Office) -> None:
+    answer = await service.ask("DELETE", "/v1/channels")
+    assert answer.status == 405
+    assert {"GET", "POST"} <= set(answer.headers["Allow"].split(", "))
+
+
+@pytest.mark.parametrize("path", ["/schema/anything", "/schema/any.json", "/schema/any/thing"])
+async def test_nothing_is_under_the_schema_but_a_problem(service: Office, path: str) -> None:
+    answer = await service.ask("GET", path, key=None)
+    assert (answer.status, answer.headers["Content-Type"]) == (404, "application/problem+json")
+    assert answer.body["status"] == 404
+
+
+@pytest.mark.parametrize("path", ["/v1/deliveries", "/v1/events"])
+async def test_an_id_that_can_be_none_is_refused_in_our_words(service: Office, path: str) -> None:
+    answer = await service.ask("GET", path, params={"conversation": "x"})
+    assert (answer.status, "UUID" in answer.body["detail"]) == (400, True)
+    assert "portal" not in answer.body["detail"]
+
+
+@pytest.mark.timeout(300)
+async def test_schemathesis_finds_every_success_no_500_and_no_undocumented_answer(
+    service: Office, document: Json, there: Things, tmp_path: Path
+) -> None:
+    files = {"ASKED": tmp_path / "asked.json", "TOLD": tmp_path / "told"}
+    files["ASKED"].write_text(json.dumps(there))
+    paths = {"SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks", "PYTHONPATH": str(ROOT)}
+    child = await asyncio.create_subprocess_exec(
+        *(
+            sys.executable,
+            "-m",
+            "schemathesis.cli",
+            "--config-file",
+            str(ROOT / "tests/support/schemathesis.toml"),
+        ),
+        *("run", f"{service.url}/schema", "--header", f"Authorization: Bearer {KEY}", "--no-color"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=ENVIRONMENT | paths | {name: str(path) for name, path in files.items()},
+        cwd=tmp_path,
+    )
+    assert child.stdout is not None
+    told = (await child.stdout.read()).decode()
+    assert await child.wait() == 0, told
+    done = {line[4:] for line in files["TOLD"].read_text().splitlines() if line[0] == "2"}
+    assert sorted(name for name, _ in operations(document) if name not in done) == []

@@ -1,0 +1,146 @@
+"""A service whose Kommo has a CRM: the sandbox plays both, and its administrator lets us in or does not."""
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import aiohttp
+import psycopg
+from psycopg import sql
+
+from app import clock
+from app.config.file import Account, Budgets, OAuthApp, Setup
+from app.config.settings import load_settings
+from app.kommo.chats.client import Credentials
+from app.servers.servers import Servers
+from app.service import service
+from ops.sandbox import Channel, Config, OAuthClient, Sandbox, crm_account
+from tests.support.service import ACCOUNT, CHANNEL_ID, KEY, OTHER_ACCOUNT, SCOPE, SECRET, Answer, Served
+from tests.support.system import free_port
+
+CLIENT = "7d1a0c3e-2c3b-4f7e-9a55-0c1d2e3f4a5b"
+CLIENT_SECRET = "s3cret-of-the-integration"
+CRM_ID = 30_123_456
+MASTER = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
+MARIA = "0f8f1c5e-7f0a-4c52-9a43-3b1d0c7a1e01"
+HERE = f"/v1/accounts/{ACCOUNT}"
+
+
+class Office(Served):
+    """A service and the sandbox's CRM, whose people are given orders."""
+
+    database_url = ""
+
+    async def order(self, path: str, content: object = None, *, method: str = "POST") -> Any:
+        """An order to the sandbox, which must succeed."""
+        url = f"{self.sandbox.url}/control{path}"
+        async with self.client.request(method, url, json=content) as answer:
+            assert answer.status < 300, await answer.text()
+            return await answer.json(content_type=None)
+
+    async def fault(self, where: str, action: str, **more: Any) -> None:
+        await self.order("/faults", {"where": where, "action": action} | more)
+
+    async def state(self, account: str = ACCOUNT) -> str:
+        """A state that the service gave out."""
+        told = await self.ask("POST", f"/v1/accounts/{account}/authorize")
+        assert told.status == 200, told
+        return parse_qs(urlsplit(told.body["url"]).query)["state"][0]
+
+    async def led_back(self, state: str | None = None, **changed: str) -> Answer:
+        """The administrator agrees, and his browser comes back to us."""
+        state = await self.state() if state is None else state
+        told = await self.order("/crm/authorize", {"account_id": changed.pop("of", ACCOUNT), "state": state})
+        names = ("code", "state", "referer", "client_id")
+        query = {name: told[name] for name in names} | changed
+        return await self.request("GET", "/oauth/callback", params=query)
+
+    async def consent(self) -> None:
+        """What an administrator does once."""
+        answer = await self.led_back()
+        assert answer.status == 200, answer
+
+    async def account(self, account: str = ACCOUNT) -> Any:
+        """What the service says of an account."""
+        listed = await self.get("/v1/accounts")
+        return next(each for each in listed["items"] if each["account_id"] == account)
+
+    async def customer(self, conversation: str) -> Any:
+        """A customer's first message reaches Kommo, which makes a chat, a talk and an incoming lead of it."""
+        now = clock.now_ms()
+        payload: dict[str, object] = {
+            "timestamp": now // 1000,
+            "msec_timestamp": now,
+            "msgid": f"m-{conversation}",
+            "conversation_id": conversation,
+            "sender": {"id": f"u-{conversation}", "name": "Ann"},
+            "message": {"type": "text", "text": "Hello"},
+        }
+        order: dict[str, object] = {"event_type": "new_message", "payload": payload}
+        kommo = self.run.services.kommo
+        answer = await kommo.call(Credentials(CHANNEL_ID, SECRET), "POST", SCOPE, order)
+        assert answer.status == 200, answer
+        return self.sandbox.crm.chat(SCOPE, conversation)
+
+    async def chat(self, conversation: str) -> tuple[str, str]:
+        """A chat with a manager's answer, known to both: our id and Kommo's."""
+        chat = await self.customer(conversation)
+        reply = {
+            "conversation_id": conversation,
+            "message": {"type": "text", "text": "Hi"},
+            "sender_id": MARIA,
+        }
+        told = await self.order("/manager/messages?wait=1", reply)
+        assert told["status"] == 200, told
+        at_least = await self.head()
+        listed = await self.get("/v1/conversations", conversation_id=conversation, at_least=at_least)
+        return listed["items"][0]["id"], chat.id
+
+    async def types(self, head: int) -> list[str]:
+        """The types of the events after a position."""
+        return [event["type"] for event in await self.since(head)]
+
+
+@asynccontextmanager
+async def office_of(servers: Servers, **changed: Any) -> AsyncIterator[Office]:
+    """A service with an OAuth app on a database of its own; `changed` are fields of the sandbox's Config."""
+    name = f"test_{secrets.token_hex(8)}"
+    url = servers.database_url.replace("/postgres?", f"/{name}?")
+    port = free_port()
+    here = f"http://127.0.0.1:{port}"
+    config: dict[str, Any] = {
+        "channels": (Channel(CHANNEL_ID, SECRET),),
+        "oauth": (OAuthClient(CLIENT, CLIENT_SECRET, f"{here}/oauth/callback"),),
+        "crm_accounts": (crm_account(ACCOUNT, CRM_ID, "acme"), crm_account(OTHER_ACCOUNT)),
+        "crm_per_second": 0,
+        "disabled_url": f"{here}/oauth/disabled",
+        "hook_url": f"{here}/kommo/:scope_id",
+    } | changed
+    async with (
+        await psycopg.AsyncConnection.connect(servers.database_url, autocommit=True) as owner,
+        Sandbox(Config(**config)) as sandbox,
+        aiohttp.ClientSession() as client,
+    ):
+        await owner.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        await service.migrate(url)
+        settings = {
+            "CHATLEDGER_DATABASE_URL": url,
+            "CHATLEDGER_NATS_URL": servers.nats_url,
+            "CHATLEDGER_DATA": f"/tmp/chatledger-{name}",
+            "CHATLEDGER_MASTER_KEY": MASTER,
+            "CHATLEDGER_ADMIN_KEY": KEY,
+            "CHATLEDGER_KOMMO_URL": sandbox.url,
+            "CHATLEDGER_PUBLIC_URL": here,
+            "CHATLEDGER_PORT": str(port),
+            "CHATLEDGER_ROLES": "web,project",
+        }
+        app = OAuthApp(CLIENT, CLIENT_SECRET, f"{here}/oauth/callback", f"{sandbox.url}/oauth")
+        accounts = (Account(ACCOUNT, sandbox.url), Account(OTHER_ACCOUNT, sandbox.url))
+        setup = Setup(oauth=app, accounts=accounts, budgets=Budgets(crm_per_second=1000))
+        async with service.running(load_settings(environment=settings), setup) as run:
+            office = Office(run, "", sandbox, client)
+            office.database_url = url
+            yield office
+        await owner.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

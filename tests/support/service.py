@@ -1,0 +1,227 @@
+"""The service over real HTTP with a sandbox as Kommo, and the signatures that strangers would make."""
+
+import asyncio
+import hmac
+import json
+import secrets
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import aiohttp
+import psycopg
+import uvicorn
+from psycopg import sql
+from standardwebhooks import Webhook
+
+from app.config.settings import load_settings
+from app.servers.servers import Servers
+from app.service import application
+from app.service import service as serve
+from ops.sandbox import Channel, Config, Sandbox
+
+CHANNEL_ID = "344a5002-f8ca-454d-af3d-396180102ac7"
+ACCOUNT = "52e591f7-c98f-4255-8495-827210138c81"
+OTHER_ACCOUNT = "52e591f7-c98f-4255-8495-827210138c82"
+SCOPE = f"{CHANNEL_ID}_{ACCOUNT}"
+SECRET = "f2d7f8704eff95087ed45b23ba99c0b5aac8278e"
+WHSEC = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+KEY = "the-admin-key"
+NOWHERE = "http://127.0.0.1:9"
+Json = dict[str, Any]
+
+
+class Answer(NamedTuple):
+    """What came back; `body` is decoded JSON, or None if it is empty or none."""
+
+    status: int
+    body: Any
+    headers: Any
+    raw: bytes
+
+
+class Served:
+    """A running service, and how strangers and operators talk to it."""
+
+    def __init__(
+        self, run: serve.Running, inner: str, sandbox: Sandbox, client: aiohttp.ClientSession
+    ) -> None:
+        self.run, self.sandbox, self.client = run, sandbox, client
+        self.url, self.inner = run.url or "", inner
+
+    async def ask(self, method: str, path: str, content: object = None, **more: Any) -> Answer:
+        """A request with the admin's key unless `key` is another."""
+        key = more.pop("key", KEY)
+        headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
+        body = json.dumps(content).encode() if content is not None else None
+        headers |= {"Content-Type": "application/json"} if body else {}
+        return await self.request(method, path, data=body, headers=headers | more.pop("headers", {}), **more)
+
+    async def get(self, path: str, **query: Any) -> Any:
+        """The decoded answer to a GET that must succeed."""
+        found = await self.ask("GET", path, params=query)
+        assert found.status == 200, found
+        return found.body
+
+    async def request(self, method: str, path: str, *, url: str = "", **more: Any) -> Answer:
+        more.setdefault("allow_redirects", False)
+        async with self.client.request(method, (url or self.url) + path, **more) as answer:
+            raw = await answer.read()
+            types = ("application/json", "application/problem+json", "application/vnd.oai.openapi+json")
+            decoded = json.loads(raw) if raw and answer.content_type in types else None
+            return Answer(answer.status, decoded, answer.headers, raw)
+
+    async def hook(self, content: object, *, scope: str = SCOPE, url: str = "", **more: Any) -> Answer:
+        """A hook, signed as Kommo does; `signature` and `headers` may spoil it."""
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        headers = {"X-Signature": more.pop("signature", signature(body)), "Content-Type": "application/json"}
+        headers = {
+            name: value for name, value in (headers | more.pop("headers", {})).items() if value is not None
+        }
+        return await self.request("POST", f"/kommo/{scope}", url=url, data=body, headers=headers, **more)
+
+    async def act(self, content: object, *, channel: str = "acme", url: str = "", **more: Any) -> Answer:
+        """An action of the messenger, signed by Standard Webhooks; `secret` and `headers` may spoil it."""
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        headers = signed(body, more.pop("secret", WHSEC), more.pop("age_seconds", 0))
+        headers = {
+            name: value for name, value in (headers | more.pop("headers", {})).items() if value is not None
+        }
+        return await self.request(
+            "POST", f"/messengers/{channel}", url=url, data=body, headers=headers, **more
+        )
+
+    async def head(self) -> int:
+        """The ledger's last position."""
+        return await self.run.services.reads.head()
+
+    async def since(self, head: int) -> list[Json]:
+        """The events after a position."""
+        found = await self.get("/v1/events", after=head, limit=1000, at_least=await self.head())
+        return [item["event"] for item in found["items"]]
+
+    async def register(self, name: str = "acme", **changed: Any) -> Answer:
+        return await self.ask("POST", "/v1/channels", channel(name, **changed))
+
+    async def connect(self, name: str = "acme", account: str = ACCOUNT) -> Answer:
+        order = {"account_id": account, "title": "Acme chat"}
+        return await self.ask("POST", f"/v1/channels/{name}/connections", order)
+
+
+async def refused(service: Served, answer: Answer, status: int, head: int) -> dict[str, Any]:
+    """The problem of an answer that changed nothing."""
+    assert answer.status == status, answer
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.body
+    assert (problem["status"], problem["type"]) == (status, "about:blank")
+    assert problem["title"]
+    assert len(problem["detail"]) > 10
+    assert await service.head() == head
+    return problem
+
+
+def channel(name: str = "acme", **changed: Any) -> Json:
+    """A channel to register; `channel_id`, `secret`, `url` and `whsec` may differ."""
+    side = {"channel_id": changed.get("channel_id", CHANNEL_ID), "secret": changed.get("secret", SECRET)}
+    reached = {"url": changed.get("url", NOWHERE), "secret": changed.get("whsec", WHSEC)}
+    return {"name": name, "kommo": side, "messenger": {"kind": "webhook", **reached}}
+
+
+def signature(body: bytes, secret: str = SECRET) -> str:
+    """Kommo's X-Signature."""
+    return hmac.new(secret.encode(), body, "sha1").hexdigest()
+
+
+def signed(body: bytes, secret: str = WHSEC, age_seconds: float = 0) -> Json:
+    """The headers of Standard Webhooks; of a body that is no text, those of an empty one."""
+    then = datetime.now(UTC) - timedelta(seconds=age_seconds)
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        text = ""
+    return {
+        "webhook-id": "msg_1",
+        "webhook-timestamp": str(int(then.timestamp())),
+        "webhook-signature": Webhook(secret).sign("msg_1", then, text),
+    }
+
+
+def sent(number: object = 1, **changed: Any) -> Json:
+    """A customer's message; what is given as None is left out."""
+    told = {
+        "type": "message.sent",
+        "conversation_id": "conv-1",
+        "message_id": f"m-{number}",
+        "at": datetime.now(UTC).isoformat(),
+        "sender": {"id": "u-1", "name": "Ann"},
+        "message": {"type": "text", "text": f"Hello {number}"},
+    }
+    return {name: value for name, value in (told | changed).items() if value is not None}
+
+
+def about(kind: str, message_id: str, **more: Any) -> Json:
+    """An action about a message."""
+    now = datetime.now(UTC).isoformat()
+    return {"type": kind, "conversation_id": "conv-1", "message_id": message_id, "at": now, **more}
+
+
+def wrote(number: object = 1, **changed: Any) -> Json:
+    """A hook: the manager wrote. `message` and `conversation` change these, the rest the outer object."""
+    body = {"id": f"k-{number}", "type": "text", "text": f"Hi {number}"} | changed.pop("message", {})
+    now = int(datetime.now(UTC).timestamp() * 1000)
+    outgoing = {
+        "receiver": {"id": "r-1", "client_id": "u-1", "phone": "+15550100", "email": ""},
+        "sender": {"id": "maria"},
+        "conversation": {"id": "chat-1", "client_id": "conv-1"} | changed.pop("conversation", {}),
+        "timestamp": now // 1000,
+        "msec_timestamp": now,
+        "message": {name: value for name, value in body.items() if value is not None},
+    } | changed
+    return {"account_id": ACCOUNT, "time": now // 1000, "message": outgoing}
+
+
+@asynccontextmanager
+async def serving(
+    servers: Servers, *, roles: str = "web,project", kommo_url: str = ""
+) -> AsyncIterator[Served]:
+    """A service on a database of its own; without the role `deliver` nothing but the test adds events."""
+    name = f"test_{secrets.token_hex(8)}"
+    url = servers.database_url.replace("/postgres?", f"/{name}?")
+    async with await psycopg.AsyncConnection.connect(servers.database_url, autocommit=True) as owner:
+        await owner.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        await serve.migrate(url)
+        sandbox = Config(channels=(Channel(CHANNEL_ID, SECRET),), accounts=(ACCOUNT, OTHER_ACCOUNT))
+        async with Sandbox(sandbox) as kommo:
+            settings = {
+                "CHATLEDGER_DATABASE_URL": url,
+                "CHATLEDGER_NATS_URL": servers.nats_url,
+                "CHATLEDGER_DATA": f"/tmp/chatledger-{name}",
+                "CHATLEDGER_MASTER_KEY": "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
+                "CHATLEDGER_ADMIN_KEY": KEY,
+                "CHATLEDGER_KOMMO_URL": kommo_url or kommo.url,
+                "CHATLEDGER_PORT": "0",
+                "CHATLEDGER_ROLES": roles,
+            }
+            async with (
+                serve.running(load_settings(environment=settings)) as run,
+                _inner(run) as inner,
+                aiohttp.ClientSession() as client,
+            ):
+                yield Served(run, inner, kommo, client)
+        await owner.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@asynccontextmanager
+async def _inner(run: serve.Running) -> AsyncIterator[str]:
+    """The same application without what stands in front of it, on a port of its own."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    front = application.application(run.services)
+    config = uvicorn.Config(front._app, http="httptools", ws="none", lifespan="off", log_config=None)
+    server = serve._Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    await server.listening.wait()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    await serving

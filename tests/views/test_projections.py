@@ -1,0 +1,231 @@
+"""A view depends on the facts alone: not on their order, their repetition, or where pages begin."""
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg.rows import dict_row
+
+from app import clock
+from app.views import projector
+from domain import events as e
+from domain.ids import message_id
+from projections import deliveries, events
+from projections.columns import Page
+from tests.support.view_events import START_MS, TABLES, WHERE, Book, fact, prepare, wild
+
+laws = settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+Tables = dict[str, list[dict[str, object]]]
+
+
+@pytest.fixture
+async def url(database_url: str) -> str:
+    await prepare(database_url)
+    return database_url
+
+
+@asynccontextmanager
+async def views(url: str) -> AsyncIterator[projector.Link]:
+    async with await projector.connect(url, projector.SCHEMA_NEXT) as link:
+        await projector._create(link)
+        yield link
+
+
+def pages(book: Sequence[e.AnyEvent], cuts: Sequence[int]) -> list[Page]:
+    """The events with their positions, cut before each of `cuts`."""
+    numbered = list(enumerate(book, start=1))
+    bounds = [0, *sorted({cut % len(numbered) for cut in cuts} - {0}), len(numbered)]
+    return [numbered[low:high] for low, high in pairwise(bounds)]
+
+
+async def projected(url: str, book: Sequence[e.AnyEvent], cuts: Sequence[int] = ()) -> Tables:
+    async with views(url) as link:
+        for page in pages(book, cuts):
+            await projector.apply(link, page, page[0][0] - 1)
+        cursor = link.cursor(row_factory=dict_row)
+        found: Tables = {}
+        for table, key in TABLES:
+            await cursor.execute(f"SELECT * FROM {table} ORDER BY {key}")
+            found[table] = await cursor.fetchall()
+        return found
+
+
+@laws
+@given(seed=st.integers(0, 2**32), cuts=st.lists(st.integers(0, 400), max_size=30))
+async def test_it_does_not_matter_where_pages_begin(url: str, seed: int, cuts: list[int]):
+    book = wild(seed, 200).events
+    assert await projected(url, book, cuts) == await projected(url, book)
+
+
+async def test_one_event_a_page_is_the_same_as_one_page(url: str):
+    book = wild(7, 400).events
+    assert await projected(url, book, range(1, 400)) == await projected(url, book)
+
+
+@laws
+@given(seed=st.integers(0, 2**32), count=st.integers(1, 25), cuts=st.lists(st.integers(0, 50), max_size=5))
+async def test_facts_in_any_order_and_repetition_give_the_same_message(
+    url: str, seed: int, count: int, cuts: list[int]
+):
+    book = Book(seed)
+    sent = book.send(book.start("conv-1"), "m-1", side="kommo")
+    facts = [fact(book, sent) for _ in range(count)]
+    facts.append(book.about(e.MessageAccepted, sent, side="messenger", remote_id="x-1"))
+    begin = book.events[:2]
+    shuffled = facts + random.Random(seed).choices(facts, k=count)
+    random.Random(seed).shuffle(shuffled)
+    one, two = await projected(url, begin + facts), await projected(url, begin + shuffled, cuts)
+    for tables in (one, two):
+        del tables["messages"][0]["updated"]
+    assert one["messages"] == two["messages"]
+    assert one["reactions"] == two["reactions"]
+
+
+@laws
+@given(seed=st.integers(0, 2**32))
+async def test_a_status_never_goes_back(url: str, seed: int):
+    book = Book(seed)
+    sent = book.send(book.start("conv-1"), "m-1", side="kommo")
+    for _ in range(12):
+        fact(book, sent)
+    async with views(url) as link:
+        shown = 0
+        for page in pages(book.events, range(1, len(book.events))):
+            await projector.apply(link, page, page[0][0] - 1)
+            row = await (await link.execute("SELECT status FROM messages")).fetchone()
+            assert row is None or int(str(row[0])) >= shown
+            shown = int(str(row[0])) if row else 0
+
+
+async def test_a_whole_exchange_in_one_page_leaves_nothing_to_deliver(url: str):
+    book = Book()
+    book.exchange(book.start("conv-1"), "m-1")
+    tables = await projected(url, book.events)
+    assert tables["deliveries"] == []
+    assert [row["status"] for row in tables["messages"]] == [4]
+    assert [statement for statement, _ in deliveries.project(pages(book.events, ())[0])] == []
+
+
+async def test_a_refused_message_is_a_delivery_of_its_status_and_not_of_itself(url: str):
+    book = Book()
+    sent = book.send(book.start("conv-1"), "m-1", side="kommo")
+    failed = book.about(e.MessageFailed, sent, code=905, text="HTTP 422 from the messenger", push="kommo")
+    for cuts in ((), (2,)):
+        (row,) = (await projected(url, book.events, cuts))["deliveries"]
+        assert (str(row["id"]), row["destination"], row["type"]) == (failed.id, "kommo", "message.failed")
+
+
+async def test_a_delivery_remembers_its_attempts_and_why_it_waits(url: str):
+    book = Book()
+    sent = book.send(book.start("conv-1"), "m-1")
+    book.about(e.DeliveryDeferred, sent, cause=sent.id, reason="HTTP 500")
+    book.about(e.DeliveryDeferred, sent, cause=sent.id, reason="timeout")
+    (row,) = (await projected(url, book.events, (3,)))["deliveries"]
+    assert (row["state"], row["reason"], row["attempts"]) == ("deferred", "timeout", 2)
+    book.about(e.DeliveryParked, sent, cause=sent.id, reason="HTTP 404")
+    (row,) = (await projected(url, book.events))["deliveries"]
+    assert (row["state"], row["reason"]) == ("parked", "HTTP 404")
+    book.about(e.DeliveryResumed, sent, cause=sent.id)
+    (row,) = (await projected(url, book.events))["deliveries"]
+    assert (row["state"], row["reason"], row["attempts"]) == ("open", None, 2)
+
+
+async def test_nothing_that_an_outside_server_answers_stops_the_views(url: str):
+    book = Book()
+    sent = book.send(book.start("conv-1"), "m-1", side="kommo", source="a\0b")
+    book.about(e.MessageAccepted, sent, side="messenger", remote_id="x\0\U0001f600" * 400)
+    for code in (-(2**53), 2**53):
+        book.about(e.MessageFailed, sent, code=code, text="no\0", push="kommo")
+    book.about(e.DeliveryDeferred, sent, cause=book.events[-1].id, reason="\0")
+    for cuts in ((), range(1, 9)):
+        (row,) = (await projected(url, book.events, cuts))["messages"]
+        assert (row["source"], row["failure_text"], row["failure_code"]) == ("a\ufffdb", "no\ufffd", 2**53)
+
+
+async def test_a_time_that_is_none_stops_them_and_names_the_page(url: str):
+    book = Book()
+    book.start("conv-1")
+    book.send(book.start("conv-2"), "m-1", at="yesterday")
+    with pytest.raises(projector.Unreadable, match="positions 1 to 3"):
+        await projected(url, book.events)
+
+
+async def test_typing_is_never_pending(url: str):
+    book = Book()
+    chat = book.start("conv-1")
+    book.add(
+        e.TypingStarted,
+        message_id(WHERE, "messenger", "typing"),
+        conversation=chat,
+        sender=e.Party(id="u-1"),
+        content=e.Ends(),
+        expires_at=clock.text(START_MS),
+        push="kommo",
+    )
+    assert (await projected(url, book.events))["deliveries"] == []
+
+
+async def test_an_early_echo_of_ours_is_no_message(url: str):
+    book = Book()
+    chat = book.start("conv-1")
+    sent = book.send(chat, "m-1", side="kommo")
+    echo = book.send(chat, "x-1", side="messenger")
+    book.about(e.ReactionAdded, echo, sender=e.Party(id="u-1"), emoji="👍", content=e.Ends())
+    book.accept(sent, "x-1")
+    for cuts in ((), (4,), (3, 5)):
+        tables = await projected(url, book.events, cuts)
+        assert [str(row["id"]) for row in tables["messages"]] == [sent.message]
+        assert tables["conversations"][0]["messages"] == 1
+        assert tables["reactions"] == tables["deliveries"] == []
+
+
+async def test_a_fact_that_waits_for_its_name_is_not_shown(url: str):
+    book = Book()
+    book.send(book.start("conv-1"), "m-1", side="kommo")
+    book.add(e.MessageRead, message_id(WHERE, "messenger", "x-1"))
+    (row,) = (await projected(url, book.events))["messages"]
+    assert row["status"] == 0
+
+
+async def test_merged_conversations_are_one_however_long_the_chain(url: str):
+    book = Book()
+    chats = [book.start(f"conv-{number}") for number in range(4)]
+    for number, chat in enumerate(chats):
+        book.send(chat, f"m-{number}")
+    for loser, winner in ((3, 2), (2, 1), (1, 0)):
+        book.add(e.ConversationMerged, chats[loser], conversation=chats[loser], into=chats[winner])
+    late = book.send(chats[3], "m-late")
+    for cuts in ((), range(1, 12), (9,)):
+        tables = await projected(url, book.events, cuts)
+        (row,) = tables["conversations"]
+        assert (str(row["id"]), row["messages"], row["position"]) == (
+            chats[0],
+            5,
+            book.events.index(late) + 1,
+        )
+        assert {str(message["conversation"]) for message in tables["messages"]} == {chats[0]}
+        assert {str(merge["winner"]) for merge in tables["merges"]} == {chats[0]}
+
+
+async def test_a_page_read_for_another_position_is_refused_whole(url: str):
+    book = wild(3, 20)
+    (page,) = pages(book.events, ())
+    async with views(url) as link:
+        await projector.apply(link, page, 0)
+        with pytest.raises(projector.NotNext):
+            await projector.apply(link, page, 0)
+        row = await (await link.execute("SELECT count(*) FROM events")).fetchone()
+        assert row == (len(page),)
+
+
+def test_every_type_of_event_has_a_number_of_its_own():
+    assert len(set(events.TAGS)) == len(events.TAGS)
+    assert "message.sent" in events.TAGS
