@@ -15,14 +15,14 @@ import msgspec
 from msgspec import Struct, field
 from yarl import URL
 
-from app.channels.directory import WrongMasterKey
 from app.config import file as setup
 from app.config.settings import Settings, prepare_folder
 from app.http.api.kommo_answers import ask
-from app.http.webhooks.crm import hook_path
+from app.kommo.crm.hooks import hook_path
 from app.operations import startup
 from app.problems import Wrong
 from app.service.service import Running, running
+from app.vault import WrongMasterKey
 from ops.sandbox import Channel, Config, OAuthClient, Sandbox
 
 CHANNEL_ID = "f62a0162-46a6-4a63-a5ff-0b1e2b1d1a01"

@@ -10,7 +10,8 @@ from typing import cast
 
 from msgspec import Struct
 
-from app.database import schema
+from app.database import names
+from app.database.connection import connect
 
 LOCK_POLL_SECONDS = 0.5
 TAKE = "SELECT pg_try_advisory_lock(%s)"
@@ -64,16 +65,16 @@ class Attempts:
     @contextlib.asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
         """While no other process connects what it must at its start; waits until it may."""
-        async with await schema.connect(self._url) as connection:
+        async with await connect(self._url) as connection:
             while True:
-                cursor = await connection.execute(TAKE, (schema.CONNECT_LOCK,))
+                cursor = await connection.execute(TAKE, (names.CONNECT_LOCK,))
                 if (await cursor.fetchone()) == (True,):
                     break
                 await asyncio.sleep(LOCK_POLL_SECONDS)
             yield  # The lock goes with the connection.
 
     async def _all(self, statement: str, values: dict[str, object]) -> list[tuple[object, ...]]:
-        async with await schema.connect(self._url) as connection:
+        async with await connect(self._url) as connection:
             cursor = await connection.execute(statement.encode(), values)
             if cursor.description is None:
                 return []

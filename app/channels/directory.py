@@ -20,12 +20,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec import Struct, field
 
 from app import clock
-from app.database import schema
+from app.database.connection import Database, connect
+from app.vault import NONCE_BYTES, WrongMasterKey
 from domain.ids import Link, link
 
 LEASE_SECONDS = 0.1
 PREVIOUS_SECRET_MS = 24 * 3_600_000
-NONCE_BYTES = 12
 
 CHANGED = """SELECT coalesce(greatest((SELECT max(position) FROM views.channels),
  (SELECT max(position) FROM views.connections)), 0)"""
@@ -40,10 +40,6 @@ ADD = """INSERT INTO ledger.secrets (channel, channel_id, sealed) VALUES (%s, %s
 # The link broke while it lay idle, or the views were switched between a statement's planning and its run.
 AGAIN = (psycopg.OperationalError, psycopg.InternalError, psycopg.errors.UndefinedTable)
 REPLACE = "UPDATE ledger.secrets SET sealed = %s WHERE channel = %s RETURNING channel"
-
-
-class WrongMasterKey(Exception):
-    """The secrets in the database were sealed with another master key: set CHATLEDGER_MASTER_KEY to it."""
 
 
 class Taken(Exception):
@@ -127,7 +123,7 @@ class Channels:
     def __init__(self, url: str, master: bytes) -> None:
         self._url = url
         self._sealer = Sealer(master)
-        self._connection: schema.Database | None = None
+        self._connection: Database | None = None
         self._asking: asyncio.Task[None] | None = None
         self._checked = -LEASE_SECONDS
         self._position = -1
@@ -242,12 +238,12 @@ class Channels:
             with contextlib.suppress(*AGAIN):
                 return await self._fetch(connection, statement, parameters)
             await connection.close()
-        self._connection = await schema.connect(self._url)
+        self._connection = await connect(self._url)
         return await self._fetch(self._connection, statement, parameters)
 
     @staticmethod
     async def _fetch(
-        connection: schema.Database, statement: str, parameters: tuple[object, ...]
+        connection: Database, statement: str, parameters: tuple[object, ...]
     ) -> list[tuple[object, ...]]:
         cursor = await connection.execute(statement.encode(), parameters)
         return await cursor.fetchall()

@@ -29,7 +29,7 @@ from app.servers.servers import AlreadyRunning, OldServer, servers
 from app.service.service import RoleFailed, migrate, running
 from app.stream.jetstream import JetStreamError
 from app.stream.ledger_stream import ForeignStream
-from app.views import projector
+from app.views import tables
 
 Result = TypeVar("Result")
 VERSION = "0.2.1"
@@ -229,7 +229,7 @@ async def _rebuild(settings: Settings) -> None:
             await migrate(where.database_url)
         with progress:
             task = progress.add_task("views", total=None)
-            await projector.rebuild(
+            await tables.rebuild(
                 where.database_url,
                 lambda done, total: progress.update(task, completed=done, total=total),
             )

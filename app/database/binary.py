@@ -11,7 +11,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
 
-from app.database.schema import Database
+from app.database.connection import Database
 from projections.columns import COLUMNS, Column
 
 _ELEMENT = Struct(">ii")  # size, value

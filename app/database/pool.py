@@ -10,8 +10,8 @@ from psycopg import sql
 from psycopg.pq import TransactionStatus
 from psycopg.rows import class_row
 
-from app.database import schema
-from app.views.projector import SCHEMA
+from app.database import connection
+from app.database.names import SCHEMA
 
 CONNECTIONS = 4
 STATEMENT_TIMEOUT_SECONDS = 10
@@ -99,7 +99,7 @@ class Pool:
 
     async def apart(self) -> Link:
         """A connection beside the pool, for who holds a lock with it, and closes it."""
-        return await schema.connect(self._url)
+        return await connection.connect(self._url)
 
     async def _take(self) -> Link:
         """A free connection, or a new one."""
@@ -107,7 +107,7 @@ class Pool:
             link = self._free.pop()
             if not link.closed:
                 return link
-        link = await schema.connect(self._url)
+        link = await connection.connect(self._url)
         timeout = sql.Literal(f"{STATEMENT_TIMEOUT_SECONDS}s")
         try:
             await link.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(SCHEMA)))

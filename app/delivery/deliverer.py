@@ -16,14 +16,18 @@ imported, the lanes hold a bounded number; the view holds the rest.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import NoReturn, cast
 
 import psycopg
 
-from app.database import schema
-from app.delivery.lane import LANE_MAX, Job, Lane, Settle
-from app.delivery.prepare import Pushed, Pusher
+from app.database import names
+from app.database.connection import Database, connect
+from app.delivery.job import Job, Pushed
+from app.delivery.lane import LANE_MAX, Lane
+from app.delivery.ledger_tail import BACKOFF_SECONDS, PAGE, _all, _News
+from app.delivery.prepare import Pusher
+from app.delivery.settle import Settle
 from app.ledger.writer import Ledger
 from app.stream import jetstream
 from app.stream.consumer import Consumer, partition_subjects
@@ -35,11 +39,9 @@ RANGES = 4
 LEASE_SECONDS = 1.0
 SWEEP_SECONDS = 5.0
 LOOK_SECONDS = 10.0
-PAGE = 2_000
 VIEWS_SECONDS = 0.05
 IMPORTED_SECONDS = 0.2
 IMPORTED_MAX, IMPORTED_LANE_MIN = 3_200, 10  # In a range; of many accounts each lane holds the fewer.
-BACKOFF_SECONDS = 1.0
 LISTEN_SECONDS = 0.25
 log = logging.getLogger("chatledger.deliver")
 
@@ -53,8 +55,6 @@ IMPORTED_ENDS = (  # After all that others write.
     b',"imported":true,"push":"kommo"}',
     b',"imported":true,"push":"kommo","sent_by":"messenger"}',
 )
-NEWS = """SELECT notification_id, state FROM ledger.stored_events WHERE notification_id > %s
- ORDER BY notification_id LIMIT %s"""
 TRY_LEASE = "SELECT pg_try_advisory_lock(%s)"
 HEAD = "SELECT coalesce(max(notification_id), 0) FROM ledger.stored_events"
 VIEWS = "SELECT to_regclass('views.positions') IS NOT NULL"
@@ -122,48 +122,6 @@ class Deliverer:
         return sum(each.depth for each in self._ranges)
 
 
-class _News:
-    """Reads what the ledger has gained since, and gives it to the ranges at work here."""
-
-    def __init__(self, database_url: str) -> None:
-        self.wake = asyncio.Event()
-        self._url = database_url
-        self._after = 0
-        self._readers: set[_Range] = set()
-
-    def join(self, reader: "_Range", after: int) -> None:
-        """Give a range everything after a position, from now on; the others skip what they have had."""
-        self._after = min(self._after, after) if self._readers else after
-        self._readers.add(reader)
-
-    def leave(self, reader: "_Range") -> None:
-        """Give it nothing more."""
-        self._readers.discard(reader)
-
-    async def run(self) -> NoReturn:
-        while True:
-            try:
-                async with await schema.connect(self._url) as connection:
-                    await self._read(connection)
-            except psycopg.Error as error:
-                log.warning("deliver: reading the ledger: %s", str(error).strip())
-            await asyncio.sleep(BACKOFF_SECONDS)
-
-    async def _read(self, connection: schema.Database) -> NoReturn:
-        while True:
-            await self.wake.wait()
-            self.wake.clear()
-            after = self._after
-            rows = await _all(connection, NEWS, (after, PAGE)) if self._readers else []
-            if not rows or self._after != after:  # A range has joined meanwhile: begin where it needs.
-                continue
-            self._after = cast("int", rows[-1][0])
-            for reader in tuple(self._readers):
-                reader.read(cast("list[tuple[int, bytes]]", rows))
-            if len(rows) == PAGE:
-                self.wake.set()
-
-
 class _Range:
     """Everything up to `_upto` is in a lane, done, or open in the view; what is later the stream brings."""
 
@@ -201,7 +159,7 @@ class _Range:
     async def run(self) -> NoReturn:
         while True:
             try:
-                async with await schema.connect(self._url) as connection:
+                async with await connect(self._url) as connection:
                     await self._lease(connection)
                     await self._work(connection)
             except (psycopg.Error, TimeoutError, LaneFailed) as error:
@@ -210,14 +168,14 @@ class _Range:
                 await self._drop()
             await asyncio.sleep(BACKOFF_SECONDS)
 
-    async def _lease(self, connection: schema.Database) -> None:
+    async def _lease(self, connection: Database) -> None:
         while True:
-            ((mine,),) = await _all(connection, TRY_LEASE, (schema.PARTITION_LOCK + self.number,))
+            ((mine,),) = await _all(connection, TRY_LEASE, (names.PARTITION_LOCK + self.number,))
             if mine:
                 return
             await asyncio.sleep(LEASE_SECONDS)
 
-    async def _work(self, connection: schema.Database) -> NoReturn:
+    async def _work(self, connection: Database) -> NoReturn:
         """Take what the view has as open, then what the stream brings; keep the lease, find what was lost."""
         ((head,),) = await _all(connection, HEAD)
         self._upto = self._since = await self._views_reach(connection, cast("int", head))
@@ -232,14 +190,14 @@ class _Range:
             listening.cancel()
             await asyncio.wait([listening])
 
-    async def _views_reach(self, connection: schema.Database, head: int) -> int:
+    async def _views_reach(self, connection: Database, head: int) -> int:
         while True:
             ((there,),) = await _all(connection, VIEWS)
             if there and (position := await self._seen(connection)) >= head:
                 return position
             await asyncio.sleep(VIEWS_SECONDS)
 
-    async def _begin(self, connection: schema.Database) -> None:
+    async def _begin(self, connection: Database) -> None:
         """Everything that is open: a conversation may have waited behind thousands of others."""
         rows = await self._open(connection, 0, self._upto)
         while rows:
@@ -268,7 +226,7 @@ class _Range:
         if not listening.cancelled() and (error := listening.exception()):
             self.failed(error)
 
-    async def _keep(self, connection: schema.Database) -> NoReturn:
+    async def _keep(self, connection: Database) -> NoReturn:
         """Every question to the database also shows that the lease is still ours."""
         loop = asyncio.get_running_loop()
         sweep_at, before = loop.time() + SWEEP_SECONDS, self._upto
@@ -291,7 +249,7 @@ class _Range:
                     await self._sweep(connection, before)
                     sweep_at, before = loop.time() + SWEEP_SECONDS, seen
 
-    async def _refill(self, connection: schema.Database, seen: int) -> None:
+    async def _refill(self, connection: Database, seen: int) -> None:
         """Give the lanes that were cut off what they can hold now; forget those that have nothing to do."""
         self._lanes = {key: lane for key, lane in self._lanes.items() if lane.busy or lane.cut_at}
         for (conversation, side, imports), lane in list(self._lanes.items()):
@@ -303,28 +261,26 @@ class _Range:
             elif lane.cut_at <= seen:
                 await self._fill(connection, lane, seen, OPEN_OF, conversation=conversation, side=side)
 
-    async def _fill(
-        self, connection: schema.Database, lane: Lane, seen: int, statement: str, **of: object
-    ) -> None:
+    async def _fill(self, connection: Database, lane: Lane, seen: int, statement: str, **of: object) -> None:
         cut_at = lane.cut_at
         rows = await self._rows(connection, statement, limit=lane.most, **of)
         more = len(rows) >= lane.most or lane.cut_at > min(cut_at, seen)  # The stream cut off more meanwhile.
         lane.fill(self._jobs(rows), cut_at=lane.cut_at if more else 0)
 
-    async def _find_imported(self, connection: schema.Database, upto: int) -> None:
+    async def _find_imported(self, connection: Database, upto: int) -> None:
         """Have the lanes of what is imported look for what the view has as open up to a position."""
         rows = await _all(connection, IMPORTED, {"partitions": self.partitions})
         for partition, side, channel, account in cast("list[tuple[int, str, str, str | None]]", rows):
             lane = self._lane_of((None, side, (partition, channel, account)))
             lane.cut_at = max(lane.cut_at, upto)
 
-    async def _take_resumed(self, connection: schema.Database, seen: int) -> None:
+    async def _take_resumed(self, connection: Database, seen: int) -> None:
         causes = [cause for cause, position in self._resumed.items() if position <= seen]
         if causes:
             self._put_back(await self._rows(connection, NAMED, ids=causes))
             self._resumed = {cause: at for cause, at in self._resumed.items() if cause not in causes}
 
-    async def _sweep(self, connection: schema.Database, before: int) -> None:
+    async def _sweep(self, connection: Database, before: int) -> None:
         """Find what no lane has though the view has it as open, a page at a time; and take from the view what
         it had at the last sweep (`before`) already and the stream has not brought since."""
         rows = await self._open(connection, self._swept, self._upto)
@@ -409,14 +365,14 @@ class _Range:
         await asyncio.gather(*(lane.stop() for lane in lanes.values()))
         self._swept, self._resumed, self._failure = 0, {}, None
 
-    async def _seen(self, connection: schema.Database) -> int:
+    async def _seen(self, connection: Database) -> int:
         ((position,),) = await _all(connection, POSITION)
         return cast("int", position)
 
-    async def _open(self, connection: schema.Database, after: int, upto: int) -> list[Row]:
+    async def _open(self, connection: Database, after: int, upto: int) -> list[Row]:
         return await self._rows(connection, OPEN, after=after, upto=upto, limit=PAGE)
 
-    async def _rows(self, connection: schema.Database, statement: str, **values: object) -> list[Row]:
+    async def _rows(self, connection: Database, statement: str, **values: object) -> list[Row]:
         rows = await _all(connection, statement, {"partitions": self.partitions, **values})
         return cast("list[Row]", rows)
 
@@ -429,11 +385,3 @@ def _told(raw: bytes, name: bytes) -> str | None:
     """A field of an event as it is stored; decoding it all costs five times as much."""
     start = raw.find(name) + len(name)
     return raw[start : raw.index(b'"', start)].decode() if start >= len(name) else None
-
-
-async def _all(
-    connection: schema.Database, statement: str, parameters: Sequence[object] | Mapping[str, object] = ()
-) -> list[tuple[object, ...]]:
-    cursor = connection.cursor(binary=True)
-    await cursor.execute(statement.encode(), parameters)
-    return await cursor.fetchall()

@@ -4,6 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+PROBE_SECONDS = 60.0
+PAUSE_SECONDS_MIN = 1.0
+
 AT_ONCE = 64
 RECONNECT_SECONDS = 60.0
 RECONNECT_SECONDS_MAX = 3600.0

@@ -3,23 +3,28 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypeAlias, cast
+from typing import cast
 
 import psycopg
-from msgspec import Struct
 from msgspec.structs import replace
 
 from app import clock, metrics
 from app.channels.attempts import Attempts
 from app.channels.directory import Channel, Channels, Connection
-from app.database import schema
 from app.database.binary import take_columns
-from app.delivery.gate import Gate
+from app.database.connection import connect
+from app.delivery.gate import PAUSE_SECONDS_MIN, PROBE_SECONDS, Gate
+from app.delivery.job import Disconnected, Missing, Pushed, Result, Settled, Superseded, _live
+from app.delivery.reconnect import OPERATOR_SECONDS
+from app.delivery.settle import _unknown
 from app.http_client import RETRIED, Unreached
-from app.kommo.chats.client import Created, Credentials, Kommo, nothing
+from app.kommo.chats.client import Kommo, nothing
+from app.kommo.chats.payloads import Created
+from app.kommo.chats.signature import Credentials
 from app.ledger.writer import LOAD
-from app.messengers.webhook import Messenger, Push
-from app.outcome import Done, Forbidden, Gone, Outcome, Refused, Retry
+from app.messengers.adapter import Push
+from app.messengers.webhook import Messenger
+from app.outcome import Done, Forbidden, Gone, Refused, Retry
 from domain import commands as c
 from domain import events as e
 from domain import ids
@@ -27,40 +32,12 @@ from domain.ids import KOMMO, Link
 from domain.state import COPIED, RANKS, Chat, Message, State, evolve
 from projections.columns import uuids
 
-OPERATOR_SECONDS = 1.0  # An operator who disconnects tells Kommo first: that must not be undone.
-PROBE_SECONDS = 60.0
-PAUSE_SECONDS_MIN = 1.0
 ROUNDS_MAX = 4
 ENDS_OF_A_SEND = {"message.accepted", "message.failed"}
 NO_COPY = "Kommo has no copy of this message"
 NOT_YET = "its message is not with Kommo yet"
 NOT_THERE = "its message is not with Kommo: resume that one, then this"
 log = logging.getLogger("chatledger.push")
-
-Pushed: TypeAlias = Created | e.MessageEdited | e.Status | e.Reaction | e.TypingStarted
-
-
-class Superseded(Struct, frozen=True):
-    """It is no longer wanted, for this reason."""
-
-    reason: str
-
-
-class Settled(Struct, frozen=True):
-    """It is done already: the ledger has its outcome, whoever brought it about."""
-
-
-class Disconnected(Struct, frozen=True):
-    """The channel is not connected to the account."""
-
-
-class Missing(Struct, frozen=True):
-    """Kommo does not have the message that it is about, and will not before someone looks."""
-
-    reason: str
-
-
-Result: TypeAlias = Outcome | Superseded | Settled | Disconnected | Missing
 
 
 class Pusher:
@@ -354,22 +331,12 @@ class Pusher:
     async def _load(self, streams: list[str]) -> list[bytes]:
         async with self._reading:
             if self._connection is None or self._connection.closed:
-                self._connection = await schema.connect(self._url)
+                self._connection = await connect(self._url)
                 take_columns(self._connection)
             cursor = self._connection.cursor(binary=True)
             await cursor.execute(LOAD.encode(), [uuids(streams), uuids([])], prepare=True)
             rows = cast("list[tuple[int, bytes, None]]", await cursor.fetchall())
         return [raw for _, raw, _ in sorted(rows)]
-
-
-def _unknown(result: Result) -> bool:
-    """Whether Kommo may say by it that it does not know the message: with 404, of an edit with 400."""
-    return isinstance(result, Gone) or (isinstance(result, Refused) and result.http == 400)
-
-
-def _live(event: Pushed) -> bool:
-    """Whether somebody waits for it: what is imported gives way."""
-    return not (isinstance(event, e.MessageSent) and event.imported)
 
 
 def as_of(event: e.MessageMirrored, chat: Chat | None) -> e.MessageMirrored:
@@ -403,18 +370,3 @@ def _chat(states: dict[str, State], stream: str) -> Chat | None:
     while isinstance(chat, Chat) and chat.into and chat.into in states:
         chat = states[chat.into]
     return chat if isinstance(chat, Chat) else None
-
-
-def classify(result: Result) -> str:
-    """A word for metrics."""
-    match result:
-        case Done():
-            return "done"
-        case Refused():
-            return "refused"
-        case Retry() | Forbidden():
-            return "deferred"
-        case Gone() | Disconnected() | Missing():
-            return "gone"
-        case Superseded() | Settled():
-            return "superseded"

@@ -22,17 +22,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.channels.directory import Channel, Channels, WrongMasterKey
+from app.channels.directory import Channel, Channels
 from app.config.file import Setup, check_together, load_setup
 from app.config.settings import BadSettings, Settings, load_keys, load_settings
 from app.database import schema
+from app.database.connection import connect
 from app.doctor.kommo import Case, Strangers, known, service_url
 from app.doctor.probe import Check, Unheard, hear, skewed
-from app.http.webhooks.kommo import UNSIGNED
+from app.http.webhooks.body import UNSIGNED
 from app.servers.postgres import PrivatePostgres
 from app.servers.process import ServerFailed
 from app.servers.servers import OldServer, check_nats, check_postgres
 from app.stream import jetstream
+from app.vault import WrongMasterKey
 
 LIMIT_SECONDS = 20.0
 CALL_SECONDS = 8.0
@@ -188,7 +190,7 @@ class Doctor:
             return [Check("views", False, "the views are not made yet", "start the service once")]
         finally:
             await channels.close()
-        async with await schema.connect(url) as connection:
+        async with await connect(url) as connection:
             await connection.execute(SOURCES_TIMEOUT)
             with contextlib.suppress(psycopg.errors.QueryCanceled):
                 for account, source in await (await connection.execute(SOURCES)).fetchall():

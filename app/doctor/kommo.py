@@ -14,8 +14,8 @@ from app.channels.directory import Channel
 from app.config.file import CALLBACK, Account, Setup
 from app.config.settings import Settings
 from app.doctor.probe import Check, Heard, Unheard, hear
-from app.http.webhooks.crm import hook_path
-from app.kommo.chats.client import sign
+from app.kommo.chats.signature import sign
+from app.kommo.crm.hooks import hook_path
 from domain import ids
 from domain.ids import Link
 

@@ -22,10 +22,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from app import clock
-from app.database.schema import Database
+from app.database.connection import Database
 from app.ledger.writer import Full, Ledger, Recorded, TooLarge, Unavailable
-from app.messengers import commands
-from app.messengers.commands import BadAction
+from app.messengers import checks, commands
+from app.messengers.checks import BadAction
 from app.messengers.contract import Sent
 from domain import commands as c
 from domain.ids import Link
@@ -239,7 +239,7 @@ class Import:
         if line is None:
             return f"a line holds at most {LINE_BYTES_MAX // 1024} KB: send less"
         try:
-            sent = commands.parse_one(line)
+            sent = checks.parse_one(line)
         except BadAction as error:
             return f"{error.path}: {error.message}"
         if not isinstance(sent, Sent):

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from app import metrics
 from app.config.file import Budgets
-from app.database import schema
+from app.database import connection
 from app.database.call_budgets import OPEN
 from app.http_client import Answer, Unreached
 
@@ -63,7 +63,7 @@ class Budget:
         self._url = database_url
         self._rates: dict[Api, float] = {"crm": budgets.crm_per_second, "chats": budgets.chats_per_second}
         self._purses: dict[tuple[str, Api], _Purse] = {}
-        self._connection: schema.Database | None = None
+        self._connection: connection.Database | None = None
         self._asking = asyncio.Lock()
         self._away = False
 
@@ -112,7 +112,7 @@ class Budget:
         async with self._asking:
             try:
                 if self._connection is None or self._connection.closed:
-                    self._connection = await schema.connect(self._url)
+                    self._connection = await connection.connect(self._url)
                 cursor = await self._connection.execute(statement.encode(), values, prepare=True)
                 row = await cursor.fetchone() if cursor.description else ()
             except psycopg.Error as error:

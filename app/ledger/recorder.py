@@ -13,7 +13,8 @@ from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastor
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from app.database import schema
+from app.database.append import append_name, recorder_statements
+from app.database.names import EVENTS, LEDGER
 
 INSERT = """SELECT bad, head FROM {schema}.{append}(%b::int[], %b::uuid[], %b::bigint[], %b::text[],
  %b::bytea[], '{{}}', '{{}}', '{{}}', '{{}}')"""
@@ -25,15 +26,15 @@ class LedgerRecorder(PostgresApplicationRecorder):
     Unlike the library's own it locks no table, so it does not wait for VACUUM, and one round trip is enough.
     """
 
-    def __init__(self, datastore: PostgresDatastore, *, events_table_name: str = schema.EVENTS) -> None:
+    def __init__(self, datastore: PostgresDatastore, *, events_table_name: str = EVENTS) -> None:
         super().__init__(datastore, events_table_name=events_table_name)
         self.channel_name = f"{datastore.schema}_{events_table_name}"
         self.check_identifier_length(self.channel_name)
         self.sql_create_statements = [
             sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(datastore.schema)),
-            *schema.recorder_statements(datastore.schema, events_table_name),
+            *recorder_statements(datastore.schema, events_table_name),
         ]
-        append = schema.append_name(events_table_name)
+        append = append_name(events_table_name)
         names = {"schema": sql.Identifier(datastore.schema), "append": sql.Identifier(append)}
         self._insert = sql.SQL(INSERT).format(**names)
 
@@ -67,7 +68,7 @@ def open_recorder(url: str) -> LedgerRecorder:
         where.get("port", ""),
         where.get("user", ""),
         where.get("password", ""),
-        schema=schema.LEDGER,
+        schema=LEDGER,
         max_overflow=4,
     )
     return LedgerRecorder(datastore)

@@ -15,7 +15,7 @@ from typing import cast
 
 import psycopg
 
-from app.database import schema
+from app.database import connection
 from app.database.binary import Prepared, int_array, take_columns
 from app.ledger.batch import TRIES_MAX, Batch, Job, Memory, Recorded, TooLarge, Unavailable
 from domain.commands import AnyCommand
@@ -177,7 +177,7 @@ class _Lane:
         self.task = asyncio.create_task(self._run(), name=f"ledger lane {self.number}")
 
     async def connect(self) -> None:
-        self.connection = await schema.connect(self.url)
+        self.connection = await connection.connect(self.url)
         await self.connection.execute(PLANS)
         await self.connection.execute(APPEND)
         self.append = Prepared(self.connection, "append")

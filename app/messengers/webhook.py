@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import msgspec
-from msgspec import Struct
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from app.http_client import RETRIED, Answer, Client, Unreached
+from app.messengers.adapter import Push
 from app.outcome import Done, Outcome, Refused, Retry
 from domain import events as e
 from domain.events import Json
@@ -18,16 +18,6 @@ CONTENT_FIELDS = (
     "type", "text", "media", "thumbnail", "file_name", "file_size", "media_duration", "media_group_id",
     "sticker_id", "callback_data", "shared_post", "post", "markup", "template", "forwards",
 )  # fmt: skip
-
-
-class Push(Struct, frozen=True):
-    """An event to tell the messenger, with what was learned since: the conversation's and messages' names."""
-
-    event: e.MessageSent | e.TypingStarted | e.Reaction
-    conversation_id: str | None = None
-    message_id: str | None = None
-    reply_id: str | None = None
-    forwards: Json | None = None
 
 
 class Messenger:

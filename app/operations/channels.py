@@ -8,25 +8,22 @@ from msgspec import Struct
 from standardwebhooks import Webhook
 from standardwebhooks.webhooks import EmptyWebhookSecretError
 
-from app import clock, shapes
+from app import clock
 from app.channels.directory import PREVIOUS_SECRET_MS, Channel, Connection, Secrets, Taken
 from app.config.file import ChannelName, KommoSide, MessengerSide
-from app.delivery.lane import DISCONNECTED
+from app.delivery.job import DISCONNECTED
 from app.http_client import RETRIED, Answer, Unreached
-from app.kommo.chats.client import Credentials
-from app.ledger.writer import Full, Recorded, Unavailable
-from app.operations.services import Services
+from app.kommo.chats.signature import Credentials
+from app.ledger.writer import Recorded
+from app.operations.deliveries import LOST, _park, _resume
+from app.operations.services import Services, record
 from app.problems import Fault, Wrong
 from domain import commands as c
 from domain import ids
 from domain.decide import NotConnected
 from domain.ids import OPERATOR, Link
 
-DELIVERIES_PAGE = 1000
-PARKED_AT_ONCE = 100
 NOT_CONNECTED = "the channel is not connected to this account"
-# Why a delivery is parked that a new connection can help, as the reasons begin.
-LOST = ("Kommo does not know it (404)", "not found (404)", "connecting again failed")
 
 
 class NewChannel(Struct, frozen=True):
@@ -201,23 +198,6 @@ def connected(channel: Channel, account: str) -> Connection:
     return connection
 
 
-async def record(services: Services, command: c.AnyCommand) -> Recorded:
-    """Submit a command; raises Wrong (503) when the ledger cannot take it."""
-    try:
-        return await services.ledger.submit(command)
-    except (Full, Unavailable):
-        raise Wrong(503, "the ledger cannot take it now: send it again", retry_after=1) from None
-
-
-async def resume_one(
-    services: Services, where: Link, delivery: shapes.Delivery, *, by: str = OPERATOR
-) -> Recorded:
-    """Take up a parked delivery again."""
-    given = _stamp(where, delivery, by)
-    stream = delivery.message or delivery.id
-    return await record(services, c.Resume(**given, stream=stream, cause=delivery.id))
-
-
 def check_secret(secret: str) -> None:
     """Whether a messenger's secret is one of Standard Webhooks; raises Wrong (400)."""
     try:
@@ -277,41 +257,3 @@ async def _ask_kommo(
 def _said(answer: Answer) -> str:
     hints = {403: "check the channel's secret and this machine's clock", 404: "check the channel_id"}
     return answer.text or hints.get(answer.status, "no reason given")
-
-
-async def _open(services: Services, where: Link, states: tuple[str, ...]) -> list[shapes.Delivery]:
-    found: list[shapes.Delivery] = []
-    for state in states:
-        cursor = None
-        while True:
-            page = await services.reads.list_deliveries(
-                state=state,
-                channel=where.channel,
-                account_id=where.account,
-                limit=DELIVERIES_PAGE,
-                cursor=cursor,
-            )
-            found += page.items
-            if (cursor := page.next) is None:
-                break
-    return found
-
-
-async def _park(services: Services, where: Link, by: str) -> None:
-    for number, delivery in enumerate(await _open(services, where, ("open", "deferred"))):
-        if number % PARKED_AT_ONCE == 0 and await services.channels.scope(where.scope_id):
-            return  # Connected again meanwhile.
-        given = _stamp(where, delivery, by)
-        stream = delivery.message or delivery.id
-        await record(services, c.Park(**given, stream=stream, cause=delivery.id, reason=DISCONNECTED))
-
-
-async def _resume(services: Services, where: Link, reasons: tuple[str, ...], by: str) -> None:
-    for delivery in await _open(services, where, ("parked",)):
-        if (delivery.reason or "").startswith(reasons):
-            await resume_one(services, where, delivery, by=by)
-
-
-def _stamp(where: Link, delivery: shapes.Delivery, by: str) -> c.Stamp:
-    lane = delivery.conversation or delivery.id
-    return clock.stamp(where, lane, by, now=clock.now_ms())

@@ -25,11 +25,12 @@ from app.kommo.crm.client import Crm
 from app.kommo.crm.oauth import OAuth, States
 from app.kommo.crm.tokens import Tokens
 from app.kommo.crm.users import Users
-from app.ledger.writer import Ledger
+from app.ledger.writer import Full, Ledger, Recorded, Unavailable
 from app.problems import Wrong
 from app.stream.relay import Relay
 from app.views.cursor import Reads
 from app.views.projector import Projector
+from domain import commands as c
 
 AT_LEAST_SECONDS = 5.0
 LOGIN_LINK_SECONDS = 600.0
@@ -98,3 +99,11 @@ class Services:
 def services_of(request: Call) -> Services:
     """The services of the application that serves a request."""
     return cast("Services", request.app.state.services)
+
+
+async def record(services: Services, command: c.AnyCommand) -> Recorded:
+    """Submit a command; raises Wrong (503) when the ledger cannot take it."""
+    try:
+        return await services.ledger.submit(command)
+    except (Full, Unavailable):
+        raise Wrong(503, "the ledger cannot take it now: send it again", retry_after=1) from None

@@ -14,24 +14,25 @@ not. Each outcome is one line in the log; what failed is also in GET /v1/status.
 import asyncio
 import logging
 import random
-import uuid
 from collections.abc import Awaitable, Callable
 
 import psycopg
 from msgspec import Struct
 
-from app.channels.directory import Channel, Connection, WrongMasterKey
+from app.channels.directory import Channel, Connection
 from app.config.file import Channel as Named
 from app.database.pool import ViewsMissing
-from app.delivery.prepare import OPERATOR_SECONDS
-from app.http_client import Answer, Unreached
-from app.kommo.chats.client import Credentials, Kommo
+from app.delivery.reconnect import OPERATOR_SECONDS
+from app.http_client import Unreached
+from app.kommo.chats.client import ask_scope
+from app.kommo.chats.signature import Credentials
 from app.operations import channels
 from app.operations.channels import NewChannel, NotDone
 from app.operations.services import Services
 from app.problems import Wrong
-from app.queries import STREAM
-from app.rows import EventRow
+from app.vault import WrongMasterKey
+from app.views.events import EventRow
+from app.views.messages import STREAM
 from domain import events as e
 from domain import ids
 
@@ -258,15 +259,6 @@ async def by_operator(services: Services, connection: Connection) -> bool:
     stream = ids.connection_stream(connection.link)
     rows = await services.pool.fetch(EventRow, STREAM, {"stream": stream})
     return bool(rows) and e.decode(rows[-1].event).by == ids.OPERATOR
-
-
-async def ask_scope(kommo: Kommo, who: Credentials, scope_id: str) -> Answer:
-    """Kommo's answer to a call that changes nothing: the history of a chat that is not there.
-
-    204 or 200: all is well; 403: it does not take our signature; 404: it does not know the scope. Raises
-    Unreached.
-    """
-    return await kommo.call(who, "GET", f"{scope_id}/chats/{uuid.uuid4()}/history?offset=0&limit=1")
 
 
 def _name(channel: str, account: str) -> str:

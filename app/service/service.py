@@ -17,6 +17,7 @@ from app.channels.directory import Channels
 from app.config.file import Setup
 from app.config.settings import Settings, load_keys
 from app.database import schema
+from app.database.connection import connect
 from app.database.pool import Pool
 from app.delivery.deliverer import Deliverer
 from app.delivery.prepare import Pusher
@@ -255,7 +256,7 @@ async def _views(database_url: str, seconds: float = VIEWS_SECONDS_MAX) -> None:
     They may be those of an older version, which are in force until ours are made beside them.
     """
     try:
-        async with asyncio.timeout(seconds), await schema.connect(database_url) as connection:
+        async with asyncio.timeout(seconds), await connect(database_url) as connection:
             while True:
                 cursor = await connection.execute("SELECT to_regclass('views.positions') IS NOT NULL")
                 if (await cursor.fetchone()) == (True,):
@@ -271,7 +272,7 @@ class _OldestOpen:
 
     async def position(self) -> int | None:
         """The position of the oldest delivery that is not done."""
-        async with await schema.connect(self._url) as connection:
+        async with await connect(self._url) as connection:
             row = await (await connection.execute(sql.SQL(OLDEST_OPEN))).fetchone()
         return row[0] if row and isinstance(row[0], int) else None
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from msgspec import Struct
 
-from app.database.schema import Database
+from app.database.connection import Database
 from app.stream import jetstream
 from app.stream.jetstream import STREAM, SUBJECTS, Connection, StreamInfo
 

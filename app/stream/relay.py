@@ -23,8 +23,8 @@ from msgspec import Struct
 from nats.aio.msg import Msg
 from psycopg import AsyncConnection
 
-from app.database import schema
-from app.database.schema import Database
+from app.database import connection, names
+from app.database.connection import Database
 from app.stream import jetstream
 from app.stream.jetstream import Connection, JetStreamError, Refused, Unavailable
 from app.stream.ledger_stream import ForeignStream, LedgerStream, OldestOpen, head
@@ -59,7 +59,7 @@ ORDER BY notification_id LIMIT (
     SELECT octet_length(state) AS size FROM ledger.stored_events
     WHERE notification_id > %(after)s ORDER BY notification_id LIMIT %(limit)s) AS e)
 """
-LISTEN = f"LISTEN {schema.CHANNEL}"
+LISTEN = f"LISTEN {names.CHANNEL}"
 TRY_LOCK = "SELECT pg_try_advisory_lock(%(lock)s)"
 
 LIMITS = {"limit": BATCH_MAX, "bytes": BATCH_BYTES_MAX, "large_limit": LARGE_BATCH_MAX}
@@ -162,7 +162,7 @@ class Relay:
         pause, reason, before = PAUSE_SECONDS_MIN, "", 0
         while True:
             try:
-                async with await schema.connect(self._database_url) as database:
+                async with await connection.connect(self._database_url) as database:
                     await self._relay(database)
             except (JetStreamError, Gap, psycopg.OperationalError, OSError) as error:
                 if self._nats.is_closed:
@@ -290,7 +290,7 @@ class Relay:
 
 
 async def _locked(database: Database) -> bool:
-    row = await (await database.execute(TRY_LOCK, {"lock": schema.RELAY_LOCK})).fetchone()
+    row = await (await database.execute(TRY_LOCK, {"lock": names.RELAY_LOCK})).fetchone()
     return row is not None and row[0] is True
 
 

@@ -8,87 +8,59 @@ by position. Cursors are opaque.
 import base64
 import binascii
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Literal, TypeAlias, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
-from app import shapes
 from app.database.pool import Pool
-from app.queries import (
-    CHANNELS,
-    CONNECTIONS,
-    CONVERSATION,
-    CONVERSATIONS,
-    COUNTS,
-    DELIVERIES,
+from app.http.webhooks.refused import REFUSED, RefusedHook
+from app.views import conversations, deliveries, messages
+from app.views.conversations import CONVERSATION, CONVERSATIONS, ConversationRow, told_conversation
+from app.views.deliveries import COUNTS, DELIVERIES, CountRow
+from app.views.events import (
+    _KINDS,
+    _LAST,
     EVENTS,
     EVENTS_OF_CONVERSATION,
+    EVERYTHING,
     HEAD,
     LEDGER_PAGE,
+    PERIOD_RANGE,
+    PLACES,
+    STREAM_PAGE_EVENTS,
+    EventRow,
+    Events,
+    Filter,
+    HeadRow,
+    PlaceRow,
+    RangeRow,
+    Stored,
+)
+from app.views.messages import (
     MESSAGE,
     MESSAGES,
     MESSAGES_DESCENDING,
-    PERIOD_RANGE,
-    PLACES,
-    REFUSED,
     STREAM,
-    VIEWS,
-)
-from app.rows import (
-    ConversationRow,
-    CountRow,
-    EventRow,
-    HeadRow,
     MessageRow,
-    PlaceRow,
-    RangeRow,
-    ViewRow,
-    told_conversation,
+    Order,
     told_message,
     told_moment,
 )
+from app.views.status import CHANNELS, CONNECTIONS, VIEWS, Channel, Connection, Standing, ViewRow, ViewStatus
 from domain.events import AnyEvent, MessageNamed, decode
 from projections.deliveries import DEFERRED, OPEN, PARKED
-from projections.events import PERIOD, TAGS, place
+from projections.events import PERIOD, place
 
 LIMIT = 50
 LIMIT_MAX = 1000
-STREAM_PAGE_EVENTS = 1000
-_LAST = (1 << 63) - 1
-_KINDS = {name: number for number, name in enumerate(TAGS)}
 
-Order: TypeAlias = Literal["asc", "desc"]
 Key = TypeVar("Key")
 
 
 class BadCursor(ValueError):
     """The cursor was not made by this list: start again without one."""
-
-
-class Filter(Struct, frozen=True, kw_only=True):
-    """Which events: `recorded_at` is from `since` on and before `until`; both are times."""
-
-    type: str | None = None
-    conversation: str | None = None
-    channel: str | None = None
-    account_id: str | None = None
-    since: str | None = None
-    until: str | None = None
-
-
-EVERYTHING = Filter()
-
-
-class RefusedHook(Struct, frozen=True):
-    """A signed hook that could not be read; `body` is its exact bytes."""
-
-    id: str
-    scope_id: str
-    received_at: str
-    reason: str
-    body: bytes
 
 
 class Reads:
@@ -109,7 +81,7 @@ class Reads:
         chat_id: str | None = None,
         limit: int = LIMIT,
         cursor: str | None = None,
-    ) -> shapes.Conversations:
+    ) -> conversations.Conversations:
         """Conversations, the latest activity first."""
         position, last = _opened(cursor, tuple[int, UUID]) if cursor else (None, None)
         values = {
@@ -124,9 +96,11 @@ class Reads:
         rows = await self._pool.fetch(ConversationRow, CONVERSATIONS, values, prepare=False)
         items = [told_conversation(row) for row in rows[:limit]]
         more = len(rows) > limit
-        return shapes.Conversations(items, _closed((items[-1].position, items[-1].id)) if more else None)
+        return conversations.Conversations(
+            items, _closed((items[-1].position, items[-1].id)) if more else None
+        )
 
-    async def get_conversation(self, conversation: str) -> shapes.Conversation | None:
+    async def get_conversation(self, conversation: str) -> conversations.Conversation | None:
         """A conversation, or the one (with another id) it was merged into; None if there is none."""
         if not _is_uuid(conversation):
             return None
@@ -135,19 +109,19 @@ class Reads:
 
     async def list_messages(
         self, conversation: str, *, limit: int = LIMIT, cursor: str | None = None, order: Order = "asc"
-    ) -> shapes.Messages:
+    ) -> messages.Messages:
         """Messages of a conversation (or of the one it was merged into) by position."""
         if not _is_uuid(conversation):
-            return shapes.Messages([], None)
+            return messages.Messages([], None)
         start = 0 if order == "asc" else _LAST
         position = _opened(cursor, int) if cursor else start
         values: dict[str, object] = {"conversation": conversation, "position": position, "limit": limit + 1}
         statement = MESSAGES if order == "asc" else MESSAGES_DESCENDING
         rows = await self._pool.fetch(MessageRow, statement, values)
-        items = [shapes.Message(**told_message(row)) for row in rows[:limit]]
-        return shapes.Messages(items, _closed(items[-1].position) if len(rows) > limit else None)
+        items = [messages.Message(**told_message(row)) for row in rows[:limit]]
+        return messages.Messages(items, _closed(items[-1].position) if len(rows) > limit else None)
 
-    async def get_message(self, message: str) -> shapes.History | None:
+    async def get_message(self, message: str) -> messages.History | None:
         """A message by our id, or by the stream of the other side's, with its timeline; None if unknown."""
         if not _is_uuid(message):
             return None
@@ -159,19 +133,17 @@ class Reads:
         rows = await self._pool.fetch(MessageRow, MESSAGE, {"id": message})
         if not rows:
             return None
-        return shapes.History(**told_message(rows[0]), timeline=[told_moment(*row) for row in events])
+        return messages.History(**told_message(rows[0]), timeline=[told_moment(*row) for row in events])
 
     async def _stream(self, stream: str) -> list[tuple[int, AnyEvent]]:
         rows = await self._pool.fetch(EventRow, STREAM, {"stream": stream})
         return [(row.position, decode(row.event)) for row in rows]
 
-    async def list_events(
-        self, *, after: int = 0, limit: int = LIMIT, only: Filter = EVERYTHING
-    ) -> shapes.Events:
+    async def list_events(self, *, after: int = 0, limit: int = LIMIT, only: Filter = EVERYTHING) -> Events:
         """Events after a position, exactly as stored."""
         rows = await self._events(after, limit + 1, only)
-        items = [shapes.Stored(row.position, Raw(row.event)) for row in rows[:limit]]
-        return shapes.Events(items, items[-1].position if len(rows) > limit else None)
+        items = [Stored(row.position, Raw(row.event)) for row in rows[:limit]]
+        return Events(items, items[-1].position if len(rows) > limit else None)
 
     async def stream_events(
         self,
@@ -230,17 +202,17 @@ class Reads:
         (row,) = await self._pool.fetch(HeadRow, HEAD, {})
         return row.head
 
-    async def status(self) -> shapes.Standing:
+    async def status(self) -> Standing:
         """How far the ledger and each view are, and what is still to be delivered."""
         views = await self._pool.fetch(ViewRow, VIEWS, {})
         counts = {row.state: row for row in await self._pool.fetch(CountRow, COUNTS, {})}
         head = await self.head()
         open_, deferred, parked = (counts[s].count if s in counts else 0 for s in (OPEN, DEFERRED, PARKED))
         oldest = min((row.oldest for row in counts.values()), default=None)
-        return shapes.Standing(
+        return Standing(
             head,
-            [shapes.ViewStatus(row.view, row.position, max(0, head - row.position)) for row in views],
-            shapes.DeliveryCounts(open_, deferred, parked, oldest),
+            [ViewStatus(row.view, row.position, max(0, head - row.position)) for row in views],
+            deliveries.DeliveryCounts(open_, deferred, parked, oldest),
         )
 
     async def list_deliveries(
@@ -253,7 +225,7 @@ class Reads:
         conversation: str | None = None,
         limit: int = LIMIT,
         cursor: str | None = None,
-    ) -> shapes.Deliveries:
+    ) -> deliveries.Deliveries:
         """What is not delivered, the oldest first; `state` is open, deferred or parked."""
         after = _opened(cursor, int) if cursor else 0
         values: dict[str, object] = {
@@ -265,26 +237,26 @@ class Reads:
             "after": after,
             "limit": limit + 1,
         }
-        rows = await self._pool.fetch(shapes.Delivery, DELIVERIES, values, prepare=False)
+        rows = await self._pool.fetch(deliveries.Delivery, DELIVERIES, values, prepare=False)
         items = rows[:limit]
-        return shapes.Deliveries(items, _closed(items[-1].position) if len(rows) > limit else None)
+        return deliveries.Deliveries(items, _closed(items[-1].position) if len(rows) > limit else None)
 
     async def refused(self, limit: int = LIMIT) -> list[RefusedHook]:
         """Signed hooks that could not be read, the latest first."""
         return await self._pool.fetch(RefusedHook, REFUSED, {"limit": limit})
 
-    async def list_channels(self) -> list[shapes.Channel]:
+    async def list_channels(self) -> list[Channel]:
         """All channels with their connections, by name."""
-        channels = await self._pool.fetch(shapes.Channel, CHANNELS, {})
+        channels = await self._pool.fetch(Channel, CHANNELS, {})
         connections = await self.list_connections()
         return [
             msgspec.structs.replace(one, connections=[c for c in connections if c.channel == one.name])
             for one in channels
         ]
 
-    async def list_connections(self, channel: str | None = None) -> list[shapes.Connection]:
+    async def list_connections(self, channel: str | None = None) -> list[Connection]:
         """Connections, also those that are no more, by channel and account."""
-        return await self._pool.fetch(shapes.Connection, CONNECTIONS, {"channel": channel}, prepare=False)
+        return await self._pool.fetch(Connection, CONNECTIONS, {"channel": channel}, prepare=False)
 
 
 def _is_uuid(text: str) -> bool:

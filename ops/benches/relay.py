@@ -5,6 +5,7 @@ import time
 from statistics import median
 
 from app.database import schema
+from app.database.connection import connect
 from app.stream import jetstream
 from app.stream.relay import Relay
 from ops.benches import samples
@@ -21,7 +22,7 @@ async def relay() -> list[Figure]:
     async with private_servers() as (where, _):
         url = await new_database(where, "relay")
         await samples.fill(url, EVENTS)
-        async with await schema.connect(url) as connection:
+        async with await connect(url) as connection:
             ledger_id = await schema.check(connection)
         nats = await jetstream.connect(where.nats_url, name="bench")
         for number in range(ROUNDS):

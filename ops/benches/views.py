@@ -5,7 +5,7 @@ import random
 import time
 
 from app.database.pool import Pool
-from app.views import projector
+from app.views import tables
 from app.views.cursor import Reads
 from ops.benches import samples
 from ops.benches.measure import Figure, compared, new_database, percentile, private_servers, say
@@ -26,7 +26,7 @@ async def rebuild() -> list[Figure]:
         await samples.fill(url, REBUILT)
         for number in range(ROUNDS):
             start = time.perf_counter()
-            await projector.rebuild(url)
+            await tables.rebuild(url)
             rates.append(REBUILT / (time.perf_counter() - start))
             say(f"rebuild round {number + 1}: {rates[-1]:.0f}/s")
     rate = round(sorted(rates)[ROUNDS // 2])
@@ -42,7 +42,7 @@ async def history() -> list[Figure]:
             say(f"history: a ledger of {events:,} events")
             url = await new_database(where, f"history_{events}")
             await samples.fill(url, events)
-            await projector.rebuild(url)
+            await tables.rebuild(url)
             pool = Pool(url)
             stack.push_async_callback(pool.close)
             reads = Reads(pool)

@@ -10,7 +10,7 @@ from litestar import Request, Response
 from litestar.datastructures import State
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ops.sandbox.chats.manager import Impossible
+from ops.sandbox.errors import Impossible
 from ops.sandbox.faults import Fault
 from ops.sandbox.world import Strangers
 

@@ -12,10 +12,10 @@ from litestar import Litestar, Response
 from litestar.datastructures import State
 
 from ops.sandbox.api import chats, crm_routes, messenger
-from ops.sandbox.chats.manager import Impossible
 from ops.sandbox.config import BODY_MAX
 from ops.sandbox.control import chats as chats_control
 from ops.sandbox.control import crm as crm_control
+from ops.sandbox.errors import Impossible
 from ops.sandbox.lanes import Full
 from ops.sandbox.pages import consent, home
 from ops.sandbox.responses import Call, Protocol, json

@@ -14,7 +14,7 @@ from app.config.settings import load_settings
 from app.servers.servers import Servers
 from app.service.service import running
 from app.stream import jetstream
-from app.views.projector import rebuild
+from app.views.tables import rebuild
 from ops.sandbox import Sandbox
 from tests.config.test_servers import processes
 from tests.support.system import (

@@ -10,11 +10,15 @@ import pytest
 from msgspec.structs import replace
 from prometheus_client import REGISTRY
 
-from app.delivery.deliverer import PAGE, RANGES, Deliverer
-from app.delivery.lane import Job, Lane, Settle
+from app.delivery.deliverer import RANGES, Deliverer
+from app.delivery.job import Job
+from app.delivery.lane import Lane
+from app.delivery.ledger_tail import PAGE
 from app.delivery.prepare import Pusher
+from app.delivery.settle import Settle
 from app.http_client import Answer, Client
-from app.kommo.chats.client import Credentials, Kommo, outcome
+from app.kommo.chats.client import Kommo, outcome
+from app.kommo.chats.signature import Credentials
 from app.messengers.webhook import Messenger
 from app.operations.services import Services
 from app.outcome import Done, Forbidden, Gone, Refused, Retry

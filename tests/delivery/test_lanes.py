@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from app.delivery.lane import LATER_SECONDS, Job, Settle
-from app.delivery.prepare import NOT_THERE, Pushed, Pusher
+from app.delivery.job import Job, Pushed
+from app.delivery.prepare import NOT_THERE, Pusher
+from app.delivery.settle import LATER_SECONDS, Settle
 from app.http_client import Answer
 from app.servers.servers import Servers
 from domain import events as e

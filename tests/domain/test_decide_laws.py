@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.rows import dict_row
 
-from app.views import projector
+from app.database import names
+from app.views import tables
 from domain import commands as c
 from domain import events as e
 from domain.decide import OwnMessage, Unknown, decide
@@ -189,9 +190,9 @@ async def test_the_view_is_the_same_for_every_order(url: str, order: list[int], 
 
 async def shown(url: str, book: Book) -> object:
     """The rows of the view of messages, conversations compared by which messages share them."""
-    async with await projector.connect(url, projector.SCHEMA_NEXT) as link:
-        await projector._create(link)
-        await projector.apply(link, list(enumerate(book.events, start=1)), 0)
+    async with await tables.connect(url, names.SCHEMA_NEXT) as link:
+        await tables._create(link)
+        await tables.apply(link, list(enumerate(book.events, start=1)), 0)
         cursor = link.cursor(row_factory=dict_row)
         await cursor.execute(
             "SELECT m.id, status, deleted, outgoing, own_id, remote_id, edited_at, failure_code, "

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from app.kommo.chats import client as calls
+from app.kommo.chats import payloads
 from domain import commands as c
 from domain import events as e
 from domain import ids
@@ -131,7 +131,7 @@ def test_the_copy_says_all_that_kommo_needs():
     [copy] = [event for event in book.events if isinstance(event, e.MessageMirrored)]
     assert (sent.sent_by, sent.push, copy.push) == ("operator", "messenger", "kommo")
     assert (copy.message, copy.cause, copy.msec) == (OURS, sent.id, sent.msec)
-    path, payload = calls.request(WHERE.scope_id, copy)
+    path, payload = payloads.request(WHERE.scope_id, copy)
     assert (path, payload) == (
         WHERE.scope_id,
         {
@@ -205,7 +205,7 @@ def test_what_the_business_writes_on_its_phone_goes_to_kommo_alone():
         "kommo",
         "messenger",
     )
-    _, payload = calls.request(WHERE.scope_id, sent)
+    _, payload = payloads.request(WHERE.scope_id, sent)
     told = payload["payload"]
     assert isinstance(told, dict)
     assert (told["sender"], told["receiver"]) == (

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from app.http.console.formatting import reason, web_link
-from app.http.console.pages import POLICY
+from app.http.security import POLICY
 from tests.support.console import (
     ACCOUNT,
     NAME,

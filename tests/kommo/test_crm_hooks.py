@@ -17,9 +17,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from app.channels.directory import Channel, Connection, Secrets
-from app.database import schema
-from app.http.webhooks import crm as crmhooks
-from app.kommo.crm import contact_links, php_form
+from app.database import names
+from app.kommo.crm import contact_links, hooks, php_form
 from app.kommo.crm.php_form import DEPTH_MAX, PAIRS_MAX, BadForm, Tree
 from app.servers.servers import Servers
 from domain import commands as c
@@ -85,7 +84,7 @@ class Crm:
     """The CRM of the story's account, in the hands of the test."""
 
     def __init__(self, story: Story) -> None:
-        self.story, self.url = story, story.url + crmhooks.hook_path(MASTER, ACCOUNT)
+        self.story, self.url = story, story.url + hooks.hook_path(MASTER, ACCOUNT)
 
     async def tell(self, told: bytes, *, url: str = "", **headers: str) -> int:
         async with self.story.client.post(url or self.url, data=told, headers=headers) as answer:
@@ -131,7 +130,7 @@ def types(events: list[dict[str, Any]]) -> list[str]:
 
 @pytest.mark.parametrize("name", READ)
 def test_a_documented_body_is_read_whole(name: str) -> None:
-    [command], unread = crmhooks.commands(ACCOUNT, php_form.read(golden(name)), CHANNELS)
+    [command], unread = hooks.commands(ACCOUNT, php_form.read(golden(name)), CHANNELS)
     assert isinstance(command, c.Talk | c.Lead)
     became = command.added if isinstance(command, c.Talk) else command.became
     assert (became, command.fields, unread) == (*READ[name], [])
@@ -140,7 +139,7 @@ def test_a_documented_body_is_read_whole(name: str) -> None:
 
 
 def test_a_templates_review_is_read_without_what_the_template_says() -> None:
-    [command], unread = crmhooks.commands(ACCOUNT, php_form.read(golden("template.review")), CHANNELS)
+    [command], unread = hooks.commands(ACCOUNT, php_form.read(golden("template.review")), CHANNELS)
     assert isinstance(command, c.Review)
     assert (command.fields, unread) == (REVIEW, [])
     assert command.stream == ids.template_stream(ACCOUNT, 5)
@@ -150,13 +149,13 @@ def test_a_reason_of_any_length_fits_an_event() -> None:
     many = {f"add[0][reviews][{n}][reject_reason]": "\x01" * 10_000 for n in range(20)}
     more = {f"add[0][reviews][{n}][id]": str(n + 1) for n in range(500)}
     tree = php_form.read(urlencode({"add[0][id]": "5", **many, **more}).encode())
-    [command], _ = crmhooks.commands(ACCOUNT, tree, CHANNELS)
+    [command], _ = hooks.commands(ACCOUNT, tree, CHANNELS)
     assert isinstance(command, c.Review)
     assert len(e.encode(command.fields)) < e.EVENT_BYTES_MAX
 
 
 def test_a_message_that_we_know_already_is_no_command() -> None:
-    assert crmhooks.commands(ACCOUNT, php_form.read(golden("message.add")), CHANNELS) == ([], [])
+    assert hooks.commands(ACCOUNT, php_form.read(golden("message.add")), CHANNELS) == ([], [])
 
 
 def test_every_golden_body_is_read_by_a_test() -> None:
@@ -165,7 +164,7 @@ def test_every_golden_body_is_read_by_a_test() -> None:
 
 def test_only_the_result_may_say_what_became_of_a_lead() -> None:
     tree = php_form.read(body("unsorted", "delete", uid="u", **{"decline_result][leads][0": "5"}))
-    [command], _ = crmhooks.commands(ACCOUNT, tree, CHANNELS)
+    [command], _ = hooks.commands(ACCOUNT, tree, CHANNELS)
     assert isinstance(command, c.Lead)
     assert (command.became, command.fields["lead_id"]) == ("declined", 5)
 
@@ -235,7 +234,7 @@ BODIES = st.lists(PIECES, max_size=40).map(b"".join) | st.binary(max_size=200)
 @given(BODIES)
 def test_whatever_comes_is_read_or_refused(form: bytes) -> None:
     with contextlib.suppress(BadForm):
-        crmhooks.commands(ACCOUNT, php_form.read(form), CHANNELS)
+        hooks.commands(ACCOUNT, php_form.read(form), CHANNELS)
 
 
 @given(form=BODIES)
@@ -390,7 +389,7 @@ async def test_a_wrong_key_is_no_path_of_ours(crm: Crm) -> None:
     told = body("talk", talk_id=1)
     for key in ("x", crm.url.rpartition("/")[2][:-1], crm.url.rpartition("/")[2].swapcase(), "%00", "ö"):
         assert await crm.tell(told, url=f"{crm.story.url}/crm/{ACCOUNT}/{key}") == 404
-    other = crmhooks.hook_path(MASTER, "another").rpartition("/")[2]
+    other = hooks.hook_path(MASTER, "another").rpartition("/")[2]
     assert await crm.tell(told, url=f"{crm.story.url}/crm/{ACCOUNT}/{other}") == 404
 
 
@@ -416,7 +415,7 @@ async def test_while_the_ledger_cannot_commit_kommo_is_asked_within_2_s_to_come_
     url = crm.story.run.services.settings.database_url or ""
     head, told = await crm.story.head(), body("talk", talk_id=7007, updated_at=1)
     async with await psycopg.AsyncConnection.connect(url) as other:
-        await other.execute("SELECT pg_advisory_xact_lock(%s)", (schema.APPEND_LOCK,))
+        await other.execute("SELECT pg_advisory_xact_lock(%s)", (names.APPEND_LOCK,))
         begin = time.monotonic()
         assert await crm.tell(told) == 503
         assert time.monotonic() - begin < 2.0

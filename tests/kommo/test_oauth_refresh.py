@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
-from app.channels.directory import WrongMasterKey
 from app.config.file import OAuthApp
 from app.http_client import Unreached
 from app.kommo.crm.oauth import OAuth
 from app.kommo.crm.tokens import NotAuthorized
 from app.servers.servers import Servers
+from app.vault import WrongMasterKey
 from domain import commands as c
 from tests.support.crm_service import CLIENT
 from tests.support.token_processes import (

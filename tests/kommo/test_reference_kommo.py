@@ -10,8 +10,8 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from app.kommo.chats import client
-from app.messengers import commands
+from app.kommo.chats import payloads, signature
+from app.messengers import checks, commands
 from domain import commands as c
 from domain import events as e
 from domain.ids import link
@@ -44,7 +44,7 @@ ENDS = e.Ends(conversation_id="conv-1", chat_id=CHAT_ID)
 
 def told(event: e.AnyEvent) -> tuple[str, Any]:
     """The path after `/v2/origin/custom/`, and the payload as it is read on the other side."""
-    path, payload = client.request(SCOPE, event)
+    path, payload = payloads.request(SCOPE, event)
     return path, json.loads(msgspec.json.encode(payload))
 
 
@@ -251,7 +251,7 @@ def test_a_contact_may_be_quoted_whole() -> None:
     }
     action |= {"sender": {"id": "u-1", "name": "Ann"}, "message": {"type": "text", "text": "!"}}
     raw = msgspec.json.encode(action | {"reply_to": quote | {"at": AT}})
-    command = commands.command(link("acme", CHANNEL_ID, ACCOUNT), commands.parse_one(raw))
+    command = commands.command(link("acme", CHANNEL_ID, ACCOUNT), checks.parse_one(raw))
     assert isinstance(command, c.Send)
     reply = told(sent(command.content))[1]["payload"]["reply_to"]
     assert (reply["message"]["type"], reply["message"]["contact"]) == ("contact", card)
@@ -271,4 +271,4 @@ def test_the_guide_of_the_sandbox_says_how_to_sign() -> None:
     body, date, path = b"{}", "Sun, 22 Nov 2026 08:00:00 +0000", f"/v2/origin/custom/{SCOPE}"
     five = "\n".join(("POST", hashlib.md5(body).hexdigest(), "application/json", date, path))
     by_hand = hmac.digest(b"secret", five.encode(), "sha1").hex()
-    assert client.sign("secret", "POST", path, body, date)["X-Signature"] == by_hand
+    assert signature.sign("secret", "POST", path, body, date)["X-Signature"] == by_hand

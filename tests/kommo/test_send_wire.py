@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from app import clock
-from app.kommo.chats import client, hooks
+from app.kommo.chats import hooks, payloads
 from app.kommo.chats.hooks import BadHook
 from app.servers.servers import Servers
 from domain import commands as c
@@ -31,7 +31,7 @@ async def story(servers: Servers) -> AsyncIterator[Story]:
 
 def payload(book: Book) -> object:
     """What Kommo is told of the last event."""
-    return client.request(WHERE.scope_id, book.events[-1])[1]["payload"]
+    return payloads.request(WHERE.scope_id, book.events[-1])[1]["payload"]
 
 
 def test_a_customer_is_told_whole():
@@ -76,7 +76,7 @@ def test_a_reaction_in_a_managers_name_goes_by_his_amojo_id_alone():
     his = replace(hers, sender=e.Party(id="phone", ref_id="maria"))
     for command, user in ((hers, {"id": "u-1"}), (his, {"ref_id": "maria"})):
         reaction = Book().told(customer(1), command).events[-1]
-        path, told = client.request(WHERE.scope_id, reaction)
+        path, told = payloads.request(WHERE.scope_id, reaction)
         assert (path, told["user"], told["conversation_id"]) == (f"{WHERE.scope_id}/react", user, "conv-1")
 
 

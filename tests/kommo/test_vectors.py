@@ -11,8 +11,7 @@ import pytest
 import pytest_asyncio
 
 from app.channels.directory import Channel, Connection, Scope, Secrets
-from app.http.webhooks import kommo as webhooks
-from app.kommo.chats import client
+from app.kommo.chats.signature import sign, signed
 from app.kommo.crm.oauth import disabled_signature
 from domain.ids import link
 from ops.sandbox.chats import signatures
@@ -54,7 +53,7 @@ def test_our_requests_are_signed_as_published(
 ) -> None:
     method, path, date = call
     body = json.dumps(content, separators=(",", ":")).encode()
-    assert client.sign(SECRET, method, path, body, date) == {
+    assert sign(SECRET, method, path, body, date) == {
         "Date": date,
         "Content-Type": "application/json",
         "Content-MD5": expected[0],
@@ -81,10 +80,10 @@ def test_a_hook_is_believed_as_published() -> None:
     channel = Channel("acme", CHANNEL, "webhook", "http://localhost/", None, Secrets(SECRET, ""))
     connection = Connection(link("acme", CHANNEL, ACCOUNT), "Acme", True, "")
     scope = Scope(channel, connection, SECRET.encode())
-    assert webhooks.signed(scope, HEX, VECTOR)
-    assert webhooks.signed(scope, HEX, VECTOR + b"\n")
-    assert webhooks.signed(scope, NEWLINE_HEX, VECTOR + b"\n")
-    assert not webhooks.signed(scope, NEWLINE_HEX, VECTOR)
+    assert signed(scope, HEX, VECTOR)
+    assert signed(scope, HEX, VECTOR + b"\n")
+    assert signed(scope, NEWLINE_HEX, VECTOR + b"\n")
+    assert not signed(scope, NEWLINE_HEX, VECTOR)
 
 
 def test_the_sandbox_signs_hooks_as_published() -> None:
@@ -111,7 +110,7 @@ async def sandbox() -> AsyncIterator[Integration]:
 
 async def test_the_query_is_not_signed(sandbox: Integration) -> None:
     path = f"{ORIGIN}{SCOPE}/chats/{CHANNEL}/history"
-    headers = client.sign(SECRET, "GET", path, b"", datetime.now(UTC).strftime("%a, %d %b %Y %H:%M:%S +0000"))
+    headers = sign(SECRET, "GET", path, b"", datetime.now(UTC).strftime("%a, %d %b %Y %H:%M:%S +0000"))
     assert headers["Content-MD5"] == NO_BODY_MD5
     async with sandbox.client.get(f"{sandbox.url}{path}?limit=50&offset=0", headers=headers) as answer:
         assert answer.status == 204

@@ -11,7 +11,8 @@ import psycopg
 import pytest
 from msgspec.structs import replace
 
-from app.database import schema
+from app.database import names
+from app.database.connection import connect as connect_
 from app.ledger import writer as module
 from app.ledger.writer import Full, Ledger, Recorded, TooLarge, Unavailable
 from app.service.service import migrate
@@ -20,7 +21,7 @@ from domain import events as e
 from domain.decide import OwnMessage, Unknown
 from tests.support.decisions import Now, confirm, customer, end, kommo, manager, own, text, typing
 
-LOCK = f"SELECT pg_advisory_xact_lock({schema.APPEND_LOCK})"
+LOCK = f"SELECT pg_advisory_xact_lock({names.APPEND_LOCK})"
 KILL = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
  WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%ledger.%'"""
 
@@ -355,7 +356,7 @@ async def test_closing_commits_what_is_queued(url: str):
 # What the database itself refuses.
 
 
-@pytest.mark.parametrize("role", ["owner", schema.ROLE])
+@pytest.mark.parametrize("role", ["owner", names.ROLE])
 @pytest.mark.parametrize(
     "statement",
     [
@@ -367,7 +368,7 @@ async def test_closing_commits_what_is_queued(url: str):
 async def test_the_database_refuses_to_change_the_past(url: str, role: str, statement: str):
     async with opened(url) as ledger:
         await ledger.submit(customer(1))
-    connect = schema.connect if role == schema.ROLE else psycopg.AsyncConnection.connect
+    connect = connect_ if role == names.ROLE else psycopg.AsyncConnection.connect
     async with await connect(url) as connection:
         with pytest.raises((psycopg.errors.RestrictViolation, psycopg.errors.InsufficientPrivilege)):
             await connection.execute(statement)
@@ -375,14 +376,14 @@ async def test_the_database_refuses_to_change_the_past(url: str, role: str, stat
 
 
 async def test_the_service_may_not_lift_that(url: str):
-    async with await schema.connect(url) as connection:
+    async with await connect_(url) as connection:
         for what in ("TRIGGER append_only ON ledger.stored_events", "TABLE ledger.stored_events"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 await connection.execute(f"DROP {what}")
 
 
 async def test_the_service_may_only_write_through_the_append(url: str):
-    async with await schema.connect(url) as connection:
+    async with await connect_(url) as connection:
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             await connection.execute(
                 "INSERT INTO ledger.stored_events VALUES (gen_random_uuid(), 1, 't', 's', 1)"

@@ -8,11 +8,10 @@ import pytest
 
 from app.config.file import Channel, Connected, KommoSide, MessengerSide, Setup
 from app.config.settings import Settings
-from app.database import schema
+from app.database import names, schema
 from app.database.schema import NewerSchema, OldSchema
 from app.servers.servers import Servers
 from app.service.service import RoleFailed, _views, migrate, running
-from app.views import projector
 from tests.conftest import NewDatabase
 from tests.support.system import ACCOUNT, BOT, CHANNEL, SECRET, WHSEC, Story, chat, installed, until
 
@@ -63,7 +62,7 @@ async def test_hooks_are_taken_while_the_views_of_version_1_are_built_anew(old: 
     await migrate(old.database_url)
     story, name = old.story, chat()
     slow = await psycopg.AsyncConnection.connect(old.database_url, autocommit=True)
-    await slow.execute("SELECT pg_advisory_lock(%s)", (projector.REBUILD_LOCK,))  # The rebuild lasts so long.
+    await slow.execute("SELECT pg_advisory_lock(%s)", (names.REBUILD_LOCK,))  # The rebuild lasts so long.
     async with running(old.settings, old.setup) as run:
         told = await story.manager("old", "to the old chat")
         status, _ = await story.call("GET", f"{story.url}/v1/messages/{told['ours']}", headers=KEY)

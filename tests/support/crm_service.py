@@ -13,7 +13,7 @@ from psycopg import sql
 from app import clock
 from app.config.file import Account, Budgets, OAuthApp, Setup
 from app.config.settings import load_settings
-from app.kommo.chats.client import Credentials
+from app.kommo.chats.signature import Credentials
 from app.servers.servers import Servers
 from app.service import service
 from ops.sandbox import Channel, Config, OAuthClient, Sandbox, crm_account

@@ -8,7 +8,7 @@ import base64
 from typing import Any
 
 from app.http.openapi import examples
-from app.http.webhooks.crm import hook_path
+from app.kommo.crm.hooks import hook_path
 from app.kommo.crm.oauth import disabled_signature
 from tests.support.crm_service import CLIENT, CLIENT_SECRET, HERE, MASTER, Office
 from tests.support.service import ACCOUNT, OTHER_ACCOUNT, SCOPE

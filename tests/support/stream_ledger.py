@@ -9,7 +9,7 @@ import nats
 import psycopg
 
 from app import clock
-from app.database import schema
+from app.database import names, schema
 from app.stream import jetstream
 from app.stream.relay import Relay
 from domain import events as e
@@ -74,7 +74,7 @@ class Book:
         ]
         async with await psycopg.AsyncConnection.connect(self.url) as connection:
             await connection.cursor().executemany(INSERT, values)
-            await connection.execute(f"NOTIFY {schema.CHANNEL}")
+            await connection.execute(f"NOTIFY {names.CHANNEL}")
         self.rows |= added
         return len(self.rows)
 

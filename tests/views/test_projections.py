@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from psycopg.rows import dict_row
 
 from app import clock
-from app.views import projector
+from app.database import names
+from app.views.tables import Link, NotNext, Unreadable, _create, apply, connect
 from domain import events as e
 from domain.ids import message_id
 from projections import deliveries, events
@@ -33,9 +34,9 @@ async def url(database_url: str) -> str:
 
 
 @asynccontextmanager
-async def views(url: str) -> AsyncIterator[projector.Link]:
-    async with await projector.connect(url, projector.SCHEMA_NEXT) as link:
-        await projector._create(link)
+async def views(url: str) -> AsyncIterator[Link]:
+    async with await connect(url, names.SCHEMA_NEXT) as link:
+        await _create(link)
         yield link
 
 
@@ -49,7 +50,7 @@ def pages(book: Sequence[e.AnyEvent], cuts: Sequence[int]) -> list[Page]:
 async def projected(url: str, book: Sequence[e.AnyEvent], cuts: Sequence[int] = ()) -> Tables:
     async with views(url) as link:
         for page in pages(book, cuts):
-            await projector.apply(link, page, page[0][0] - 1)
+            await apply(link, page, page[0][0] - 1)
         cursor = link.cursor(row_factory=dict_row)
         found: Tables = {}
         for table, key in TABLES:
@@ -99,7 +100,7 @@ async def test_a_status_never_goes_back(url: str, seed: int):
     async with views(url) as link:
         shown = 0
         for page in pages(book.events, range(1, len(book.events))):
-            await projector.apply(link, page, page[0][0] - 1)
+            await apply(link, page, page[0][0] - 1)
             row = await (await link.execute("SELECT status FROM messages")).fetchone()
             assert row is None or int(str(row[0])) >= shown
             shown = int(str(row[0])) if row else 0
@@ -154,7 +155,7 @@ async def test_a_time_that_is_none_stops_them_and_names_the_page(url: str):
     book = Book()
     book.start("conv-1")
     book.send(book.start("conv-2"), "m-1", at="yesterday")
-    with pytest.raises(projector.Unreadable, match="positions 1 to 3"):
+    with pytest.raises(Unreadable, match="positions 1 to 3"):
         await projected(url, book.events)
 
 
@@ -219,9 +220,9 @@ async def test_a_page_read_for_another_position_is_refused_whole(url: str):
     book = wild(3, 20)
     (page,) = pages(book.events, ())
     async with views(url) as link:
-        await projector.apply(link, page, 0)
-        with pytest.raises(projector.NotNext):
-            await projector.apply(link, page, 0)
+        await apply(link, page, 0)
+        with pytest.raises(NotNext):
+            await apply(link, page, 0)
         row = await (await link.execute("SELECT count(*) FROM events")).fetchone()
         assert row == (len(page),)
 

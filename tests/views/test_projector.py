@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 import psycopg
 import pytest
 
-from app.views import projector as project
-from app.views.projector import Behind, Projector, Unreadable
+from app.views.projector import Behind, Projector
+from app.views.tables import Unreadable, rebuild
 from tests.support.view_events import Book, prepare, store, tables, wild
 
 
@@ -41,9 +41,7 @@ async def test_live_and_rebuilt_views_are_the_same(database_url: str):
         assert await projector.wait_for(len(book.events))
     live = await tables(database_url)
     seen: list[tuple[int, int]] = []
-    assert await project.rebuild(database_url, lambda *done: seen.append(done), page_events=97) == len(
-        book.events
-    )
+    assert await rebuild(database_url, lambda *done: seen.append(done), page_events=97) == len(book.events)
     assert await tables(database_url) == live
     assert seen[-1] == (len(book.events), len(book.events))
 
@@ -152,12 +150,12 @@ async def test_a_rebuild_beside_a_projector_at_work_loses_nothing(database_url: 
                 await store(database_url, book.events[first : first + 20], first=first + 1)
                 projector.wake()
 
-        await asyncio.gather(grow(), project.rebuild(database_url), projector.wait_for(600))
-        assert await project.rebuild(database_url) == len(book.events)
+        await asyncio.gather(grow(), rebuild(database_url), projector.wait_for(600))
+        assert await rebuild(database_url) == len(book.events)
         assert await projector.wait_for(len(book.events))
         live = await tables(database_url)
         await store(database_url, Book(9).events, first=len(book.events) + 1)
-    await project.rebuild(database_url)
+    await rebuild(database_url)
     assert await tables(database_url) == live
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from app import clock
 from app.database.pool import BadFilter, Pool, ViewsMissing
-from app.views import projector
-from app.views.cursor import BadCursor, Filter, Reads
+from app.views import tables
+from app.views.cursor import BadCursor, Reads
+from app.views.events import Filter
 from domain import events as e
 from domain.ids import message_id
 from tests.support.view_events import START_MS, WHERE, Book, prepare, store, wild
@@ -32,7 +33,7 @@ async def of(database_url: str, reads: Reads) -> Open:
 
     async def of(book: Book) -> Reads:
         await prepare(database_url, book.events)
-        await projector.rebuild(database_url)
+        await tables.rebuild(database_url)
         return reads
 
     return of
@@ -168,7 +169,7 @@ async def test_a_failure_is_told_until_the_message_arrives_after_all(of: Open, d
     assert (message.status, message.failure.code, message.failure.text) == ("failed", 904, "not a user")
     delivered = book.about(e.MessageDelivered, sent)
     await store(database_url, [delivered], first=len(book.events))
-    await projector.rebuild(database_url)
+    await tables.rebuild(database_url)
     message = await reads.get_message(sent.message)
     assert (message.status, message.failure) == ("delivered", None)
     assert [moment.type for moment in message.timeline] == [
@@ -329,7 +330,7 @@ async def test_reads_go_on_while_views_are_switched_and_links_break(of: Open, da
     reads = await of(book)
     before = await reads.list_conversations()
     for _ in range(3):
-        await projector.rebuild(database_url)
+        await tables.rebuild(database_url)
         assert await reads.list_conversations() == before
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other:
         await other.execute(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.database.pool import Pool
-from app.views import projector
+from app.views import tables
 from app.views.cursor import Reads
 from domain import events as e
 from domain.ids import message_id
@@ -26,7 +26,7 @@ async def reads(database_url: str) -> AsyncIterator[Reads]:
 
 async def of(reads: Reads, url: str, book: Book) -> Reads:
     await prepare(url, book.events)
-    await projector.rebuild(url)
+    await tables.rebuild(url)
     return reads
 
 

@@ -1,27 +1,27 @@
 """Accounts of Kommo and what belongs to their chats: users, talks, incoming leads, contacts."""
 
 import re
-from typing import Annotated, Literal
+from typing import Literal
 
 from litestar import Response, get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, JSONBody
-from msgspec import Meta, Struct, to_builtins
+from msgspec import Struct, to_builtins
 
-from app import clock, shapes
+from app import clock
 from app.http.api import sending
 from app.http.api.kommo_answers import ask, listed, told
+from app.http.api.parameters import REFUSALS, Number
 from app.http.openapi.responses import answers
 from app.kommo.crm.users import PAGE, PAGES_MAX, User
-from app.operations import channels
-from app.operations.services import Call, Services, services_of
+from app.operations.sending import begin, customer_of
+from app.operations.services import Call, Services, record, services_of
 from app.problems import Wrong
+from app.views import conversations
 from domain import commands as c
 from domain.ids import OPERATOR
 
-REFUSALS = answers(404, 409, 422, 502)
 UID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-Number = Annotated[int, Meta(ge=1, le=2**53)]
 
 
 class AccountShown(Struct, frozen=True):
@@ -270,7 +270,7 @@ async def link_chat(
     command, chat_id = await _linking(services, found, data.contact_id)
     order = [{"contact_id": data.contact_id, "chat_id": chat_id, "request_id": "0"}]
     await ask(services, command.link.account, "POST", "contacts/chats", order)
-    recorded = await channels.record(services, command)
+    recorded = await record(services, command)
     return Response(
         LinkShown(found.id, chat_id, data.contact_id),
         status_code=200 if recorded.duplicate else 201,
@@ -279,7 +279,7 @@ async def link_chat(
 
 
 async def _linking(
-    services: Services, found: shapes.Conversation, contact_id: int
+    services: Services, found: conversations.Conversation, contact_id: int
 ) -> tuple[c.LinkContact, str]:
     """What is to be recorded, and the chat's id: Kommo is asked for that if it has not told it yet."""
     channel = await services.channels.channel(found.channel)
@@ -288,8 +288,8 @@ async def _linking(
         raise Wrong(409, sending.NOT_CONNECTED)
     chat_id = found.chat_id
     if chat_id is None:
-        customer = await sending.customer_of(services, found.id)
-        chat_id, _ = await sending.begin(services, channel, connection, found.conversation_id or "", customer)
+        customer = await customer_of(services, found.id)
+        chat_id, _ = await begin(services, channel, connection, found.conversation_id or "", customer)
     given = clock.stamp(connection.link, found.id, OPERATOR, now=clock.now_ms())
     return c.LinkContact(**given, stream=found.id, contact_id=contact_id), chat_id
 

@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from app import clock
 from app.http.api.kommo_answers import known_account
-from app.http.console.pages import HEADERS
 from app.http.openapi.responses import answers
+from app.http.security import HEADERS
 from app.http_client import Unreached
 from app.kommo.crm.oauth import (
     STATE_SECONDS,

@@ -5,15 +5,15 @@ from litestar.params import FromPath
 from msgspec import Struct
 
 from app.http.api.kommo_answers import ask, known_account, listed, told
+from app.http.api.parameters import REFUSALS
 from app.http.openapi.responses import answers
-from app.http.webhooks.crm import hook_path
+from app.kommo.crm.hooks import hook_path
 from app.operations.services import Call, services_of
 from app.problems import Wrong
 
 NO_URL = "Kommo does not know where to call: set CHATLEDGER_PUBLIC_URL to the address it reaches us at"
 SETTINGS = ("add_talk", "update_talk", "add_message", "add_chat_template_review")
 LEAD_SETTINGS = ("add_unsorted", "update_unsorted", "delete_unsorted")
-REFUSALS = answers(404, 409, 422, 502)
 
 
 class WebhookShown(Struct, frozen=True):

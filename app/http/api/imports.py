@@ -25,7 +25,7 @@ from msgspec import Struct
 from app import problems
 from app.channels.directory import Channel, Connection
 from app.config.settings import prepare_folder
-from app.database import schema
+from app.database import names
 from app.database.pool import Link
 from app.history.importer import Import, LineProblem, Place, Report, Stage
 from app.http.openapi.responses import answers, takes
@@ -157,7 +157,7 @@ async def _locked(services: Services, place: Place) -> Link:
     number = crc32(place.link.scope_id.encode()) - (1 << 31)
     try:
         while True:
-            cursor = await database.execute(TRY_LOCK, (schema.IMPORT_LOCK, number))
+            cursor = await database.execute(TRY_LOCK, (names.IMPORT_LOCK, number))
             if await cursor.fetchone() == (True,):
                 return database
             if loop.time() > until:

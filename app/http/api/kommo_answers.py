@@ -10,13 +10,13 @@ from typing import TypeVar, cast
 import msgspec
 from msgspec import Struct
 
-from app.channels.directory import WrongMasterKey
 from app.config.file import Uuid
 from app.http_client import Answer, Unreached
 from app.kommo.crm.client import NoPlace, NotAuthorized
 from app.ledger.writer import Full, Unavailable
 from app.operations.services import Services
 from app.problems import Fault, Wrong
+from app.vault import WrongMasterKey
 
 FAULTS_MAX = 50
 WAIT_SECONDS = 5

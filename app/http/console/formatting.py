@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Struct
 
-from app import shapes
+from app.views import conversations, deliveries, events
+from app.views.messages import History, Message, Moment
 from domain.events import Party
 
 FOLD_CHARACTERS = 1600
@@ -88,22 +89,22 @@ class Hop(Struct, frozen=True):
 class Bubble(Struct, frozen=True):
     """A message in a chat: how its delivery stands, what it answers, and whether the last was of the same."""
 
-    message: shapes.Message
-    waits: shapes.Delivery | None = None
-    quoted: shapes.Message | None = None
+    message: Message
+    waits: deliveries.Delivery | None = None
+    quoted: Message | None = None
     follows: bool = False
     day: str = ""
 
 
 def bubbles(
-    messages: list[shapes.Message],
-    waiting: dict[str, shapes.Delivery],
-    quoted: dict[str, shapes.Message],
+    messages: list[Message],
+    waiting: dict[str, deliveries.Delivery],
+    quoted: dict[str, Message],
     *,
     alone: bool = False,
 ) -> Iterator[Bubble]:
     """Messages in order; `alone`: each for itself, as when one is drawn anew."""
-    before: shapes.Message | None = None
+    before: Message | None = None
     for message in messages:
         day = "" if before and before.sent_at[:10] == message.sent_at[:10] else message.sent_at[:10]
         follows = bool(before) and not day and speaker(before) == speaker(message) if before else False
@@ -118,18 +119,18 @@ def bubbles(
         before = message
 
 
-def speaker(message: shapes.Message) -> str:
+def speaker(message: Message) -> str:
     """Who wrote it, as a key."""
     return f"{message.direction} {message.sender.id or message.sender.name or ''}"
 
 
-def author(message: shapes.Message) -> str:
+def author(message: Message) -> str:
     """Who wrote it, for people."""
     party = message.sender
     return party.name or party.phone or ("Customer" if message.direction == "in" else "Manager")
 
 
-def name(conversation: shapes.Conversation, face: Party | None) -> str:
+def name(conversation: conversations.Conversation, face: Party | None) -> str:
     """The customer's name, else what the chat is called."""
     known = (face.name or face.phone) if face else None
     return known or conversation.conversation_id or conversation.chat_id or conversation.id[:8]
@@ -198,7 +199,7 @@ def lasting(seconds: float) -> str:
     return f"{hour} h {minute} min" if hour else f"{minute} min {rest} s"
 
 
-def status_words(message: shapes.Message) -> str:
+def status_words(message: Message) -> str:
     """How far it has come."""
     if message.status == "failed":
         failure = message.failure
@@ -207,7 +208,7 @@ def status_words(message: shapes.Message) -> str:
     return STATUS_WORDS.get((towards or message.direction, message.status), message.status.capitalize())
 
 
-def snippet(last: shapes.Snippet | None) -> str:
+def snippet(last: conversations.Snippet | None) -> str:
     """The latest message in a line."""
     if last is None:
         return "No messages yet"
@@ -219,7 +220,7 @@ def snippet(last: shapes.Snippet | None) -> str:
     return f"{KINDS.get(last.type, last.type)}: {text}" if text else KINDS.get(last.type, last.type)
 
 
-def excerpt(message: shapes.Message) -> str:
+def excerpt(message: Message) -> str:
     """A quoted message in a line."""
     if message.deleted:
         return "Message deleted"
@@ -267,7 +268,7 @@ def template_name(template: object) -> str:
     return str(template.get("external_id") or template.get("id") or "") if isinstance(template, dict) else ""
 
 
-def post_link(message: shapes.Message) -> tuple[str, str]:
+def post_link(message: Message) -> tuple[str, str]:
     """The post that a message shares or comments on: a caption and a web link, or two empty texts."""
     post = message.post or message.shared_post
     if post is None:
@@ -276,7 +277,7 @@ def post_link(message: shapes.Message) -> tuple[str, str]:
     return str(post.get("caption") or post.get("site_name") or host(url) or "A post"), url
 
 
-def moment_title(moment: shapes.Moment) -> str:
+def moment_title(moment: Moment) -> str:
     """What happened, in words."""
     if moment.type == "message.accepted":
         side = SIDES.get(moment.side or "", "the other side")
@@ -286,7 +287,7 @@ def moment_title(moment: shapes.Moment) -> str:
     return MOMENTS.get(moment.type, moment.type)
 
 
-def hops(history: shapes.History) -> list[Hop]:
+def hops(history: History) -> list[Hop]:
     """Where the time went between writing and reading; the clocks of three parties are compared."""
     reached = [("Written", history.sent_at), ("Recorded here", history.recorded_at)]
     names = {"message.accepted": "Taken by the other side", "message.delivered": "Delivered"}
@@ -301,7 +302,7 @@ def hops(history: shapes.History) -> list[Hop]:
     return found
 
 
-def since_previous(history: shapes.History) -> dict[int, str]:
+def since_previous(history: History) -> dict[int, str]:
     """How long after the event before it each event was recorded, by position."""
     found, before = {}, None
     for moment in history.timeline:
@@ -328,7 +329,7 @@ class Stored(Struct, frozen=True):
     recorded_at: str
 
 
-def event_head(stored: shapes.Stored) -> Stored:
+def event_head(stored: events.Stored) -> Stored:
     """What a line says of an event."""
     return msgspec.json.decode(stored.event, type=Stored)
 

@@ -12,11 +12,11 @@ from litestar.response import Stream
 from msgspec import Struct
 
 from app import clock
-from app.faces import merged_into
 from app.http.console import formatting
 from app.operations.services import Call, Services, services_of
 from app.problems import Wrong
-from app.views.cursor import Filter
+from app.views.conversations import merged_into
+from app.views.events import Filter
 from app.views.projector import Behind, Feed
 from domain import events as e
 

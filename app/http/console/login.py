@@ -10,7 +10,8 @@ from litestar.params import FromQuery
 from litestar.response import Redirect
 
 from app.access.sessions import TRIES_SECONDS
-from app.http.console.pages import HEADERS, address_of, cookie, cookie_name, is_page, page, session_of
+from app.http.console.pages import address_of, cookie, cookie_name, is_page, page, session_of
+from app.http.security import HEADERS
 from app.operations.services import Call, services_of
 from app.problems import Wrong
 

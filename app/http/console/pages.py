@@ -12,20 +12,10 @@ from litestar.datastructures import Cookie
 
 from app.access.sessions import SESSION_SECONDS, Session
 from app.http.console import formatting
+from app.http.security import HEADERS
 from app.operations.services import Call, services_of
 from app.problems import Wrong
 
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: https: http:; "
-    "media-src 'self' https: http:; connect-src 'self'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'"
-)
-HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
 ASSETS: dict[str, tuple[str, Traversable]] = {
     "console.css": ("text/css", files("app.http.console") / "static/console.css"),
     "console.js": ("text/javascript", files("app.http.console") / "static/console.js"),

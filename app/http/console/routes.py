@@ -6,15 +6,18 @@ from litestar import Response, Router, get, post
 from litestar.params import FromPath, FromQuery
 from litestar.response import Redirect
 
-from app import shapes
-from app.faces import faces
-from app.http.api import history
 from app.http.console import formatting, live, login
 from app.http.console.login import checked_form, signed_in
 from app.http.console.pages import ASSETS, asset, page
+from app.operations.deliveries import resume_parked
 from app.operations.services import Call, Services, services_of
+from app.operations.status import standing as standing_
 from app.problems import Wrong
-from app.views.cursor import Filter
+from app.views import conversations
+from app.views.conversations import faces
+from app.views.deliveries import Delivery
+from app.views.events import Filter
+from app.views.messages import Message
 from projections.events import TAGS
 
 CHATS = 30
@@ -154,7 +157,7 @@ async def deliveries(request: Call, cursor: FromQuery[str | None] = None) -> Res
 async def resume(request: Call) -> Redirect:
     """Take up parked deliveries again: one conversation's, or all."""
     fields = await checked_form(request)
-    count, position = await history.resume_parked(
+    count, position = await resume_parked(
         services_of(request), conversation=fields.get("conversation") or None
     )
     await services_of(request).views_reach(position)
@@ -171,7 +174,7 @@ async def channels(request: Call) -> Response[str]:
 @get("/status")
 async def status(request: Call) -> Response[str]:
     """Where everything stands."""
-    standing = await history.standing(services_of(request))
+    standing = await standing_(services_of(request))
     template = "_status.html" if "hx-request" in request.headers else "status.html"
     return page(request, template, {"here": "status", "standing": standing})
 
@@ -213,7 +216,7 @@ def _of(request: Call, name: str, allowed: tuple[str, ...]) -> str | None:
     return value if value in allowed else None
 
 
-async def _conversation(request: Call, conversation: str) -> shapes.Conversation:
+async def _conversation(request: Call, conversation: str) -> conversations.Conversation:
     found = await services_of(request).reads.get_conversation(conversation)
     if found is None:
         raise Wrong(404, "no conversation has this id")
@@ -237,7 +240,9 @@ async def _chats(request: Call) -> dict[str, object]:
     }
 
 
-async def _listed(services: Services, filters: dict[str, str], cursor: str | None) -> shapes.Conversations:
+async def _listed(
+    services: Services, filters: dict[str, str], cursor: str | None
+) -> conversations.Conversations:
     """By the messenger's name of the chat, else by Kommo's, else by ours."""
     reads, wanted = services.reads, filters["q"] or None
     where = {"channel": filters["channel"] or None, "account_id": filters["account"] or None}
@@ -248,7 +253,7 @@ async def _listed(services: Services, filters: dict[str, str], cursor: str | Non
     if listed.items:
         return listed
     found = await reads.get_conversation(wanted)
-    return shapes.Conversations([found] if found else [], None)
+    return conversations.Conversations([found] if found else [], None)
 
 
 async def _history(services: Services, chat_id: str, cursor: str | None = None) -> dict[str, object]:
@@ -260,11 +265,11 @@ async def _history(services: Services, chat_id: str, cursor: str | None = None) 
 
 
 async def _bubbles(
-    services: Services, chat_id: str, messages: list[shapes.Message], *, alone: bool = False
+    services: Services, chat_id: str, messages: list[Message], *, alone: bool = False
 ) -> list[formatting.Bubble]:
     """Messages with what waits to be passed on, and with what they answer."""
     reads = services.reads
-    waiting: dict[str, shapes.Delivery] = {}
+    waiting: dict[str, Delivery] = {}
     for state in ("deferred", "parked"):
         listed = await reads.list_deliveries(state=state, conversation=chat_id, limit=WAITING_MAX)
         waiting |= {one.message: one for one in listed.items if one.message}

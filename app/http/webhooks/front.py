@@ -2,26 +2,19 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
 from app import metrics, problems
-from app.http.webhooks.kommo import BODY_BYTES_MAX, OK, Answer, Webhooks
+from app.http.webhooks.body import OK, Answer, HangUp, Message, Receive, read, refuse
+from app.http.webhooks.kommo import Webhooks
 from app.problems import Wrong
 
-Message: TypeAlias = MutableMapping[str, Any]  # ASGI's own shape
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 OK_START: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
 OK_BODY: Message = {"type": "http.response.body", "body": b""}
-LARGE = f"a body holds at most {BODY_BYTES_MAX // 1024} KB: send less"
-COMPRESSED = "the body is compressed: send it as it is"
 log = logging.getLogger("chatledger.webhooks")
-
-
-class HangUp(Exception):
-    """The client went away before its body was complete."""
 
 
 class Front:
@@ -63,33 +56,6 @@ class Front:
             return await self._webhooks.messenger(name, texts, body)
         except Wrong as wrong:
             return refuse(wrong)
-
-
-async def read(headers: dict[bytes, bytes], receive: Receive) -> bytes:
-    """The body, as far as the limit; raises Wrong (413, 415) and HangUp."""
-    if headers.get(b"content-encoding", b"identity") != b"identity":
-        raise Wrong(415, COMPRESSED)
-    length = headers.get(b"content-length", b"0")
-    if length.isdigit() and int(length) > BODY_BYTES_MAX:
-        raise Wrong(413, LARGE)
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    while message.get("more_body"):
-        message = await receive()
-        body += message.get("body", b"")
-        if len(body) > BODY_BYTES_MAX:
-            raise Wrong(413, LARGE)
-    if message["type"] == "http.disconnect":
-        raise HangUp
-    if len(body) > BODY_BYTES_MAX:
-        raise Wrong(413, LARGE)
-    return body
-
-
-def refuse(wrong: Wrong) -> Answer:
-    """A problem as an answer."""
-    headers = {"Content-Type": problems.MEDIA_TYPE, **wrong.headers}
-    return Answer(wrong.status, problems.encode(wrong.problem), headers)
 
 
 async def _tell(send: Send, answer: Answer) -> None:

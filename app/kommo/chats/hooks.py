@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from app import clock
-from app.messengers.commands import AHEAD_MS_MAX, EARLIEST_MS, NESTING_MAX, is_uuid, too_deep
+from app.limits import AHEAD_MS_MAX, EARLIEST_MS, NESTING_MAX, is_uuid, too_deep
 from domain import commands as c
 from domain import events as e
 from domain import ids

@@ -12,9 +12,10 @@ import psycopg
 from msgspec import Struct
 
 from app import clock
-from app.channels.directory import Channels, WrongMasterKey
+from app.channels.directory import Channels
 from app.database.pool import Pool, ViewsMissing
 from app.ledger.writer import Full, Ledger, Unavailable
+from app.vault import WrongMasterKey
 from domain import commands as c
 from domain.decide import Unknown
 from domain.ids import KOMMO

@@ -25,13 +25,14 @@ from msgspec import Struct
 from psycopg.rows import class_row
 
 from app import clock
-from app.channels.directory import NONCE_BYTES, WrongMasterKey
-from app.database import schema
+from app.database import connection
+from app.database.names import LOCK
 from app.database.pool import Pool, ViewsMissing
 from app.http_client import Unreached
 from app.kommo.crm.backoff import Rests
 from app.kommo.crm.oauth import NotNow, OAuth, Pair, Refused, State, WrongApp
 from app.ledger.writer import Full, Unavailable
+from app.vault import NONCE_BYTES, WrongMasterKey
 from domain import commands as c
 from domain import ids
 from domain.ids import Link
@@ -42,7 +43,6 @@ CLOSE_SECONDS = 3.0
 SAVES_MAX = 6
 UNUSED_SECONDS = 30 * 86_400.0
 KEEP_ALIVE_SECONDS = 6 * 3600.0
-LOCK = 0x6368_0001
 AUTHORIZED = "authorized"
 WITHDRAWN = "withdrawn"
 Record = Callable[[c.AnyCommand], Awaitable[object]]
@@ -295,7 +295,7 @@ class Tokens:
         log.error("account %s: the database was away, its new tokens are lost", stale.account_id)
         raise psycopg.OperationalError("the new tokens could not be kept")
 
-    async def _withdraw(self, link: schema.Database, account: str, reason: str) -> None:
+    async def _withdraw(self, link: connection.Database, account: str, reason: str) -> None:
         stream = ids.account_stream(account)
         given = clock.stamp(Link("", account, "", b""), stream, ids.KOMMO, now=clock.now_ms())
         await self._record(c.Withdraw(**given, stream=stream, reason=reason))
@@ -303,9 +303,9 @@ class Tokens:
         log.warning("account %s: withdrawn: %s", account, reason)
 
     @contextlib.asynccontextmanager
-    async def _alone(self, account: str) -> AsyncIterator[schema.Database]:
+    async def _alone(self, account: str) -> AsyncIterator[connection.Database]:
         """A transaction in which no other process changes the account's tokens."""
-        async with await schema.connect(self._url) as link, link.transaction():
+        async with await connection.connect(self._url) as link, link.transaction():
             await link.execute(WAIT)
             await link.execute(PATIENT)
             await link.execute(ALONE, (LOCK, account))
@@ -338,7 +338,7 @@ class Tokens:
         return msgspec.json.decode(plain, type=Pair)
 
 
-async def _locked(link: schema.Database, account: str) -> Consent:
+async def _locked(link: connection.Database, account: str) -> Consent:
     async with link.cursor(row_factory=class_row(Consent)) as cursor:
         await cursor.execute(ONE, {"account": account})
         found = await cursor.fetchone()

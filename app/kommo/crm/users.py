@@ -14,11 +14,11 @@ import msgspec
 import psycopg
 from msgspec import Struct
 
-from app.channels.directory import WrongMasterKey
 from app.http_client import Unreached
 from app.kommo.crm.client import Crm, NotAuthorized
 from app.ledger.writer import Full, Unavailable
-from app.shapes import Message
+from app.vault import WrongMasterKey
+from app.views.messages import Message
 
 PAGE = 250
 PAGES_MAX = 40

@@ -8,19 +8,12 @@ from ops.sandbox.chats.hooks import Hooks, Sent
 from ops.sandbox.chats.rules import react
 from ops.sandbox.config import Config
 from ops.sandbox.crm.rules import Office
+from ops.sandbox.errors import Impossible
 from ops.sandbox.feed import Feed
 from ops.sandbox.state.chats import Chat, Connection, Crm, Message, Person, new_id, now_ms
 
 TYPING_SECONDS = 5.0
 KINDS = ("text", "file", "video", "picture", "voice", "audio", "sticker", "location", "contact")
-
-
-class Impossible(Exception):
-    """The order cannot be carried out: an HTTP status and what to do about it."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status, self.text = status, text
 
 
 class Receiver(Struct, forbid_unknown_fields=True):

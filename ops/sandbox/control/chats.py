@@ -12,7 +12,7 @@ import msgspec
 from litestar import Response, Router, delete, get, post
 
 from ops.sandbox.chats.hooks import Hook, Sent
-from ops.sandbox.chats.manager import Address, Impossible
+from ops.sandbox.chats.manager import Address
 from ops.sandbox.config import RECORDS_MAX
 from ops.sandbox.control.orders import (
     CustomerDelete,
@@ -26,6 +26,7 @@ from ops.sandbox.control.orders import (
     ManagerTyping,
     RawHook,
 )
+from ops.sandbox.errors import Impossible
 from ops.sandbox.faults import FAULTS_MAX, Fault
 from ops.sandbox.messenger.rules import Messenger, react
 from ops.sandbox.responses import Call, json, same_origin, sandbox_of

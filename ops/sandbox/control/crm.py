@@ -15,10 +15,10 @@ from msgspec import Struct
 
 from ops.sandbox.api.crm import Wrong
 from ops.sandbox.api.reviews import begin
-from ops.sandbox.chats.manager import Impossible
 from ops.sandbox.config import CrmAccount, OAuthClient
 from ops.sandbox.crm.consent import Consent
 from ops.sandbox.crm.webhooks import Sent
+from ops.sandbox.errors import Impossible
 from ops.sandbox.pages.consent import granted, redirect_of, with_query
 from ops.sandbox.responses import Call, json, same_origin, sandbox_of
 

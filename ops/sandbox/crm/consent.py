@@ -5,8 +5,8 @@ import time
 
 from msgspec import Struct
 
-from ops.sandbox.chats.manager import Impossible
 from ops.sandbox.config import Config, CrmAccount, OAuthClient, crm_account
+from ops.sandbox.errors import Impossible
 from ops.sandbox.state.chats import Crm
 from ops.sandbox.state.crm import Books, Disabled, Token
 

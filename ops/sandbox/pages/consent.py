@@ -9,9 +9,9 @@ from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta, Struct
 
 from ops.sandbox.api.crm import PROBLEM_TITLES, faulty, problem
-from ops.sandbox.chats.manager import Impossible
 from ops.sandbox.config import CrmAccount, OAuthClient
 from ops.sandbox.crm.consent import Denied, TokenOrder
+from ops.sandbox.errors import Impossible
 from ops.sandbox.pages.forms import HEADERS, POLICY, TEMPLATES, form
 from ops.sandbox.responses import Call, behave, same_origin, sandbox_of
 

@@ -5,7 +5,7 @@ from typing import Literal
 from litestar import Response, get, post
 from msgspec import Struct
 
-from ops.sandbox.chats.manager import Impossible
+from ops.sandbox.errors import Impossible
 from ops.sandbox.pages.forms import Short, form, page
 from ops.sandbox.responses import Call, sandbox_of
 from ops.sandbox.state.chats import Chat

@@ -2,7 +2,7 @@
 
 from litestar import Response, get, post
 
-from ops.sandbox.chats.manager import Impossible
+from ops.sandbox.errors import Impossible
 from ops.sandbox.messenger.rules import react
 from ops.sandbox.pages import formatting
 from ops.sandbox.pages.forms import Chosen, NewCustomer, Opened, Picked, Written, form, go, page

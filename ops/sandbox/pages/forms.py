@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from litestar import Response
 from msgspec import Meta, Struct, ValidationError, convert
 
-from ops.sandbox.chats.manager import Impossible
+from ops.sandbox.errors import Impossible
 from ops.sandbox.pages.formatting import initial
 from ops.sandbox.responses import Call
 

@@ -6,7 +6,7 @@ from importlib.resources import files
 from litestar import Response, Router, get
 from litestar.response import Stream
 
-from ops.sandbox.chats.manager import Impossible
+from ops.sandbox.errors import Impossible
 from ops.sandbox.pages import crm_panel, customer, manager
 from ops.sandbox.pages.forms import page
 from ops.sandbox.responses import Call, same_origin, sandbox_of

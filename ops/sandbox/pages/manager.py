@@ -4,7 +4,8 @@ from urllib.parse import urlencode
 
 from litestar import Response, get, post
 
-from ops.sandbox.chats.manager import Address, Impossible, Receiver
+from ops.sandbox.chats.manager import Address, Receiver
+from ops.sandbox.errors import Impossible
 from ops.sandbox.pages import crm_panel, formatting
 from ops.sandbox.pages.forms import First, Opened, Picked, Written, form, go, page
 from ops.sandbox.responses import Call, sandbox_of

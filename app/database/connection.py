@@ -1,0 +1,22 @@
+"""DOC"""
+
+import asyncio
+from typing import TypeAlias
+
+import psycopg
+from psycopg import AsyncConnection, sql
+
+from app.database.names import ROLE
+
+Database: TypeAlias = AsyncConnection[tuple[object, ...]]
+
+
+async def connect(url: str) -> Database:
+    """An autocommit connection that works as the role `chatledger`."""
+    connection = await AsyncConnection.connect(url, autocommit=True)
+    try:
+        await connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(ROLE)))
+    except (psycopg.Error, asyncio.CancelledError):
+        await connection.close()
+        raise
+    return connection

@@ -1,0 +1,22 @@
+"""DOC"""
+
+from app.database import names
+
+LOCK = 0x6368_0001
+
+SCHEMA = "views"
+SCHEMA_NEXT = "views_next"
+SCHEMA_OLD = "views_old"
+REBUILD_LOCK = names.PROJECT_LOCK + 0x100
+
+LEDGER = "ledger"
+EVENTS = "stored_events"
+CHANNEL = "ledger_stored_events"
+APPEND_LOCK = 0x6368_6174_0001
+MIGRATE_LOCK = 0x6368_6174_0002
+PROJECT_LOCK = 0x6368_6174_0003
+RELAY_LOCK = 0x6368_6174_0004
+CONNECT_LOCK = 0x6368_6174_0005
+PARTITION_LOCK = 0x6368_6174_1000
+IMPORT_LOCK = 0x6368_6174
+ROLE = "chatledger"

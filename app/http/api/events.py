@@ -1,0 +1,100 @@
+"""DOC"""
+
+import re
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated
+
+from litestar import Response, get
+from litestar.params import FromQuery, QueryParameter
+from litestar.response import Stream
+from msgspec import Meta
+
+from app import clock
+from app.http.api.parameters import POSITION_MAX, AtLeast, _link
+from app.http.openapi import examples
+from app.http.openapi.responses import answers
+from app.operations.services import Call, Services, services_of
+from app.problems import Wrong
+from app.views.events import Events, Filter
+
+SSE_POLL_SECONDS = 1.0
+SSE_QUIET_POLLS = 15
+LimitOrNone = Annotated[int | None, QueryParameter(ge=1, le=1000, description="how many at most")]
+After = Annotated[int, QueryParameter(ge=0, le=POSITION_MAX, description="the position after which to begin")]
+Moment = Annotated[datetime, Meta(tz=True)]
+STREAMS = {"application/x-ndjson": examples.LINE, "text/event-stream": examples.FOLLOWED}
+STREAMED = answers(also={200: Events}, texts={200: STREAMS})
+
+
+@get("/events", summary="The ledger", tags=["events"], responses=STREAMED)
+async def events(
+    request: Call,
+    after: After = 0,
+    limit: LimitOrNone = None,
+    type_: Annotated[str | None, QueryParameter(name="type")] = None,
+    conversation: FromQuery[str | None] = None,
+    channel: FromQuery[str | None] = None,
+    account_id: FromQuery[str | None] = None,
+    since: FromQuery[Moment | None] = None,
+    until: FromQuery[Moment | None] = None,
+    at_least: AtLeast = None,
+) -> Response[Events] | Stream:
+    """Events exactly as stored.
+
+    JSON pages; with `Accept: application/x-ndjson` all of them as lines; with `text/event-stream` they go on
+    as they happen, and resume after `Last-Event-ID`.
+    """
+    services = services_of(request)
+    await services.views_reach(at_least)
+    only = Filter(
+        type=type_,
+        conversation=conversation,
+        channel=channel,
+        account_id=account_id,
+        since=_text(since),
+        until=_text(until),
+    )
+    accept = request.headers.get("accept", "")
+    if "text/event-stream" in accept:
+        last = request.headers.get("last-event-id", "")
+        start = int(last) if re.fullmatch("[0-9]{1,18}", last) else after
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return Stream(_follow(services, start, only), media_type="text/event-stream", headers=headers)
+    if "application/x-ndjson" in accept:
+        return Stream(_lines(services, after, only, limit), media_type="application/x-ndjson")
+    page = await services.reads.list_events(after=after, limit=limit or 50, only=only)
+    return Response(page, headers=_link(request, "after", page.next))
+
+
+async def _lines(services: Services, after: int, only: Filter, limit: int | None) -> AsyncIterator[bytes]:
+    left = limit if limit is not None else 1 << 62
+    async for page in services.reads.stream_events(after=after, only=only):
+        yield b"".join(b'{"position":%d,"event":%b}\n' % row for row in page[:left])
+        left -= len(page)
+        if left <= 0:
+            return
+
+
+async def _follow(services: Services, after: int, only: Filter) -> AsyncIterator[bytes]:
+    """Events as they come into the views, a comment when it is quiet, until the process stops."""
+    yield b": following\n\n"
+    quiet = 0
+    while not services.stopping.is_set():
+        seen = services.projector.position
+        async for page in services.reads.stream_events(after=after, only=only):
+            yield b"".join(b"id: %d\ndata: %b\n\n" % row for row in page)
+            after, quiet = page[-1][0], 0
+        if not await services.projector.wait_for(seen + 1, SSE_POLL_SECONDS):
+            quiet += 1
+            if quiet % SSE_QUIET_POLLS == 0:
+                yield b": quiet\n\n"
+
+
+def _text(moment: datetime | None) -> str | None:
+    if moment and moment.tzinfo is None:
+        raise Wrong(400, "since and until are times with a zone, such as 2026-11-22T08:00:00Z")
+    return clock.text(clock.milliseconds(moment)) if moment else None
+
+
+routes = [events]

@@ -1,0 +1,98 @@
+"""DOC"""
+
+import base64
+from typing import Annotated, Literal
+
+from litestar import Response, get, post
+from litestar.params import FromQuery, QueryParameter
+from msgspec import Struct
+
+from app.http.api.parameters import AtLeast, Limit, _link
+from app.operations.deliveries import resume_parked
+from app.operations.services import Call, services_of
+from app.operations.status import Status, standing
+from app.views.deliveries import Deliveries
+
+
+class Refused(Struct, frozen=True):
+    """A signed hook of Kommo's that could not be read; `body` is base64 of its exact bytes."""
+
+    id: str
+    scope_id: str
+    received_at: str
+    reason: str
+    body: str
+
+
+class RefusedPage(Struct, frozen=True):
+    """The latest first."""
+
+    items: list[Refused]
+
+
+class Resumed(Struct, frozen=True):
+    """How many parked deliveries were taken up again."""
+
+    resumed: int
+
+
+@get("/status", summary="Where everything stands", tags=["operation"])
+async def status(request: Call) -> Status:
+    """The ledger's head, each view's position and lag, the relay's, and the deliveries."""
+    return await standing(services_of(request))
+
+
+@get("/deliveries", summary="What is not delivered", tags=["operation"])
+async def deliveries(
+    request: Call,
+    state_: Annotated[Literal["open", "deferred", "parked"] | None, QueryParameter(name="state")] = None,
+    destination: FromQuery[Literal["kommo", "messenger"] | None] = None,
+    channel: FromQuery[str | None] = None,
+    account_id: FromQuery[str | None] = None,
+    conversation: FromQuery[str | None] = None,
+    limit: Limit = 50,
+    cursor: FromQuery[str | None] = None,
+    at_least: AtLeast = None,
+) -> Response[Deliveries]:
+    """The oldest first, with the reason; what is parked waits for `POST /v1/deliveries/resume`."""
+    services = services_of(request)
+    await services.views_reach(at_least)
+    page = await services.reads.list_deliveries(
+        state=state_,
+        destination=destination,
+        channel=channel,
+        account_id=account_id,
+        conversation=conversation,
+        limit=limit,
+        cursor=cursor,
+    )
+    return Response(page, headers=_link(request, "cursor", page.next))
+
+
+@post("/deliveries/resume", status_code=200, summary="Take up parked deliveries", tags=["operation"])
+async def resume(
+    request: Call,
+    channel: FromQuery[str | None] = None,
+    account_id: FromQuery[str | None] = None,
+    conversation: FromQuery[str | None] = None,
+) -> Response[Resumed]:
+    """Every parked delivery that fits is tried again, in its conversation's order."""
+    count, last = await resume_parked(
+        services_of(request), channel=channel, account_id=account_id, conversation=conversation
+    )
+    return Response(Resumed(count), headers={"Ledger-Position": str(last)})
+
+
+@get("/refused", summary="Hooks that could not be read", tags=["operation"])
+async def refused(request: Call, limit: Limit = 50) -> RefusedPage:
+    """Signed hooks, kept whole, for Kommo does not send again; the latest first."""
+    rows = await services_of(request).reads.refused(limit)
+    return RefusedPage(
+        [
+            Refused(row.id, row.scope_id, row.received_at, row.reason, base64.b64encode(row.body).decode())
+            for row in rows
+        ]
+    )
+
+
+routes = [status, deliveries, resume, refused]

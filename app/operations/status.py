@@ -1,0 +1,47 @@
+"""DOC"""
+
+from msgspec import Struct
+
+from app.channels import attempts
+from app.operations.services import Services
+from app.views import status
+from app.views.deliveries import DeliveryCounts
+
+
+class Relayed(Struct, frozen=True):
+    """How far the stream is; `active` is whether this process relays."""
+
+    active: bool
+    position: int
+    lag: int
+
+
+class Status(Struct, frozen=True):
+    """Where everything stands. `queue` is the number of commands that wait for the ledger.
+
+    `connections` are the channels that could not be registered or connected at the last attempt, and why.
+    """
+
+    ledger: str
+    head: int
+    queue: int
+    views: list[status.ViewStatus]
+    relay: Relayed | None
+    deliveries: DeliveryCounts
+    connections: list[attempts.Problem] = []
+
+
+async def standing(services: Services) -> Status:
+    """Where everything stands, as this process knows it."""
+    now = await services.reads.status()
+    relay = services.relay
+    relayed = Relayed(relay.active, relay.position, max(0, now.head - relay.position)) if relay else None
+    return Status(
+        services.ledger_id,
+        now.head,
+        services.ledger.depth,
+        now.views,
+        relayed,
+        now.deliveries,
+        await services.pool.fetch(attempts.Problem, attempts.PROBLEMS, {}),
+    )

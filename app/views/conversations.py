@@ -1,0 +1,152 @@
+"""DOC"""
+
+from typing import Literal
+
+from msgspec import Struct
+from msgspec.json import Decoder
+from msgspec.structs import asdict
+
+from app.database.pool import Pool
+from app.views import conversations
+from app.views.messages import _content
+from domain.events import Party
+from domain.state import STATUSES
+
+# Of the latest fifty messages, so that a list costs the same however long its chats are.
+FACES = """
+SELECT c.id::text, m.outgoing, m.sender, m.receiver FROM unnest(%(ids)s::uuid[]) AS c(id)
+CROSS JOIN LATERAL (SELECT * FROM (SELECT outgoing, sender, receiver, position FROM messages
+    WHERE conversation = c.id ORDER BY position DESC LIMIT 50) AS latest
+  ORDER BY outgoing, position DESC LIMIT 1) AS m
+"""
+MERGED = "SELECT loser::text AS id FROM merges WHERE winner = %(id)s::uuid"
+_party = Decoder(Party).decode
+
+_CONVERSATION = """
+SELECT c.id::text, c.channel, c.account_id, c.conversation_id, c.chat_id, c.contact_id, c.lead_id, c.messages,
+  c.position, to_char(c.last_message_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS last_message_at,
+  m.outgoing, m.content, m.status, m.deleted
+"""
+_LATEST = """
+LEFT JOIN LATERAL (SELECT outgoing, content, status, deleted FROM messages WHERE conversation = c.id
+  ORDER BY position DESC LIMIT 1) AS m ON true
+"""
+CONVERSATION = "".join(
+    (
+        _CONVERSATION,
+        "FROM conversations AS c",
+        _LATEST,
+        "WHERE c.id = coalesce((SELECT winner FROM merges WHERE loser = %(id)s::uuid), %(id)s::uuid)",
+    )
+)
+CONVERSATIONS = "".join(
+    (
+        _CONVERSATION,
+        """
+FROM (SELECT * FROM conversations
+  WHERE (%(channel)s::text IS NULL OR channel = %(channel)s::text)
+  AND (%(account_id)s::text IS NULL OR account_id = %(account_id)s::text)
+  AND (%(conversation_id)s::text IS NULL OR conversation_id = %(conversation_id)s::text)
+  AND (%(chat_id)s::text IS NULL OR chat_id = %(chat_id)s::text)
+  AND (%(position)s::bigint IS NULL OR (position, id) < (%(position)s::bigint, %(id)s::uuid))
+  ORDER BY position DESC, id DESC LIMIT %(limit)s::bigint) AS c
+""",
+        _LATEST,
+        "ORDER BY c.position DESC, c.id DESC",
+    )
+)
+
+
+class ConversationRow(Struct):
+    """A conversation and its latest message."""
+
+    id: str
+    channel: str
+    account_id: str | None
+    conversation_id: str | None
+    chat_id: str | None
+    contact_id: int | None
+    lead_id: int | None
+    last_message_at: str | None
+    messages: int
+    position: int
+    outgoing: bool | None
+    content: bytes | None
+    status: int | None
+    deleted: bool | None
+
+
+def told_conversation(row: ConversationRow) -> conversations.Conversation:
+    """What is told of a conversation."""
+    last = None
+    if row.content is not None:
+        content = _content(row.content)
+        last = conversations.Snippet(
+            direction="out" if row.outgoing else "in",
+            type=content.type,
+            text=None if row.deleted else content.text,
+            status=STATUSES[row.status or 0],
+            deleted=bool(row.deleted),
+        )
+    fields = asdict(row)
+    for name in ("outgoing", "content", "status", "deleted"):
+        del fields[name]
+    return conversations.Conversation(**fields, last=last)
+
+
+class Conversation(Struct, frozen=True, kw_only=True):
+    """A chat. `position` is that of its last event; `last` is its latest message, for a list."""
+
+    id: str
+    channel: str
+    account_id: str | None
+    conversation_id: str | None
+    chat_id: str | None
+    contact_id: int | None
+    lead_id: int | None
+    last_message_at: str | None
+    messages: int
+    position: int
+    last: "Snippet | None" = None
+
+
+class Snippet(Struct, frozen=True, kw_only=True):
+    """The latest message of a conversation; no text if it has none or is deleted."""
+
+    direction: Literal["in", "out"]
+    type: str
+    text: str | None
+    status: str
+    deleted: bool
+
+
+class Conversations(Struct, frozen=True):
+    """A page, and the cursor of the next."""
+
+    items: list[Conversation]
+    next: str | None
+
+
+class _Row(Struct):
+    id: str
+    outgoing: bool
+    sender: bytes
+    receiver: bytes | None
+
+
+class _Id(Struct):
+    id: str
+
+
+async def faces(pool: Pool, conversations: list[str]) -> dict[str, Party]:
+    """The customers of conversations, as far as they are known."""
+    if not conversations:
+        return {}
+    rows = await pool.fetch(_Row, FACES, {"ids": conversations})
+    parties = {row.id: row.receiver if row.outgoing else row.sender for row in rows}
+    return {id_: _party(party) for id_, party in parties.items() if party}
+
+
+async def merged_into(pool: Pool, conversation: str) -> set[str]:
+    """The conversations that turned out to be this one."""
+    return {row.id for row in await pool.fetch(_Id, MERGED, {"id": conversation})}

@@ -1,0 +1,60 @@
+"""DOC"""
+
+from typing import Literal
+
+from msgspec import Struct
+
+COUNTS = "SELECT state, count(*) AS count, min(position) AS oldest FROM deliveries GROUP BY state"
+DELIVERIES = """
+SELECT position, id::text, type, destination, channel, account_id, conversation::text, message::text, state,
+  reason, attempts, updated, to_char(recorded_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS recorded_at
+FROM deliveries WHERE position > %(after)s::bigint
+  AND (%(state)s::text IS NULL OR state = %(state)s::text)
+  AND (%(destination)s::text IS NULL OR destination = %(destination)s::text)
+  AND (%(channel)s::text IS NULL OR channel = %(channel)s::text)
+  AND (%(account_id)s::text IS NULL OR account_id = %(account_id)s::text)
+  AND (%(conversation)s::uuid IS NULL OR conversation = %(conversation)s::uuid)
+ORDER BY position LIMIT %(limit)s::bigint
+"""
+
+
+class CountRow(Struct):
+    """How many deliveries are in a state, and the first."""
+
+    state: str
+    count: int
+    oldest: int
+
+
+class Delivery(Struct, frozen=True, kw_only=True):
+    """A push that is not done. `id` and `position` are those of the event that asks for it."""
+
+    position: int
+    id: str
+    type: str
+    destination: str
+    channel: str
+    account_id: str | None
+    conversation: str | None
+    message: str | None
+    state: Literal["open", "deferred", "parked"]
+    reason: str | None
+    attempts: int
+    recorded_at: str
+    updated: int
+
+
+class DeliveryCounts(Struct, frozen=True):
+    """How many pushes are not done, and the position of the first."""
+
+    pending: int
+    deferred: int
+    parked: int
+    oldest_position: int | None
+
+
+class Deliveries(Struct, frozen=True):
+    """A page, and the cursor of the next."""
+
+    items: list[Delivery]
+    next: str | None

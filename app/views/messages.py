@@ -1,0 +1,252 @@
+"""DOC"""
+
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import asdict
+
+from app.views import messages
+from domain.events import AnyEvent, Contact, Content, Json, Location, MessageAccepted, Party, Reply, tag
+from domain.state import STATUSES
+
+_content = msgspec.json.Decoder(Content).decode
+_party = msgspec.json.Decoder(Party).decode
+_reactions = msgspec.json.Decoder(list[messages.ReactionShown]).decode
+_EVIDENCE = ("push", "side", "remote_id", "code", "text", "emoji", "reason", "superseded")
+
+_MESSAGE = """
+SELECT m.id::text, m.position, m.conversation::text, m.channel, m.account_id, m.outgoing, m.sent_by,
+  m.own_id, m.remote_id, m.copy_id, m.content, m.sender, m.receiver, m.source, m.silent, m.imported, m.status,
+  m.failure_code, m.failure_text, m.deleted, to_char(m.sent_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS sent_at,
+  to_char(m.recorded_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS recorded_at,
+  to_char(m.edited_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS edited_at,
+  (SELECT json_agg(json_build_object('emoji', r.emoji, 'by', r."by", 'sender_id', r.sender_id,
+      'at', to_char(r.at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')) ORDER BY r.at, r.event)::text
+    FROM reactions AS r WHERE r.message = m.id AND NOT r.removed) AS reactions
+FROM messages AS m
+"""
+_IN_CONVERSATION = """
+WHERE m.conversation = coalesce((SELECT winner FROM merges WHERE loser = %(conversation)s::uuid),
+  %(conversation)s::uuid)
+"""
+MESSAGE = "".join((_MESSAGE, "WHERE m.id = %(id)s::uuid"))
+MESSAGES = "".join(
+    (
+        _MESSAGE,
+        _IN_CONVERSATION,
+        "AND m.position > %(position)s::bigint ORDER BY m.position LIMIT %(limit)s::bigint",
+    )
+)
+MESSAGES_DESCENDING = "".join(
+    (
+        _MESSAGE,
+        _IN_CONVERSATION,
+        "AND m.position < %(position)s::bigint ORDER BY m.position DESC LIMIT %(limit)s::bigint",
+    )
+)
+STREAM = """
+SELECT notification_id AS position, state AS event FROM ledger.stored_events
+WHERE originator_id = %(stream)s::uuid ORDER BY originator_version
+"""
+
+Order: TypeAlias = Literal["asc", "desc"]
+
+
+class MessageRow(Struct):
+    """A message as `queries.MESSAGE` gives it."""
+
+    id: str
+    position: int
+    conversation: str
+    channel: str
+    account_id: str | None
+    outgoing: bool
+    sent_by: str
+    own_id: str
+    remote_id: str | None
+    copy_id: str | None
+    content: bytes
+    sender: bytes
+    receiver: bytes | None
+    source: str | None
+    silent: bool
+    imported: bool
+    sent_at: str
+    recorded_at: str
+    status: int
+    failure_code: int | None
+    failure_text: str | None
+    edited_at: str | None
+    deleted: bool
+    reactions: str | None
+
+
+def told_message(row: MessageRow) -> dict[str, Any]:
+    """The fields of a `shapes.Message`."""
+    content = _content(row.content)
+    told = {"type": content.type} if row.deleted else asdict(content)
+    status = STATUSES[row.status]
+    failed = status == "failed" and row.failure_code is not None
+    return {
+        "id": row.id,
+        "position": row.position,
+        "conversation": row.conversation,
+        "channel": row.channel,
+        "account_id": row.account_id,
+        "direction": "out" if row.outgoing else "in",
+        "sent_by": row.sent_by,
+        **{name: value for name, value in told.items() if name not in ("conversation_id", "chat_id")},
+        "sender": _party(row.sender),
+        "receiver": _party(row.receiver) if row.receiver else None,
+        "source": row.source,
+        "silent": row.silent,
+        "imported": row.imported,
+        "sent_at": row.sent_at,
+        "recorded_at": row.recorded_at,
+        "status": status,
+        "failure": messages.Failure(row.failure_code or 0, row.failure_text or "") if failed else None,
+        "remote": _remote(row),
+        "edited": row.edited_at is not None,
+        "edited_at": row.edited_at,
+        "deleted": row.deleted,
+        "reactions": _reactions(row.reactions) if row.reactions else [],
+    }
+
+
+def _remote(row: MessageRow) -> messages.Remote:
+    match row.sent_by:
+        case "kommo":
+            return messages.Remote(row.own_id, row.remote_id)
+        case "messenger":
+            return messages.Remote(row.remote_id, row.own_id)
+        case _:
+            return messages.Remote(row.copy_id, row.remote_id)
+
+
+def told_moment(position: int, event: AnyEvent) -> messages.Moment:
+    """One line of a timeline."""
+    evidence = {name: getattr(event, name, None) for name in _EVIDENCE}
+    return messages.Moment(
+        position=position,
+        id=event.id,
+        type=tag(event),
+        at=event.at,
+        recorded_at=event.recorded_at,
+        by=event.by,
+        cause=event.cause,
+        copy=isinstance(event, MessageAccepted) and event.copy,
+        **evidence,
+    )
+
+
+class Failure(Struct, frozen=True):
+    """Why a message did not arrive: a code of Kommo's (901..905) and a text."""
+
+    code: int
+    text: str
+
+
+class Remote(Struct, frozen=True):
+    """What each side calls a message."""
+
+    kommo: str | None
+    messenger: str | None
+
+
+class ReactionShown(Struct, frozen=True):
+    """Somebody's reaction; `by` is the side they are on."""
+
+    emoji: str
+    by: str
+    sender_id: str
+    at: str
+
+
+class Message(Struct, frozen=True, kw_only=True):
+    """A message as it stands now; of a deleted one the content is not told.
+
+    `sent_by` is who sent it: the messenger also when the business wrote on its own phone ("out").
+
+    `file_size` is in bytes, `media_duration` in seconds. `failure` is told while the status is "failed".
+    """
+
+    id: str
+    position: int
+    conversation: str
+    channel: str
+    account_id: str | None
+    direction: Literal["in", "out"]
+    sent_by: str
+    type: str
+    text: str | None = None
+    media: str | None = None
+    thumbnail: str | None = None
+    file_name: str | None = None
+    file_size: int | None = None
+    media_duration: int | None = None
+    media_group_id: str | None = None
+    sticker_id: str | None = None
+    location: Location | None = None
+    contact: Contact | None = None
+    callback_data: str | None = None
+    shared_post: Json | None = None
+    post: Json | None = None
+    markup: Json | None = None
+    template: Json | None = None
+    tag: str | None = None
+    reply_to: Reply | None = None
+    forwards: Json | None = None
+    forwards_cut: int = 0
+    forwarded: Reply | None = None
+    sender: Party
+    receiver: Party | None
+    source: str | None
+    silent: bool
+    imported: bool
+    sent_at: str
+    recorded_at: str
+    status: str
+    failure: Failure | None
+    remote: Remote
+    edited: bool
+    edited_at: str | None
+    deleted: bool
+    reactions: list[ReactionShown]
+
+
+class Moment(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One event of a message's stream: what became known, when, from whom, and the evidence it came with.
+
+    `copy`: it is about the copy, in Kommo, of a message that an operator sent.
+    """
+
+    position: int
+    id: str
+    type: str
+    at: str
+    recorded_at: str
+    by: str
+    cause: str | None = None
+    push: str | None = None
+    side: str | None = None
+    remote_id: str | None = None
+    code: int | None = None
+    text: str | None = None
+    emoji: str | None = None
+    reason: str | None = None
+    superseded: str | None = None
+    copy: bool = False
+
+
+class History(Message, frozen=True, kw_only=True):
+    """A message and every transition of it, in order."""
+
+    timeline: list[Moment]
+
+
+class Messages(Struct, frozen=True):
+    """A page, and the cursor of the next."""
+
+    items: list[Message]
+    next: str | None
