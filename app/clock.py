@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from domain.commands import Stamp
-from domain.ids import VARIANTS, Link
+from domain.ids import VARIANTS, Scope
 
 SECONDS_KEPT = 1024
 MOMENTS_KEPT = 16
@@ -67,11 +67,11 @@ def _thrown() -> list[str]:
     return [f"{each[:3]}-{VARIANTS[each[3]]}{each[4:7]}-{each[7:17]}00" for each in dice]
 
 
-def stamp(where: Link, lane: str, by: str, *, now: int, at: int | None = None) -> Stamp:
+def stamp(scope: Scope, lane: str, by: str, *, now: int, at: int | None = None) -> Stamp:
     """What a command has in common with all others; `now` and `at` (None: the same) are unix milliseconds."""
     recorded = text(now)
     return {
-        "link": where,
+        "scope": scope,
         "id": new_id(now),
         "lane": lane,
         "at": recorded if at is None else text(at),

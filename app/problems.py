@@ -41,7 +41,7 @@ class Problem(Struct, frozen=True, omit_defaults=True):
     type: str = msgspec.field(default="about:blank")
 
 
-class Wrong(Exception):
+class ProblemError(Exception):
     """A request that is answered with a problem."""
 
     def __init__(

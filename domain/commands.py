@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, TypedDict
 from msgspec import Struct
 
 from domain.events import Author, Content, DeliveryStatus, Direction, Ends, Party, Side
-from domain.ids import Link
+from domain.ids import Scope
 
 
 class End(Struct, frozen=True, gc=False):
@@ -23,7 +23,7 @@ class End(Struct, frozen=True, gc=False):
 class Stamp(TypedDict):
     """The fields that every command has, as they are given to its constructor."""
 
-    link: Link
+    scope: Scope
     id: str
     lane: str
     at: str
@@ -35,7 +35,7 @@ class Stamp(TypedDict):
 class Command(Struct, frozen=True, kw_only=True, gc=False):
     """`at` is the source's clock and `now` ours, as text; `now_ms` is `now` in unix milliseconds."""
 
-    link: Link
+    scope: Scope
     id: str
     lane: str
     at: str
@@ -227,7 +227,7 @@ class Talk(Command, frozen=True, kw_only=True, gc=False):
     stream: str
     added: bool
     fields: dict[str, object]
-    chats: tuple[tuple[Link, str], ...] = ()
+    chats: tuple[tuple[Scope, str], ...] = ()
 
 
 class Lead(Command, frozen=True, kw_only=True, gc=False):
@@ -236,7 +236,7 @@ class Lead(Command, frozen=True, kw_only=True, gc=False):
     stream: str
     became: Literal["received", "accepted", "declined", "linked"]
     fields: dict[str, object]
-    chats: tuple[tuple[Link, str], ...] = ()
+    chats: tuple[tuple[Scope, str], ...] = ()
 
 
 class Review(Command, frozen=True, kw_only=True, gc=False):

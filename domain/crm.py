@@ -4,7 +4,7 @@ from domain import commands as c
 from domain import events as e
 from domain.conversations import root
 from domain.draft import Decision, Draft
-from domain.ids import Link
+from domain.ids import Scope
 from domain.state import case_key
 
 LEADS: dict[str, type[e.LeadEvent]] = {
@@ -21,7 +21,7 @@ def link(draft: Draft, command: c.LinkContact) -> Decision | None:
     chat = draft.chat(conversation)
     if chat is None:
         return None
-    event = _link(draft, command.link, conversation, command.contact_id, command.lead_id)
+    event = _link(draft, command.scope, conversation, command.contact_id, command.lead_id)
     version = event.version if event else chat.linked
     return draft.done(conversation, version, duplicate=event is None)
 
@@ -33,17 +33,17 @@ def tell(draft: Draft, command: c.Talk | c.Lead) -> Decision:
     before = draft.case(stream)
     if before and (version := before.seen.get(case_key(kind, fields))):
         return draft.done(stream, version, duplicate=True)
-    found = next(((where, name) for where, name in command.chats if draft.chat(name)), None)
+    found = next(((scope, name) for scope, name in command.chats if draft.chat(name)), None)
     conversation = root(draft, found[1]) if found else None
-    where = found[0] if found else command.link
-    event = draft.add(kind, stream, {"conversation": conversation, **fields}, link=where)
+    scope = found[0] if found else command.scope
+    event = draft.add(kind, stream, {"conversation": conversation, **fields}, scope=scope)
     contact_id = fields.get("contact_id")
     latest = (
         not isinstance(event, e.TalkAdded | e.TalkUpdated) or not before or event.changed >= before.changed
     )
     declined = isinstance(event, e.LeadDeclined)  # Its contact goes with it.
     if conversation and isinstance(contact_id, int) and latest and not declined:
-        _link(draft, where, conversation, contact_id, _lead_id(event))
+        _link(draft, scope, conversation, contact_id, _lead_id(event))
     return draft.done(stream, event.version)
 
 
@@ -85,7 +85,7 @@ def _lead_id(event: e.TalkEvent | e.LeadEvent) -> int | None:
 
 
 def _link(
-    draft: Draft, where: Link, conversation: str, contact_id: int, lead_id: int | None
+    draft: Draft, scope: Scope, conversation: str, contact_id: int, lead_id: int | None
 ) -> e.ConversationLinked | None:
     """Record the contact, and the lead if there is one, unless that is what is recorded."""
     chat = draft.chat(conversation)
@@ -93,4 +93,4 @@ def _link(
     if chat is None or (same and lead_id in (None, chat.lead_id)):
         return None
     fields = {"conversation": conversation, "contact_id": contact_id, "lead_id": lead_id}
-    return draft.add(e.ConversationLinked, conversation, fields, link=where)
+    return draft.add(e.ConversationLinked, conversation, fields, scope=scope)

@@ -124,8 +124,8 @@ def _send(draft: Draft, command: c.Send) -> Decision:
         id=draft.next_id,
         stream=stream,
         version=version,
-        channel=command.link.channel,
-        account=command.link.account,
+        channel=command.scope.channel,
+        account=command.scope.account,
         conversation=conversation,
         message=stream,
         at=command.at,
@@ -367,13 +367,13 @@ def _channel(draft: Draft, command: c.Register | c.Change | c.Connect | c.Discon
             wanted = (command.title, command.is_time_window_disabled)
             same = before and before.connected and (before.title, before.is_time_window_disabled) == wanted
             news, kind = command.again or not same, e.ChannelConnected
-            fields = {"scope_id": command.link.scope_id, "title": command.title}
+            fields = {"scope_id": command.scope.scope_id, "title": command.title}
             fields |= {"is_time_window_disabled": command.is_time_window_disabled}
         case c.Disconnect():
             if before is None or not before.connected:
                 raise NotConnected
             news, kind = True, e.ChannelDisconnected
-            fields = {"scope_id": command.link.scope_id}
+            fields = {"scope_id": command.scope.scope_id}
     if not news and before:
         return draft.done(stream, before.version, duplicate=True)
     event = draft.add(kind, stream, fields)

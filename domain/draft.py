@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from domain.commands import Command
 from domain.events import SCHEMA, AnyEvent
-from domain.ids import Link, nth
+from domain.ids import Scope, nth
 from domain.state import Case, Chat, Connection, Message, State, evolve
 
 AnEvent = TypeVar("AnEvent", bound=AnyEvent)
@@ -79,18 +79,18 @@ class Draft:
         *,
         at: str | None = None,
         by: str | None = None,
-        link: Link | None = None,
+        scope: Scope | None = None,
     ) -> AnEvent:
-        """Append an event with its kind's own `fields`; `at`, `by`, `link` are the command's unless given."""
+        """Append an event with its own `fields`; `at`, `by` and `scope` default to the command's."""
         command = self.command
-        link = link or command.link
+        scope = scope or command.scope
         state = self.state(stream)
         event = kind(
             id=self.next_id,
             stream=stream,
             version=state.version + 1 if state else 1,
-            channel=link.channel,
-            account=link.account or None,
+            channel=scope.channel,
+            account=scope.account or None,
             at=at or command.at,
             recorded_at=command.now,
             by=by or command.by,

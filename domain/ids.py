@@ -18,7 +18,7 @@ VARIANTS = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 _ROOT = bytes.fromhex("a1f0c3d25b8e4c4f9d6e2b7a90c1e853")
 
 
-class Link(Struct, frozen=True):
+class Scope(Struct, frozen=True):
     """A channel connected to one Kommo account: where an action belongs, and the namespace of its ids."""
 
     channel: str
@@ -27,11 +27,11 @@ class Link(Struct, frozen=True):
     namespace: bytes
 
 
-def link(channel: str, channel_id: str, account: str) -> Link:
-    """The link of a channel and an account; its scope id is `{channel_id}_{account}` as in Kommo."""
+def scope_of(channel: str, channel_id: str, account: str) -> Scope:
+    """The scope of a channel and an account; its scope id is `{channel_id}_{account}` as in Kommo."""
     scope_id = f"{channel_id}_{account}"
     namespace = sha1(_ROOT + scope_id.encode(), usedforsecurity=False).digest()[:16]
-    return Link(channel, account, scope_id, namespace)
+    return Scope(channel, account, scope_id, namespace)
 
 
 def other(side: str) -> str:
@@ -49,19 +49,19 @@ def uuid5(namespace: bytes, name: str) -> str:
 _kept_uuid5 = lru_cache(maxsize=IDS_KEPT)(uuid5)
 
 
-def message_id(where: Link, side: str, own_id: str) -> str:
+def message_id(scope: Scope, side: str, own_id: str) -> str:
     """The id of a message, which is the stream named by `own_id`, the sender's own id for it."""
-    return uuid5(where.namespace, f"{side}:{own_id}")
+    return uuid5(scope.namespace, f"{side}:{own_id}")
 
 
-def conversation_id(where: Link, side: str, own_id: str) -> str:
+def conversation_id(scope: Scope, side: str, own_id: str) -> str:
     """The stream named by a side's own id of a conversation; asked for with every message of it."""
-    return _kept_uuid5(where.namespace, f"conversation:{side}:{own_id}")
+    return _kept_uuid5(scope.namespace, f"conversation:{side}:{own_id}")
 
 
-def typing_id(where: Link, conversation: str, sender: str, at_ms: int) -> str:
+def typing_id(scope: Scope, conversation: str, sender: str, at_ms: int) -> str:
     """One stream per sender and window of 5 seconds, so typing is recorded at most once in it."""
-    return uuid5(where.namespace, f"typing:{conversation}:{sender}:{at_ms // TYPING_WINDOW_MS}")
+    return uuid5(scope.namespace, f"typing:{conversation}:{sender}:{at_ms // TYPING_WINDOW_MS}")
 
 
 def channel_stream(name: str) -> str:
@@ -69,9 +69,9 @@ def channel_stream(name: str) -> str:
     return uuid5(_ROOT, f"channel:{name}")
 
 
-def connection_stream(where: Link) -> str:
+def connection_stream(scope: Scope) -> str:
     """The stream of a channel's connection to one account."""
-    return uuid5(where.namespace, "connection")
+    return uuid5(scope.namespace, "connection")
 
 
 def account_stream(account: str) -> str:

@@ -20,7 +20,7 @@ from app.config.settings import Settings, prepare_folder
 from app.http.api.kommo_answers import ask
 from app.kommo.crm.hooks import hook_path
 from app.operations import startup
-from app.problems import Wrong
+from app.problems import ProblemError
 from app.service.service import Running, running
 from app.vault import WrongMasterKey
 from ops.sandbox import Channel, Config, OAuthClient, Sandbox
@@ -89,7 +89,7 @@ async def demo(settings: Settings, stop_on_signals: Callable[[], asyncio.Event])
         try:
             await _connect(run, sandbox.url, kept)
             await _let_in(run, url, sandbox.url)
-        except (Wrong, WrongMasterKey) as error:
+        except (ProblemError, WrongMasterKey) as error:
             raise DemoFailed(f"the demo was not connected: {error}") from None
         run.services.demo_links = {
             "Customer": f"{sandbox.url}/customer",

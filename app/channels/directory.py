@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec import Struct, field
 
 from app import clock
-from app.database.connection import Database, connect
+from app.database.connection import Db, connect
 from app.vault import NONCE_BYTES, WrongMasterKey
-from domain.ids import Link, link
+from domain.ids import Scope, scope_of
 
 LEASE_SECONDS = 0.1
 PREVIOUS_SECRET_MS = 24 * 3_600_000
@@ -62,7 +62,7 @@ class Secrets(Struct, frozen=True):
 class Connection(Struct, frozen=True):
     """A channel's connection to an account; `connected` says whether it is in force."""
 
-    link: Link
+    scope: Scope
     title: str
     connected: bool
     connected_at: str
@@ -86,7 +86,7 @@ class Channel(Struct, frozen=True):
         return [connection for connection in self.connections.values() if connection.connected]
 
 
-class Scope(Struct, frozen=True):
+class ActiveScope(Struct, frozen=True):
     """What a scope id stands for."""
 
     channel: Channel
@@ -123,12 +123,12 @@ class Channels:
     def __init__(self, url: str, master: bytes) -> None:
         self._url = url
         self._sealer = Sealer(master)
-        self._connection: Database | None = None
+        self._connection: Db | None = None
         self._asking: asyncio.Task[None] | None = None
         self._checked = -LEASE_SECONDS
         self._position = -1
         self._channels: dict[str, Channel] = {}
-        self._scopes: dict[str, Scope] = {}
+        self._scopes: dict[str, ActiveScope] = {}
 
     async def close(self) -> None:
         """Let go of the database."""
@@ -138,11 +138,11 @@ class Channels:
         if self._connection is not None:
             await self._connection.close()
 
-    def known_scope(self, scope_id: str) -> Scope | None:
+    def known_scope(self, scope_id: str) -> ActiveScope | None:
         """The scope as known; to be trusted only if `fresh_ahead` says so."""
         return self._scopes.get(scope_id)
 
-    async def scope(self, scope_id: str) -> Scope | None:
+    async def scope(self, scope_id: str) -> ActiveScope | None:
         """The channel and connection of a scope id, None if it is unknown or disconnected."""
         await self.refresh()
         return self._scopes.get(scope_id)
@@ -209,12 +209,12 @@ class Channels:
         ):
             if (channel := channels.get(name)) is None:
                 continue
-            where = link(name, channel.channel_id, account)
+            where = scope_of(name, channel.channel_id, account)
             since = clock.text(clock.milliseconds(at))  # type: ignore[arg-type]  # a timestamptz column
             connection = Connection(where, title, connected, since, disabled)
             channel.connections[account] = connection
             if connected:
-                scopes[where.scope_id] = Scope(channel, connection, channel.secrets.kommo.encode())
+                scopes[where.scope_id] = ActiveScope(channel, connection, channel.secrets.kommo.encode())
         self._channels, self._scopes = channels, scopes
 
     async def add(self, name: str, channel_id: str, secrets: Secrets) -> None:
@@ -243,7 +243,7 @@ class Channels:
 
     @staticmethod
     async def _fetch(
-        connection: Database, statement: str, parameters: tuple[object, ...]
+        connection: Db, statement: str, parameters: tuple[object, ...]
     ) -> list[tuple[object, ...]]:
         cursor = await connection.execute(statement.encode(), parameters)
         return await cursor.fetchall()

@@ -11,7 +11,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
 
-from app.database.connection import Database
+from app.database.connection import Db
 from projections.columns import COLUMNS, Column
 
 _ELEMENT = Struct(">ii")  # size, value
@@ -32,7 +32,7 @@ _DUMPERS = [
 ]
 
 
-def take_columns(connection: Database) -> None:
+def take_columns(connection: Db) -> None:
     """Let a connection take columns as parameters: a fifth of the cost of dumping lists."""
     for column, dumper in _DUMPERS:
         connection.adapters.register_dumper(column, dumper)
@@ -45,7 +45,7 @@ class Prepared:
     else on the connection meanwhile.
     """
 
-    def __init__(self, connection: Database, name: str) -> None:
+    def __init__(self, connection: Db, name: str) -> None:
         self._pg = connection.pgconn
         self._name = name.encode()
         self._loop = asyncio.get_running_loop()

@@ -8,10 +8,10 @@ from psycopg import AsyncConnection, sql
 
 from app.database.names import ROLE
 
-Database: TypeAlias = AsyncConnection[tuple[object, ...]]
+Db: TypeAlias = AsyncConnection[tuple[object, ...]]
 
 
-async def connect(url: str) -> Database:
+async def connect(url: str) -> Db:
     """An autocommit connection that works as the role `chatledger`."""
     connection = await AsyncConnection.connect(url, autocommit=True)
     try:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import psycopg
 from psycopg import sql
@@ -11,12 +11,12 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import class_row
 
 from app.database import connection
+from app.database.connection import Db
 from app.database.names import SCHEMA
 
 CONNECTIONS = 4
 STATEMENT_TIMEOUT_SECONDS = 10
 
-Link: TypeAlias = psycopg.AsyncConnection[tuple[object, ...]]
 Row = TypeVar("Row")
 
 
@@ -37,7 +37,7 @@ class Pool:
 
     def __init__(self, url: str, *, connections: int = CONNECTIONS) -> None:
         self._url = url
-        self._free: list[Link] = []
+        self._free: list[Db] = []
         self._places = asyncio.Semaphore(connections)
         self._closed = False
 
@@ -73,7 +73,7 @@ class Pool:
     async def _fetch(
         self, kind: type[Row], statement: str, values: Mapping[str, object], prepare: bool
     ) -> list[Row]:
-        async with self.link() as link:
+        async with self.connection() as link:
             try:
                 async with link.cursor(binary=True, row_factory=class_row(kind)) as cursor:
                     await cursor.execute(statement, values, prepare=prepare)
@@ -82,7 +82,7 @@ class Pool:
                 raise BadFilter(str(error).strip()) from error
 
     @asynccontextmanager
-    async def link(self) -> AsyncIterator[Link]:
+    async def connection(self) -> AsyncIterator[Db]:
         """One of the connections, to this caller alone."""
         async with self._places:
             if self._closed:
@@ -97,11 +97,11 @@ class Pool:
                 else:
                     await link.close()
 
-    async def apart(self) -> Link:
+    async def apart(self) -> Db:
         """A connection beside the pool, for who holds a lock with it, and closes it."""
         return await connection.connect(self._url)
 
-    async def _take(self) -> Link:
+    async def _take(self) -> Db:
         """A free connection, or a new one."""
         while self._free:
             link = self._free.pop()

@@ -9,7 +9,7 @@ from psycopg import sql
 
 from app.database import call_budgets
 from app.database.append import recorder_statements
-from app.database.connection import Database
+from app.database.connection import Db
 from app.database.names import EVENTS, LEDGER, MIGRATE_LOCK, ROLE
 
 VERSION = 2
@@ -77,7 +77,7 @@ class NewerSchema(Exception):
     """The database belongs to a newer chatledger: run that, this program would not understand all of it."""
 
 
-async def migrate(connection: Database) -> None:
+async def migrate(connection: Db) -> None:
     """Bring the database to this version's tables, once, whoever calls; needs an owner's rights.
 
     Makes the role `chatledger` too; the service runs as it (`SET ROLE`), so that not even a mistake in it can
@@ -100,7 +100,7 @@ async def migrate(connection: Database) -> None:
         )
 
 
-async def _role(connection: Database) -> None:
+async def _role(connection: Db) -> None:
     role = sql.Identifier(ROLE)
     found = await (await connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (ROLE,))).fetchone()
     if found is None:
@@ -114,7 +114,7 @@ async def _role(connection: Database) -> None:
     await connection.execute(sql.SQL("GRANT {} TO {}").format(role, user))
 
 
-async def check(connection: Database) -> str:
+async def check(connection: Db) -> str:
     """The ledger's id (a UUID as text); raises OldSchema, NewerSchema if the tables are another version's."""
     found = await _found(connection)
     if found is None:
@@ -128,7 +128,7 @@ async def check(connection: Database) -> str:
     return ledger
 
 
-async def _found(connection: Database) -> tuple[str, int] | None:
+async def _found(connection: Db) -> tuple[str, int] | None:
     """The ledger's id and the version of its tables, None without any; raises NewerSchema."""
     there = await (await connection.execute("SELECT to_regclass('ledger.meta') IS NOT NULL")).fetchone()
     if there != (True,):

@@ -22,10 +22,10 @@ from typing import NoReturn, cast
 import psycopg
 
 from app.database import names
-from app.database.connection import Database, connect
+from app.database.connection import Db, connect
 from app.delivery.job import Job, Pushed
 from app.delivery.lane import LANE_MAX, Lane
-from app.delivery.ledger_tail import BACKOFF_SECONDS, PAGE, _all, _News
+from app.delivery.ledger_tail import BACKOFF_SECONDS, PAGE, LedgerTail, fetch_all
 from app.delivery.prepare import Pusher
 from app.delivery.settle import Settle
 from app.ledger.writer import Ledger
@@ -94,20 +94,20 @@ class Deliverer:
 
     def __init__(self, database_url: str, nats: jetstream.Connection, ledger: Ledger, pusher: Pusher) -> None:
         self._settles = [Settle(ledger, pusher) for _ in range(RANGES)]
-        self._news = _News(database_url)
+        self._tail = LedgerTail(database_url)
         self._ranges = [
-            _Range(number, database_url, nats, settle, self._news)
+            _Range(number, database_url, nats, settle, self._tail)
             for number, settle in enumerate(self._settles)
         ]
 
     def wake(self) -> None:
         """This process has committed something."""
-        self._news.wake.set()
+        self._tail.wake.set()
 
     async def run(self) -> None:
         """Deliver until cancelled; what is in flight then is cut off, unless `end` gave it time."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._news.run(), name="deliver reads")
+            group.create_task(self._tail.run(), name="deliver reads")
             for each in self._ranges:
                 group.create_task(each.run(), name=f"deliver range {each.number}")
 
@@ -126,7 +126,7 @@ class _Range:
     """Everything up to `_upto` is in a lane, done, or open in the view; what is later the stream brings."""
 
     def __init__(
-        self, number: int, database_url: str, nats: jetstream.Connection, settle: Settle, news: _News
+        self, number: int, database_url: str, nats: jetstream.Connection, settle: Settle, tail: LedgerTail
     ) -> None:
         size = ids.PARTITIONS // RANGES
         self.number = number
@@ -136,7 +136,7 @@ class _Range:
         self._url = database_url
         self._nats = nats
         self._settle = settle
-        self._news = news
+        self._tail = tail
         self._lanes: dict[Key, Lane] = {}
         self._upto = 0
         self._since = 0
@@ -168,36 +168,36 @@ class _Range:
                 await self._drop()
             await asyncio.sleep(BACKOFF_SECONDS)
 
-    async def _lease(self, connection: Database) -> None:
+    async def _lease(self, connection: Db) -> None:
         while True:
-            ((mine,),) = await _all(connection, TRY_LEASE, (names.PARTITION_LOCK + self.number,))
+            ((mine,),) = await fetch_all(connection, TRY_LEASE, (names.PARTITION_LOCK + self.number,))
             if mine:
                 return
             await asyncio.sleep(LEASE_SECONDS)
 
-    async def _work(self, connection: Database) -> NoReturn:
+    async def _work(self, connection: Db) -> NoReturn:
         """Take what the view has as open, then what the stream brings; keep the lease, find what was lost."""
-        ((head,),) = await _all(connection, HEAD)
+        ((head,),) = await fetch_all(connection, HEAD)
         self._upto = self._since = await self._views_reach(connection, cast("int", head))
         await self._begin(connection)
-        self._news.join(self, self._upto)
+        self._tail.join(self, self._upto)
         listening = asyncio.create_task(self._listen(), name=f"deliver range {self.number} listens")
         listening.add_done_callback(self._deaf)
         try:
             await self._keep(connection)
         finally:
-            self._news.leave(self)
+            self._tail.leave(self)
             listening.cancel()
             await asyncio.wait([listening])
 
-    async def _views_reach(self, connection: Database, head: int) -> int:
+    async def _views_reach(self, connection: Db, head: int) -> int:
         while True:
-            ((there,),) = await _all(connection, VIEWS)
+            ((there,),) = await fetch_all(connection, VIEWS)
             if there and (position := await self._seen(connection)) >= head:
                 return position
             await asyncio.sleep(VIEWS_SECONDS)
 
-    async def _begin(self, connection: Database) -> None:
+    async def _begin(self, connection: Db) -> None:
         """Everything that is open: a conversation may have waited behind thousands of others."""
         rows = await self._open(connection, 0, self._upto)
         while rows:
@@ -226,7 +226,7 @@ class _Range:
         if not listening.cancelled() and (error := listening.exception()):
             self.failed(error)
 
-    async def _keep(self, connection: Database) -> NoReturn:
+    async def _keep(self, connection: Db) -> NoReturn:
         """Every question to the database also shows that the lease is still ours."""
         loop = asyncio.get_running_loop()
         sweep_at, before = loop.time() + SWEEP_SECONDS, self._upto
@@ -249,7 +249,7 @@ class _Range:
                     await self._sweep(connection, before)
                     sweep_at, before = loop.time() + SWEEP_SECONDS, seen
 
-    async def _refill(self, connection: Database, seen: int) -> None:
+    async def _refill(self, connection: Db, seen: int) -> None:
         """Give the lanes that were cut off what they can hold now; forget those that have nothing to do."""
         self._lanes = {key: lane for key, lane in self._lanes.items() if lane.busy or lane.cut_at}
         for (conversation, side, imports), lane in list(self._lanes.items()):
@@ -261,26 +261,26 @@ class _Range:
             elif lane.cut_at <= seen:
                 await self._fill(connection, lane, seen, OPEN_OF, conversation=conversation, side=side)
 
-    async def _fill(self, connection: Database, lane: Lane, seen: int, statement: str, **of: object) -> None:
+    async def _fill(self, connection: Db, lane: Lane, seen: int, statement: str, **of: object) -> None:
         cut_at = lane.cut_at
         rows = await self._rows(connection, statement, limit=lane.most, **of)
         more = len(rows) >= lane.most or lane.cut_at > min(cut_at, seen)  # The stream cut off more meanwhile.
         lane.fill(self._jobs(rows), cut_at=lane.cut_at if more else 0)
 
-    async def _find_imported(self, connection: Database, upto: int) -> None:
+    async def _find_imported(self, connection: Db, upto: int) -> None:
         """Have the lanes of what is imported look for what the view has as open up to a position."""
-        rows = await _all(connection, IMPORTED, {"partitions": self.partitions})
+        rows = await fetch_all(connection, IMPORTED, {"partitions": self.partitions})
         for partition, side, channel, account in cast("list[tuple[int, str, str, str | None]]", rows):
             lane = self._lane_of((None, side, (partition, channel, account)))
             lane.cut_at = max(lane.cut_at, upto)
 
-    async def _take_resumed(self, connection: Database, seen: int) -> None:
+    async def _take_resumed(self, connection: Db, seen: int) -> None:
         causes = [cause for cause, position in self._resumed.items() if position <= seen]
         if causes:
             self._put_back(await self._rows(connection, NAMED, ids=causes))
             self._resumed = {cause: at for cause, at in self._resumed.items() if cause not in causes}
 
-    async def _sweep(self, connection: Database, before: int) -> None:
+    async def _sweep(self, connection: Db, before: int) -> None:
         """Find what no lane has though the view has it as open, a page at a time; and take from the view what
         it had at the last sweep (`before`) already and the stream has not brought since."""
         rows = await self._open(connection, self._swept, self._upto)
@@ -365,15 +365,15 @@ class _Range:
         await asyncio.gather(*(lane.stop() for lane in lanes.values()))
         self._swept, self._resumed, self._failure = 0, {}, None
 
-    async def _seen(self, connection: Database) -> int:
-        ((position,),) = await _all(connection, POSITION)
+    async def _seen(self, connection: Db) -> int:
+        ((position,),) = await fetch_all(connection, POSITION)
         return cast("int", position)
 
-    async def _open(self, connection: Database, after: int, upto: int) -> list[Row]:
+    async def _open(self, connection: Db, after: int, upto: int) -> list[Row]:
         return await self._rows(connection, OPEN, after=after, upto=upto, limit=PAGE)
 
-    async def _rows(self, connection: Database, statement: str, **values: object) -> list[Row]:
-        rows = await _all(connection, statement, {"partitions": self.partitions, **values})
+    async def _rows(self, connection: Db, statement: str, **values: object) -> list[Row]:
+        rows = await fetch_all(connection, statement, {"partitions": self.partitions, **values})
         return cast("list[Row]", rows)
 
 

@@ -77,3 +77,8 @@ def classify(result: Result) -> str:
             return "gone"
         case Superseded() | Settled():
             return "superseded"
+
+
+def _unknown(result: Result) -> bool:
+    """Whether Kommo may say by it that it does not know the message: with 404, of an edit with 400."""
+    return isinstance(result, Gone) or (isinstance(result, Refused) and result.http == 400)

@@ -1,14 +1,13 @@
-"""DOC"""
+"""Reads what this process commits straight from the ledger, so that a push need not wait for the stream."""
 
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from typing import NoReturn, cast
+from typing import NoReturn, Protocol, cast
 
 import psycopg
 
-from app.database.connection import Database, connect
-from app.delivery.deliverer import _Range
+from app.database.connection import Db, connect
 
 log = logging.getLogger("chatledger.deliver")
 PAGE = 2_000
@@ -17,21 +16,28 @@ NEWS = """SELECT notification_id, state FROM ledger.stored_events WHERE notifica
  ORDER BY notification_id LIMIT %s"""
 
 
-class _News:
+class Reader(Protocol):
+    """Takes what the ledger has gained."""
+
+    def read(self, rows: list[tuple[int, bytes]]) -> None:
+        """All events after the last position read, as (position, stored JSON)."""
+
+
+class LedgerTail:
     """Reads what the ledger has gained since, and gives it to the ranges at work here."""
 
     def __init__(self, database_url: str) -> None:
         self.wake = asyncio.Event()
         self._url = database_url
         self._after = 0
-        self._readers: set[_Range] = set()
+        self._readers: set[Reader] = set()
 
-    def join(self, reader: "_Range", after: int) -> None:
+    def join(self, reader: Reader, after: int) -> None:
         """Give a range everything after a position, from now on; the others skip what they have had."""
         self._after = min(self._after, after) if self._readers else after
         self._readers.add(reader)
 
-    def leave(self, reader: "_Range") -> None:
+    def leave(self, reader: Reader) -> None:
         """Give it nothing more."""
         self._readers.discard(reader)
 
@@ -44,12 +50,12 @@ class _News:
                 log.warning("deliver: reading the ledger: %s", str(error).strip())
             await asyncio.sleep(BACKOFF_SECONDS)
 
-    async def _read(self, connection: Database) -> NoReturn:
+    async def _read(self, connection: Db) -> NoReturn:
         while True:
             await self.wake.wait()
             self.wake.clear()
             after = self._after
-            rows = await _all(connection, NEWS, (after, PAGE)) if self._readers else []
+            rows = await fetch_all(connection, NEWS, (after, PAGE)) if self._readers else []
             if not rows or self._after != after:  # A range has joined meanwhile: begin where it needs.
                 continue
             self._after = cast("int", rows[-1][0])
@@ -59,9 +65,10 @@ class _News:
                 self.wake.set()
 
 
-async def _all(
-    connection: Database, statement: str, parameters: Sequence[object] | Mapping[str, object] = ()
+async def fetch_all(
+    connection: Db, statement: str, parameters: Sequence[object] | Mapping[str, object] = ()
 ) -> list[tuple[object, ...]]:
+    """All rows of a statement, over the binary protocol."""
     cursor = connection.cursor(binary=True)
     await cursor.execute(statement.encode(), parameters)
     return await cursor.fetchall()

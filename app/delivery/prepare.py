@@ -14,9 +14,8 @@ from app.channels.directory import Channel, Channels, Connection
 from app.database.binary import take_columns
 from app.database.connection import connect
 from app.delivery.gate import PAUSE_SECONDS_MIN, PROBE_SECONDS, Gate
-from app.delivery.job import Disconnected, Missing, Pushed, Result, Settled, Superseded, _live
+from app.delivery.job import Disconnected, Missing, Pushed, Result, Settled, Superseded, _live, _unknown
 from app.delivery.reconnect import OPERATOR_SECONDS
-from app.delivery.settle import _unknown
 from app.http_client import RETRIED, Unreached
 from app.kommo.chats.client import Kommo, nothing
 from app.kommo.chats.payloads import Created
@@ -28,7 +27,7 @@ from app.outcome import Done, Forbidden, Gone, Refused, Retry
 from domain import commands as c
 from domain import events as e
 from domain import ids
-from domain.ids import KOMMO, Link
+from domain.ids import KOMMO, Scope
 from domain.state import COPIED, RANKS, Chat, Message, State, evolve
 from projections.columns import uuids
 
@@ -76,11 +75,11 @@ class Pusher:
             self._gates[key] = Gate(pauses=event.push != KOMMO)  # Kommo's pauses are the account's: `budget`.
         return self._gates[key]
 
-    async def link(self, event: Pushed) -> Link:
+    async def scope(self, event: Pushed) -> Scope:
         """Where the event belongs, also when it is no longer connected."""
         channel = await self._channels.channel(event.channel)
         channel_id = channel.channel_id if channel else ""
-        return ids.link(event.channel, channel_id, event.account or "")
+        return ids.scope_of(event.channel, channel_id, event.account or "")
 
     async def attempt(self, event: Pushed, *, again: bool, began: Callable[[], None] = nothing) -> Result:
         """Try once. `again`: it may have been tried before, so what has happened since is looked at first.
@@ -147,7 +146,7 @@ class Pusher:
             if isinstance(named, Superseded | Retry | Missing):
                 return named
             who = Credentials(channel.channel_id, channel.secrets.kommo)
-            return await self._kommo.push(who, connection.link.scope_id, named, began)
+            return await self._kommo.push(who, connection.scope.scope_id, named, began)
         assert isinstance(event, e.MessageSent | e.TypingStarted | e.ReactionAdded | e.ReactionRemoved)
         push = await self._names(event)
         if push.conversation_id is None and not isinstance(event, e.MessageSent):
@@ -210,9 +209,9 @@ class Pusher:
         told = forwards.get("messages")
         if not isinstance(told, list):
             return forwards
-        where = await self.link(event)
+        scope = await self.scope(event)
         streams = {
-            one["id"]: ids.message_id(where, KOMMO, one["id"])
+            one["id"]: ids.message_id(scope, KOMMO, one["id"])
             for one in told
             if isinstance(one, dict) and isinstance(one.get("id"), str)
         }
@@ -257,7 +256,7 @@ class Pusher:
         if channel is None:
             return None
         who = Credentials(channel.channel_id, channel.secrets.kommo)
-        scope_id = (await self.link(event)).scope_id
+        scope_id = (await self.scope(event)).scope_id
         chat_id = event.content.chat_id
         if chat_id is None and event.conversation:
             chat = _chat(await self._states([event.conversation]), event.conversation)
@@ -307,8 +306,8 @@ class Pusher:
         if gate in self._forbidden:
             gate.hasten()
         log.warning("channel %s was not connected to the account any more: connected again", channel.name)
-        stream = ids.connection_stream(connection.link)
-        given = clock.stamp(connection.link, stream, "system", now=clock.now_ms())
+        stream = ids.connection_stream(connection.scope)
+        given = clock.stamp(connection.scope, stream, "system", now=clock.now_ms())
         disabled = connection.is_time_window_disabled
         return c.Connect(
             **given, stream=stream, title=connection.title, again=True, is_time_window_disabled=disabled

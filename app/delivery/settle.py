@@ -12,7 +12,6 @@ from app.delivery.job import (
     Job,
     Missing,
     Pushed,
-    Result,
     Settled,
     Superseded,
     classify,
@@ -20,7 +19,7 @@ from app.delivery.job import (
 from app.delivery.prepare import Pusher
 from app.http_client import Unreached
 from app.kommo.chats.payloads import Created
-from app.ledger.writer import Full, Ledger, Recorded, Unavailable
+from app.ledger.writer import Ledger, LedgerFull, LedgerUnavailable, Recorded
 from app.outcome import Done, Forbidden, Gone, Refused, Retry
 from domain import commands as c
 from domain import events as e
@@ -152,11 +151,11 @@ class Settle:
         side = event.push or ""
         if not isinstance(event, Created):
             return await self._complete(job)
-        where = await self._pusher.link(event)
-        alias = ids.message_id(where, side, done.remote_id) if done.remote_id else None
+        scope = await self._pusher.scope(event)
+        alias = ids.message_id(scope, side, done.remote_id) if done.remote_id else None
         end = None
         if side == ids.MESSENGER and done.conversation_id:
-            named = ids.conversation_id(where, side, done.conversation_id)
+            named = ids.conversation_id(scope, side, done.conversation_id)
             end = c.End("messenger", named, e.Ends(conversation_id=done.conversation_id))
         command = c.Accept(
             **await self._stamp(job, "recovery" if done.recovered else side),
@@ -266,15 +265,15 @@ class Settle:
 
     async def _stamp(self, job: Job, by: str) -> c.Stamp:
         event = job.event
-        where = await self._pusher.link(event)
-        return clock.stamp(where, event.conversation or event.stream, by, now=clock.now_ms())
+        scope = await self._pusher.scope(event)
+        return clock.stamp(scope, event.conversation or event.stream, by, now=clock.now_ms())
 
     async def _record(self, command: c.AnyCommand) -> int:
         """The outcome must be in the ledger before anything else happens: wait for it as long as it takes."""
         while True:
             try:
                 recorded: Recorded = await self._ledger.submit(command)
-            except (Full, Unavailable) as error:
+            except (LedgerFull, LedgerUnavailable) as error:
                 log.warning("an outcome waits for the ledger: %s", error)
                 await asyncio.sleep(RECORD_SECONDS)
             else:
@@ -286,8 +285,3 @@ def _is_copy(event: Pushed) -> bool:
     if isinstance(event, e.MessageMirrored):
         return True
     return isinstance(event, e.MessageSent) and event.push == ids.KOMMO and event.receiver is not None
-
-
-def _unknown(result: Result) -> bool:
-    """Whether Kommo may say by it that it does not know the message: with 404, of an edit with 400."""
-    return isinstance(result, Gone) or (isinstance(result, Refused) and result.http == 400)

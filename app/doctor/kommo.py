@@ -17,7 +17,7 @@ from app.doctor.probe import Check, Heard, Unheard, hear
 from app.kommo.chats.signature import sign
 from app.kommo.crm.hooks import hook_path
 from domain import ids
-from domain.ids import Link
+from domain.ids import Scope
 
 ORIGIN = "/v2/origin/custom/"
 NAMED_MAX = 5
@@ -29,7 +29,7 @@ class Case(Struct, frozen=True):
     `dropped`: the ledger has it as disconnected.
     """
 
-    where: Link
+    where: Scope
     secret: str
     recorded: bool = False
     dropped: bool = False
@@ -59,11 +59,11 @@ def known(setup: Setup, registered: Mapping[str, Channel]) -> Known:
     for name, channel in registered.items():
         for account, one in channel.connections.items():
             secret = channel.secrets.kommo
-            found[name, account] = Case(one.link, secret, recorded=one.connected, dropped=not one.connected)
+            found[name, account] = Case(one.scope, secret, recorded=one.connected, dropped=not one.connected)
     for named in setup.channels:
         messengers[named.name] = named.messenger.url
         for connection in named.connections:
-            where = ids.link(named.name, named.kommo.channel_id, connection.account_id)
+            where = ids.scope_of(named.name, named.kommo.channel_id, connection.account_id)
             before = found.get((named.name, connection.account_id), Case(where, ""))
             found[named.name, connection.account_id] = msgspec.structs.replace(
                 before, where=where, secret=named.kommo.secret, named=True

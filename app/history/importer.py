@@ -22,13 +22,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from app import clock
-from app.database.connection import Database
-from app.ledger.writer import Full, Ledger, Recorded, TooLarge, Unavailable
+from app.database.connection import Db
+from app.ledger.writer import EventTooLarge, Ledger, LedgerFull, LedgerUnavailable, Recorded
 from app.messengers import checks, commands
-from app.messengers.checks import BadAction
+from app.messengers.checks import ActionRefused
 from app.messengers.contract import Sent
 from domain import commands as c
-from domain.ids import Link
+from domain.ids import Scope
 
 LINE_BYTES_MAX = 256 * 1024
 CHUNK_BYTES = 256 * 1024
@@ -99,7 +99,7 @@ class Stopped(Exception):
 class Place(Struct, frozen=True):
     """Where an import goes; `bot_id` is whose name stands under what nobody is named for."""
 
-    link: Link
+    scope: Scope
     bot_id: str | None
 
 
@@ -135,7 +135,7 @@ async def pages(spool: IO[bytes]) -> AsyncIterator[list[Line]]:
 class Import:
     """One import at work; `stage`, `seen` (lines read in it) and `report` say how far it is."""
 
-    def __init__(self, database: Database, ledger: Ledger, place: Place, spool: IO[bytes], name: str) -> None:
+    def __init__(self, database: Db, ledger: Ledger, place: Place, spool: IO[bytes], name: str) -> None:
         """`database` holds the lock of this import; `name` is its id."""
         self.stage: Stage = "checking"
         self.seen = 0
@@ -161,8 +161,8 @@ class Import:
 
     async def begin(self, *, again: bool) -> None:
         """Find how far it came before; `again` begins at the first line, whatever was done."""
-        where, fresh = self._place.link, msgspec.json.encode(self.report)
-        values = {"id": self.report.id, "channel": where.channel, "account": where.account}
+        scope, fresh = self._place.scope, msgspec.json.encode(self.report)
+        values = {"id": self.report.id, "channel": scope.channel, "account": scope.account}
         cursor = await self._database.execute(BEGIN, {**values, "report": fresh, "again": again})
         row = cast("tuple[int, bytes, bool] | None", await cursor.fetchone())
         assert row is not None
@@ -240,11 +240,11 @@ class Import:
             return f"a line holds at most {LINE_BYTES_MAX // 1024} KB: send less"
         try:
             sent = checks.parse_one(line)
-        except BadAction as error:
+        except ActionRefused as error:
             return f"{error.path}: {error.message}"
         if not isinstance(sent, Sent):
             return '$.type: an import takes messages only: "message.sent"'
-        if sent.account_id not in (None, self._place.link.account):
+        if sent.account_id not in (None, self._place.scope.account):
             return "$.account_id: this is another account's: import it there, or leave account_id out"
         return sent
 
@@ -284,15 +284,15 @@ class Import:
             return None
         place = self._place
         try:
-            command = commands.command(place.link, sent, bot_id=place.bot_id, imported=True)
-        except BadAction as error:
+            command = commands.command(place.scope, sent, bot_id=place.bot_id, imported=True)
+        except ActionRefused as error:
             return Given(number, f"{error.path}: {error.message}")
         newest = self._newest.get(sent.conversation_id, 0) & (1 << NUMBER_BITS) - 1 == number
         assert isinstance(command, c.Send)
         command = replace(command, msec=msec, silent=command.silent or not newest, by=BY)
         try:
             future = self._ledger.submit(command, size)
-        except Full:  # Only if others have filled it since the last breath.
+        except LedgerFull:  # Only if others have filled it since the last breath.
             raise Stopped("the ledger is full: run the same command again to go on") from None
         self._flying += 1
         future.add_done_callback(self._landed)
@@ -321,9 +321,9 @@ class Import:
             else:
                 try:
                     self._count(given.number, await given.outcome)
-                except TooLarge:
+                except EventTooLarge:
                     self._skip(given.number, "the event would be over 384 KB: send less")
-                except Unavailable as error:
+                except LedgerUnavailable as error:
                     self._let_go()
                     why = f"line {given.number}: the ledger did not take it ({error})"
                     raise Stopped(f"{why}: run the same command again to go on") from None

@@ -63,7 +63,7 @@ class Budget:
         self._url = database_url
         self._rates: dict[Api, float] = {"crm": budgets.crm_per_second, "chats": budgets.chats_per_second}
         self._purses: dict[tuple[str, Api], _Purse] = {}
-        self._connection: connection.Database | None = None
+        self._connection: connection.Db | None = None
         self._asking = asyncio.Lock()
         self._away = False
 

@@ -23,11 +23,11 @@ CHATS_KEPT = 20_000
 log = logging.getLogger("chatledger.ledger")
 
 
-class Unavailable(Exception):
+class LedgerUnavailable(Exception):
     """The ledger did not take the command, or not in time to say so: it may be given again."""
 
 
-class TooLarge(Exception):
+class EventTooLarge(Exception):
     """The event would be larger than an event may be."""
 
 
@@ -61,7 +61,7 @@ def _row(event: AnyEvent) -> tuple[str, int, str, bytes, str]:
     """An event as the ledger's columns, and its id."""
     state = encode(event)
     if len(state) > EVENT_BYTES_MAX:
-        raise TooLarge
+        raise EventTooLarge
     return event.stream, event.version, TAGS[type(event)], state, event.id
 
 
@@ -192,12 +192,12 @@ class Batch:
             try:
                 decision = decide(job.command, known)
                 rows = [_row(event) for event in decision.events]
-            except (OwnMessage, Unknown, NotConnected, TooLarge) as error:
+            except (OwnMessage, Unknown, NotConnected, EventTooLarge) as error:
                 self.outcomes.append((job, unit, error, 0))
                 continue
             except Exception as error:  # a rule met what nobody thought of: this command fails alone
                 log.exception("a command cannot be decided")
-                self.outcomes.append((job, unit, Unavailable(repr(error)), 0))
+                self.outcomes.append((job, unit, LedgerUnavailable(repr(error)), 0))
                 continue
             unit = self._keep(unit, decision)
             self.rows.extend(rows)
@@ -349,6 +349,6 @@ class Batch:
     def _put_back(self, job: Job) -> None:
         job.tries += 1
         if job.tries > TRIES_MAX:
-            job.fail(Unavailable("other writers kept changing the same conversation"))
+            job.fail(LedgerUnavailable("other writers kept changing the same conversation"))
         else:
             self.retry.append(job)

@@ -17,11 +17,11 @@ import psycopg
 
 from app.database import connection
 from app.database.binary import Prepared, int_array, take_columns
-from app.ledger.batch import TRIES_MAX, Batch, Job, Memory, Recorded, TooLarge, Unavailable
+from app.ledger.batch import TRIES_MAX, Batch, EventTooLarge, Job, LedgerUnavailable, Memory, Recorded
 from domain.commands import AnyCommand
 from projections.columns import uuids
 
-__all__ = ["Full", "Ledger", "Recorded", "TooLarge", "Unavailable"]
+__all__ = ["EventTooLarge", "Ledger", "LedgerFull", "LedgerUnavailable", "Recorded"]
 BATCH_MAX = 500
 OWN_LANE_AT = 125
 GATHER_MAX = 2
@@ -42,7 +42,7 @@ APPEND = """PREPARE append (int[], uuid[], bigint[], text[], bytea[], int[], uui
  SELECT bad, head FROM ledger.append($1, $2, $3, $4, $5, $6, $7, $8, $9)"""
 
 
-class Full(Exception):
+class LedgerFull(Exception):
     """The ledger's queue is full: try again in a moment."""
 
 
@@ -90,10 +90,11 @@ class Ledger:
     def submit(self, command: AnyCommand, size: int = 1024) -> "asyncio.Future[Recorded]":
         """Queue a command of about `size` bytes; the future has its outcome once that is durable.
 
-        Raises Full. The future raises OwnMessage, Unknown, NotConnected, TooLarge, Unavailable.
+        Raises LedgerFull. The future raises OwnMessage, Unknown, NotConnected, EventTooLarge and
+        LedgerUnavailable.
         """
         if not self.has_room(1, size):
-            raise Full
+            raise LedgerFull
         future: asyncio.Future[Recorded] = self._loop.create_future()
         queue = self.queue_of(command)
         queue.jobs.append(Job(command, future, size, self._loop.time()))
@@ -133,7 +134,7 @@ class Ledger:
             for jobs in (*(lane.current for lane in self._lanes), *(queue.jobs for queue in self.queues)):
                 for job in jobs:
                     if job.since < oldest:
-                        job.fail(Unavailable("the database did not answer in time"))
+                        job.fail(LedgerUnavailable("the database did not answer in time"))
 
 
 class _Queue:
@@ -297,7 +298,7 @@ class _Lane:
         """The database refused the batch: commands are tried one by one, so that only the culprit fails."""
         if len(jobs) == 1:
             log.error("ledger: command refused by the database: %s", str(error).strip())
-            jobs[0].fail(Unavailable(str(error).strip()))
+            jobs[0].fail(LedgerUnavailable(str(error).strip()))
             return []
         for job in jobs:
             job.alone = True
@@ -308,7 +309,7 @@ class _Lane:
         for job in jobs:
             job.tries += 1
             if job.tries > TRIES_MAX or self.ledger.closed:
-                job.fail(Unavailable(str(error).strip()))
+                job.fail(LedgerUnavailable(str(error).strip()))
             elif not job.future.done():
                 retry.append(job)
         return retry

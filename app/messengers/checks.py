@@ -44,7 +44,7 @@ _one: msgspec.json.Decoder[Action] = msgspec.json.Decoder(Action)
 _many = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-class BadAction(Exception):
+class ActionRefused(Exception):
     """An action breaks the contract; `path` says where in the body, the message what to do."""
 
     def __init__(self, path: str, message: str) -> None:
@@ -61,34 +61,34 @@ class Parsed(NamedTuple):
 
 
 def parse(body: bytes) -> Parsed:
-    """Read a body of one action or an array of 1 to 500; raises BadAction, naming the place."""
+    """Read a body of one action or an array of 1 to 500; raises ActionRefused, naming the place."""
     array = body.lstrip()[:1] == b"["
     try:
         raws: list[msgspec.Raw] | list[bytes] = _many.decode(body) if array else [body]
     except (msgspec.DecodeError, RecursionError) as error:
-        raise BadAction("$", f"the body is not JSON: {error}") from None
+        raise ActionRefused("$", f"the body is not JSON: {error}") from None
     if not 1 <= len(raws) <= ACTIONS_MAX:
-        raise BadAction("$", f"an array holds 1 to {ACTIONS_MAX} actions, this one {len(raws)}: split it")
+        raise ActionRefused("$", f"an array holds 1 to {ACTIONS_MAX} actions, this one {len(raws)}: split it")
     actions = []
     for index, raw in enumerate(raws):
         try:
             actions.append(parse_one(bytes(raw)))
-        except BadAction as error:
+        except ActionRefused as error:
             where = f"$[{index}]{error.path[1:]}" if array else error.path
-            raise BadAction(where, error.message) from None
+            raise ActionRefused(where, error.message) from None
     return Parsed(actions, array)
 
 
 def parse_one(raw: bytes) -> Action:
-    """Read and check one action; raises BadAction."""
+    """Read and check one action; raises ActionRefused."""
     try:
         action = _one.decode(raw)
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `")
-        raise BadAction(path.rstrip("`") or "$", text) from None
+        raise ActionRefused(path.rstrip("`") or "$", text) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         hint = " (a lone surrogate is no character)" if b"\\ud" in raw.lower() else ""
-        raise BadAction("$", f"this is not JSON: {error}{hint}") from None
+        raise ActionRefused("$", f"this is not JSON: {error}{hint}") from None
     if b"\\u0000" in raw:
         refuse_nul(msgspec.to_builtins(action), "$")
     _check(action)
@@ -98,7 +98,7 @@ def parse_one(raw: bytes) -> Action:
 def refuse_nul(value: object, path: str) -> None:
     match value:
         case str() if "\0" in value:
-            raise BadAction(path, "a text must not hold the character NUL: leave it out")
+            raise ActionRefused(path, "a text must not hold the character NUL: leave it out")
         case dict():
             for name, inner in value.items():
                 refuse_nul(name, path)
@@ -111,12 +111,12 @@ def refuse_nul(value: object, path: str) -> None:
 def _refuse_odd(value: object, path: str) -> None:
     """Refuse what a free object may hold and JSON's readers may not."""
     if too_deep(value):
-        raise BadAction(path, f"objects are nested at most {NESTING_MAX} deep: send less")
+        raise ActionRefused(path, f"objects are nested at most {NESTING_MAX} deep: send less")
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, each in inner:
         place = f"{path}[{name}]" if isinstance(value, list) else f"{path}.{name}"
         if isinstance(each, int) and abs(each) > INTEGER_MAX:
-            raise BadAction(place, "a whole number is within 2^53 either way: send it as a text")
+            raise ActionRefused(place, "a whole number is within 2^53 either way: send it as a text")
         _refuse_odd(each, place)
 
 
@@ -142,7 +142,7 @@ def _check(action: Action) -> None:
             _check_named(action)
             check_printable(action.sender.id, "$.sender.id")
             if isinstance(action, ReactionAdded) and not action.emoji:
-                raise BadAction("$.emoji", "a reaction needs its emoji")
+                raise ActionRefused("$.emoji", "a reaction needs its emoji")
 
 
 def _check_sent(action: Sent) -> None:
@@ -150,7 +150,7 @@ def _check_sent(action: Sent) -> None:
     check_message(action.message)
     if action.direction == "out":
         if action.receiver is None:
-            raise BadAction(
+            raise ActionRefused(
                 "$.receiver", "an outgoing message needs its receiver: the customer's id and name"
             )
         check_printable(action.receiver.id, "$.receiver.id")
@@ -167,7 +167,9 @@ def _check_forwards(forwards: Forwards) -> None:
     if forward.message is not None:
         _check_quoted(forward, "$.forwards.messages[0]")
     if forward.message_id is None and forward.message is None:
-        raise BadAction("$.forwards.messages[0]", "name it (message_id), or tell it: message, sender and at")
+        raise ActionRefused(
+            "$.forwards.messages[0]", "name it (message_id), or tell it: message, sender and at"
+        )
     for text, path in (
         (forward.message_id, "messages[0].message_id"),
         (forwards.conversation_id, "conversation_id"),
@@ -180,7 +182,7 @@ def _check_quoted(quoted: ReplyTo | Forward, path: str) -> None:
         check_message(quoted.message, f"{path}.message")
     for name in ("sender", "at"):
         if getattr(quoted, name) is None:
-            raise BadAction(f"{path}.{name}", "Kommo needs it to show a message that it does not have")
+            raise ActionRefused(f"{path}.{name}", "Kommo needs it to show a message that it does not have")
 
 
 def _check_told(told: StatusTold | None) -> None:
@@ -189,38 +191,40 @@ def _check_told(told: StatusTold | None) -> None:
 
 
 def check_code(code: int, path: str) -> None:
-    """A failure has one of Kommo's codes; raises BadAction."""
+    """A failure has one of Kommo's codes; raises ActionRefused."""
     if code not in CODES:
-        raise BadAction(path, f"a failure's code is one of {', '.join(map(str, CODES))}")
+        raise ActionRefused(path, f"a failure's code is one of {', '.join(map(str, CODES))}")
 
 
 def check_moment(at: datetime, path: str = "$.at") -> None:
-    """A time is within what a working clock shows; raises BadAction."""
+    """A time is within what a working clock shows; raises ActionRefused."""
     if not EARLIEST_MS <= clock.milliseconds(at) <= clock.now_ms() + AHEAD_MS_MAX:
-        raise BadAction(path, "the time is before 2000 or over 24 hours ahead: check the sender's clock")
+        raise ActionRefused(path, "the time is before 2000 or over 24 hours ahead: check the sender's clock")
 
 
 def _check_named(action: Status | Reaction) -> None:
     if action.message_id is None and action.id is None:
-        raise BadAction("$.message_id", "name the message: message_id as you answered, or id as we gave it")
+        raise ActionRefused(
+            "$.message_id", "name the message: message_id as you answered, or id as we gave it"
+        )
     if action.id is not None and not is_uuid(action.id):
-        raise BadAction("$.id", "this is not one of our message ids, which are UUIDs in lower case")
+        raise ActionRefused("$.id", "this is not one of our message ids, which are UUIDs in lower case")
 
 
 def check_message(message: Message, path: str = "$.message") -> None:
-    """A message has what its type needs; raises BadAction."""
+    """A message has what its type needs; raises ActionRefused."""
     for name in NEEDS.get(message.type, ()):
         if getattr(message, name) in (None, ""):
-            raise BadAction(f"{path}.{name}", f"a message of type {message.type} needs it")
+            raise ActionRefused(f"{path}.{name}", f"a message of type {message.type} needs it")
     if message.type == "sticker" and not (message.media or message.sticker_id):
-        raise BadAction(f"{path}.sticker_id", "a sticker needs sticker_id or media")
+        raise ActionRefused(f"{path}.sticker_id", "a sticker needs sticker_id or media")
     if message.shared_post is not None:
         _refuse_odd(message.shared_post, f"{path}.shared_post")
     if message.text and len(message.text.encode()) > TEXT_BYTES_MAX:
-        raise BadAction(f"{path}.text", "a text holds at most 64 KB: split it")
+        raise ActionRefused(f"{path}.text", "a text holds at most 64 KB: split it")
 
 
 def check_printable(text: str, path: str) -> None:
-    """An id can be shown; raises BadAction."""
+    """An id can be shown; raises ActionRefused."""
     if not text.isprintable():
-        raise BadAction(path, "an id holds 1 to 255 printable characters")
+        raise ActionRefused(path, "an id holds 1 to 255 printable characters")

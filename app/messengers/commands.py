@@ -7,7 +7,7 @@ import msgspec
 
 from app import clock
 from app.limits import STATUS_CODES
-from app.messengers.checks import BadAction
+from app.messengers.checks import ActionRefused
 from app.messengers.contract import (
     STATUSES,
     Action,
@@ -32,46 +32,46 @@ from app.messengers.contract import (
 from domain import commands as c
 from domain import events as e
 from domain import ids
-from domain.ids import MESSENGER, Link
+from domain.ids import MESSENGER, Scope
 
 NO_BOT = "name the manager who wrote (user_id), or give the channel its bot: PUT /v1/channels, kommo.bot_id"
 QUOTED_FIELDS = ("file_name", "file_size", "media_duration")
 
 
 def command(
-    where: Link, action: Action, *, bot_id: str | None = None, imported: bool = False
+    scope: Scope, action: Action, *, bot_id: str | None = None, imported: bool = False
 ) -> c.AnyCommand:
-    """The command that an action asks for, on a link; raises BadAction.
+    """The command that an action asks for, on a link; raises ActionRefused.
 
     `bot_id` is the channel's: in its name Kommo takes what the business wrote on its phone, unless the action
     names a manager. `imported`: the message was written before the channel was connected.
     """
     now = clock.now_ms()
     at = clock.milliseconds(action.at.astimezone(UTC))
-    stream = ids.conversation_id(where, MESSENGER, action.conversation_id)
-    given = clock.stamp(where, stream, MESSENGER, now=now, at=at)
+    stream = ids.conversation_id(scope, MESSENGER, action.conversation_id)
+    given = clock.stamp(scope, stream, MESSENGER, now=now, at=at)
     end = c.End("messenger", stream, e.Ends(conversation_id=action.conversation_id))
     match action:
         case Sent():
-            return _send(where, action, given, end, Imported(at, bot_id, imported))
+            return _send(scope, action, given, end, Imported(at, bot_id, imported))
         case Edited():
             return c.Edit(
                 **given,
-                stream=_own(where, action.message_id),
+                stream=_own(scope, action.message_id),
                 content=content_of(action.message, conversation_id=action.conversation_id),
                 delivery_status=_told(action.delivery_status),
             )
         case Deleted():
-            return c.Delete(**given, stream=_own(where, action.message_id))
+            return c.Delete(**given, stream=_own(scope, action.message_id))
         case Delivered() | Read():
-            return c.Confirm(**given, stream=_named(where, action), status=STATUSES[type(action)])
+            return c.Confirm(**given, stream=_named(scope, action), status=STATUSES[type(action)])
         case Failed():
-            named = _named(where, action)
+            named = _named(scope, action)
             return c.Confirm(**given, stream=named, status="failed", code=action.code, text=action.text)
         case ReactionAdded() | ReactionRemoved():
             return c.React(
                 **given,
-                streams=(_named(where, action),),
+                streams=(_named(scope, action),),
                 side="messenger",
                 sender=e.Party(id=action.sender.id, name=action.sender.name, ref_id=action.sender.user_id),
                 emoji=action.emoji,
@@ -80,7 +80,7 @@ def command(
         case Typing():
             return c.Type(
                 **given,
-                stream=ids.typing_id(where, stream, action.sender.id, at),
+                stream=ids.typing_id(scope, stream, action.sender.id, at),
                 side="messenger",
                 at_ms=at,
                 ends=(end,),
@@ -98,7 +98,7 @@ class Imported(NamedTuple):
     imported: bool
 
 
-def _send(where: Link, action: Sent, given: c.Stamp, end: c.End, more: Imported) -> c.Send:
+def _send(scope: Scope, action: Sent, given: c.Stamp, end: c.End, more: Imported) -> c.Send:
     reply, forwards = action.reply_to, action.forwards
     forwarded = forwards.messages[0].message_id if forwards else None
     outgoing = action.direction == "out"
@@ -106,7 +106,7 @@ def _send(where: Link, action: Sent, given: c.Stamp, end: c.End, more: Imported)
     if outgoing:
         sender = msgspec.structs.replace(sender, ref_id=action.sender.user_id or more.bot_id)
         if sender.ref_id is None:
-            raise BadAction("$.sender.user_id", NO_BOT)
+            raise ActionRefused("$.sender.user_id", NO_BOT)
     content = content_of(
         action.message,
         conversation_id=action.conversation_id,
@@ -116,7 +116,7 @@ def _send(where: Link, action: Sent, given: c.Stamp, end: c.End, more: Imported)
     )
     return c.Send(
         **given,
-        stream=_own(where, action.message_id),
+        stream=_own(scope, action.message_id),
         side="messenger",
         own_id=action.message_id,
         msec=more.at,
@@ -124,8 +124,8 @@ def _send(where: Link, action: Sent, given: c.Stamp, end: c.End, more: Imported)
         sender=sender,
         receiver=party(action.receiver) if action.receiver and outgoing else None,
         content=content,
-        reply_stream=_own(where, reply.message_id) if reply else None,
-        forward_stream=_own(where, forwarded) if forwarded else None,
+        reply_stream=_own(scope, reply.message_id) if reply else None,
+        forward_stream=_own(scope, forwarded) if forwarded else None,
         source=action.source.external_id if action.source else None,
         silent=action.silent,
         direction=action.direction,
@@ -201,9 +201,9 @@ def content_of(
     )
 
 
-def _own(where: Link, message_id: str) -> str:
-    return ids.message_id(where, MESSENGER, message_id)
+def _own(scope: Scope, message_id: str) -> str:
+    return ids.message_id(scope, MESSENGER, message_id)
 
 
-def _named(where: Link, action: Status | Reaction) -> str:
-    return action.id if action.id else _own(where, action.message_id or "")
+def _named(scope: Scope, action: Status | Reaction) -> str:
+    return action.id if action.id else _own(scope, action.message_id or "")

@@ -1,7 +1,7 @@
 """Channels are registered, changed, connected and disconnected in one way, whoever asks: a route or a start.
 
-Each function returns when what it did is in force on every web process, and raises Wrong, which says what to
-do; NotDone is a Wrong that knows what Kommo answered.
+Each function returns when its change is in force on every web process, and raises ProblemError with what to
+do; NotDone is a ProblemError that knows what Kommo answered.
 """
 
 from msgspec import Struct
@@ -17,11 +17,11 @@ from app.kommo.chats.signature import Credentials
 from app.ledger.writer import Recorded
 from app.operations.deliveries import LOST, _park, _resume
 from app.operations.services import Services, record
-from app.problems import Fault, Wrong
+from app.problems import Fault, ProblemError
 from domain import commands as c
 from domain import ids
 from domain.decide import NotConnected
-from domain.ids import OPERATOR, Link
+from domain.ids import OPERATOR, Scope
 
 NOT_CONNECTED = "the channel is not connected to this account"
 
@@ -42,7 +42,7 @@ class Done(Struct, frozen=True):
     again: bool = False
 
 
-class NotDone(Wrong):
+class NotDone(ProblemError):
     """Kommo refuses to connect or disconnect, or is not reached (no answer); nothing is recorded."""
 
     def __init__(self, detail: str, answer: Answer | None = None) -> None:
@@ -78,7 +78,7 @@ async def register(services: Services, wanted: NewChannel, *, by: str = OPERATOR
     except Taken:
         raise _taken(wanted.name) from None
     stream = ids.channel_stream(wanted.name)
-    given = clock.stamp(Link(wanted.name, "", "", b""), stream, by, now=clock.now_ms())
+    given = clock.stamp(Scope(wanted.name, "", "", b""), stream, by, now=clock.now_ms())
     command = c.Register(
         **given,
         stream=stream,
@@ -113,7 +113,7 @@ async def change(
         return Done(channel)
     await services.channels.replace(name, new)
     stream = ids.channel_stream(name)
-    given = clock.stamp(Link(name, "", "", b""), stream, by, now=clock.now_ms())
+    given = clock.stamp(Scope(name, "", "", b""), stream, by, now=clock.now_ms())
     command = c.Change(**given, stream=stream, url=url, bot_id=bot_id, secrets=changed)
     recorded = await record(services, command)
     return Done(await _in_force(services, name, recorded), recorded)
@@ -136,7 +136,7 @@ async def connect(
     """
     channel = await named(services, name)
     account = account.lower()
-    where = ids.link(name, channel.channel_id, account)
+    where = ids.scope_of(name, channel.channel_id, account)
     before = channel.connections.get(account)
     again = before is not None and before.connected
     kept = before is not None and before.is_time_window_disabled
@@ -163,49 +163,49 @@ async def disconnect(services: Services, name: str, account: str, *, by: str = O
     """Disconnect an account: at Kommo, then in the ledger; 404 if it is not connected. Raises NotDone."""
     channel = await named(services, name)
     connection = connected(channel, account.lower())
-    await _ask_kommo(services, channel, "disconnect", connection.link.account, "")
+    await _ask_kommo(services, channel, "disconnect", connection.scope.account, "")
     return await dropped(services, connection, by=by)
 
 
 async def dropped(services: Services, connection: Connection, *, by: str) -> Done:
     """Kommo has disconnected it: record that, and park what is open."""
-    where = connection.link
-    stream = ids.connection_stream(where)
-    given = clock.stamp(where, stream, by, now=clock.now_ms())
+    scope = connection.scope
+    stream = ids.connection_stream(scope)
+    given = clock.stamp(scope, stream, by, now=clock.now_ms())
     try:
         recorded = await record(services, c.Disconnect(**given, stream=stream))
     except NotConnected:  # Somebody else was first.
-        raise Wrong(404, NOT_CONNECTED) from None
-    channel = await _in_force(services, where.channel, recorded)
-    await services.attempts.note(where.channel, where.account)
-    await _park(services, where, by)
+        raise ProblemError(404, NOT_CONNECTED) from None
+    channel = await _in_force(services, scope.channel, recorded)
+    await services.attempts.note(scope.channel, scope.account)
+    await _park(services, scope, by)
     return Done(channel, recorded)
 
 
 async def named(services: Services, name: str) -> Channel:
-    """The channel of a name; raises Wrong (404)."""
+    """The channel of a name; raises ProblemError (404)."""
     channel = await services.channels.channel(name)
     if channel is None:
-        raise Wrong(404, "no channel has this name: register it with POST /v1/channels")
+        raise ProblemError(404, "no channel has this name: register it with POST /v1/channels")
     return channel
 
 
 def connected(channel: Channel, account: str) -> Connection:
-    """The connection in force with an account; raises Wrong (404)."""
+    """The connection in force with an account; raises ProblemError (404)."""
     connection = channel.connections.get(account)
     if connection is None or not connection.connected:
-        raise Wrong(404, NOT_CONNECTED)
+        raise ProblemError(404, NOT_CONNECTED)
     return connection
 
 
 def check_secret(secret: str) -> None:
-    """Whether a messenger's secret is one of Standard Webhooks; raises Wrong (400)."""
+    """Whether a messenger's secret is one of Standard Webhooks; raises ProblemError (400)."""
     try:
         Webhook(secret)
     except (ValueError, EmptyWebhookSecretError):
         message = "a Standard Webhooks secret is whsec_ and base64, for example: openssl rand -base64 32"
         fault = Fault("$.messenger.secret", message)
-        raise Wrong(400, f"$.messenger.secret: {message}", errors=[fault]) from None
+        raise ProblemError(400, f"$.messenger.secret: {message}", errors=[fault]) from None
 
 
 def same(channel: Channel, wanted: NewChannel) -> bool:
@@ -224,8 +224,8 @@ def _as_wanted(channel: Channel, wanted: NewChannel) -> Channel:
     return channel
 
 
-def _taken(name: str) -> Wrong:
-    return Wrong(
+def _taken(name: str) -> ProblemError:
+    return ProblemError(
         409, f"the name {name} or its channel_id is registered with other content: change it with PUT"
     )
 

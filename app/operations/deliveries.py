@@ -5,9 +5,10 @@ from app.delivery.job import DISCONNECTED
 from app.ledger.writer import Recorded
 from app.operations.services import Services, record
 from app.views import deliveries
+from app.views.deliveries import list_deliveries
 from domain import commands as c
 from domain import ids
-from domain.ids import OPERATOR, Link
+from domain.ids import OPERATOR, Scope
 
 DELIVERIES_PAGE = 1000
 PARKED_AT_ONCE = 100
@@ -16,23 +17,24 @@ LOST = ("Kommo does not know it (404)", "not found (404)", "connecting again fai
 
 
 async def resume_one(
-    services: Services, where: Link, delivery: deliveries.Delivery, *, by: str = OPERATOR
+    services: Services, scope: Scope, delivery: deliveries.Delivery, *, by: str = OPERATOR
 ) -> Recorded:
     """Take up a parked delivery again."""
-    given = _stamp(where, delivery, by)
+    given = _stamp(scope, delivery, by)
     stream = delivery.message or delivery.id
     return await record(services, c.Resume(**given, stream=stream, cause=delivery.id))
 
 
-async def _open(services: Services, where: Link, states: tuple[str, ...]) -> list[deliveries.Delivery]:
+async def _open(services: Services, scope: Scope, states: tuple[str, ...]) -> list[deliveries.Delivery]:
     found: list[deliveries.Delivery] = []
     for state in states:
         cursor = None
         while True:
-            page = await services.reads.list_deliveries(
+            page = await list_deliveries(
+                services.pool,
                 state=state,
-                channel=where.channel,
-                account_id=where.account,
+                channel=scope.channel,
+                account_id=scope.account,
                 limit=DELIVERIES_PAGE,
                 cursor=cursor,
             )
@@ -42,24 +44,24 @@ async def _open(services: Services, where: Link, states: tuple[str, ...]) -> lis
     return found
 
 
-async def _park(services: Services, where: Link, by: str) -> None:
-    for number, delivery in enumerate(await _open(services, where, ("open", "deferred"))):
-        if number % PARKED_AT_ONCE == 0 and await services.channels.scope(where.scope_id):
+async def _park(services: Services, scope: Scope, by: str) -> None:
+    for number, delivery in enumerate(await _open(services, scope, ("open", "deferred"))):
+        if number % PARKED_AT_ONCE == 0 and await services.channels.scope(scope.scope_id):
             return  # Connected again meanwhile.
-        given = _stamp(where, delivery, by)
+        given = _stamp(scope, delivery, by)
         stream = delivery.message or delivery.id
         await record(services, c.Park(**given, stream=stream, cause=delivery.id, reason=DISCONNECTED))
 
 
-async def _resume(services: Services, where: Link, reasons: tuple[str, ...], by: str) -> None:
-    for delivery in await _open(services, where, ("parked",)):
+async def _resume(services: Services, scope: Scope, reasons: tuple[str, ...], by: str) -> None:
+    for delivery in await _open(services, scope, ("parked",)):
         if (delivery.reason or "").startswith(reasons):
-            await resume_one(services, where, delivery, by=by)
+            await resume_one(services, scope, delivery, by=by)
 
 
-def _stamp(where: Link, delivery: deliveries.Delivery, by: str) -> c.Stamp:
+def _stamp(scope: Scope, delivery: deliveries.Delivery, by: str) -> c.Stamp:
     lane = delivery.conversation or delivery.id
-    return clock.stamp(where, lane, by, now=clock.now_ms())
+    return clock.stamp(scope, lane, by, now=clock.now_ms())
 
 
 async def resume_parked(
@@ -72,7 +74,8 @@ async def resume_parked(
     """Take up what is parked; returns how many, and the last position."""
     count, last, cursor = 0, 0, None
     while True:
-        page = await services.reads.list_deliveries(
+        page = await list_deliveries(
+            services.pool,
             state="parked",
             channel=channel,
             account_id=account_id,
@@ -82,7 +85,9 @@ async def resume_parked(
         )
         for delivery in page.items:
             known = await services.channels.channel(delivery.channel)
-            where = ids.link(delivery.channel, known.channel_id if known else "", delivery.account_id or "")
+            where = ids.scope_of(
+                delivery.channel, known.channel_id if known else "", delivery.account_id or ""
+            )
             recorded = await resume_one(services, where, delivery)
             count, last = count + 1, max(last, recorded.position or 0)
         if (cursor := page.next) is None:

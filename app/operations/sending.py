@@ -12,9 +12,9 @@ from app.ledger.writer import Recorded
 from app.messengers import commands
 from app.messengers.contract import Message, Moment, Name, Source, Words
 from app.operations.services import Services, record
-from app.problems import Wrong
+from app.problems import ProblemError
 from app.views import conversations
-from app.views.events import Filter
+from app.views.events import Filter, list_events
 from domain import commands as c
 from domain import events as e
 from domain import ids
@@ -80,15 +80,15 @@ async def begin(
 ) -> tuple[str, Recorded]:
     """Kommo's id of a conversation's chat, which it makes if there is none, and the record of both names.
 
-    `user` is the customer as the messenger calls him. Raises Wrong (502, 503).
+    `user` is the customer as the messenger calls him. Raises ProblemError (502, 503).
     """
-    where = connection.link
+    scope = connection.scope
     who = Credentials(channel.channel_id, channel.secrets.kommo)
-    chat_id, user_id = await _chat_of(services, who, where.scope_id, conversation_id, user, source)
-    own = ids.conversation_id(where, MESSENGER, conversation_id)
-    theirs = ids.conversation_id(where, KOMMO, chat_id)
+    chat_id, user_id = await _chat_of(services, who, scope.scope_id, conversation_id, user, source)
+    own = ids.conversation_id(scope, MESSENGER, conversation_id)
+    theirs = ids.conversation_id(scope, KOMMO, chat_id)
     command = c.Begin(
-        **clock.stamp(where, own, OPERATOR, now=clock.now_ms()),
+        **clock.stamp(scope, own, OPERATOR, now=clock.now_ms()),
         ends=(
             c.End("messenger", own, e.Ends(conversation_id=conversation_id)),
             c.End("kommo", theirs, e.Ends(chat_id=chat_id)),
@@ -106,16 +106,16 @@ async def _chat_of(
     user: e.Party,
     source: str | None,
 ) -> tuple[str, str | None]:
-    """Kommo's ids of the chat and of the customer; raises Wrong (502)."""
+    """Kommo's ids of the chat and of the customer; raises ProblemError (502)."""
     try:
         answer = await services.kommo.new_chat(who, scope_id, conversation_id, user, source)
     except Unreached as error:
-        raise Wrong(502, f"Kommo could not be reached ({error.reason}); nothing is recorded") from None
+        raise ProblemError(502, f"Kommo could not be reached ({error.reason}); nothing is recorded") from None
     told = answer.json()
     chat_id, person = told.get("id"), told.get("user")
     if answer.html or answer.status != 200 or not isinstance(chat_id, str) or not chat_id:
         said = answer.text or "no reason given"
-        raise Wrong(502, f"Kommo answered HTTP {answer.status}: {said}; nothing is recorded")
+        raise ProblemError(502, f"Kommo answered HTTP {answer.status}: {said}; nothing is recorded")
     user_id = person.get("id") if isinstance(person, dict) else None
     return chat_id, user_id if isinstance(user_id, str) else None
 
@@ -125,7 +125,7 @@ def _sender(channel: Channel, told: AuthorTold | None) -> e.Party:
     if told is not None:
         return e.Party(id=told.user_id, name=told.name, ref_id=told.user_id)
     if channel.bot_id is None:
-        raise Wrong(409, NO_BOT)
+        raise ProblemError(409, NO_BOT)
     return e.Party(id=channel.bot_id, name="Bot", ref_id=channel.bot_id)
 
 
@@ -137,7 +137,7 @@ class _Row(Struct):
 
 
 async def customer_of(services: Services, conversation: str, told: Receiver | None = None) -> e.Party:
-    """The customer as the messenger calls him, `told` or known; raises Wrong (409)."""
+    """The customer as the messenger calls him, `told` or known; raises ProblemError (409)."""
     if told is not None:
         return e.Party(id=told.id, name=told.name, phone=told.phone)
     rows = await services.pool.fetch(_Row, CUSTOMER, {"id": conversation})
@@ -147,13 +147,13 @@ async def customer_of(services: Services, conversation: str, told: Receiver | No
         if named := _by_messenger(known, kommo=row.sent_by == "kommo"):
             return named
     only = Filter(type="conversation.started", conversation=conversation)
-    for stored in (await services.reads.list_events(only=only)).items:
+    for stored in (await list_events(services.pool, only=only)).items:
         event = e.decode(bytes(stored.event))
         if isinstance(event, e.ConversationStarted) and event.receiver:
             named = _by_messenger(event.receiver, kommo=event.side == "kommo")
             if named:
                 return named
-    raise Wrong(409, NO_CUSTOMER)
+    raise ProblemError(409, NO_CUSTOMER)
 
 
 def _by_messenger(party: e.Party, *, kommo: bool) -> e.Party | None:
@@ -169,12 +169,12 @@ def _command(
     sender: e.Party,
     receiver: e.Party,
 ) -> c.Send:
-    where, now = connection.link, clock.now_ms()
+    scope, now = connection.scope, clock.now_ms()
     at = clock.milliseconds(data.at) if data.at else now
     reply = data.reply_to.id.lower() if data.reply_to else None
     return c.Send(
-        **clock.stamp(where, chat.id, OPERATOR, now=now, at=at),
-        stream=ids.message_id(where, OPERATOR, data.message_id),
+        **clock.stamp(scope, chat.id, OPERATOR, now=now, at=at),
+        stream=ids.message_id(scope, OPERATOR, data.message_id),
         side="operator",
         own_id=data.message_id,
         msec=at,

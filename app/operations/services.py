@@ -18,17 +18,15 @@ from app.config.file import Setup
 from app.config.settings import Keys, Settings
 from app.database.pool import Pool
 from app.delivery.deliverer import Deliverer
-from app.http.webhooks.kommo import Webhooks
 from app.kommo.budget import Budget
 from app.kommo.chats.client import Kommo
 from app.kommo.crm.client import Crm
 from app.kommo.crm.oauth import OAuth, States
 from app.kommo.crm.tokens import Tokens
 from app.kommo.crm.users import Users
-from app.ledger.writer import Full, Ledger, Recorded, Unavailable
-from app.problems import Wrong
+from app.ledger.writer import Ledger, LedgerFull, LedgerUnavailable, Recorded
+from app.problems import ProblemError
 from app.stream.relay import Relay
-from app.views.cursor import Reads
 from app.views.projector import Projector
 from domain import commands as c
 
@@ -50,14 +48,12 @@ class Services:
     attempts: Attempts
     projector: Projector
     pool: Pool
-    reads: Reads
     budget: Budget
     kommo: Kommo
     oauth: OAuth | None
     tokens: Tokens
     crm: Crm
     users: Users
-    webhooks: Webhooks
     relay: Relay | None = None
     deliverer: Deliverer | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -76,10 +72,10 @@ class Services:
         return States(self.keys.master)
 
     async def views_reach(self, position: int | None) -> None:
-        """Wait until the views have seen `position`; raises Wrong (503) after 5 s."""
+        """Wait until the views have seen `position`; raises ProblemError (503) after 5 s."""
         if position and not await self.projector.wait_for(position, AT_LEAST_SECONDS):
             detail = f"the views have not reached position {position} yet: ask again"
-            raise Wrong(503, detail, retry_after=1)
+            raise ProblemError(503, detail, retry_after=1)
 
     def login_link(self, url: str) -> str:
         """A link that signs one browser in to the console, once, within ten minutes."""
@@ -102,8 +98,8 @@ def services_of(request: Call) -> Services:
 
 
 async def record(services: Services, command: c.AnyCommand) -> Recorded:
-    """Submit a command; raises Wrong (503) when the ledger cannot take it."""
+    """Submit a command; raises ProblemError (503) when the ledger cannot take it."""
     try:
         return await services.ledger.submit(command)
-    except (Full, Unavailable):
-        raise Wrong(503, "the ledger cannot take it now: send it again", retry_after=1) from None
+    except (LedgerFull, LedgerUnavailable):
+        raise ProblemError(503, "the ledger cannot take it now: send it again", retry_after=1) from None

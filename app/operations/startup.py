@@ -29,7 +29,7 @@ from app.kommo.chats.signature import Credentials
 from app.operations import channels
 from app.operations.channels import NewChannel, NotDone
 from app.operations.services import Services
-from app.problems import Wrong
+from app.problems import ProblemError
 from app.vault import WrongMasterKey
 from app.views.events import EventRow
 from app.views.messages import STREAM
@@ -110,7 +110,7 @@ class Start:
             return
         try:
             told = await work()
-        except Wrong as wrong:
+        except ProblemError as wrong:
             reason = wrong.problem.detail
             passing = wrong.passing if isinstance(wrong, NotDone) else wrong.status == 503
             if not account:
@@ -156,7 +156,7 @@ class Start:
             log.warning("%s: %s", _name(channel, account), what)
 
     async def _connect(self, want: Wanted) -> str:
-        """Ask Kommo; what it answers is the outcome. Raises Wrong."""
+        """Ask Kommo; what it answers is the outcome. Raises ProblemError."""
         services = self._services
         if await services.attempts.went_well(want.channel, want.account, since=self._since):
             return "another process has connected it"
@@ -182,7 +182,7 @@ class Start:
 
     async def _lost(self, channel: Channel, want: Wanted) -> bool:
         """Whether Kommo does not know the scope any more: it says 404 to whatever is asked of it."""
-        where = ids.link(channel.name, channel.channel_id, want.account)
+        where = ids.scope_of(channel.name, channel.channel_id, want.account)
         who = Credentials(channel.channel_id, channel.secrets.kommo)
         try:
             answer = await ask_scope(self._services.kommo, who, where.scope_id)
@@ -194,11 +194,11 @@ class Start:
 
 
 async def register(services: Services, named: Named) -> str:
-    """Bring a channel to what the file says; how, in words. Raises Wrong."""
+    """Bring a channel to what the file says; how, in words. Raises ProblemError."""
     before = await services.channels.channel(named.name)
     kommo, messenger = named.kommo, named.messenger
     if before and before.channel_id != kommo.channel_id:
-        raise Wrong(
+        raise ProblemError(
             409,
             f"it is registered with channel_id {before.channel_id}, and keeps it: name the other one anew",
         )
@@ -216,7 +216,7 @@ async def register(services: Services, named: Named) -> str:
 
 
 async def bring(services: Services, named: Named) -> None:
-    """Register a channel and connect its accounts now, whatever was before. Raises Wrong."""
+    """Register a channel and connect its accounts now, whatever was before. Raises ProblemError."""
     await register(services, named)
     for one in named.connections:
         await channels.connect(
@@ -248,7 +248,7 @@ async def _bring_back(services: Services, account: str) -> None:
             continue
         try:
             await channels.connect(services, channel.name, account, before.title, by=SYSTEM)
-        except Wrong as wrong:
+        except ProblemError as wrong:
             log.error("%s: %s", _name(channel.name, account), wrong.problem.detail)
         else:
             log.info("%s: connected again, for the account consents again", _name(channel.name, account))
@@ -256,7 +256,7 @@ async def _bring_back(services: Services, account: str) -> None:
 
 async def by_operator(services: Services, connection: Connection) -> bool:
     """Whether it was an operator who connected or disconnected it last."""
-    stream = ids.connection_stream(connection.link)
+    stream = ids.connection_stream(connection.scope)
     rows = await services.pool.fetch(EventRow, STREAM, {"stream": stream})
     return bool(rows) and e.decode(rows[-1].event).by == ids.OPERATOR
 

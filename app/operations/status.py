@@ -6,6 +6,7 @@ from app.channels import attempts
 from app.operations.services import Services
 from app.views import status
 from app.views.deliveries import DeliveryCounts
+from app.views.status import view_status
 
 
 class Relayed(Struct, frozen=True):
@@ -33,7 +34,7 @@ class Status(Struct, frozen=True):
 
 async def standing(services: Services) -> Status:
     """Where everything stands, as this process knows it."""
-    now = await services.reads.status()
+    now = await view_status(services.pool)
     relay = services.relay
     relayed = Relayed(relay.active, relay.position, max(0, now.head - relay.position)) if relay else None
     return Status(

@@ -40,7 +40,7 @@ from app.http.webhooks.body import refuse
 from app.http.webhooks.front import App, Front
 from app.http.webhooks.routes import kommo, messenger
 from app.operations.services import Call, Services
-from app.problems import Fault, Wrong
+from app.problems import Fault, ProblemError
 from app.views.cursor import BadCursor
 
 Failure = Response[bytes] | Response[str]
@@ -51,7 +51,7 @@ Read with `Authorization: Bearer KEY`. Writes answer with `Ledger-Position: n`; 
 waits until its view has seen n. Errors are problem details (RFC 9457)."""
 
 
-def _wrong(request: Call, wrong: Wrong, more: Mapping[str, str] = {}) -> Failure:
+def _wrong(request: Call, wrong: ProblemError, more: Mapping[str, str] = {}) -> Failure:
     if shown := pages.failure(request, wrong):
         return shown
     answer = refuse(wrong)
@@ -69,11 +69,11 @@ def _http(request: Call, error: HTTPException) -> Failure:
             log.error("500 at %s: %s", request.url.path, error.detail)
             detail = problems.OURS
         allowed = (error.headers or {}).get("allow")
-        return _wrong(request, Wrong(error.status_code, detail), {"Allow": allowed} if allowed else {})
+        return _wrong(request, ProblemError(error.status_code, detail), {"Allow": allowed} if allowed else {})
     extra = error.extra if isinstance(error.extra, list) else []
     faults = [Fault(_place(each), str(each.get("message", ""))) for each in extra if isinstance(each, dict)]
     said = "; ".join(f"{fault.path}: {fault.message}" for fault in faults) or error.detail
-    return _wrong(request, Wrong(400, said, errors=faults))
+    return _wrong(request, ProblemError(400, said, errors=faults))
 
 
 def _place(extra: dict[str, Any]) -> str:
@@ -87,7 +87,7 @@ def _asked_wrong(request: Call, error: ValueError) -> Failure:
     detail = str(error)
     if "uuid" in detail:  # PostgreSQL's words, of which the first line is about the value.
         detail = f"{detail.splitlines()[0]}: give an id as a list shows it, a UUID in lower case"
-    return _wrong(request, Wrong(400, detail))
+    return _wrong(request, ProblemError(400, detail))
 
 
 def _no_page(response: Response[Any]) -> Response[Any]:
@@ -98,19 +98,19 @@ def _no_page(response: Response[Any]) -> Response[Any]:
 
 
 def _too_deep(request: Call, _: RecursionError) -> Failure:
-    return _wrong(request, Wrong(400, "the body is nested too deep: send less"))
+    return _wrong(request, ProblemError(400, "the body is nested too deep: send less"))
 
 
 def _not_now(request: Call, error: Exception) -> Failure:
     log.warning("not now: %s", str(error).strip())
     return _wrong(
-        request, Wrong(503, "the database or the views are not there yet: ask again", retry_after=1)
+        request, ProblemError(503, "the database or the views are not there yet: ask again", retry_after=1)
     )
 
 
 def _ours(request: Call, error: Exception) -> Failure:
     log.exception("500 at %s", request.url.path, exc_info=error)
-    return _wrong(request, Wrong(500, problems.OURS))
+    return _wrong(request, ProblemError(500, problems.OURS))
 
 
 def application(services: Services, *more: Any) -> Front:
@@ -144,7 +144,7 @@ def application(services: Services, *more: Any) -> Front:
         ],
         state=State({"services": services}),
         exception_handlers={
-            Wrong: _wrong,
+            ProblemError: _wrong,
             HTTPException: _http,
             BadCursor: _asked_wrong,
             BadFilter: _asked_wrong,
@@ -166,4 +166,4 @@ def application(services: Services, *more: Any) -> Front:
         logging_config=None,
         request_max_body_size=problems.BODY_BYTES_MAX,
     )
-    return Front(cast("App", app), services.webhooks)
+    return Front(cast("App", app), services)

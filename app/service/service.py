@@ -22,7 +22,6 @@ from app.database.pool import Pool
 from app.delivery.deliverer import Deliverer
 from app.delivery.prepare import Pusher
 from app.http.console import routes
-from app.http.webhooks.kommo import Webhooks
 from app.http_client import Client
 from app.kommo.budget import Budget
 from app.kommo.chats.client import Kommo
@@ -39,7 +38,6 @@ from app.servers.servers import Servers, check_versions, servers
 from app.service import application
 from app.stream import jetstream
 from app.stream.relay import Relay
-from app.views.cursor import Reads
 from app.views.projector import Projector
 
 DRAIN_SECONDS = 3
@@ -179,14 +177,12 @@ async def _services(
         attempts=Attempts(where.database_url),
         projector=Projector(where.database_url),
         pool=pool,
-        reads=Reads(pool),
         budget=budget,
         kommo=Kommo(client, settings.kommo_url, budget),
         oauth=oauth,
         tokens=tokens,
         crm=crm,
         users=users,
-        webhooks=Webhooks(where.database_url, ledger, channels),
     )
 
 

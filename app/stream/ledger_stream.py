@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from msgspec import Struct
 
-from app.database.connection import Database
+from app.database.connection import Db
 from app.stream import jetstream
 from app.stream.jetstream import STREAM, SUBJECTS, Connection, StreamInfo
 
@@ -55,7 +55,7 @@ class LedgerStream:
         self._replicas = replicas
         self._oldest_open = oldest_open
 
-    async def open(self, database: Database) -> int:
+    async def open(self, database: Db) -> int:
         """The position up to which the stream holds the ledger; it is made, or made anew, if it does not.
 
         Raises ForeignStream, and JetStreamError while the server does not do its part.
@@ -85,7 +85,7 @@ class LedgerStream:
                 f"the stream {STREAM} has format {number}, ours is {FORMAT}: upgrade chatledger"
             )
 
-    async def _difference(self, database: Database, info: StreamInfo) -> str | None:
+    async def _difference(self, database: Db, info: StreamInfo) -> str | None:
         """What of the stream cannot be mended by going on; None if it is a copy as far as it goes."""
         last, number = info.state.last_seq, info.metadata.get(FORMAT_KEY)
         if number != str(FORMAT):
@@ -99,7 +99,7 @@ class LedgerStream:
             return f"it is empty and begins at {info.configured_first}, {first} is enough"
         return await self._purged(database, info)
 
-    async def _purged(self, database: Database, info: StreamInfo) -> str | None:
+    async def _purged(self, database: Db, info: StreamInfo) -> str | None:
         """What is too old leaves the stream by itself; anything younger was taken out by somebody."""
         first = info.state.first_seq
         if first <= info.configured_first or first > info.state.last_seq + 1:
@@ -109,7 +109,7 @@ class LedgerStream:
         )
         return f"its events {needed} to {first - 1} were purged" if needed < first else None
 
-    async def _create(self, database: Database) -> int:
+    async def _create(self, database: Db) -> int:
         first = await self._first(database)
         info = await jetstream.create_stream(self._nats, {**self._config(), "first_seq": first})
         LOG.info("stream %s made, to begin at position %d", STREAM, first)
@@ -141,14 +141,14 @@ class LedgerStream:
             "metadata": self._metadata(),
         }
 
-    async def _first(self, database: Database) -> int:
+    async def _first(self, database: Db) -> int:
         """Where a new stream begins: what subscribers may ask for, and what is still to be delivered."""
         recent = await first_recent(database, RETENTION_SECONDS)
         oldest = await self._oldest_open() if self._oldest_open else None
         return max(1, recent if oldest is None else min(recent, oldest))
 
 
-async def first_recent(database: Database, seconds: int) -> int:
+async def first_recent(database: Db, seconds: int) -> int:
     """The first position recorded within the last `seconds`; the head's successor if there is none.
 
     A binary search: positions have no gaps, and `recorded_at` rises with them, but for a clock set back.
@@ -166,14 +166,14 @@ async def first_recent(database: Database, seconds: int) -> int:
     return low
 
 
-async def head(database: Database) -> int:
+async def head(database: Db) -> int:
     """The ledger's last position, 0 while it is empty."""
     row = await (await database.execute(HEAD)).fetchone()
     assert row is not None
     return msgspec.convert(row[0], int)
 
 
-async def state(database: Database, position: int) -> bytes | None:
+async def state(database: Db, position: int) -> bytes | None:
     """The stored bytes of the event at `position`; None if there is none."""
     row = await (await database.execute(STATE, {"position": position}, binary=True)).fetchone()
     return msgspec.convert(row[0], bytes) if row else None

@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 from psycopg import AsyncConnection
 
 from app.database import connection, names
-from app.database.connection import Database
+from app.database.connection import Db
 from app.stream import jetstream
 from app.stream.jetstream import Connection, JetStreamError, Refused, Unavailable
 from app.stream.ledger_stream import ForeignStream, LedgerStream, OldestOpen, head
@@ -178,7 +178,7 @@ class Relay:
             self._stirred.clear()
             await self._wait(pause * random.uniform(0.5, 1))
 
-    async def _relay(self, database: Database) -> NoReturn:
+    async def _relay(self, database: Db) -> NoReturn:
         await self._turn(database)
         self._session += 1
         self._failure = None
@@ -190,7 +190,7 @@ class Relay:
         LOG.info("relay starts after position %d of %d", self.position, self.head)
         await self._publish_from(database, self.position)
 
-    async def _turn(self, database: Database) -> None:
+    async def _turn(self, database: Db) -> None:
         """Wait until no other relay of this ledger works; its end releases the lock."""
         while self._exclusive and not await _locked(database):
             info = await jetstream.stream_info(self._nats)
@@ -201,7 +201,7 @@ class Relay:
 
     # The loop: read, send, and wait for what comes first of news, an acknowledgement, a failure, a second.
 
-    async def _publish_from(self, database: Database, sent: int) -> NoReturn:
+    async def _publish_from(self, database: Db, sent: int) -> NoReturn:
         poll_at = 0.0
         while True:
             self._stirred.clear()
@@ -217,7 +217,7 @@ class Relay:
             else:
                 await self._wait(POLL_SECONDS)
 
-    async def _poll(self, database: Database, now: float) -> None:
+    async def _poll(self, database: Db, now: float) -> None:
         if self._in_flight and now - self._sent_at > ACK_SECONDS:
             raise Unavailable(f"no acknowledgement within {ACK_SECONDS:.0f} s")
         if not self._in_flight and now - self._checked_at > self._check_seconds:
@@ -225,14 +225,14 @@ class Relay:
         self.head = await head(database)
         self._hungry = True
 
-    async def _check(self, database: Database) -> None:
+    async def _check(self, database: Db) -> None:
         """While nothing is to be published nobody would notice that the stream was deleted or purged."""
         self._checked_at = time.monotonic()
         published, self.position = self.position, await self._stream.open(database)
         if self.position != published:
             raise Refused(0, f"the stream ends at {self.position}, not at {published}")
 
-    async def _read(self, database: Database, after: int) -> list[Row]:
+    async def _read(self, database: Db, after: int) -> list[Row]:
         cursor = database.cursor(binary=True)
         await cursor.execute(READ, {**LIMITS, "after": after}, prepare=True)
         rows = cast(list[Row], await cursor.fetchall())
@@ -289,7 +289,7 @@ class Relay:
             await asyncio.sleep(POLL_SECONDS)
 
 
-async def _locked(database: Database) -> bool:
+async def _locked(database: Db) -> bool:
     row = await (await database.execute(TRY_LOCK, {"lock": names.RELAY_LOCK})).fetchone()
     return row is not None and row[0] is True
 

@@ -1,16 +1,70 @@
 """DOC"""
 
 from typing import Literal
+from uuid import UUID
 
 from msgspec import Struct
 from msgspec.json import Decoder
 from msgspec.structs import asdict
 
 from app.database.pool import Pool
-from app.views import conversations
+from app.views.cursor import LIMIT, closed, is_uuid, opened
 from app.views.messages import _content
 from domain.events import Party
 from domain.state import STATUSES
+
+
+class Snippet(Struct, frozen=True, kw_only=True):
+    """The latest message of a conversation; no text if it has none or is deleted."""
+
+    direction: Literal["in", "out"]
+    type: str
+    text: str | None
+    status: str
+    deleted: bool
+
+
+class Conversation(Struct, frozen=True, kw_only=True):
+    """A chat. `position` is that of its last event; `last` is its latest message, for a list."""
+
+    id: str
+    channel: str
+    account_id: str | None
+    conversation_id: str | None
+    chat_id: str | None
+    contact_id: int | None
+    lead_id: int | None
+    last_message_at: str | None
+    messages: int
+    position: int
+    last: "Snippet | None" = None
+
+
+class Conversations(Struct, frozen=True):
+    """A page, and the cursor of the next."""
+
+    items: list[Conversation]
+    next: str | None
+
+
+class ConversationRow(Struct):
+    """A conversation and its latest message."""
+
+    id: str
+    channel: str
+    account_id: str | None
+    conversation_id: str | None
+    chat_id: str | None
+    contact_id: int | None
+    lead_id: int | None
+    last_message_at: str | None
+    messages: int
+    position: int
+    outgoing: bool | None
+    content: bytes | None
+    status: int | None
+    deleted: bool | None
+
 
 # Of the latest fifty messages, so that a list costs the same however long its chats are.
 FACES = """
@@ -57,31 +111,12 @@ FROM (SELECT * FROM conversations
 )
 
 
-class ConversationRow(Struct):
-    """A conversation and its latest message."""
-
-    id: str
-    channel: str
-    account_id: str | None
-    conversation_id: str | None
-    chat_id: str | None
-    contact_id: int | None
-    lead_id: int | None
-    last_message_at: str | None
-    messages: int
-    position: int
-    outgoing: bool | None
-    content: bytes | None
-    status: int | None
-    deleted: bool | None
-
-
-def told_conversation(row: ConversationRow) -> conversations.Conversation:
+def told_conversation(row: ConversationRow) -> Conversation:
     """What is told of a conversation."""
     last = None
     if row.content is not None:
         content = _content(row.content)
-        last = conversations.Snippet(
+        last = Snippet(
             direction="out" if row.outgoing else "in",
             type=content.type,
             text=None if row.deleted else content.text,
@@ -91,40 +126,7 @@ def told_conversation(row: ConversationRow) -> conversations.Conversation:
     fields = asdict(row)
     for name in ("outgoing", "content", "status", "deleted"):
         del fields[name]
-    return conversations.Conversation(**fields, last=last)
-
-
-class Conversation(Struct, frozen=True, kw_only=True):
-    """A chat. `position` is that of its last event; `last` is its latest message, for a list."""
-
-    id: str
-    channel: str
-    account_id: str | None
-    conversation_id: str | None
-    chat_id: str | None
-    contact_id: int | None
-    lead_id: int | None
-    last_message_at: str | None
-    messages: int
-    position: int
-    last: "Snippet | None" = None
-
-
-class Snippet(Struct, frozen=True, kw_only=True):
-    """The latest message of a conversation; no text if it has none or is deleted."""
-
-    direction: Literal["in", "out"]
-    type: str
-    text: str | None
-    status: str
-    deleted: bool
-
-
-class Conversations(Struct, frozen=True):
-    """A page, and the cursor of the next."""
-
-    items: list[Conversation]
-    next: str | None
+    return Conversation(**fields, last=last)
 
 
 class _Row(Struct):
@@ -150,3 +152,38 @@ async def faces(pool: Pool, conversations: list[str]) -> dict[str, Party]:
 async def merged_into(pool: Pool, conversation: str) -> set[str]:
     """The conversations that turned out to be this one."""
     return {row.id for row in await pool.fetch(_Id, MERGED, {"id": conversation})}
+
+
+async def list_conversations(
+    pool: Pool,
+    *,
+    channel: str | None = None,
+    account_id: str | None = None,
+    conversation_id: str | None = None,
+    chat_id: str | None = None,
+    limit: int = LIMIT,
+    cursor: str | None = None,
+) -> Conversations:
+    """Conversations, the latest activity first."""
+    position, last = opened(cursor, tuple[int, UUID]) if cursor else (None, None)
+    values = {
+        "channel": channel,
+        "account_id": account_id,
+        "conversation_id": conversation_id,
+        "chat_id": chat_id,
+        "position": position,
+        "id": last,
+        "limit": limit + 1,
+    }
+    rows = await pool.fetch(ConversationRow, CONVERSATIONS, values, prepare=False)
+    items = [told_conversation(row) for row in rows[:limit]]
+    more = len(rows) > limit
+    return Conversations(items, closed((items[-1].position, items[-1].id)) if more else None)
+
+
+async def get_conversation(pool: Pool, conversation: str) -> Conversation | None:
+    """A conversation, or the one (with another id) it was merged into; None if there is none."""
+    if not is_uuid(conversation):
+        return None
+    rows = await pool.fetch(ConversationRow, CONVERSATION, {"id": conversation})
+    return told_conversation(rows[0]) if rows else None

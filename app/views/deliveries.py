@@ -4,6 +4,9 @@ from typing import Literal
 
 from msgspec import Struct
 
+from app.database.pool import Pool
+from app.views.cursor import LIMIT, closed, opened
+
 COUNTS = "SELECT state, count(*) AS count, min(position) AS oldest FROM deliveries GROUP BY state"
 DELIVERIES = """
 SELECT position, id::text, type, destination, channel, account_id, conversation::text, message::text, state,
@@ -58,3 +61,30 @@ class Deliveries(Struct, frozen=True):
 
     items: list[Delivery]
     next: str | None
+
+
+async def list_deliveries(
+    pool: Pool,
+    *,
+    state: str | None = None,
+    destination: str | None = None,
+    channel: str | None = None,
+    account_id: str | None = None,
+    conversation: str | None = None,
+    limit: int = LIMIT,
+    cursor: str | None = None,
+) -> Deliveries:
+    """What is not delivered, the oldest first; `state` is open, deferred or parked."""
+    after = opened(cursor, int) if cursor else 0
+    values: dict[str, object] = {
+        "state": state,
+        "destination": destination,
+        "channel": channel,
+        "account_id": account_id,
+        "conversation": conversation,
+        "after": after,
+        "limit": limit + 1,
+    }
+    rows = await pool.fetch(Delivery, DELIVERIES, values, prepare=False)
+    items = rows[:limit]
+    return Deliveries(items, closed(items[-1].position) if len(rows) > limit else None)

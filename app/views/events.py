@@ -1,8 +1,12 @@
 """DOC"""
 
+from collections.abc import AsyncIterator, Awaitable, Callable
+
 from msgspec import Raw, Struct
 
-from projections.events import TAGS
+from app.database.pool import Pool
+from app.views.cursor import LIMIT, POSITION_LAST
+from projections.events import PERIOD, TAGS, place
 
 HEAD = "SELECT coalesce(max(notification_id), 0) AS head FROM ledger.stored_events"
 LEDGER_PAGE = """
@@ -52,7 +56,6 @@ JOIN ledger.stored_events AS e ON e.notification_id = p.position ORDER BY p.posi
 """
 
 STREAM_PAGE_EVENTS = 1000
-_LAST = (1 << 63) - 1
 _KINDS = {name: number for number, name in enumerate(TAGS)}
 
 
@@ -108,3 +111,72 @@ class Events(Struct, frozen=True):
 
     items: list[Stored]
     next: int | None
+
+
+async def list_events(pool: Pool, *, after: int = 0, limit: int = LIMIT, only: Filter = EVERYTHING) -> Events:
+    """Events after a position, exactly as stored."""
+    rows = await _events(pool, after, limit + 1, only)
+    items = [Stored(row.position, Raw(row.event)) for row in rows[:limit]]
+    return Events(items, items[-1].position if len(rows) > limit else None)
+
+
+async def stream_events(
+    pool: Pool,
+    *,
+    after: int = 0,
+    only: Filter = EVERYTHING,
+    wait: Callable[[], Awaitable[object]] | None = None,
+) -> AsyncIterator[list[tuple[int, bytes]]]:
+    """Pages of (position, stored JSON) after a position, to the end, or on and on.
+
+    With `wait`, it is awaited whenever there is nothing more, and should return when there may be.
+    """
+    while True:
+        rows = await _events(pool, after, STREAM_PAGE_EVENTS, only)
+        if rows:
+            yield [(row.position, row.event) for row in rows]
+            after = rows[-1].position
+        elif wait is None:
+            return
+        else:
+            await wait()
+
+
+async def _events(pool: Pool, after: int, limit: int, only: Filter) -> list[EventRow]:
+    values: dict[str, object] = {"after": after, "limit": limit}
+    if only == EVERYTHING:
+        return await pool.fetch(EventRow, LEDGER_PAGE, values)
+    if only.type is not None and only.type not in _KINDS:
+        return []
+    times: dict[str, object] = {"since": only.since, "until": only.until}
+    low, high = await _range(pool, times) if only.since or only.until else (0, POSITION_LAST)
+    values |= times
+    values |= {"low": low, "high": high, "kind": _KINDS.get(only.type or ""), **await _places(pool, only)}
+    if only.conversation is None:
+        return await pool.fetch(EventRow, EVENTS, values, prepare=False)
+    values["conversation"] = only.conversation
+    return await pool.fetch(EventRow, EVENTS_OF_CONVERSATION, values, prepare=False)
+
+
+async def _range(pool: Pool, times: dict[str, object]) -> tuple[int, int]:
+    """The positions between which all events of a time are."""
+    (row,) = await pool.fetch(RangeRow, PERIOD_RANGE, times)
+    if row.low is None or row.high is None:
+        return (POSITION_LAST, 0)
+    return row.low * PERIOD, row.high * PERIOD + PERIOD - 1
+
+
+async def _places(pool: Pool, only: Filter) -> dict[str, object]:
+    if only.channel is None and only.account_id is None:
+        return {"place": None, "places": None}
+    if only.channel is not None and only.account_id is not None:
+        return {"place": place(only.channel, only.account_id), "places": None}
+    values: dict[str, object] = {"channel": only.channel, "account": only.account_id}
+    found = [row.id for row in await pool.fetch(PlaceRow, PLACES, values)]
+    return {"place": found[0], "places": None} if len(found) == 1 else {"place": None, "places": found}
+
+
+async def ledger_head(pool: Pool) -> int:
+    """The ledger's last position, 0 if it is empty."""
+    (row,) = await pool.fetch(HeadRow, HEAD, {})
+    return row.head

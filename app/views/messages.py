@@ -6,138 +6,23 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from app.views import messages
-from domain.events import AnyEvent, Contact, Content, Json, Location, MessageAccepted, Party, Reply, tag
+from app.database.pool import Pool
+from app.views.cursor import LIMIT, POSITION_LAST, closed, is_uuid, opened
+from app.views.events import EventRow
+from domain.events import (
+    AnyEvent,
+    Contact,
+    Content,
+    Json,
+    Location,
+    MessageAccepted,
+    MessageNamed,
+    Party,
+    Reply,
+    decode,
+    tag,
+)
 from domain.state import STATUSES
-
-_content = msgspec.json.Decoder(Content).decode
-_party = msgspec.json.Decoder(Party).decode
-_reactions = msgspec.json.Decoder(list[messages.ReactionShown]).decode
-_EVIDENCE = ("push", "side", "remote_id", "code", "text", "emoji", "reason", "superseded")
-
-_MESSAGE = """
-SELECT m.id::text, m.position, m.conversation::text, m.channel, m.account_id, m.outgoing, m.sent_by,
-  m.own_id, m.remote_id, m.copy_id, m.content, m.sender, m.receiver, m.source, m.silent, m.imported, m.status,
-  m.failure_code, m.failure_text, m.deleted, to_char(m.sent_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS sent_at,
-  to_char(m.recorded_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS recorded_at,
-  to_char(m.edited_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS edited_at,
-  (SELECT json_agg(json_build_object('emoji', r.emoji, 'by', r."by", 'sender_id', r.sender_id,
-      'at', to_char(r.at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')) ORDER BY r.at, r.event)::text
-    FROM reactions AS r WHERE r.message = m.id AND NOT r.removed) AS reactions
-FROM messages AS m
-"""
-_IN_CONVERSATION = """
-WHERE m.conversation = coalesce((SELECT winner FROM merges WHERE loser = %(conversation)s::uuid),
-  %(conversation)s::uuid)
-"""
-MESSAGE = "".join((_MESSAGE, "WHERE m.id = %(id)s::uuid"))
-MESSAGES = "".join(
-    (
-        _MESSAGE,
-        _IN_CONVERSATION,
-        "AND m.position > %(position)s::bigint ORDER BY m.position LIMIT %(limit)s::bigint",
-    )
-)
-MESSAGES_DESCENDING = "".join(
-    (
-        _MESSAGE,
-        _IN_CONVERSATION,
-        "AND m.position < %(position)s::bigint ORDER BY m.position DESC LIMIT %(limit)s::bigint",
-    )
-)
-STREAM = """
-SELECT notification_id AS position, state AS event FROM ledger.stored_events
-WHERE originator_id = %(stream)s::uuid ORDER BY originator_version
-"""
-
-Order: TypeAlias = Literal["asc", "desc"]
-
-
-class MessageRow(Struct):
-    """A message as `queries.MESSAGE` gives it."""
-
-    id: str
-    position: int
-    conversation: str
-    channel: str
-    account_id: str | None
-    outgoing: bool
-    sent_by: str
-    own_id: str
-    remote_id: str | None
-    copy_id: str | None
-    content: bytes
-    sender: bytes
-    receiver: bytes | None
-    source: str | None
-    silent: bool
-    imported: bool
-    sent_at: str
-    recorded_at: str
-    status: int
-    failure_code: int | None
-    failure_text: str | None
-    edited_at: str | None
-    deleted: bool
-    reactions: str | None
-
-
-def told_message(row: MessageRow) -> dict[str, Any]:
-    """The fields of a `shapes.Message`."""
-    content = _content(row.content)
-    told = {"type": content.type} if row.deleted else asdict(content)
-    status = STATUSES[row.status]
-    failed = status == "failed" and row.failure_code is not None
-    return {
-        "id": row.id,
-        "position": row.position,
-        "conversation": row.conversation,
-        "channel": row.channel,
-        "account_id": row.account_id,
-        "direction": "out" if row.outgoing else "in",
-        "sent_by": row.sent_by,
-        **{name: value for name, value in told.items() if name not in ("conversation_id", "chat_id")},
-        "sender": _party(row.sender),
-        "receiver": _party(row.receiver) if row.receiver else None,
-        "source": row.source,
-        "silent": row.silent,
-        "imported": row.imported,
-        "sent_at": row.sent_at,
-        "recorded_at": row.recorded_at,
-        "status": status,
-        "failure": messages.Failure(row.failure_code or 0, row.failure_text or "") if failed else None,
-        "remote": _remote(row),
-        "edited": row.edited_at is not None,
-        "edited_at": row.edited_at,
-        "deleted": row.deleted,
-        "reactions": _reactions(row.reactions) if row.reactions else [],
-    }
-
-
-def _remote(row: MessageRow) -> messages.Remote:
-    match row.sent_by:
-        case "kommo":
-            return messages.Remote(row.own_id, row.remote_id)
-        case "messenger":
-            return messages.Remote(row.remote_id, row.own_id)
-        case _:
-            return messages.Remote(row.copy_id, row.remote_id)
-
-
-def told_moment(position: int, event: AnyEvent) -> messages.Moment:
-    """One line of a timeline."""
-    evidence = {name: getattr(event, name, None) for name in _EVIDENCE}
-    return messages.Moment(
-        position=position,
-        id=event.id,
-        type=tag(event),
-        at=event.at,
-        recorded_at=event.recorded_at,
-        by=event.by,
-        cause=event.cause,
-        copy=isinstance(event, MessageAccepted) and event.copy,
-        **evidence,
-    )
 
 
 class Failure(Struct, frozen=True):
@@ -250,3 +135,168 @@ class Messages(Struct, frozen=True):
 
     items: list[Message]
     next: str | None
+
+
+class MessageRow(Struct):
+    """A message as `MESSAGE` gives it."""
+
+    id: str
+    position: int
+    conversation: str
+    channel: str
+    account_id: str | None
+    outgoing: bool
+    sent_by: str
+    own_id: str
+    remote_id: str | None
+    copy_id: str | None
+    content: bytes
+    sender: bytes
+    receiver: bytes | None
+    source: str | None
+    silent: bool
+    imported: bool
+    sent_at: str
+    recorded_at: str
+    status: int
+    failure_code: int | None
+    failure_text: str | None
+    edited_at: str | None
+    deleted: bool
+    reactions: str | None
+
+
+_content = msgspec.json.Decoder(Content).decode
+_party = msgspec.json.Decoder(Party).decode
+_reactions = msgspec.json.Decoder(list[ReactionShown]).decode
+_EVIDENCE = ("push", "side", "remote_id", "code", "text", "emoji", "reason", "superseded")
+
+_MESSAGE = """
+SELECT m.id::text, m.position, m.conversation::text, m.channel, m.account_id, m.outgoing, m.sent_by,
+  m.own_id, m.remote_id, m.copy_id, m.content, m.sender, m.receiver, m.source, m.silent, m.imported, m.status,
+  m.failure_code, m.failure_text, m.deleted, to_char(m.sent_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS sent_at,
+  to_char(m.recorded_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS recorded_at,
+  to_char(m.edited_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS edited_at,
+  (SELECT json_agg(json_build_object('emoji', r.emoji, 'by', r."by", 'sender_id', r.sender_id,
+      'at', to_char(r.at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')) ORDER BY r.at, r.event)::text
+    FROM reactions AS r WHERE r.message = m.id AND NOT r.removed) AS reactions
+FROM messages AS m
+"""
+_IN_CONVERSATION = """
+WHERE m.conversation = coalesce((SELECT winner FROM merges WHERE loser = %(conversation)s::uuid),
+  %(conversation)s::uuid)
+"""
+MESSAGE = "".join((_MESSAGE, "WHERE m.id = %(id)s::uuid"))
+MESSAGES = "".join(
+    (
+        _MESSAGE,
+        _IN_CONVERSATION,
+        "AND m.position > %(position)s::bigint ORDER BY m.position LIMIT %(limit)s::bigint",
+    )
+)
+MESSAGES_DESCENDING = "".join(
+    (
+        _MESSAGE,
+        _IN_CONVERSATION,
+        "AND m.position < %(position)s::bigint ORDER BY m.position DESC LIMIT %(limit)s::bigint",
+    )
+)
+STREAM = """
+SELECT notification_id AS position, state AS event FROM ledger.stored_events
+WHERE originator_id = %(stream)s::uuid ORDER BY originator_version
+"""
+
+Order: TypeAlias = Literal["asc", "desc"]
+
+
+def told_message(row: MessageRow) -> dict[str, Any]:
+    """The fields of a `Message`."""
+    content = _content(row.content)
+    told = {"type": content.type} if row.deleted else asdict(content)
+    status = STATUSES[row.status]
+    failed = status == "failed" and row.failure_code is not None
+    return {
+        "id": row.id,
+        "position": row.position,
+        "conversation": row.conversation,
+        "channel": row.channel,
+        "account_id": row.account_id,
+        "direction": "out" if row.outgoing else "in",
+        "sent_by": row.sent_by,
+        **{name: value for name, value in told.items() if name not in ("conversation_id", "chat_id")},
+        "sender": _party(row.sender),
+        "receiver": _party(row.receiver) if row.receiver else None,
+        "source": row.source,
+        "silent": row.silent,
+        "imported": row.imported,
+        "sent_at": row.sent_at,
+        "recorded_at": row.recorded_at,
+        "status": status,
+        "failure": Failure(row.failure_code or 0, row.failure_text or "") if failed else None,
+        "remote": _remote(row),
+        "edited": row.edited_at is not None,
+        "edited_at": row.edited_at,
+        "deleted": row.deleted,
+        "reactions": _reactions(row.reactions) if row.reactions else [],
+    }
+
+
+def _remote(row: MessageRow) -> Remote:
+    match row.sent_by:
+        case "kommo":
+            return Remote(row.own_id, row.remote_id)
+        case "messenger":
+            return Remote(row.remote_id, row.own_id)
+        case _:
+            return Remote(row.copy_id, row.remote_id)
+
+
+def told_moment(position: int, event: AnyEvent) -> Moment:
+    """One line of a timeline."""
+    evidence = {name: getattr(event, name, None) for name in _EVIDENCE}
+    return Moment(
+        position=position,
+        id=event.id,
+        type=tag(event),
+        at=event.at,
+        recorded_at=event.recorded_at,
+        by=event.by,
+        cause=event.cause,
+        copy=isinstance(event, MessageAccepted) and event.copy,
+        **evidence,
+    )
+
+
+async def list_messages(
+    pool: Pool, conversation: str, *, limit: int = LIMIT, cursor: str | None = None, order: Order = "asc"
+) -> Messages:
+    """Messages of a conversation (or of the one it was merged into) by position."""
+    if not is_uuid(conversation):
+        return Messages([], None)
+    start = 0 if order == "asc" else POSITION_LAST
+    position = opened(cursor, int) if cursor else start
+    values: dict[str, object] = {"conversation": conversation, "position": position, "limit": limit + 1}
+    statement = MESSAGES if order == "asc" else MESSAGES_DESCENDING
+    rows = await pool.fetch(MessageRow, statement, values)
+    items = [Message(**told_message(row)) for row in rows[:limit]]
+    return Messages(items, closed(items[-1].position) if len(rows) > limit else None)
+
+
+async def get_message(pool: Pool, message: str) -> History | None:
+    """A message by our id, or by the stream of the other side's, with its timeline; None if unknown."""
+    if not is_uuid(message):
+        return None
+    events = await _stream(pool, message)
+    named = next((event for _, event in events if isinstance(event, MessageNamed)), None)
+    if named and named.message:
+        message = named.message
+        events = await _stream(pool, message)
+    rows = await pool.fetch(MessageRow, MESSAGE, {"id": message})
+    if not rows:
+        return None
+    return History(**told_message(rows[0]), timeline=[told_moment(*row) for row in events])
+
+
+async def _stream(pool: Pool, stream: str) -> list[tuple[int, AnyEvent]]:
+    rows = await pool.fetch(EventRow, STREAM, {"stream": stream})
+    return [(row.position, decode(row.event)) for row in rows]

@@ -19,7 +19,7 @@ from app.views.tables import (
     EXISTS,
     FINGERPRINT,
     POSITION,
-    Link,
+    Db,
     NotNext,
     Unreadable,
     _fingerprints,
@@ -129,14 +129,14 @@ class Projector:
         return True
 
     async def run(self, *, lead: bool = True) -> None:
-        """Project, or stand by, until cancelled; a broken link is mended. Raises Unreadable."""
+        """Project, or stand by, until cancelled; a broken db is mended. Raises Unreadable."""
         wait = RECONNECT_SECONDS_MIN
         while True:
             before = self.position
             try:
                 await self._session(lead)
             except psycopg.OperationalError as error:
-                log.warning("project: the link broke at position %d: %s", self.position, str(error).strip())
+                log.warning("project: the db broke at position %d: %s", self.position, str(error).strip())
             except Unreadable as error:
                 log.error("project: stopped: %s", error)
                 raise
@@ -148,61 +148,61 @@ class Projector:
             wait = min(wait * 2, RECONNECT_SECONDS_MAX)
 
     async def _session(self, lead: bool) -> None:
-        async with await connect(self._url, SCHEMA) as link:
-            while not (lead and await _one(link, "SELECT pg_try_advisory_lock(%s)", names.PROJECT_LOCK)):
-                await self._observe(link)
-            await self._prepare(link)
+        async with await connect(self._url, SCHEMA) as db:
+            while not (lead and await _one(db, "SELECT pg_try_advisory_lock(%s)", names.PROJECT_LOCK)):
+                await self._observe(db)
+            await self._prepare(db)
             self.leading = True
             listener = asyncio.create_task(self._listen(), name="project: listen")
             try:
-                await self._lead(link, listener)
+                await self._lead(db, listener)
             finally:
                 listener.cancel()
                 await asyncio.wait([listener])
 
-    async def _observe(self, link: Link) -> None:
+    async def _observe(self, db: Db) -> None:
         """Learn how far the projector of another process is."""
         self._woken.clear()
-        if await _one(link, EXISTS):
-            position = cast("int", await _one(link, POSITION))
+        if await _one(db, EXISTS):
+            position = cast("int", await _one(db, POSITION))
             while self._known and self._feeds and self.position < position:
-                page = await read(link, self.position, self._page_events)
+                page = await read(db, self.position, self._page_events)
                 page = [row for row in page if row[0] <= position]
                 self._reached(page[-1][0], page)
             self._reached(position, ())
         await self._pause(OBSERVE_SECONDS if self._waiters or self._feeds else POLL_SECONDS)
 
-    async def _prepare(self, link: Link) -> None:
+    async def _prepare(self, db: Db) -> None:
         """Make views that fit this code, if they do not."""
-        if not await _one(link, EXISTS) or await _fingerprints(link) != FINGERPRINT:
+        if not await _one(db, EXISTS) or await _fingerprints(db) != FINGERPRINT:
             log.info("project: building the views anew")
             await rebuild(self._url, only_if_needed=True)
-        self._reached(cast("int", await _one(link, POSITION)), ())
+        self._reached(cast("int", await _one(db, POSITION)), ())
 
     async def _listen(self) -> None:
-        async with await connection.connect(self._url) as link:
-            await link.execute(sql.SQL("LISTEN {}").format(sql.Identifier(names.CHANNEL)))
+        async with await connection.connect(self._url) as db:
+            await db.execute(sql.SQL("LISTEN {}").format(sql.Identifier(names.CHANNEL)))
             self._woken.set()
-            async for _ in link.notifies():
+            async for _ in db.notifies():
                 self._woken.set()
 
-    async def _lead(self, link: Link, listener: "asyncio.Task[None]") -> None:
+    async def _lead(self, db: Db, listener: "asyncio.Task[None]") -> None:
         while True:
             self._woken.clear()
             if listener.done():
                 listener.result()
-            page = await read(link, self.position, self._page_events)
+            page = await read(db, self.position, self._page_events)
             if not page:
                 await self._pause(POLL_SECONDS)
-            elif await self._apply(link, page):
+            elif await self._apply(db, page):
                 self._reached(page[-1][0], page)
 
-    async def _apply(self, link: Link, page: Page) -> bool:
+    async def _apply(self, db: Db, page: Page) -> bool:
         """Apply a page; False if the views were switched meanwhile, and the page is not the next any more."""
         try:
-            await apply(link, page, self.position)
+            await apply(db, page, self.position)
         except (NotNext, psycopg.errors.UndefinedTable) as error:
-            position = cast("int", await _one(link, POSITION))
+            position = cast("int", await _one(db, POSITION))
             if position == self.position:
                 raise
             log.info(

@@ -1,8 +1,12 @@
 """DOC"""
 
+import msgspec
 from msgspec import Struct
 
-from app.views.deliveries import DeliveryCounts
+from app.database.pool import Pool
+from app.views.deliveries import COUNTS, CountRow, DeliveryCounts
+from app.views.events import ledger_head
+from projections.deliveries import DEFERRED, OPEN, PARKED
 
 VIEWS = 'SELECT "view", position FROM positions ORDER BY "view"'
 CHANNELS = "SELECT name, channel_id, kind, url, bot_id, position FROM channels ORDER BY name"
@@ -59,3 +63,32 @@ class Standing(Struct, frozen=True):
     head: int
     views: list[ViewStatus]
     deliveries: DeliveryCounts
+
+
+async def view_status(pool: Pool) -> Standing:
+    """How far the ledger and each view are, and what is still to be delivered."""
+    views = await pool.fetch(ViewRow, VIEWS, {})
+    counts = {row.state: row for row in await pool.fetch(CountRow, COUNTS, {})}
+    head = await ledger_head(pool)
+    open_, deferred, parked = (counts[s].count if s in counts else 0 for s in (OPEN, DEFERRED, PARKED))
+    oldest = min((row.oldest for row in counts.values()), default=None)
+    return Standing(
+        head,
+        [ViewStatus(row.view, row.position, max(0, head - row.position)) for row in views],
+        DeliveryCounts(open_, deferred, parked, oldest),
+    )
+
+
+async def list_channels(pool: Pool) -> list[Channel]:
+    """All channels with their connections, by name."""
+    channels = await pool.fetch(Channel, CHANNELS, {})
+    connections = await list_connections(pool)
+    return [
+        msgspec.structs.replace(one, connections=[c for c in connections if c.channel == one.name])
+        for one in channels
+    ]
+
+
+async def list_connections(pool: Pool, channel: str | None = None) -> list[Connection]:
+    """Connections, also those that are no more, by channel and account."""
+    return await pool.fetch(Connection, CONNECTIONS, {"channel": channel}, prepare=False)

@@ -19,7 +19,7 @@ from projections.columns import Page, Statement
 
 BULK_PAGE_EVENTS = 5_000
 PAGE_BYTES = 16 * 1024 * 1024
-Link: TypeAlias = psycopg.AsyncConnection[tuple[object, ...]]
+Db: TypeAlias = psycopg.AsyncConnection[tuple[object, ...]]
 Progress: TypeAlias = Callable[[int, int], None]
 POSITIONS = """
 CREATE TABLE positions (view text PRIMARY KEY, position bigint NOT NULL, fingerprint text NOT NULL)
@@ -64,25 +64,25 @@ class NotNext(Exception):
     """The page does not begin where the views are: nothing of it was applied."""
 
 
-async def connect(url: str, views: str) -> Link:
+async def connect(url: str, views: str) -> Db:
     """A connection on which the tables of projections are those in the schema `views`.
 
     Its commits do not wait for the disk: what a crash takes from the views is projected again.
     """
-    link = await connection.connect(url)
+    db = await connection.connect(url)
     try:
-        await link.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(views)))
-        await link.execute("SET synchronous_commit = off")
+        await db.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(views)))
+        await db.execute("SET synchronous_commit = off")
     except psycopg.Error:
-        await link.close()
+        await db.close()
         raise
-    take_columns(link)
-    return link
+    take_columns(db)
+    return db
 
 
-async def read(link: Link, after: int, count: int) -> Page:
+async def read(db: Db, after: int, count: int) -> Page:
     """The events after a position, at most `count`, less if they are large; raises Unreadable."""
-    cursor = link.cursor(binary=True)
+    cursor = db.cursor(binary=True)
     await cursor.execute(PAGE, (after, count, PAGE_BYTES), prepare=True)
     rows = cast("list[tuple[int, bytes]]", await cursor.fetchall())
     if rows and rows[-1][0] != after + len(rows):
@@ -98,14 +98,14 @@ async def read(link: Link, after: int, count: int) -> Page:
         raise
 
 
-async def apply(link: Link, page: Page, after: int) -> None:
+async def apply(db: Db, page: Page, after: int) -> None:
     """Bring the views from position `after` to the end of a page, in one transaction.
 
     Raises NotNext if they are not at `after`, Unreadable if an event cannot be shown.
     """
     try:
-        async with link.pipeline(), link.transaction():
-            cursor = link.cursor(binary=True)
+        async with db.pipeline(), db.transaction():
+            cursor = db.cursor(binary=True)
             await cursor.execute(ADVANCE, (after, page[-1][0]), prepare=True)
             for view in VIEWS:
                 for statement, values in view.project(page):
@@ -155,25 +155,23 @@ async def rebuild(
     return position
 
 
-async def _create(link: Link) -> None:
-    """Empty views in the schema of the link, without the indexes that are made faster later."""
-    async with link.transaction():
-        await _script(
-            link, "DROP SCHEMA IF EXISTS views_next CASCADE; DROP SCHEMA IF EXISTS views_old CASCADE"
-        )
-        await link.execute("CREATE SCHEMA views_next")
-        await link.execute(POSITIONS)
+async def _create(db: Db) -> None:
+    """Empty views in the schema of the db, without the indexes that are made faster later."""
+    async with db.transaction():
+        await _script(db, "DROP SCHEMA IF EXISTS views_next CASCADE; DROP SCHEMA IF EXISTS views_old CASCADE")
+        await db.execute("CREATE SCHEMA views_next")
+        await db.execute(POSITIONS)
         for view in VIEWS:
-            await _script(link, view.SCHEMA)
-            await link.execute(FIRST, (view.NAME, FINGERPRINT[view.NAME]))
+            await _script(db, view.SCHEMA)
+            await db.execute(FIRST, (view.NAME, FINGERPRINT[view.NAME]))
 
 
-async def _script(link: Link, statements: str) -> None:
+async def _script(db: Db, statements: str) -> None:
     if statements:
-        await link.execute(statements)
+        await db.execute(statements)
 
 
-async def _load(reader: Link, writer: Link, after: int, count: int, progress: Progress | None) -> int:
+async def _load(reader: Db, writer: Db, after: int, count: int, progress: Progress | None) -> int:
     """Apply all pages after a position, each while the next one is read and decoded."""
     total = cast("int", await _one(reader, HEAD))
     page: Page = await read(reader, after, count)
@@ -191,13 +189,13 @@ async def _load(reader: Link, writer: Link, after: int, count: int, progress: Pr
     return after
 
 
-async def _one(link: Link, statement: str, *values: object) -> object:
-    row = await (await link.execute(statement, values or None)).fetchone()
+async def _one(db: Db, statement: str, *values: object) -> object:
+    row = await (await db.execute(statement, values or None)).fetchone()
     return row[0] if row else None
 
 
-async def _fingerprints(link: Link) -> dict[str, str]:
-    rows = await (await link.execute(FINGERPRINTS)).fetchall()
+async def _fingerprints(db: Db) -> dict[str, str]:
+    rows = await (await db.execute(FINGERPRINTS)).fetchall()
     return {str(view): str(fingerprint) for view, fingerprint in rows}
 
 

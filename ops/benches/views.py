@@ -6,7 +6,8 @@ import time
 
 from app.database.pool import Pool
 from app.views import tables
-from app.views.cursor import Reads
+from app.views.conversations import list_conversations
+from app.views.messages import list_messages
 from ops.benches import samples
 from ops.benches.measure import Figure, compared, new_database, percentile, private_servers, say
 
@@ -45,8 +46,8 @@ async def history() -> list[Figure]:
             await tables.rebuild(url)
             pool = Pool(url)
             stack.push_async_callback(pool.close)
-            reads = Reads(pool)
-            chats = [chat.id for chat in (await reads.list_conversations(limit=1000)).items]
+            reads = pool
+            chats = [chat.id for chat in (await list_conversations(reads, limit=1000)).items]
             asked[events] = (reads, chats)
         pairs = []
         for _ in range(5):
@@ -57,12 +58,12 @@ async def history() -> list[Figure]:
     return [Figure("history", value, "ms p99", baseline, ratio, "ratio <= 1.5", ratio <= 1.5)]
 
 
-async def _pages(reads: Reads, chats: list[str]) -> float:
+async def _pages(reads: Pool, chats: list[str]) -> float:
     times = []
     for _ in range(PAGES):
         chat = random.choice(chats)
         start = time.perf_counter()
-        page = await reads.list_messages(chat, limit=PAGE, order="desc")
+        page = await list_messages(reads, chat, limit=PAGE, order="desc")
         times.append((time.perf_counter() - start) * 1000)
         if not page.items:
             raise AssertionError("an empty page measures nothing")

@@ -226,7 +226,7 @@ async def test_a_public_url_whose_tls_is_none_is_told(clinic: Clinic) -> None:
 
 
 async def test_a_public_url_that_leads_to_another_chatledger_is_told(clinic: Clinic) -> None:
-    case = Case(ids.link("acme", UNKNOWN, ACCOUNT), SECRET, recorded=True)
+    case = Case(ids.scope_of("acme", UNKNOWN, ACCOUNT), SECRET, recorded=True)
     async with aiohttp.ClientSession() as session:
         [check] = await Doctor(clinic.settings, session, Ground()).hooks(case)
     assert (check.ok, "does not know this scope" in check.says) == (False, True), check

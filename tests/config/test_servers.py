@@ -19,12 +19,12 @@ import psycopg
 import pytest
 from nats.aio.client import Client
 
-import app.servers
 from app.config.settings import Settings, load_settings
 from app.servers.nats import PrivateNats, nats_binary
 from app.servers.postgres import PrivatePostgres, installed
 from app.servers.process import ServerFailed, take_store
 from app.servers.servers import AlreadyRunning, OldServer, Servers, check_versions
+from app.servers.servers import servers as start_servers
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 20
@@ -32,8 +32,8 @@ WAIT_SECONDS = 20
 # A chatledger as far as its servers go: it says where they are, and when it is told to stop, stops them.
 SMALL = """
 import asyncio, signal
-from app.servers import servers
-from app.settings import load_settings
+from app.servers.servers import servers
+from app.config.settings import load_settings
 
 async def main():
     stop = asyncio.Event()
@@ -135,14 +135,14 @@ async def test_jetstream_takes_the_largest_event(servers: Servers) -> None:
 async def test_a_second_chatledger_is_refused_at_once(servers: Servers, session_folder: Path) -> None:
     began = time.monotonic()
     with pytest.raises(AlreadyRunning, match=rf"process {os.getpid()}\) uses {session_folder}"):
-        async with app.servers.servers(settings(session_folder)):
+        async with start_servers(settings(session_folder)):
             pass
     assert time.monotonic() - began < 0.5
 
 
 async def test_given_servers_are_used_and_nothing_is_started(data_folder: Path) -> None:
     given = {"CHATLEDGER_DATABASE_URL": "postgresql://db/x", "CHATLEDGER_NATS_URL": "nats://a,nats://b"}
-    async with app.servers.servers(settings(data_folder, **given)) as found:
+    async with start_servers(settings(data_folder, **given)) as found:
         assert (found.database_url, found.nats_url) == ("postgresql://db/x", "nats://a,nats://b")
         assert (found.database_private, found.nats_private) == (False, False)
     assert os.listdir(data_folder) == []
@@ -150,17 +150,17 @@ async def test_given_servers_are_used_and_nothing_is_started(data_folder: Path) 
 
 async def test_one_given_server_leaves_the_other_private(data_folder: Path) -> None:
     given = settings(data_folder, CHATLEDGER_DATABASE_URL="postgresql://db/x")
-    async with app.servers.servers(given) as found:
+    async with start_servers(given) as found:
         assert (found.database_private, found.nats_private) == (False, True)
         assert "postgres" not in os.listdir(data_folder)
     assert processes(data_folder) == []
 
 
 async def test_a_clean_stop_leaves_no_process_and_keeps_the_data(data_folder: Path) -> None:
-    async with app.servers.servers(settings(data_folder)) as first:
+    async with start_servers(settings(data_folder)) as first:
         await execute(first.database_url, "CREATE TABLE kept AS SELECT 1 AS n")
     assert processes(data_folder) == []
-    async with app.servers.servers(settings(data_folder)) as second:
+    async with start_servers(settings(data_folder)) as second:
         assert await execute(second.database_url, "SELECT n FROM kept") == [(1,)]
 
 
@@ -169,7 +169,7 @@ async def test_a_killed_chatledger_leaves_no_server_and_the_next_has_the_data(da
     await execute(urls(process)[0], "CREATE TABLE kept AS SELECT 1 AS n")
     close(process, signal.SIGKILL)
     assert gone(data_folder)
-    async with app.servers.servers(settings(data_folder)) as found:
+    async with start_servers(settings(data_folder)) as found:
         assert await execute(found.database_url, "SELECT n FROM kept") == [(1,)]
 
 
@@ -177,7 +177,7 @@ async def test_the_next_start_need_not_wait_for_the_death_of_the_last(data_folde
     process = small(data_folder)
     urls(process)
     close(process, signal.SIGKILL)
-    async with app.servers.servers(settings(data_folder)) as found:
+    async with start_servers(settings(data_folder)) as found:
         await check_versions(found.database_url, found.nats_url)
 
 
@@ -195,7 +195,7 @@ async def test_servers_that_outlived_a_kill_are_replaced(data_folder: Path) -> N
     for orphan in orphans:
         os.kill(orphan, signal.SIGCONT)
     os.close(await starting)
-    async with app.servers.servers(settings(data_folder)) as found:
+    async with start_servers(settings(data_folder)) as found:
         await check_versions(found.database_url, found.nats_url)
 
 
@@ -203,7 +203,7 @@ async def test_servers_that_outlived_a_kill_are_replaced(data_folder: Path) -> N
 async def test_a_server_that_falls_is_started_again_where_it_was(
     data_folder: Path, number: signal.Signals
 ) -> None:
-    async with app.servers.servers(settings(data_folder)) as found:
+    async with start_servers(settings(data_folder)) as found:
         await execute(found.database_url, "CREATE TABLE kept AS SELECT 1 AS n")
         fallen = processes(data_folder)
         for pid in fallen:
@@ -238,7 +238,7 @@ async def test_a_half_made_cluster_is_made_anew(data_folder: Path) -> None:
 async def test_a_folder_name_too_long_for_a_socket_or_full_of_odd_letters_will_do(data_folder: Path) -> None:
     data = data_folder / ("long name, 'quoted' \"twice\" é {}" * 3)
     os.chmod(data_folder, 0o711)
-    async with app.servers.servers(settings(data)) as found:
+    async with start_servers(settings(data)) as found:
         await check_versions(found.database_url, found.nats_url)
         [(sockets,)] = await execute(found.database_url, "SHOW unix_socket_directories")
     assert not str(sockets).startswith(str(data))
@@ -353,6 +353,6 @@ def test_an_ordinary_user_needs_nothing_more(short_folder: Path) -> None:
 async def test_a_folder_closed_to_other_users_is_refused_with_advice(data_folder: Path) -> None:
     (data_folder / "closed").mkdir(mode=0o700)
     with pytest.raises(ServerFailed, match="set CHATLEDGER_DATA to a folder outside it"):
-        async with app.servers.servers(settings(data_folder / "closed" / "data")):
+        async with start_servers(settings(data_folder / "closed" / "data")):
             pass
     assert processes(data_folder) == []

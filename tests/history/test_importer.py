@@ -275,7 +275,7 @@ async def test_a_live_message_does_not_wait_behind_an_import(story: Story) -> No
 
 async def test_one_account_that_cannot_import_holds_up_no_other(servers: Servers) -> None:
     other = "52e591f7-c98f-4255-8495-827210138c90"
-    there = ids.link("acme", CHANNEL, other)
+    there = ids.scope_of("acme", CHANNEL, other)
     stuck = chat()
     free = _beside(stuck, there)
     async with story_on(servers) as story:
@@ -310,10 +310,10 @@ async def test_an_edit_waits_for_the_message_that_is_still_to_be_imported(story:
     assert len(await story.events(type="channel.connected")) == connected
 
 
-def _beside(name: str, there: ids.Link) -> str:
+def _beside(name: str, scope: ids.Scope) -> str:
     """A chat of another account whose partition is that of a chat of ours."""
     wanted = ids.partition(_id(name))
-    while ids.partition(ids.conversation_id(there, "messenger", other := chat())) != wanted:
+    while ids.partition(ids.conversation_id(scope, "messenger", other := chat())) != wanted:
         pass
     return other
 

@@ -135,7 +135,7 @@ def test_a_documented_body_is_read_whole(name: str) -> None:
     became = command.added if isinstance(command, c.Talk) else command.became
     assert (became, command.fields, unread) == (*READ[name], [])
     assert command.chats == ((LINK, ids.conversation_id(LINK, KOMMO, CHAT)),)
-    assert (command.link.account, command.link.channel) == (ACCOUNT, "")
+    assert (command.scope.account, command.scope.channel) == (ACCOUNT, "")
 
 
 def test_a_templates_review_is_read_without_what_the_template_says() -> None:

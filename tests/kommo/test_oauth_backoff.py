@@ -9,7 +9,7 @@ import pytest_asyncio
 from app.config.file import Budgets
 from app.http_client import Answer, Unreached
 from app.kommo.budget import Budget
-from app.kommo.crm.oauth import OAuth, Refused, WrongApp, pair_of
+from app.kommo.crm.oauth import OAuth, TokenRefused, WrongApp, pair_of
 from app.servers.servers import Servers
 from domain import commands as c
 from tests.support.token_processes import APP, REST_SECONDS, Processes, one_more, processes_on
@@ -99,9 +99,9 @@ async def test_a_refusal_without_a_reason_takes_no_consent_back(processes: Proce
         ("application/json", b"[]", Unreached),
         ("application/json", b'{"title":"Unauthorized","status":401}', Unreached),
         ("application/json", b'{"hint":"","detail":null,"error":{}}', Unreached),
-        ("application/json", b'{"hint":"Token has been revoked"}', Refused),
-        ("application/json", b'{"detail":"The refresh token is invalid."}', Refused),
-        ("application/json", b'{"error":"invalid_grant"}', Refused),
+        ("application/json", b'{"hint":"Token has been revoked"}', TokenRefused),
+        ("application/json", b'{"detail":"The refresh token is invalid."}', TokenRefused),
+        ("application/json", b'{"error":"invalid_grant"}', TokenRefused),
         ("application/json", b'{"error":"invalid_client"}', WrongApp),
     ],
 )

@@ -14,7 +14,7 @@ from app.kommo.chats import payloads, signature
 from app.messengers import checks, commands
 from domain import commands as c
 from domain import events as e
-from domain.ids import link
+from domain.ids import scope_of
 from ops.sandbox.help_text import GUIDE
 from tests.support.sandbox_client import ORIGIN, Integration, integrating
 from tests.support.service import ACCOUNT, CHANNEL_ID, SCOPE
@@ -251,7 +251,7 @@ def test_a_contact_may_be_quoted_whole() -> None:
     }
     action |= {"sender": {"id": "u-1", "name": "Ann"}, "message": {"type": "text", "text": "!"}}
     raw = msgspec.json.encode(action | {"reply_to": quote | {"at": AT}})
-    command = commands.command(link("acme", CHANNEL_ID, ACCOUNT), checks.parse_one(raw))
+    command = commands.command(scope_of("acme", CHANNEL_ID, ACCOUNT), checks.parse_one(raw))
     assert isinstance(command, c.Send)
     reply = told(sent(command.content))[1]["payload"]["reply_to"]
     assert (reply["message"]["type"], reply["message"]["contact"]) == ("contact", card)

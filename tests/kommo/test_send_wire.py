@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from app import clock
 from app.kommo.chats import hooks, payloads
-from app.kommo.chats.hooks import BadHook
+from app.kommo.chats.hooks import HookRefused
 from app.servers.servers import Servers
 from domain import commands as c
 from domain import events as e
@@ -81,10 +81,10 @@ def test_a_reaction_in_a_managers_name_goes_by_his_amojo_id_alone():
 
 
 def test_a_v1_hook_is_known_for_what_it_is():
-    with pytest.raises(BadHook, match="v1") as raised:
+    with pytest.raises(HookRefused, match="v1") as raised:
         hooks.command(WHERE, OLD)
     assert raised.value.old
-    with pytest.raises(BadHook, match="neither") as raised:
+    with pytest.raises(HookRefused, match="neither") as raised:
         hooks.command(WHERE, b'{"account_id":"a"}')
     assert not raised.value.old
 

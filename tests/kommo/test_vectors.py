@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from app.channels.directory import Channel, Connection, Scope, Secrets
+from app.channels.directory import ActiveScope, Channel, Connection, Secrets
 from app.kommo.chats.signature import sign, signed
 from app.kommo.crm.oauth import disabled_signature
-from domain.ids import link
+from domain.ids import scope_of
 from ops.sandbox.chats import signatures
 from tests.kommo.test_wire import HEX, REQUESTS, VECTOR
 from tests.support.sandbox_client import (
@@ -78,8 +78,8 @@ def test_the_sandbox_signs_requests_as_published(
 
 def test_a_hook_is_believed_as_published() -> None:
     channel = Channel("acme", CHANNEL, "webhook", "http://localhost/", None, Secrets(SECRET, ""))
-    connection = Connection(link("acme", CHANNEL, ACCOUNT), "Acme", True, "")
-    scope = Scope(channel, connection, SECRET.encode())
+    connection = Connection(scope_of("acme", CHANNEL, ACCOUNT), "Acme", True, "")
+    scope = ActiveScope(channel, connection, SECRET.encode())
     assert signed(scope, HEX, VECTOR)
     assert signed(scope, HEX, VECTOR + b"\n")
     assert signed(scope, NEWLINE_HEX, VECTOR + b"\n")

@@ -8,12 +8,12 @@ import pytest
 import pytest_asyncio
 from standardwebhooks import Webhook
 
-from app.channels.directory import Channel, Connection, Scope, Secrets
+from app.channels.directory import ActiveScope, Channel, Connection, Secrets
 from app.kommo.chats.signature import sign
 from app.kommo.chats.signature import signed as signed_
 from app.messengers import webhook
 from app.servers.servers import Servers
-from domain.ids import link
+from domain.ids import scope_of
 from tests.support.service import (
     ACCOUNT,
     CHANNEL_ID,
@@ -65,10 +65,10 @@ REQUESTS = [
 
 
 @pytest.fixture
-def scope() -> Scope:
-    where = link("acme", CHANNEL_ID, ACCOUNT)
+def scope() -> ActiveScope:
+    where = scope_of("acme", CHANNEL_ID, ACCOUNT)
     channel = Channel("acme", CHANNEL_ID, "webhook", "http://localhost/", None, Secrets(SECRET, WHSEC))
-    return Scope(channel, Connection(where, "Acme", True, ""), SECRET.encode())
+    return ActiveScope(channel, Connection(where, "Acme", True, ""), SECRET.encode())
 
 
 @pytest.mark.parametrize(("call", "content", "expected"), REQUESTS, ids=["connect", "status", "disconnect"])
@@ -82,25 +82,25 @@ def test_requests_to_kommo_are_signed_as_published(
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\n\n"])
-def test_a_newline_that_kommo_appends_is_not_part_of_what_it_signed(scope: Scope, end: bytes):
+def test_a_newline_that_kommo_appends_is_not_part_of_what_it_signed(scope: ActiveScope, end: bytes):
     assert signed_(scope, HEX, VECTOR + end)
 
 
-def test_a_newline_that_kommo_signed_is(scope: Scope):
+def test_a_newline_that_kommo_signed_is(scope: ActiveScope):
     assert signed_(scope, "79deb393bd10206584c6114203ec85f04ea0647e", VECTOR + b"\n")
 
 
-def test_the_header_may_be_in_upper_case(scope: Scope):
+def test_the_header_may_be_in_upper_case(scope: ActiveScope):
     assert signed_(scope, HEX.upper(), VECTOR)
 
 
 @pytest.mark.parametrize("end", [b" ", b"}", b"\0", b"\n "])
-def test_any_other_end_breaks_the_signature(scope: Scope, end: bytes):
+def test_any_other_end_breaks_the_signature(scope: ActiveScope, end: bytes):
     assert not signed_(scope, HEX, VECTOR + end)
 
 
 @pytest.mark.parametrize("given", ["", HEX[:-1], f"{HEX}0", f" {HEX}", f"sha1={HEX}", "ÿ" * 40, "0" * 40])
-def test_what_is_not_the_signature_is_refused(scope: Scope, given: str):
+def test_what_is_not_the_signature_is_refused(scope: ActiveScope, given: str):
     assert not signed_(scope, given, VECTOR)
 
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from app.database import names
 from app.database.connection import connect as connect_
 from app.ledger import writer as module
-from app.ledger.writer import Full, Ledger, Recorded, TooLarge, Unavailable
+from app.ledger.writer import EventTooLarge, Ledger, LedgerFull, LedgerUnavailable, Recorded
 from app.service.service import migrate
 from domain import commands as c
 from domain import events as e
@@ -176,7 +176,7 @@ async def test_a_poison_command_fails_alone(url: str, name: str):
     async with opened(url, lanes=1) as ledger:
         commands = [*sends(50), poison, *sends(50, first=51)]
         results = await outcomes(ledger, commands)
-        assert isinstance(results.pop(50), TooLarge | Unavailable)
+        assert isinstance(results.pop(50), EventTooLarge | LedgerUnavailable)
         taken(results)
         assert (await ledger.submit(customer(200, "m-after"))).position
     assert len([one for one in await stored(url) if isinstance(one, e.MessageSent)]) == 101
@@ -190,7 +190,7 @@ async def test_a_full_queue_takes_nothing(url: str):
         assert not ledger.has_room(room + 1, 0)
         assert not ledger.has_room(1, module.QUEUE_BYTES_MAX + 1)
         waiting = [ledger.submit(typing(n)) for n in range(room)]
-        with pytest.raises(Full):
+        with pytest.raises(LedgerFull):
             ledger.submit(customer(1))
         assert ledger.depth == room
         for one in waiting:
@@ -314,7 +314,7 @@ async def send_until_told(ledger: Ledger, command: c.Send) -> Recorded:
     while True:
         try:
             return await ledger.submit(command)
-        except Unavailable:
+        except LedgerUnavailable:
             await asyncio.sleep(0.05)
 
 
@@ -336,7 +336,7 @@ async def test_whoever_waits_is_told_within_five_seconds_although_the_database_h
             queued = ledger.submit(customer(2, "m-2"))
             results = await asyncio.gather(first, queued, return_exceptions=True)
             assert 4 < loop.time() - start < 5
-            assert all(isinstance(one, Unavailable) for one in results)
+            assert all(isinstance(one, LedgerUnavailable) for one in results)
         again = taken(await outcomes(ledger, [customer(1), customer(2, "m-2")]))
     sent = [one.own_id for one in await stored(url) if isinstance(one, e.MessageSent)]
     assert sorted(sent) == ["m-1", "m-2"]
@@ -348,7 +348,7 @@ async def test_closing_commits_what_is_queued(url: str):
         waiting = [ledger.submit(command) for command in sends(700)]
         await ledger.close()
         assert all(isinstance(one.result(), Recorded) for one in waiting)
-        with pytest.raises(Full):
+        with pytest.raises(LedgerFull):
             ledger.submit(customer(9999, "m-late"))
     assert len(await stored(url)) == 710
 

@@ -13,7 +13,7 @@ from domain.draft import Decision, Known
 from domain.state import Chat, State, evolve
 
 START_MS = 1_795_000_000_000
-WHERE = ids.link("acme", "f90ba33d-c9d9-44da-b76c-c349b0ecbe41", "af9945ff-1490-4cad-807d-945c15d88bec")
+WHERE = ids.scope_of("acme", "f90ba33d-c9d9-44da-b76c-c349b0ecbe41", "af9945ff-1490-4cad-807d-945c15d88bec")
 ANN = e.Party(id="u-1", name="Ann")
 MARIA = e.Party(id="maria", name="Maria")
 
@@ -74,7 +74,7 @@ class Now(Struct, frozen=True):
         """`at` is a moment too, the same one unless given."""
         now = START_MS + self.n * 1000
         return {
-            "link": WHERE,
+            "scope": WHERE,
             "id": f"{now:012x}"[:8] + "-" + f"{now:012x}"[8:] + f"-7000-8000-{self.n:010x}00",
             "lane": "lane",
             "at": clock.text(now if at is None else START_MS + at * 1000),

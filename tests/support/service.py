@@ -20,6 +20,7 @@ from app.config.settings import load_settings
 from app.servers.servers import Servers
 from app.service import application
 from app.service import service as serve
+from app.views.events import ledger_head
 from ops.sandbox import Channel, Config, Sandbox
 
 CHANNEL_ID = "344a5002-f8ca-454d-af3d-396180102ac7"
@@ -95,7 +96,7 @@ class Served:
 
     async def head(self) -> int:
         """The ledger's last position."""
-        return await self.run.services.reads.head()
+        return await ledger_head(self.run.services.pool)
 
     async def since(self, head: int) -> list[Json]:
         """The events after a position."""

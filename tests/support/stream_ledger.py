@@ -15,7 +15,7 @@ from app.stream.relay import Relay
 from domain import events as e
 from domain import ids
 
-WHERE = ids.link("acme", "f90ba33d-c9d9-44da-b76c-c349b0ecbe41", "af9945ff-1490-4cad-807d-945c15d88bec")
+WHERE = ids.scope_of("acme", "f90ba33d-c9d9-44da-b76c-c349b0ecbe41", "af9945ff-1490-4cad-807d-945c15d88bec")
 DAY_MS = 24 * 3600 * 1000
 INSERT = """
 INSERT INTO ledger.stored_events (originator_id, originator_version, topic, state, notification_id)

@@ -39,7 +39,7 @@ CHANNEL = "344a5002-f8ca-454d-af3d-396180102ac7"
 SECRET = "f2d7f8704eff95087ed45b23ba99c0b5aac8278e"
 WHSEC = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 BOT = "b07b07b0-0000-4000-8000-000000000001"
-LINK = ids.link("acme", CHANNEL, ACCOUNT)
+LINK = ids.scope_of("acme", CHANNEL, ACCOUNT)
 PHOTO = "https://media.example/cat.jpg"
 WAIT_SECONDS = 15.0
 CHATS = 6
@@ -200,12 +200,12 @@ class Story:
                 await asyncio.sleep(0.02)
 
     async def settled(self, seconds: float = WAIT_SECONDS * 2) -> None:
-        """Wait until nothing is to be delivered any more."""
+        """Wait until nothing is pending and the views and the stream have all of the ledger."""
         async with asyncio.timeout(seconds):
             while True:
                 told = await self.api("GET", "/v1/status")
-                deliveries, views = told["deliveries"], [view["lag"] for view in told["views"]]
-                if deliveries["pending"] == deliveries["deferred"] == 0 and not any(views):
+                behind = [part["lag"] for part in (*told["views"], told["relay"]) if part]
+                if told["deliveries"]["pending"] == told["deliveries"]["deferred"] == 0 and not any(behind):
                     return
                 await asyncio.sleep(0.05)
 

@@ -16,7 +16,7 @@ from app.database.pool import Pool
 from app.http_client import Client, Unreached
 from app.kommo.crm.oauth import OAuth, Pair
 from app.kommo.crm.tokens import Tokens
-from app.ledger.writer import Full
+from app.ledger.writer import LedgerFull
 from app.servers.servers import Servers
 from app.service import service
 from domain import commands as c
@@ -66,7 +66,7 @@ class Processes:
 
     async def record(self, command: c.AnyCommand) -> None:
         if self.full:
-            raise Full
+            raise LedgerFull
         self.recorded.append(command)
 
     async def order(self, path: str, content: dict[str, Any]) -> Any:

@@ -9,10 +9,10 @@ import psycopg
 from app import clock
 from app.database import schema
 from domain import events as e
-from domain.ids import channel_stream, connection_stream, conversation_id, link, message_id
+from domain.ids import channel_stream, connection_stream, conversation_id, message_id, scope_of
 
 START_MS = 1_795_000_000_000
-WHERE = link("acme", "f90ba33d-c9d9-44da-b76c-c349b0ecbe41", "af9945ff-1490-4cad-807d-945c15d88bec")
+WHERE = scope_of("acme", "f90ba33d-c9d9-44da-b76c-c349b0ecbe41", "af9945ff-1490-4cad-807d-945c15d88bec")
 
 
 class Book:
@@ -254,7 +254,7 @@ def _channel(book: Book, chats: list[str]) -> None:
         registered = {"channel_id": name, "kind": "webhook", "url": "http://localhost/"}
         book.add(e.ChannelRegistered, stream, **where, **registered)
         return
-    connection = connection_stream(link(name, name, "account"))
+    connection = connection_stream(scope_of(name, name, "account"))
     kind, at, fields = book.random.choice(
         (
             (e.ChannelChanged, stream, {**where, "url": f"http://localhost/{len(book.events)}"}),

@@ -12,7 +12,8 @@ from psycopg.rows import dict_row
 
 from app import clock
 from app.database import names
-from app.views.tables import Link, NotNext, Unreadable, _create, apply, connect
+from app.database.connection import Db
+from app.views.tables import NotNext, Unreadable, _create, apply, connect
 from domain import events as e
 from domain.ids import message_id
 from projections import deliveries, events
@@ -34,7 +35,7 @@ async def url(database_url: str) -> str:
 
 
 @asynccontextmanager
-async def views(url: str) -> AsyncIterator[Link]:
+async def views(url: str) -> AsyncIterator[Db]:
     async with await connect(url, names.SCHEMA_NEXT) as link:
         await _create(link)
         yield link

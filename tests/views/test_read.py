@@ -10,8 +10,12 @@ import pytest
 from app import clock
 from app.database.pool import BadFilter, Pool, ViewsMissing
 from app.views import tables
-from app.views.cursor import BadCursor, Reads
-from app.views.events import Filter
+from app.views.conversations import get_conversation, list_conversations
+from app.views.cursor import BadCursor
+from app.views.deliveries import list_deliveries
+from app.views.events import Filter, list_events, stream_events
+from app.views.messages import get_message, list_messages
+from app.views.status import list_channels, list_connections, view_status
 from domain import events as e
 from domain.ids import message_id
 from tests.support.view_events import START_MS, WHERE, Book, prepare, store, wild
@@ -21,17 +25,17 @@ NOBODY = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture
-async def reads(database_url: str) -> AsyncIterator[Reads]:
+async def reads(database_url: str) -> AsyncIterator[Pool]:
     pool = Pool(database_url)
-    yield Reads(pool)
+    yield pool
     await pool.close()
 
 
 @pytest.fixture
-async def of(database_url: str, reads: Reads) -> Open:
+async def of(database_url: str, reads: Pool) -> Open:
     """`await of(book)` gives the reads of a ledger that holds the book."""
 
-    async def of(book: Book) -> Reads:
+    async def of(book: Book) -> Pool:
         await prepare(database_url, book.events)
         await tables.rebuild(database_url)
         return reads
@@ -39,12 +43,12 @@ async def of(database_url: str, reads: Reads) -> Open:
     return of
 
 
-async def everything(page: Callable[..., Any], **fields: object) -> list[Any]:
+async def everything(page: Callable[..., Any], pool: Pool, **fields: object) -> list[Any]:
     """All items of a list, by its cursors."""
     items: list[Any] = []
     cursor = None
     while True:
-        found = await page(cursor=cursor, **fields)
+        found = await page(pool, cursor=cursor, **fields)
         items += found.items
         cursor = found.next
         if cursor is None:
@@ -54,10 +58,10 @@ async def everything(page: Callable[..., Any], **fields: object) -> list[Any]:
 async def test_conversations_come_with_the_latest_activity_first(of: Open):
     book = wild(1, 300)
     reads = await of(book)
-    items = await everything(reads.list_conversations, limit=2)
+    items = await everything(list_conversations, reads, limit=2)
     positions = [item.position for item in items]
     assert positions == sorted(positions, reverse=True)
-    assert items == (await reads.list_conversations(limit=1000)).items
+    assert items == (await list_conversations(reads, limit=1000)).items
     assert len({item.id for item in items}) == len(items) > 2
 
 
@@ -71,11 +75,11 @@ async def test_conversations_are_found_by_any_of_their_names(of: Open):
     book.send(chat, "m-1")
     reads = await of(book)
     for wanted in ({"conversation_id": "conv-1"}, {"chat_id": "chat-1"}):
-        (item,) = (await reads.list_conversations(**wanted)).items
+        (item,) = (await list_conversations(reads, **wanted)).items
         assert (item.id, item.contact_id, item.lead_id, item.messages) == (chat, 5, 6, 1)
         assert (item.last.text, item.last.direction) == ("Hello, this is m-1", "in")
-    assert len((await reads.list_conversations(channel="acme", account_id=WHERE.account)).items) == 2
-    assert (await reads.list_conversations(channel="none")).items == []
+    assert len((await list_conversations(reads, channel="acme", account_id=WHERE.account)).items) == 2
+    assert (await list_conversations(reads, channel="none")).items == []
 
 
 async def test_a_merged_conversation_is_read_as_the_other(of: Open):
@@ -86,12 +90,12 @@ async def test_a_merged_conversation_is_read_as_the_other(of: Open):
     book.add(e.ConversationMerged, loser, conversation=loser, into=winner)
     book.send(loser, "m-3")
     reads = await of(book)
-    found = await reads.get_conversation(loser)
+    found = await get_conversation(reads, loser)
     assert (found.id, found.messages) == (winner, 3)
     for conversation in (winner, loser):
-        messages = await everything(reads.list_messages, conversation=conversation, limit=2)
+        messages = await everything(list_messages, reads, conversation=conversation, limit=2)
         assert [message.remote.messenger for message in messages] == ["m-1", "m-2", "m-3"]
-        events = await reads.list_events(only=Filter(conversation=conversation))
+        events = await list_events(reads, only=Filter(conversation=conversation))
         assert [item.position for item in events.items] == list(range(1, len(book.events) + 1))
 
 
@@ -101,8 +105,8 @@ async def test_messages_come_by_position_either_way(of: Open):
     sent = [book.send(chat, f"m-{number}").message for number in range(7)]
     reads = await of(book)
     for limit in (1, 3, 7, 50):
-        up = await everything(reads.list_messages, conversation=chat, limit=limit)
-        down = await everything(reads.list_messages, conversation=chat, limit=limit, order="desc")
+        up = await everything(list_messages, reads, conversation=chat, limit=limit)
+        down = await everything(list_messages, reads, conversation=chat, limit=limit, order="desc")
         assert [message.id for message in up] == sent == [message.id for message in reversed(down)]
 
 
@@ -121,7 +125,7 @@ async def test_a_message_says_how_it_stands(of: Open):
         book.about(e.ReactionAdded, sent, sender=party, emoji=emoji, content=e.Ends(), at=later)
     book.about(e.ReactionRemoved, sent, sender=e.Party(id="b"), content=e.Ends(), at=earlier)
     reads = await of(book)
-    (message,) = (await reads.list_messages(chat)).items
+    (message,) = (await list_messages(reads, chat)).items
     told = msgspec.to_builtins(message)
     assert {name: value for name, value in told.items() if value not in (None, False, 0)} == {
         "id": sent.message,
@@ -154,9 +158,9 @@ async def test_a_deleted_message_keeps_its_place_and_loses_its_content(of: Open)
     sent = book.send(chat, "m-1")
     book.about(e.MessageDeleted, sent)
     reads = await of(book)
-    (message,) = (await reads.list_messages(chat)).items
+    (message,) = (await list_messages(reads, chat)).items
     assert (message.deleted, message.text, message.type) == (True, None, "text")
-    (conversation,) = (await reads.list_conversations()).items
+    (conversation,) = (await list_conversations(reads)).items
     assert (conversation.last.deleted, conversation.last.text) == (True, None)
 
 
@@ -165,12 +169,12 @@ async def test_a_failure_is_told_until_the_message_arrives_after_all(of: Open, d
     sent = book.send(book.start("conv-1"), "m-1", side="kommo")
     book.about(e.MessageFailed, sent, code=904, text="not a user", push="kommo")
     reads = await of(book)
-    message = await reads.get_message(sent.message)
+    message = await get_message(reads, sent.message)
     assert (message.status, message.failure.code, message.failure.text) == ("failed", 904, "not a user")
     delivered = book.about(e.MessageDelivered, sent)
     await store(database_url, [delivered], first=len(book.events))
     await tables.rebuild(database_url)
-    message = await reads.get_message(sent.message)
+    message = await get_message(reads, sent.message)
     assert (message.status, message.failure) == ("delivered", None)
     assert [moment.type for moment in message.timeline] == [
         "message.sent",
@@ -184,7 +188,7 @@ async def test_a_message_is_found_by_the_name_of_the_other_side(of: Open):
     book = Book()
     book.exchange(book.start("conv-1"), "m-1")
     reads = await of(book)
-    found = await reads.get_message(message_id(WHERE, "messenger", "x-m-1"))
+    found = await get_message(reads, message_id(WHERE, "messenger", "x-m-1"))
     assert found.remote.kommo == "m-1"
     assert (found.remote.messenger, found.status) == ("x-m-1", "read")
 
@@ -192,9 +196,9 @@ async def test_a_message_is_found_by_the_name_of_the_other_side(of: Open):
 @pytest.mark.parametrize("unknown", ["x", NOBODY, "a" * 10_000, "\x00"])
 async def test_what_nobody_recorded_is_not_found(of: Open, unknown: str):
     reads = await of(wild(1, 20))
-    assert await reads.get_message(unknown) is None
-    assert await reads.get_conversation(unknown) is None
-    assert (await reads.list_messages(unknown)).items == []
+    assert await get_message(reads, unknown) is None
+    assert await get_conversation(reads, unknown) is None
+    assert (await list_messages(reads, unknown)).items == []
 
 
 FILTERS = [
@@ -232,11 +236,11 @@ async def test_events_are_filtered_exactly_and_come_as_stored(of: Open):
         found = []
         after: int | None = 0
         while after is not None:
-            page = await reads.list_events(after=after, limit=33, only=only)
+            page = await list_events(reads, after=after, limit=33, only=only)
             found += [(item.position, bytes(item.event)) for item in page.items]
             after = page.next
         assert found == wanted, only
-        streamed = [row async for rows in reads.stream_events(after=10, only=only) for row in rows]
+        streamed = [row async for rows in stream_events(reads, after=10, only=only) for row in rows]
         assert streamed == [row for row in wanted if row[0] > 10]
 
 
@@ -250,7 +254,7 @@ async def test_a_stream_of_events_goes_on_as_long_as_it_may(of: Open, database_u
         await store(database_url, later, first=21)
 
     seen: list[int] = []
-    async for rows in reads.stream_events(after=15, wait=wait):
+    async for rows in stream_events(reads, after=15, wait=wait):
         seen += [position for position, _ in rows]
         if seen[-1] == 20 + len(later):
             break
@@ -264,11 +268,11 @@ async def test_deliveries_are_listed_and_handed_out_in_order(of: Open):
     book.about(e.DeliveryParked, sent[2], cause=sent[2].id, reason="HTTP 404")
     book.accept(sent[3], "k-3")
     reads = await of(book)
-    items = await everything(reads.list_deliveries, limit=2)
+    items = await everything(list_deliveries, reads, limit=2)
     assert [item.id for item in items] == [sent[number].id for number in (0, 1, 2, 4, 5)]
-    (parked,) = (await reads.list_deliveries(state="parked")).items
+    (parked,) = (await list_deliveries(reads, state="parked")).items
     assert (parked.reason, parked.destination, parked.attempts) == ("HTTP 404", "kommo", 0)
-    counts = (await reads.status()).deliveries
+    counts = (await view_status(reads)).deliveries
     assert (counts.pending, counts.deferred, counts.parked) == (3, 1, 1)
     assert counts.oldest_position == 2
 
@@ -277,7 +281,7 @@ async def test_the_status_says_how_far_views_are(of: Open, database_url: str):
     book = wild(2, 30)
     reads = await of(book)
     await store(database_url, [Book(3).send(NOBODY, "m-1")], first=len(book.events) + 1)
-    standing = await reads.status()
+    standing = await view_status(reads)
     assert standing.head == len(book.events) + 1
     assert {(view.position, view.lag) for view in standing.views} == {(len(book.events), 1)}
     assert len(standing.views) == 5
@@ -292,49 +296,49 @@ async def test_channels_are_listed_with_their_connections(of: Open):
     book.add(e.ChannelConnected, stream, scope_id="c-1_a", title="Acme chat", at=clock.text(START_MS))
     book.add(e.ChannelChanged, registered.stream, **where, url="http://localhost/new")
     reads = await of(book)
-    (channel,) = await reads.list_channels()
+    (channel,) = await list_channels(reads)
     assert (channel.name, channel.url, channel.position) == ("acme", "http://localhost/new", 3)
     (connection,) = channel.connections
     assert (connection.title, connection.connected) == ("Acme chat", True)
     assert connection.connected_at == clock.text(START_MS)
-    assert await reads.list_connections("beta") == []
+    assert await list_connections(reads, "beta") == []
 
 
 @pytest.mark.parametrize("cursor", ["x", "!!!", "WzFd", "bnVsbA", "é", "\x00"])
 async def test_a_cursor_of_another_list_is_refused(of: Open, cursor: str):
     reads = await of(wild(1, 20))
     with pytest.raises(BadCursor, match="start without"):
-        await reads.list_conversations(cursor=cursor)
+        await list_conversations(reads, cursor=cursor)
     with pytest.raises(BadCursor):
-        await reads.list_messages(NOBODY, cursor=cursor)
+        await list_messages(reads, NOBODY, cursor=cursor)
 
 
 async def test_what_cannot_be_looked_for_is_refused(of: Open):
     reads = await of(wild(1, 20))
     for bad in ({"channel": "\x00"}, {"chat_id": "a\x00"}):
         with pytest.raises(BadFilter):
-            await reads.list_conversations(**bad)
+            await list_conversations(reads, **bad)
     for only in (Filter(conversation="x"), Filter(since="yesterday, perhaps")):
         with pytest.raises(BadFilter):
-            await reads.list_events(only=only)
+            await list_events(reads, only=only)
 
 
-async def test_without_views_a_reader_is_told_to_come_back(database_url: str, reads: Reads):
+async def test_without_views_a_reader_is_told_to_come_back(database_url: str, reads: Pool):
     await prepare(database_url)
     with pytest.raises(ViewsMissing):
-        await reads.list_conversations()
+        await list_conversations(reads)
 
 
 async def test_reads_go_on_while_views_are_switched_and_links_break(of: Open, database_url: str):
     book = wild(9, 200)
     reads = await of(book)
-    before = await reads.list_conversations()
+    before = await list_conversations(reads)
     for _ in range(3):
         await tables.rebuild(database_url)
-        assert await reads.list_conversations() == before
+        assert await list_conversations(reads) == before
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other:
         await other.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-    assert await reads.list_conversations() == before
+    assert await list_conversations(reads) == before

@@ -10,7 +10,8 @@ import pytest
 
 from app.database.pool import Pool
 from app.views import tables
-from app.views.cursor import Reads
+from app.views.deliveries import list_deliveries
+from app.views.messages import get_message, list_messages
 from domain import events as e
 from domain.ids import message_id
 from tests.support.console import ACCOUNT, NAME, Browser, System, browsing, text_message, whole_system
@@ -18,13 +19,13 @@ from tests.support.view_events import WHERE, Book, prepare
 
 
 @pytest.fixture
-async def reads(database_url: str) -> AsyncIterator[Reads]:
+async def reads(database_url: str) -> AsyncIterator[Pool]:
     pool = Pool(database_url)
-    yield Reads(pool)
+    yield pool
     await pool.close()
 
 
-async def of(reads: Reads, url: str, book: Book) -> Reads:
+async def of(reads: Pool, url: str, book: Book) -> Pool:
     await prepare(url, book.events)
     await tables.rebuild(url)
     return reads
@@ -43,20 +44,20 @@ def take(book: Book, sent: e.MessageSent, copy: e.AnyEvent) -> None:
     book.add(e.MessageNamed, message_id(WHERE, "kommo", "k-1"), message=sent.message)
 
 
-async def test_a_message_and_its_copy_wait_each_for_itself(reads: Reads, database_url: str):
+async def test_a_message_and_its_copy_wait_each_for_itself(reads: Pool, database_url: str):
     book = Book()
     sent, copy = operator(book)
     reads = await of(reads, database_url, book)
-    items = (await reads.list_deliveries()).items
+    items = (await list_deliveries(reads)).items
     assert [(one.id, one.destination) for one in items] == [(sent.id, "messenger"), (copy.id, "kommo")]
 
 
-async def test_a_copy_that_is_taken_closes_itself_and_names_the_message(reads: Reads, database_url: str):
+async def test_a_copy_that_is_taken_closes_itself_and_names_the_message(reads: Pool, database_url: str):
     book = Book()
     sent, copy = operator(book)
     take(book, sent, copy)
     reads = await of(reads, database_url, book)
-    found = await reads.get_message(sent.stream)
+    found = await get_message(reads, sent.stream)
     assert found is not None
     assert (found.sent_by, found.status, found.remote.kommo, found.remote.messenger) == (
         "operator",
@@ -64,34 +65,34 @@ async def test_a_copy_that_is_taken_closes_itself_and_names_the_message(reads: R
         "k-1",
         None,
     )
-    assert [one.id for one in (await reads.list_deliveries()).items] == [sent.id]
+    assert [one.id for one in (await list_deliveries(reads)).items] == [sent.id]
 
 
-async def test_a_message_that_is_taken_leaves_its_copy_open(reads: Reads, database_url: str):
+async def test_a_message_that_is_taken_leaves_its_copy_open(reads: Pool, database_url: str):
     book = Book()
     sent, copy = operator(book)
     book.accept(sent, "x-1")
     book.about(e.MessageRead, sent, push="kommo")
     reads = await of(reads, database_url, book)
-    found = await reads.get_message(sent.stream)
+    found = await get_message(reads, sent.stream)
     assert found is not None
     assert (found.status, found.remote.kommo, found.remote.messenger) == ("read", None, "x-1")
-    assert [one.type for one in (await reads.list_deliveries()).items] == ["message.mirrored", "message.read"]
-    assert copy.id in {one.id for one in (await reads.list_deliveries()).items}
+    assert [one.type for one in (await list_deliveries(reads)).items] == ["message.mirrored", "message.read"]
+    assert copy.id in {one.id for one in (await list_deliveries(reads)).items}
 
 
 async def test_what_was_written_on_the_phone_is_outgoing_by_the_messengers_name(
-    reads: Reads, database_url: str
+    reads: Pool, database_url: str
 ):
     book = Book()
     phone = {"direction": "out", "sent_by": "messenger", "receiver": e.Party(id="u-1")}
     sent = book.send(book.start("conv-1"), "p-1", **phone)
     book.about(e.MessageAccepted, sent, side="kommo", remote_id="k-1")
     reads = await of(reads, database_url, book)
-    (message,) = (await reads.list_messages(sent.conversation or "")).items
+    (message,) = (await list_messages(reads, sent.conversation or "")).items
     assert (message.direction, message.sent_by, message.receiver) == ("out", "messenger", e.Party(id="u-1"))
     assert (message.remote.kommo, message.remote.messenger) == ("k-1", "p-1")
-    assert (await reads.list_deliveries()).items == []
+    assert (await list_deliveries(reads)).items == []
 
 
 # In the console.

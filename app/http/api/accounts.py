@@ -16,8 +16,9 @@ from app.http.openapi.responses import answers
 from app.kommo.crm.users import PAGE, PAGES_MAX, User
 from app.operations.sending import begin, customer_of
 from app.operations.services import Call, Services, record, services_of
-from app.problems import Wrong
+from app.problems import ProblemError
 from app.views import conversations
+from app.views.conversations import get_conversation
 from domain import commands as c
 from domain.ids import OPERATOR
 
@@ -247,7 +248,7 @@ async def links(
     query = {"chat_id[]": chat_id} if chat_id else {}
     query |= {"contact_id[]": str(contact_id)} if contact_id is not None else {}
     if not query:
-        raise Wrong(400, "chat_id or contact_id: give one of them")
+        raise ProblemError(400, "chat_id or contact_id: give one of them")
     answer = await ask(services_of(request), account_id, "GET", "contacts/chats", query=query)
     return ChatLinks(listed(answer, "chats", ChatLink))
 
@@ -264,12 +265,12 @@ async def link_chat(
 ) -> Response[LinkShown]:
     """201 when Kommo has linked it, 200 if it was so before; if Kommo refuses, no link is recorded."""
     services = services_of(request)
-    found = await services.reads.get_conversation(conversation)
+    found = await get_conversation(services.pool, conversation)
     if found is None:
-        raise Wrong(404, "no conversation has this id")
+        raise ProblemError(404, "no conversation has this id")
     command, chat_id = await _linking(services, found, data.contact_id)
     order = [{"contact_id": data.contact_id, "chat_id": chat_id, "request_id": "0"}]
-    await ask(services, command.link.account, "POST", "contacts/chats", order)
+    await ask(services, command.scope.account, "POST", "contacts/chats", order)
     recorded = await record(services, command)
     return Response(
         LinkShown(found.id, chat_id, data.contact_id),
@@ -285,12 +286,12 @@ async def _linking(
     channel = await services.channels.channel(found.channel)
     connection = channel.connections.get(found.account_id or "") if channel else None
     if channel is None or connection is None:
-        raise Wrong(409, sending.NOT_CONNECTED)
+        raise ProblemError(409, sending.NOT_CONNECTED)
     chat_id = found.chat_id
     if chat_id is None:
         customer = await customer_of(services, found.id)
         chat_id, _ = await begin(services, channel, connection, found.conversation_id or "", customer)
-    given = clock.stamp(connection.link, found.id, OPERATOR, now=clock.now_ms())
+    given = clock.stamp(connection.scope, found.id, OPERATOR, now=clock.now_ms())
     return c.LinkContact(**given, stream=found.id, contact_id=contact_id), chat_id
 
 
@@ -300,9 +301,9 @@ async def _settle(request: Call, account_id: str, method: str, path: str, order:
 
 
 def _part(uid: str) -> str:
-    """The uid as one part of a path, and no more than that; raises Wrong (404)."""
+    """The uid as one part of a path, and no more than that; raises ProblemError (404)."""
     if not UID.fullmatch(uid):
-        raise Wrong(404, "there is no such incoming lead: give the uid that lead.received tells")
+        raise ProblemError(404, "there is no such incoming lead: give the uid that lead.received tells")
     return uid
 
 

@@ -13,7 +13,7 @@ from app.ledger.writer import Recorded
 from app.operations import channels as registry
 from app.operations.channels import NewChannel as NewChannel  # A route's shape, for who documents routes.
 from app.operations.services import Call, services_of
-from app.problems import Wrong
+from app.problems import ProblemError
 
 NO_CHANNEL = {404: "no channel has this name: register it with POST /v1/channels"}
 
@@ -117,7 +117,7 @@ async def change(request: Call, name: FromPath[str], data: JSONBody[ChannelChang
     channel = await registry.named(services, name)
     kommo, messenger = data.kommo, data.messenger
     if kommo.channel_id and kommo.channel_id.lower() != channel.channel_id:
-        raise Wrong(409, "a channel keeps its channel_id: register another channel for another id")
+        raise ProblemError(409, "a channel keeps its channel_id: register another channel for another id")
     secrets = (kommo.secret, messenger.secret)
     done = await registry.change(services, name, secrets=secrets, url=messenger.url, bot_id=kommo.bot_id)
     return Response(_shown(done.channel), headers=_position(done.recorded))
@@ -176,10 +176,10 @@ def _shown(channel: Channel) -> ChannelShown:
 
 
 def _connection(connection: Connection) -> ConnectionShown:
-    where = connection.link
+    scope = connection.scope
     return ConnectionShown(
-        where.account,
-        where.scope_id,
+        scope.account,
+        scope.scope_id,
         connection.title,
         connection.connected_at,
         connection.is_time_window_disabled,

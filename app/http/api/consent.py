@@ -21,16 +21,16 @@ from app.kommo.crm.oauth import (
     BadState,
     OAuth,
     Pair,
-    Refused,
     State,
+    TokenRefused,
     WrongApp,
     crm_url_of,
     disabled_signature,
 )
-from app.ledger.writer import Full, Unavailable
+from app.ledger.writer import LedgerFull, LedgerUnavailable
 from app.operations import channels, startup
 from app.operations.services import Call, Services, services_of
-from app.problems import Wrong
+from app.problems import ProblemError
 from domain.ids import KOMMO
 
 NO_APP = "the configuration has no table [oauth]: give client_id, client_secret and redirect_url there"
@@ -92,22 +92,22 @@ async def callback(
     services = services_of(request)
     app = _app(services)
     if error:
-        raise Wrong(403, f"Kommo says that consent was refused; {AGAIN}")
+        raise ProblemError(403, f"Kommo says that consent was refused; {AGAIN}")
     if not code or not state_:
-        raise Wrong(400, f"code and state are missing: {AGAIN}")
+        raise ProblemError(400, f"code and state are missing: {AGAIN}")
     if client_id and client_id.lower() != app.app.client_id.lower():
-        raise Wrong(400, f"client_id is not our integration's: {CORRECT}")
+        raise ProblemError(400, f"client_id is not our integration's: {CORRECT}")
     asked = _state(services, state_)
     crm_url = crm_url_of(referer, _configured(services, asked.account))
     if crm_url is None:
-        raise Wrong(400, "referer is not the account's address: give its crm_url in the configuration")
+        raise ProblemError(400, "referer is not the account's address: give its crm_url in the configuration")
     if not await services.tokens.use(asked):
-        raise Wrong(400, f"the state was used already: {AGAIN}")
+        raise ProblemError(400, f"the state was used already: {AGAIN}")
     crm_id, pair = await _exchanged(app, crm_url, code, asked.account)
     try:
         await services.tokens.keep(asked.account, crm_id, crm_url, pair)
-    except (Full, Unavailable):
-        raise Wrong(503, f"the ledger cannot take it now: {AGAIN}", retry_after=1) from None
+    except (LedgerFull, LedgerUnavailable):
+        raise ProblemError(503, f"the ledger cannot take it now: {AGAIN}", retry_after=1) from None
     await startup.bring_back(services, asked.account)
     page = PAGE.format(account=escape(asked.account))
     return Response(page, media_type="text/html", headers=HEADERS)
@@ -134,29 +134,29 @@ async def disabled(
     right = disabled_signature(app.client_secret, client_uuid, account_id)
     signed = hmac.compare_digest(right.encode(), signature.lower().encode())
     if not signed or client_uuid.lower() != app.client_id.lower():
-        raise Wrong(403, BAD_SIGNATURE)
+        raise ProblemError(403, BAD_SIGNATURE)
     number = account_id.isascii() and account_id.isdigit() and len(account_id) < 19
     account = await services.tokens.account_of(int(account_id)) if number else None
     if account is None:
-        raise Wrong(404, "no account with this number ever consented")
+        raise ProblemError(404, "no account with this number ever consented")
     for channel in list((await services.channels.all()).values()):
         connection = channel.connections.get(account)
         if connection and connection.connected:
             try:
                 await channels.dropped(services, connection, by=KOMMO)
-            except Wrong as wrong:
+            except ProblemError as wrong:
                 if wrong.status != 404:  # Somebody else was first.
                     raise
     try:
         await services.tokens.withdraw(account, DISABLED)
-    except (Full, Unavailable):
-        raise Wrong(503, "the ledger cannot take it now: call again", retry_after=1) from None
+    except (LedgerFull, LedgerUnavailable):
+        raise ProblemError(503, "the ledger cannot take it now: call again", retry_after=1) from None
     return Response(None)
 
 
 def _app(services: Services) -> OAuth:
     if services.oauth is None:
-        raise Wrong(409, NO_APP)
+        raise ProblemError(409, NO_APP)
     return services.oauth
 
 
@@ -164,7 +164,7 @@ def _state(services: Services, text: str) -> State:
     try:
         return services.states.read(text, clock.now_ms() / 1000)
     except BadState:
-        raise Wrong(400, f"the state is not ours, or is older than 20 minutes: {AGAIN}") from None
+        raise ProblemError(400, f"the state is not ours, or is older than 20 minutes: {AGAIN}") from None
 
 
 def _configured(services: Services, account: str) -> str | None:
@@ -177,14 +177,16 @@ async def _exchanged(app: OAuth, crm_url: str, code: str, account: str) -> tuple
     try:
         pair = await app.exchange(crm_url, code)
         who = await app.who_am_i(crm_url, pair)
-    except Refused as error:
-        raise Wrong(400, f"Kommo does not take the code ({error.reason}): {AGAIN}") from None
+    except TokenRefused as error:
+        raise ProblemError(400, f"Kommo does not take the code ({error.reason}): {AGAIN}") from None
     except WrongApp as error:
-        raise Wrong(502, f"Kommo does not know our integration ({error.reason}): {CORRECT}") from None
+        raise ProblemError(502, f"Kommo does not know our integration ({error.reason}): {CORRECT}") from None
     except Unreached as error:
-        raise Wrong(502, f"Kommo could not be reached ({error.reason}), nothing is kept: {AGAIN}") from None
+        raise ProblemError(
+            502, f"Kommo could not be reached ({error.reason}), nothing is kept: {AGAIN}"
+        ) from None
     if who.amojo_id.lower() != account:
-        raise Wrong(
+        raise ProblemError(
             403, f"the consent is for account {who.amojo_id}, not for {account}; nothing is kept: {AGAIN}"
         )
     return who.id, pair

@@ -9,7 +9,7 @@ from app.http.api.parameters import REFUSALS
 from app.http.openapi.responses import answers
 from app.kommo.crm.hooks import hook_path
 from app.operations.services import Call, services_of
-from app.problems import Wrong
+from app.problems import ProblemError
 
 NO_URL = "Kommo does not know where to call: set CHATLEDGER_PUBLIC_URL to the address it reaches us at"
 SETTINGS = ("add_talk", "update_talk", "add_message", "add_chat_template_review")
@@ -50,12 +50,12 @@ async def subscribe(request: Call, account_id: FromPath[str]) -> WebhookShown:
     """Talks, messages, template reviews and incoming leads are told to us; the same again changes nothing."""
     services, account = services_of(request), known_account(account_id)
     if services.settings.public_url is None:
-        raise Wrong(409, NO_URL)
+        raise ProblemError(409, NO_URL)
     destination = services.settings.public_url.rstrip("/") + hook_path(services.keys.master, account)
     order = {"destination": destination, "settings": [*SETTINGS, *LEAD_SETTINGS]}
     try:
         answer = await ask(services, account, "POST", "webhooks", order)
-    except Wrong as wrong:
+    except ProblemError as wrong:
         if wrong.status not in (400, 422):
             raise
         # The names of the incoming leads' events are not documented: without them, if they are not known.

@@ -15,8 +15,8 @@ from app.http.api.parameters import POSITION_MAX, AtLeast, _link
 from app.http.openapi import examples
 from app.http.openapi.responses import answers
 from app.operations.services import Call, Services, services_of
-from app.problems import Wrong
-from app.views.events import Events, Filter
+from app.problems import ProblemError
+from app.views.events import Events, Filter, list_events, stream_events
 
 SSE_POLL_SECONDS = 1.0
 SSE_QUIET_POLLS = 15
@@ -63,13 +63,13 @@ async def events(
         return Stream(_follow(services, start, only), media_type="text/event-stream", headers=headers)
     if "application/x-ndjson" in accept:
         return Stream(_lines(services, after, only, limit), media_type="application/x-ndjson")
-    page = await services.reads.list_events(after=after, limit=limit or 50, only=only)
+    page = await list_events(services.pool, after=after, limit=limit or 50, only=only)
     return Response(page, headers=_link(request, "after", page.next))
 
 
 async def _lines(services: Services, after: int, only: Filter, limit: int | None) -> AsyncIterator[bytes]:
     left = limit if limit is not None else 1 << 62
-    async for page in services.reads.stream_events(after=after, only=only):
+    async for page in stream_events(services.pool, after=after, only=only):
         yield b"".join(b'{"position":%d,"event":%b}\n' % row for row in page[:left])
         left -= len(page)
         if left <= 0:
@@ -82,7 +82,7 @@ async def _follow(services: Services, after: int, only: Filter) -> AsyncIterator
     quiet = 0
     while not services.stopping.is_set():
         seen = services.projector.position
-        async for page in services.reads.stream_events(after=after, only=only):
+        async for page in stream_events(services.pool, after=after, only=only):
             yield b"".join(b"id: %d\ndata: %b\n\n" % row for row in page)
             after, quiet = page[-1][0], 0
         if not await services.projector.wait_for(seen + 1, SSE_POLL_SECONDS):
@@ -93,7 +93,7 @@ async def _follow(services: Services, after: int, only: Filter) -> AsyncIterator
 
 def _text(moment: datetime | None) -> str | None:
     if moment and moment.tzinfo is None:
-        raise Wrong(400, "since and until are times with a zone, such as 2026-11-22T08:00:00Z")
+        raise ProblemError(400, "since and until are times with a zone, such as 2026-11-22T08:00:00Z")
     return clock.text(clock.milliseconds(moment)) if moment else None
 
 

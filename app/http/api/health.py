@@ -11,7 +11,9 @@ from app.http.guard import guard
 from app.http.openapi import document, examples
 from app.http.openapi.responses import answers
 from app.operations.services import Call, services_of
-from app.problems import Wrong
+from app.problems import ProblemError
+from app.views.events import ledger_head
+from app.views.status import view_status
 
 
 class Alive(Struct, frozen=True):
@@ -31,8 +33,8 @@ async def readyz(request: Call) -> Alive:
     """503 while the database or the views are out of reach, or while the process stops."""
     services = services_of(request)
     if services.stopping.is_set():
-        raise Wrong(503, "the process is stopping", retry_after=5)
-    await services.reads.status()
+        raise ProblemError(503, "the process is stopping", retry_after=5)
+    await view_status(services.pool)
     return Alive("ready")
 
 
@@ -49,7 +51,7 @@ async def measures(request: Call) -> Response[bytes]:
     services = services_of(request)
     metrics.QUEUE.set(services.ledger.depth)
     metrics.VIEW_POSITION.set(services.projector.position)
-    metrics.HEAD.set(await services.reads.head())
+    metrics.HEAD.set(await ledger_head(services.pool))
     if services.relay:
         metrics.RELAY_POSITION.set(services.relay.position)
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -10,9 +10,9 @@ from litestar.status_codes import HTTP_307_TEMPORARY_REDIRECT
 from app.http.api.parameters import AtLeast, Limit, _link
 from app.http.openapi.responses import answers
 from app.operations.services import Call, services_of
-from app.problems import Wrong
-from app.views.conversations import Conversation, Conversations
-from app.views.messages import History, Messages
+from app.problems import ProblemError
+from app.views.conversations import Conversation, Conversations, get_conversation, list_conversations
+from app.views.messages import History, Messages, get_message, list_messages
 
 UNKNOWN = answers(said={404: "no conversation has this id"})
 
@@ -31,7 +31,8 @@ async def conversations(
     """A page of conversations; `next` is the cursor of the next page, or null."""
     services = services_of(request)
     await services.views_reach(at_least)
-    page = await services.reads.list_conversations(
+    page = await list_conversations(
+        services.pool,
         channel=channel,
         account_id=account_id,
         conversation_id=conversation_id,
@@ -70,7 +71,7 @@ async def messages(
     if found.id != conversation:
         return _redirect(request, conversation, found.id)
     services = services_of(request)
-    page = await services.reads.list_messages(conversation, limit=limit, cursor=cursor, order=order)
+    page = await list_messages(services.pool, conversation, limit=limit, cursor=cursor, order=order)
     page = Messages(await services.users.named(page.items), page.next)
     return Response(page, headers=_link(request, "cursor", page.next))
 
@@ -85,18 +86,18 @@ async def message(request: Call, message: FromPath[str], at_least: AtLeast = Non
     """The message as it stands, and every transition with its evidence."""
     services = services_of(request)
     await services.views_reach(at_least)
-    found = await services.reads.get_message(message)
+    found = await get_message(services.pool, message)
     if found is None:
-        raise Wrong(404, "no message has this id")
+        raise ProblemError(404, "no message has this id")
     return (await services.users.named([found]))[0]
 
 
 async def _conversation(request: Call, conversation: str, at_least: int | None) -> Conversation:
     services = services_of(request)
     await services.views_reach(at_least)
-    found = await services.reads.get_conversation(conversation)
+    found = await get_conversation(services.pool, conversation)
     if found is None:
-        raise Wrong(404, "no conversation has this id")
+        raise ProblemError(404, "no conversation has this id")
     return found
 
 

@@ -26,12 +26,12 @@ from app import problems
 from app.channels.directory import Channel, Connection
 from app.config.settings import prepare_folder
 from app.database import names
-from app.database.pool import Link
+from app.database.connection import Db
 from app.history.importer import Import, LineProblem, Place, Report, Stage
 from app.http.openapi.responses import answers, takes
 from app.messengers.contract import Sent
 from app.operations.services import Call, Services, services_of
-from app.problems import Wrong
+from app.problems import ProblemError
 from domain import ids
 
 NDJSON = "application/x-ndjson"
@@ -111,20 +111,20 @@ async def import_messages(
     and does nothing once it is done. Kommo is told in the background, silently but for each chat's newest.
     """
     if request.headers.get("content-encoding", "identity") != "identity":
-        raise Wrong(415, COMPRESSED)
+        raise ProblemError(415, COMPRESSED)
     services = services_of(request)
     place = await _place(services, channel, account_id)
     database = await _locked(services, place)
     try:
         spool, digest = await _spooled(request, services)
-        name = ids.uuid5(place.link.namespace, f"import:{digest}")
+        name = ids.uuid5(place.scope.namespace, f"import:{digest}")
         work = Import(database, services.ledger, place, spool, name)
         await work.begin(again=again)
     except BaseException:
         await asyncio.shield(database.close())
         raise
     work.view_position = lambda: services.projector.position
-    work.in_force = lambda: services.channels.scope(place.link.scope_id)
+    work.in_force = lambda: services.channels.scope(place.scope.scope_id)
     task = asyncio.create_task(_worked(work, spool, database), name="import")
     _at_work.add(task)
     task.add_done_callback(_at_work.discard)
@@ -135,33 +135,33 @@ async def import_messages(
 async def _place(services: Services, name: str, account: str | None) -> Place:
     channel = await services.channels.channel(name)
     if channel is None:
-        raise Wrong(404, UNKNOWN)
-    return Place(_connection(channel, account).link, channel.bot_id)
+        raise ProblemError(404, UNKNOWN)
+    return Place(_connection(channel, account).scope, channel.bot_id)
 
 
 def _connection(channel: Channel, account: str | None) -> Connection:
     accounts = channel.accounts
     if account is None and len(accounts) > 1:
-        raise Wrong(400, SEVERAL)
+        raise ProblemError(400, SEVERAL)
     for connection in accounts:
-        if account is None or connection.link.account == account.lower():
+        if account is None or connection.scope.account == account.lower():
             return connection
-    raise Wrong(409, UNCONNECTED)
+    raise ProblemError(409, UNCONNECTED)
 
 
-async def _locked(services: Services, place: Place) -> Link:
+async def _locked(services: Services, place: Place) -> Db:
     """A connection that holds the lock of the place; one that was just cut off gets a moment to let go."""
     database = await services.pool.apart()
     loop = asyncio.get_running_loop()
     until = loop.time() + LOCK_SECONDS
-    number = crc32(place.link.scope_id.encode()) - (1 << 31)
+    number = crc32(place.scope.scope_id.encode()) - (1 << 31)
     try:
         while True:
             cursor = await database.execute(TRY_LOCK, (names.IMPORT_LOCK, number))
             if await cursor.fetchone() == (True,):
                 return database
             if loop.time() > until:
-                raise Wrong(409, BUSY)
+                raise ProblemError(409, BUSY)
             await asyncio.sleep(LOCK_POLL_SECONDS)
     except BaseException:
         await asyncio.shield(database.close())
@@ -169,7 +169,7 @@ async def _locked(services: Services, place: Place) -> Link:
 
 
 async def _spooled(request: Call, services: Services) -> tuple[IO[bytes], str]:
-    """The body in a file, and its SHA-256; raises Wrong (507) if there is no room for it."""
+    """The body in a file, and its SHA-256; raises ProblemError (507) if there is no room for it."""
     prepare_folder(services.settings.data)
     spool: IO[bytes] = tempfile.TemporaryFile(dir=services.settings.data)  # noqa: SIM115  # the task closes it
     digest, part = sha256(), bytearray()
@@ -188,11 +188,11 @@ async def _spooled(request: Call, services: Services) -> tuple[IO[bytes], str]:
         await asyncio.to_thread(spool.flush)
     except InternalServerException:
         spool.close()
-        raise Wrong(400, "the body ended early: send it again") from None
+        raise ProblemError(400, "the body ended early: send it again") from None
     except OSError as error:
         spool.close()
         if error.errno in NO_ROOM:
-            raise Wrong(507, FULL) from None
+            raise ProblemError(507, FULL) from None
         raise
     except BaseException:
         spool.close()
@@ -200,7 +200,7 @@ async def _spooled(request: Call, services: Services) -> tuple[IO[bytes], str]:
     return spool, digest.hexdigest()
 
 
-async def _worked(work: Import, spool: IO[bytes], database: Link) -> Report:
+async def _worked(work: Import, spool: IO[bytes], database: Db) -> Report:
     try:
         return await work.run()
     finally:

@@ -13,9 +13,9 @@ from msgspec import Struct
 from app.config.file import Uuid
 from app.http_client import Answer, Unreached
 from app.kommo.crm.client import NoPlace, NotAuthorized
-from app.ledger.writer import Full, Unavailable
+from app.ledger.writer import LedgerFull, LedgerUnavailable
 from app.operations.services import Services
-from app.problems import Fault, Wrong
+from app.problems import Fault, ProblemError
 from app.vault import WrongMasterKey
 
 FAULTS_MAX = 50
@@ -30,11 +30,11 @@ Shape = TypeVar("Shape", bound=Struct)
 
 
 def known_account(account_id: str) -> str:
-    """An amojo id in lower case, as Kommo writes it; raises Wrong (400) if it is none."""
+    """An amojo id in lower case, as Kommo writes it; raises ProblemError (400) if it is none."""
     try:
         return msgspec.convert(account_id, Uuid).lower()
     except msgspec.ValidationError:
-        raise Wrong(400, "account_id: give the account's amojo id, a UUID") from None
+        raise ProblemError(400, "account_id: give the account's amojo id, a UUID") from None
 
 
 async def ask(
@@ -45,30 +45,30 @@ async def ask(
     payload: object = None,
     query: Mapping[str, str] | None = None,
 ) -> Answer:
-    """Kommo's answer if it is a success; else raises Wrong with its words. `path` follows `/api/v4/`."""
+    """Kommo's answer if it succeeded, else raises ProblemError with its words. `path` follows `/api/v4/`."""
     account = known_account(account_id)
     try:
         answer = await services.crm.call(account, method, f"/api/v4/{path}", payload, query)
     except (NotAuthorized, WrongMasterKey) as error:
-        raise Wrong(409, str(error)) from None
-    except (Full, Unavailable):  # The ledger, which has to know of a consent that is withdrawn.
-        raise Wrong(503, "the ledger cannot take it now: ask again", retry_after=1) from None
+        raise ProblemError(409, str(error)) from None
+    except (LedgerFull, LedgerUnavailable):  # The ledger, which has to know of a consent that is withdrawn.
+        raise ProblemError(503, "the ledger cannot take it now: ask again", retry_after=1) from None
     except NoPlace as error:
-        raise Wrong(503, f"{error.reason}: ask again later", retry_after=WAIT_SECONDS) from None
+        raise ProblemError(503, f"{error.reason}: ask again later", retry_after=WAIT_SECONDS) from None
     except Unreached as error:
-        raise Wrong(502, f"Kommo could not be reached ({error.reason}): ask again") from None
+        raise ProblemError(502, f"Kommo could not be reached ({error.reason}): ask again") from None
     if answer.html or answer.status == 429:
         wait = int(answer.retry_after) or WAIT_SECONDS
-        raise Wrong(503, f"Kommo asks account {account} to wait: ask again later", retry_after=wait)
+        raise ProblemError(503, f"Kommo asks account {account} to wait: ask again later", retry_after=wait)
     if not 200 <= answer.status < 300:
         raise _refused(answer)
     return answer
 
 
 def told(answer: Answer, shape: type[Shape]) -> Shape:
-    """An object of Kommo's, every field as it came, those that `shape` does not know too. Raises Wrong."""
+    """An object from Kommo with every field as it came, also those not in `shape`; raises ProblemError."""
     if answer.status == 204:
-        raise Wrong(404, "Kommo has nothing with this id, or no more")
+        raise ProblemError(404, "Kommo has nothing with this id, or no more")
     return _checked(answer.json(), shape)
 
 
@@ -84,11 +84,11 @@ def _checked(value: object, shape: type[Shape]) -> Shape:
     try:
         msgspec.convert(value, shape)
     except msgspec.ValidationError as error:
-        raise Wrong(502, f"Kommo's answer is not as documented ({error}): look at it there") from None
+        raise ProblemError(502, f"Kommo's answer is not as documented ({error}): look at it there") from None
     return cast("Shape", value)
 
 
-def _refused(answer: Answer) -> Wrong:
+def _refused(answer: Answer) -> ProblemError:
     problem = answer.json()
     said = problem.get("detail") or problem.get("hint") or problem.get("title") or answer.text
     faults = list(_faults(problem))[:FAULTS_MAX]
@@ -97,9 +97,9 @@ def _refused(answer: Answer) -> Wrong:
     if more:
         detail = f"{detail} ({more})"
     if answer.status in PASSED_ON:
-        return Wrong(answer.status, detail, errors=faults)
+        return ProblemError(answer.status, detail, errors=faults)
     hint = HINTS.get(answer.status, "ask again later")
-    return Wrong(502, f"{detail}; {hint}")
+    return ProblemError(502, f"{detail}; {hint}")
 
 
 def _faults(problem: Mapping[str, object]) -> list[Fault]:

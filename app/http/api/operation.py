@@ -8,10 +8,11 @@ from litestar.params import FromQuery, QueryParameter
 from msgspec import Struct
 
 from app.http.api.parameters import AtLeast, Limit, _link
+from app.http.webhooks.refused import list_refused
 from app.operations.deliveries import resume_parked
 from app.operations.services import Call, services_of
 from app.operations.status import Status, standing
-from app.views.deliveries import Deliveries
+from app.views.deliveries import Deliveries, list_deliveries
 
 
 class Refused(Struct, frozen=True):
@@ -57,7 +58,8 @@ async def deliveries(
     """The oldest first, with the reason; what is parked waits for `POST /v1/deliveries/resume`."""
     services = services_of(request)
     await services.views_reach(at_least)
-    page = await services.reads.list_deliveries(
+    page = await list_deliveries(
+        services.pool,
         state=state_,
         destination=destination,
         channel=channel,
@@ -86,7 +88,7 @@ async def resume(
 @get("/refused", summary="Hooks that could not be read", tags=["operation"])
 async def refused(request: Call, limit: Limit = 50) -> RefusedPage:
     """Signed hooks, kept whole, for Kommo does not send again; the latest first."""
-    rows = await services_of(request).reads.refused(limit)
+    rows = await list_refused(services_of(request).pool, limit)
     return RefusedPage(
         [
             Refused(row.id, row.scope_id, row.received_at, row.reason, base64.b64encode(row.body).decode())

@@ -12,15 +12,18 @@ from app import clock
 from app.channels.directory import Connection
 from app.config.file import Uuid
 from app.http.openapi.responses import answers
-from app.ledger.writer import Recorded, TooLarge
+from app.ledger.writer import EventTooLarge, Recorded
 from app.messengers import checks
-from app.messengers.checks import BadAction
+from app.messengers.checks import ActionRefused
 from app.messengers.contract import Moment, Name, Source, Url, Words
 from app.operations import channels
 from app.operations.sending import NewMessage, _command, _sender, begin, customer_of
 from app.operations.services import Call, Services, record, services_of
-from app.problems import Fault, Wrong
+from app.problems import Fault, ProblemError
 from app.views import conversations, messages
+from app.views.conversations import get_conversation, list_conversations
+from app.views.events import ledger_head
+from app.views.messages import get_message
 from domain import commands as c
 from domain import events as e
 from domain import ids
@@ -103,24 +106,24 @@ async def send(request: Call, conversation: FromPath[str], data: JSONBody[NewMes
     """202 when it is durable, 200 for a repeat; the messenger gets it, and Kommo shows it without a sound."""
     services = services_of(request)
     _check(data)
-    chat = await services.reads.get_conversation(conversation)
+    chat = await get_conversation(services.pool, conversation)
     if chat is None:
-        raise Wrong(404, UNKNOWN_CHAT)
+        raise ProblemError(404, UNKNOWN_CHAT)
     channel = await channels.named(services, chat.channel)
     connection = channel.connections.get(chat.account_id or "")
     if connection is None or not connection.connected:
-        raise Wrong(409, NOT_CONNECTED)
+        raise ProblemError(409, NOT_CONNECTED)
     sender = _sender(channel, data.sender)
     receiver = await customer_of(services, chat.id, data.receiver)
     command = _command(connection, chat, data, sender, receiver)
     try:
         recorded = await record(services, command)
-    except TooLarge:
-        raise Wrong(400, "the event would be over 384 KB: send less") from None
+    except EventTooLarge:
+        raise ProblemError(400, "the event would be over 384 KB: send less") from None
     if recorded.conflict:
         position = recorded.position
         detail = f"this message_id is recorded with other content at position {position}, which stands"
-        raise Wrong(409, detail, position=position)
+        raise ProblemError(409, detail, position=position)
     return _taken(command.stream, recorded, 202)
 
 
@@ -150,12 +153,12 @@ async def confirm(request: Call, message: FromPath[str], data: JSONBody[StatusNo
     try:
         recorded = await record(services, command)
     except OwnMessage:
-        raise Wrong(400, OWN) from None
+        raise ProblemError(400, OWN) from None
     return _taken(found.id, recorded, 200)
 
 
 def _check(data: NewConversation | NewMessage | StatusNow) -> None:
-    """What types alone cannot say; raises Wrong (400)."""
+    """What types alone cannot say; raises ProblemError (400)."""
     try:
         checks.refuse_nul(msgspec.to_builtins(data), "$")
         if isinstance(data, NewConversation):
@@ -167,37 +170,37 @@ def _check(data: NewConversation | NewMessage | StatusNow) -> None:
         if isinstance(data, NewMessage):
             checks.check_printable(data.message_id, "$.message_id")
             checks.check_message(data.message)
-    except BadAction as error:
+    except ActionRefused as error:
         fault = Fault(error.path, error.message)
-        raise Wrong(400, f"{error.path}: {error.message}", errors=[fault]) from None
+        raise ProblemError(400, f"{error.path}: {error.message}", errors=[fault]) from None
 
 
 async def _shown(
     services: Services, channel: str, connection: Connection, conversation_id: str, chat_id: str
 ) -> conversations.Conversation:
     """The conversation by either name: one that was merged goes by the first that each side gave."""
-    account = connection.link.account
+    account = connection.scope.account
     for names in ({"conversation_id": conversation_id}, {"chat_id": chat_id}):
-        page = await services.reads.list_conversations(channel=channel, account_id=account, limit=1, **names)
+        page = await list_conversations(services.pool, channel=channel, account_id=account, limit=1, **names)
         if page.items:
             return page.items[0]
-    raise Wrong(503, "the views do not show the conversation yet: ask again", retry_after=1)
+    raise ProblemError(503, "the views do not show the conversation yet: ask again", retry_after=1)
 
 
 async def _message(services: Services, message: str) -> messages.History:
-    """The message, once the views have it; raises Wrong (404)."""
-    found = await services.reads.get_message(message)
+    """The message, once the views have it; raises ProblemError (404)."""
+    found = await get_message(services.pool, message)
     if found is None:
-        await services.views_reach(await services.reads.head())
-        found = await services.reads.get_message(message)
+        await services.views_reach(await ledger_head(services.pool))
+        found = await get_message(services.pool, message)
     if found is None:
-        raise Wrong(404, UNKNOWN_MESSAGE)
+        raise ProblemError(404, UNKNOWN_MESSAGE)
     return found
 
 
-async def _where(services: Services, found: messages.History) -> ids.Link:
+async def _where(services: Services, found: messages.History) -> ids.Scope:
     channel = await channels.named(services, found.channel)
-    return ids.link(found.channel, channel.channel_id, found.account_id or "")
+    return ids.scope_of(found.channel, channel.channel_id, found.account_id or "")
 
 
 def _taken(message: str, recorded: Recorded, status: int) -> Response[Accepted]:

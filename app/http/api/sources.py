@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 from app.http.api.kommo_answers import ask, listed, told
 from app.http.api.parameters import AT_ONCE, READS, REFUSALS, Link, Name, Number
 from app.operations.services import Call, services_of
-from app.problems import Wrong
+from app.problems import ProblemError
 from domain.events import Json
 
 ExternalId = Annotated[str, Meta(pattern=r"^[ -~]{1,36}$(?!\n)")]
@@ -141,7 +141,7 @@ async def delete_source(request: Call, account_id: FromPath[str], source_id: Fro
 
 def _one_default(items: list[NewSource] | list[SourceChange]) -> None:
     if sum(bool(each.default) for each in items) > 1:
-        raise Wrong(400, "$.items: only one source can be the default")
+        raise ProblemError(400, "$.items: only one source can be the default")
 
 
 routes: list[HTTPRouteHandler] = [sources, source, create_sources, change_sources, delete_source]

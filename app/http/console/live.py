@@ -14,9 +14,9 @@ from msgspec import Struct
 from app import clock
 from app.http.console import formatting
 from app.operations.services import Call, Services, services_of
-from app.problems import Wrong
-from app.views.conversations import merged_into
-from app.views.events import Filter
+from app.problems import ProblemError
+from app.views.conversations import get_conversation, merged_into
+from app.views.events import Filter, stream_events
 from app.views.projector import Behind, Feed
 from domain import events as e
 
@@ -61,9 +61,9 @@ async def live(
     services = services_of(request)
     ids: set[str] = set()
     if conversation:
-        found = await services.reads.get_conversation(conversation)
+        found = await get_conversation(services.pool, conversation)
         if found is None:
-            raise Wrong(404, "no conversation has this id")
+            raise ProblemError(404, "no conversation has this id")
         ids = {found.id, *await merged_into(services.pool, found.id)}
     last = request.headers.get("last-event-id", "")
     start = int(last) if POSITION.fullmatch(last) else after
@@ -109,7 +109,7 @@ async def _missed(services: Services, ids: set[str], conversation: str | None, a
         return Change(chats=True)
     changed: dict[str, None] = {}
     count = 0
-    async for rows in services.reads.stream_events(after=after, only=Filter(conversation=conversation)):
+    async for rows in stream_events(services.pool, after=after, only=Filter(conversation=conversation)):
         change = changes([(position, e.decode(event)) for position, event in rows], ids)
         changed |= dict.fromkeys(change.messages)
         count += len(rows)

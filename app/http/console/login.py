@@ -13,7 +13,7 @@ from app.access.sessions import TRIES_SECONDS
 from app.http.console.pages import address_of, cookie, cookie_name, is_page, page, session_of
 from app.http.security import HEADERS
 from app.operations.services import Call, services_of
-from app.problems import Wrong
+from app.problems import ProblemError
 
 WRONG_KEY_SECONDS = 0.5
 VISIT_SECONDS = 3600
@@ -35,7 +35,7 @@ def signed_in(request: Call) -> Response[str] | Response[None] | None:
     if session_of(request):
         return None
     if request.method != "GET" or not is_page(request):
-        raise Wrong(401, "you are not signed in, or no longer: sign in at /login")
+        raise ProblemError(401, "you are not signed in, or no longer: sign in at /login")
     address = local(request.url.path + (f"?{request.url.query}" if request.url.query else ""))
     if request.headers.get("sec-fetch-site") == "cross-site":
         # The browser keeps a strict cookie back when a link of another site led here: come again from here.
@@ -44,11 +44,13 @@ def signed_in(request: Call) -> Response[str] | Response[None] | None:
 
 
 async def checked_form(request: Call) -> dict[str, str]:
-    """The fields of a form of this session; raises Wrong (403) for one from elsewhere."""
+    """The fields of a form of this session; raises ProblemError (403) for one from elsewhere."""
     session = session_of(request)
     fields = await _fields(request)
     if session is None or not services_of(request).sessions.is_form_token(fields.get("csrf", ""), session.id):
-        raise Wrong(403, "this form is too old, or came from elsewhere: go back, reload the page, try again")
+        raise ProblemError(
+            403, "this form is too old, or came from elsewhere: go back, reload the page, try again"
+        )
     return fields
 
 

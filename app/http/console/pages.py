@@ -14,7 +14,7 @@ from app.access.sessions import SESSION_SECONDS, Session
 from app.http.console import formatting
 from app.http.security import HEADERS
 from app.operations.services import Call, services_of
-from app.problems import Wrong
+from app.problems import ProblemError
 
 ASSETS: dict[str, tuple[str, Traversable]] = {
     "console.css": ("text/css", files("app.http.console") / "static/console.css"),
@@ -120,7 +120,7 @@ def is_page(request: Call) -> bool:
     return "text/html" in request.headers.get("accept", "") and "hx-request" not in request.headers
 
 
-def failure(request: Call, wrong: Wrong) -> Response[str] | None:
+def failure(request: Call, wrong: ProblemError) -> Response[str] | None:
     """The page of an error, if a browser shows it; None for programs, who read problem details."""
     if not is_page(request) or f"{request.url.path}/".startswith(NOT_PAGES):
         return None

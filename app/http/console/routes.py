@@ -12,12 +12,13 @@ from app.http.console.pages import ASSETS, asset, page
 from app.operations.deliveries import resume_parked
 from app.operations.services import Call, Services, services_of
 from app.operations.status import standing as standing_
-from app.problems import Wrong
+from app.problems import ProblemError
 from app.views import conversations
-from app.views.conversations import faces
-from app.views.deliveries import Delivery
-from app.views.events import Filter
-from app.views.messages import Message
+from app.views.conversations import faces, get_conversation, list_conversations
+from app.views.deliveries import Delivery, list_deliveries
+from app.views.events import Filter, ledger_head, list_events
+from app.views.messages import Message, get_message, list_messages
+from app.views.status import list_channels, view_status
 from projections.events import TAGS
 
 CHATS = 30
@@ -33,7 +34,7 @@ CACHE = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type
 def static(name: FromPath[str]) -> Response[bytes]:
     """Our style and scripts, and htmx from its wheel; the address changes when the content does."""
     if name not in ASSETS:
-        raise Wrong(404, "no such file")
+        raise ProblemError(404, "no such file")
     media_type, content, _ = asset(name)
     return Response(content, media_type=media_type, headers=CACHE)
 
@@ -106,7 +107,7 @@ async def bubbles_fragment(
     """Some messages as they are now; one that is no more, or of another chat, is left out."""
     services = services_of(request)
     wanted = [one for one in ids.split(",") if one][:BUBBLES_MAX]
-    found = [message for one in wanted if (message := await services.reads.get_message(one))]
+    found = [message for one in wanted if (message := await get_message(services.pool, one))]
     chat_id = (await _conversation(request, conversation)).id
     found = [one for one in found if one.conversation == chat_id]
     drawn = await _bubbles(services, chat_id, list(found), alone=True)
@@ -117,9 +118,9 @@ async def bubbles_fragment(
 async def message(request: Call, message: FromPath[str]) -> Response[str] | Redirect:
     """A message, and everything that happened to it."""
     services = services_of(request)
-    found = await services.reads.get_message(message)
+    found = await get_message(services.pool, message)
     if found is None:
-        raise Wrong(404, "no message has this id")
+        raise ProblemError(404, "no message has this id")
     if found.id != message:
         return Redirect(f"/messages/{found.id}", status_code=303)
     (bubble,) = await _bubbles(services, found.conversation, [found])
@@ -138,8 +139,8 @@ async def deliveries(request: Call, cursor: FromQuery[str | None] = None) -> Res
     """What is not delivered, and why."""
     services = services_of(request)
     state = _of(request, "state", ("open", "deferred", "parked"))
-    listed = await services.reads.list_deliveries(state=state, limit=ROWS, cursor=cursor or None)
-    standing = await services.reads.status()
+    listed = await list_deliveries(services.pool, state=state, limit=ROWS, cursor=cursor or None)
+    standing = await view_status(services.pool)
     template = "_deliveries.html" if "hx-request" in request.headers else "deliveries.html"
     resumed = request.query_params.get("resumed", "")
     values = {
@@ -167,7 +168,7 @@ async def resume(request: Call) -> Redirect:
 @get("/channels")
 async def channels(request: Call) -> Response[str]:
     """The registered channels and their connections."""
-    listed = await services_of(request).reads.list_channels()
+    listed = await list_channels(services_of(request).pool)
     return page(request, "channels.html", {"here": "channels", "channels": listed})
 
 
@@ -186,12 +187,12 @@ async def events(request: Call) -> Response[str]:
     kind = _of(request, "type", TAGS)
     conversation = request.query_params.get("conversation") or None
     filtered = kind is not None or conversation is not None
-    head = await services.reads.head()
+    head = await ledger_head(services.pool)
     after = request.query_params.get("after", "")
     after = after if live.POSITION.fullmatch(after) else ""
     start = int(after) if after else 0 if filtered else max(0, head - ROWS)
     only = Filter(type=kind, conversation=conversation)
-    listed = await services.reads.list_events(after=start, limit=ROWS, only=only)
+    listed = await list_events(services.pool, after=start, limit=ROWS, only=only)
     values = {
         "here": "events",
         "events": list(reversed(listed.items)),
@@ -217,9 +218,9 @@ def _of(request: Call, name: str, allowed: tuple[str, ...]) -> str | None:
 
 
 async def _conversation(request: Call, conversation: str) -> conversations.Conversation:
-    found = await services_of(request).reads.get_conversation(conversation)
+    found = await get_conversation(services_of(request).pool, conversation)
     if found is None:
-        raise Wrong(404, "no conversation has this id")
+        raise ProblemError(404, "no conversation has this id")
     return found
 
 
@@ -229,7 +230,7 @@ async def _chats(request: Call) -> dict[str, object]:
     filters = {name: asked.get(name, "").strip() for name in ("channel", "account", "q")}
     listed = await _listed(services, filters, asked.get("cursor") or None)
     known = await faces(services.pool, [one.id for one in listed.items])
-    channels = await services.reads.list_channels()
+    channels = await list_channels(services.pool)
     return {
         "lines": [(one, formatting.name(one, known.get(one.id))) for one in listed.items],
         "next": listed.next,
@@ -244,21 +245,21 @@ async def _listed(
     services: Services, filters: dict[str, str], cursor: str | None
 ) -> conversations.Conversations:
     """By the messenger's name of the chat, else by Kommo's, else by ours."""
-    reads, wanted = services.reads, filters["q"] or None
+    reads, wanted = services.pool, filters["q"] or None
     where = {"channel": filters["channel"] or None, "account_id": filters["account"] or None}
-    listed = await reads.list_conversations(**where, conversation_id=wanted, limit=CHATS, cursor=cursor)
+    listed = await list_conversations(reads, **where, conversation_id=wanted, limit=CHATS, cursor=cursor)
     if wanted is None or listed.items or cursor:
         return listed
-    listed = await reads.list_conversations(**where, chat_id=wanted, limit=CHATS)
+    listed = await list_conversations(reads, **where, chat_id=wanted, limit=CHATS)
     if listed.items:
         return listed
-    found = await reads.get_conversation(wanted)
+    found = await get_conversation(reads, wanted)
     return conversations.Conversations([found] if found else [], None)
 
 
 async def _history(services: Services, chat_id: str, cursor: str | None = None) -> dict[str, object]:
     """A page of messages, the newest last, and the cursor of older ones."""
-    listed = await services.reads.list_messages(chat_id, limit=MESSAGES, cursor=cursor or None, order="desc")
+    listed = await list_messages(services.pool, chat_id, limit=MESSAGES, cursor=cursor or None, order="desc")
     messages = await services.users.named(listed.items[::-1])
     drawn = await _bubbles(services, chat_id, messages)
     return {"bubbles": drawn, "older": listed.next}
@@ -268,15 +269,15 @@ async def _bubbles(
     services: Services, chat_id: str, messages: list[Message], *, alone: bool = False
 ) -> list[formatting.Bubble]:
     """Messages with what waits to be passed on, and with what they answer."""
-    reads = services.reads
+    reads = services.pool
     waiting: dict[str, Delivery] = {}
     for state in ("deferred", "parked"):
-        listed = await reads.list_deliveries(state=state, conversation=chat_id, limit=WAITING_MAX)
+        listed = await list_deliveries(reads, state=state, conversation=chat_id, limit=WAITING_MAX)
         waiting |= {one.message: one for one in listed.items if one.message}
     quoted = {one.id: one for one in messages}
     answered = {one.reply_to.message for one in messages if one.reply_to and one.reply_to.message}
     for id_ in list(answered - quoted.keys())[:QUOTES_MAX]:
-        if found := await reads.get_message(id_):
+        if found := await get_message(reads, id_):
             quoted[id_] = found
     return list(formatting.bubbles(messages, waiting, quoted, alone=alone))
 

@@ -45,6 +45,17 @@ SECURITY: dict[str, SecurityScheme | Reference] = {
         "the unix time are in webhook-id and webhook-timestamp, and the time is right within 5 minutes",
     ),
 }
+# msgspec qualifies the shapes that share a name with their module. The names are published, so they stay
+# what they were when the modules were called otherwise.
+PUBLISHED = {
+    "app.channels.attempts.Problem": "app.connecting.Problem",
+    "app.http.api.templates.Embedded": "app.catalog.Embedded",
+    "app.kommo.chats.hooks.Embedded": "app.hooks.Embedded",
+    "app.messengers.contract.Contact": "app.said.Contact",
+    "app.messengers.contract.Location": "app.said.Location",
+    "app.messengers.contract.Message": "app.said.Message",
+    "app.views.messages.Message": "app.shapes.Message",
+}
 BAD = Fault("$.title", "Expected `str`, got `int`")
 HEADERS: dict[str, Json] = {
     "Ledger-Position": {
@@ -149,11 +160,26 @@ def document(app: Litestar, litestars: Json) -> Json:
     routes = list(_routes(app, told["paths"]))
     shapes = list({repr(shape): shape for route in routes for shape in route.shapes}.values())
     schemas, components = msgspec.json.schema_components(shapes, schema_hook=_anything, ref_template=REF)
+    schemas, components = _published((schemas, components))
     told["components"]["schemas"] = dict(sorted(components.items()))
     known = {repr(shape): schema for shape, schema in zip(shapes, schemas, strict=True)}
     for route in routes:
         _describe(route, known)
     return told
+
+
+def _published(value: Any) -> Any:
+    """The same JSON with the published names of shapes, as keys and in references."""
+    match value:
+        case dict():
+            return {PUBLISHED.get(key, key): _published(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_published(each) for each in value]
+        case str() if value.startswith(REF[: -len("{name}")]):
+            prefix, _, name = value.rpartition("/")
+            return f"{prefix}/{PUBLISHED.get(name, name)}"
+        case _:
+            return value
 
 
 def _routes(app: Litestar, paths: Json) -> Iterator[Route]:

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 from msgspec import Struct
 
 from app import problems
-from app.problems import Wrong
+from app.problems import ProblemError
 
 Message: TypeAlias = MutableMapping[str, Any]  # ASGI's own shape
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -35,27 +35,27 @@ class HangUp(Exception):
 
 
 async def read(headers: dict[bytes, bytes], receive: Receive) -> bytes:
-    """The body, as far as the limit; raises Wrong (413, 415) and HangUp."""
+    """The body, as far as the limit; raises ProblemError (413, 415) and HangUp."""
     if headers.get(b"content-encoding", b"identity") != b"identity":
-        raise Wrong(415, COMPRESSED)
+        raise ProblemError(415, COMPRESSED)
     length = headers.get(b"content-length", b"0")
     if length.isdigit() and int(length) > BODY_BYTES_MAX:
-        raise Wrong(413, LARGE)
+        raise ProblemError(413, LARGE)
     message = await receive()
     body: bytes = message.get("body", b"")
     while message.get("more_body"):
         message = await receive()
         body += message.get("body", b"")
         if len(body) > BODY_BYTES_MAX:
-            raise Wrong(413, LARGE)
+            raise ProblemError(413, LARGE)
     if message["type"] == "http.disconnect":
         raise HangUp
     if len(body) > BODY_BYTES_MAX:
-        raise Wrong(413, LARGE)
+        raise ProblemError(413, LARGE)
     return body
 
 
-def refuse(wrong: Wrong) -> Answer:
+def refuse(wrong: ProblemError) -> Answer:
     """A problem as an answer."""
     headers = {"Content-Type": problems.MEDIA_TYPE, **wrong.headers}
     return Answer(wrong.status, problems.encode(wrong.problem), headers)

@@ -20,15 +20,15 @@ from litestar.params import FromPath
 from app import metrics
 from app.database.pool import ViewsMissing
 from app.http.openapi.responses import answers, takes
+from app.http.webhooks import refused
 from app.http.webhooks.body import BUSY, RETRY_AFTER_SECONDS, HangUp, Receive
 from app.http.webhooks.body import read as read_body
-from app.http.webhooks.refused import _keep
 from app.kommo.crm import contact_links
 from app.kommo.crm.hooks import Told, commands, hook_path
 from app.kommo.crm.php_form import BadForm, read
-from app.ledger.writer import Full, Unavailable
+from app.ledger.writer import LedgerFull, LedgerUnavailable
 from app.operations.services import Call, Services, services_of
-from app.problems import Wrong
+from app.problems import ProblemError
 from domain import commands as c
 
 ANSWER_SECONDS = 1.5
@@ -75,7 +75,7 @@ async def crm_hook(request: Call, account_id: FromPath[str], key: FromPath[str])
     try:
         await _answered(request, account_id, key)
         status = 200
-    except Wrong as wrong:
+    except ProblemError as wrong:
         status = wrong.status
         raise
     finally:
@@ -87,19 +87,19 @@ async def _answered(request: Call, account_id: str, key: str) -> None:
     services = services_of(request)
     right = hook_path(services.keys.master, account_id)
     if not hmac.compare_digest(f"/crm/{account_id}/{key}".encode(), right.encode()):
-        raise Wrong(404, UNKNOWN)
+        raise ProblemError(404, UNKNOWN)
     try:
         body = await read_body(dict(request.scope["headers"]), cast("Receive", request.receive))
         async with asyncio.timeout(ANSWER_SECONDS):
             await take(services, account_id, body)
     except HangUp:
-        raise Wrong(400, "the body is not complete: send it again") from None
-    except (TimeoutError, psycopg.OperationalError, ViewsMissing, Full, Unavailable):
-        raise Wrong(503, BUSY, retry_after=RETRY_AFTER_SECONDS) from None
+        raise ProblemError(400, "the body is not complete: send it again") from None
+    except (TimeoutError, psycopg.OperationalError, ViewsMissing, LedgerFull, LedgerUnavailable):
+        raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS) from None
 
 
 async def take(services: Services, account: str, body: bytes) -> None:
-    """Record what a hook tells, or keep it; durable then. Raises Full, Unavailable and more."""
+    """Record what a hook tells, or keep it; durable then. Raises LedgerFull, LedgerUnavailable and more."""
     try:
         tree = read(body)
     except BadForm as error:
@@ -107,7 +107,7 @@ async def take(services: Services, account: str, body: bytes) -> None:
         return
     told, unread = commands(account, tree, await services.channels.all())
     if not services.ledger.has_room(len(told), len(body)):
-        raise Full
+        raise LedgerFull
     futures = [services.ledger.submit(command, len(body) // len(told)) for command in told]
     if futures:
         await asyncio.wait(futures)  # Not `gather`: what is given up here may be committed all the same.
@@ -141,3 +141,7 @@ async def _let_wait(services: Services, account: str, told: Told) -> None:
 
 
 routes: list[Any] = [crm_hook]
+
+
+async def _keep(services: Services, account: str, body: bytes, reason: str) -> None:
+    await refused.keep(services.pool, f"crm:{account}", reason, body, what="a CRM webhook")

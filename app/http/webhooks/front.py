@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from app import metrics, problems
+from app.http.webhooks import kommo, messenger
 from app.http.webhooks.body import OK, Answer, HangUp, Message, Receive, read, refuse
-from app.http.webhooks.kommo import Webhooks
-from app.problems import Wrong
+from app.operations.services import Services
+from app.problems import ProblemError
 
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
@@ -20,9 +21,9 @@ log = logging.getLogger("chatledger.webhooks")
 class Front:
     """An ASGI application that answers `POST /kommo/x` and `POST /messengers/x` and passes on the rest."""
 
-    def __init__(self, app: App, webhooks: Webhooks) -> None:
+    def __init__(self, app: App, services: Services) -> None:
         self._app = app
-        self._webhooks = webhooks
+        self._services = services
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI 3."""
@@ -40,7 +41,7 @@ class Front:
         except HangUp:
             return
         except Exception:
-            await _tell(send, refuse(Wrong(500, problems.OURS)))
+            await _tell(send, refuse(ProblemError(500, problems.OURS)))
             raise
         metrics.WEBHOOKS.answered(side, answer.status, time.perf_counter() - start)
         await _tell(send, answer)
@@ -51,10 +52,10 @@ class Front:
             body = await read(headers, receive)
             if side == "kommo":
                 signature = headers.get(b"x-signature", b"").decode("latin-1")
-                return await self._webhooks.kommo(name, signature, body)
+                return await kommo.take(self._services, name, signature, body)
             texts = {key.decode("latin-1"): value.decode("latin-1") for key, value in headers.items()}
-            return await self._webhooks.messenger(name, texts, body)
-        except Wrong as wrong:
+            return await messenger.take(self._services, name, texts, body)
+        except ProblemError as wrong:
             return refuse(wrong)
 
 

@@ -1,19 +1,22 @@
-"""DOC"""
+"""`POST /messengers/{channel}`: a body's actions are all durable before the answer, or none is stored."""
 
 import asyncio
+from collections.abc import Mapping
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from app import clock, problems
 from app.channels.directory import Channel, Connection
-from app.http.webhooks.body import BUSY, RETRY_AFTER_SECONDS, Answer
-from app.ledger.writer import Full, Recorded, TooLarge, Unavailable
-from app.messengers import checks
+from app.http.webhooks.body import BUSY, RETRY_AFTER_SECONDS, UNSIGNED, Answer
+from app.http.webhooks.kommo import refresh
+from app.ledger.writer import EventTooLarge, LedgerFull, LedgerUnavailable, Recorded
+from app.messengers import checks, webhook
 from app.messengers import commands as actions
-from app.messengers.checks import BadAction
+from app.messengers.checks import ActionRefused
 from app.messengers.contract import Action
-from app.problems import Fault, Problem, Wrong
+from app.operations.services import Services
+from app.problems import Fault, Problem, ProblemError
 from domain import commands as c
 from domain.decide import OwnMessage
 
@@ -43,6 +46,33 @@ class Result(Struct, frozen=True):
     duplicate: bool
 
 
+async def take(services: Services, name: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    """Record a messenger's actions; the answer has one result per action once all are durable.
+
+    Raises ProblemError (400, 401, 404, 409, 503).
+    """
+    await refresh(services.channels)
+    channel = await services.channels.channel(name)
+    if channel is None:
+        raise ProblemError(404, "no channel has this name: register it with POST /v1/channels")
+    if not webhook.verified(_secrets(channel), headers, body):
+        raise ProblemError(401, UNSIGNED)
+    if not channel.accounts:
+        raise ProblemError(409, "the channel is not connected yet: POST /v1/channels/{name}/connections")
+    try:
+        parsed = checks.parse(body)
+    except ActionRefused as error:
+        raise _bad(error.path, error.message) from None
+    connections = [_connection(channel, action, _path(parsed, n)) for n, action in enumerate(parsed.actions)]
+    commands = _commands(channel, parsed, connections)
+    if not services.ledger.has_room(len(commands), len(body)):
+        raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS)
+    size = len(body) // len(commands)
+    futures = [services.ledger.submit(command, size) for command in commands]
+    done = await asyncio.gather(*futures, return_exceptions=True)
+    return _results(parsed, done)
+
+
 def _secrets(channel: Channel) -> list[str]:
     secrets = channel.secrets
     old = secrets.previous if secrets.previous and secrets.previous_until > clock.now_ms() else None
@@ -53,17 +83,19 @@ def _path(parsed: checks.Parsed, index: int) -> str:
     return f"$[{index}].account_id" if parsed.array else "$.account_id"
 
 
-def _bad(path: str, message: str) -> Wrong:
-    return Wrong(400, f"{path}: {message}; nothing of this body is stored", errors=[Fault(path, message)])
+def _bad(path: str, message: str) -> ProblemError:
+    return ProblemError(
+        400, f"{path}: {message}; nothing of this body is stored", errors=[Fault(path, message)]
+    )
 
 
-def _commands(channel: Channel, parsed: checks.Parsed, where: list[Connection]) -> list[c.AnyCommand]:
+def _commands(channel: Channel, parsed: checks.Parsed, connections: list[Connection]) -> list[c.AnyCommand]:
     """The command of each action."""
     found = []
-    for index, (to, action) in enumerate(zip(where, parsed.actions, strict=True)):
+    for index, (connection, action) in enumerate(zip(connections, parsed.actions, strict=True)):
         try:
-            found.append(actions.command(to.link, action, bot_id=channel.bot_id))
-        except BadAction as error:
+            found.append(actions.command(connection.scope, action, bot_id=channel.bot_id))
+        except ActionRefused as error:
             place = f"$[{index}]" if parsed.array else "$"
             raise _bad(place + error.path[1:], error.message) from None
     return found
@@ -75,7 +107,7 @@ def _connection(channel: Channel, action: Action, path: str) -> Connection:
     if action.account_id is None and len(accounts) == 1:
         return accounts[0]
     for connection in accounts:
-        if connection.link.account == action.account_id:
+        if connection.scope.account == action.account_id:
             return connection
     wrong = "name the account: the channel has several" if action.account_id is None else "unknown account"
     raise _bad(path, wrong)
@@ -85,8 +117,8 @@ def _results(parsed: checks.Parsed, done: list[Recorded | BaseException]) -> Ans
     results: list[Result | dict[str, object]] = []
     last = 0
     for outcome in done:
-        if isinstance(outcome, Unavailable | Full | asyncio.CancelledError):
-            raise Wrong(503, BUSY, retry_after=RETRY_AFTER_SECONDS)
+        if isinstance(outcome, LedgerUnavailable | LedgerFull | asyncio.CancelledError):
+            raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS)
         wrong = _wrong(outcome)
         if wrong is not None and not parsed.array:
             raise wrong
@@ -100,16 +132,16 @@ def _results(parsed: checks.Parsed, done: list[Recorded | BaseException]) -> Ans
     return Answer(200, msgspec.json.encode({"results": results}), headers)
 
 
-def _wrong(outcome: Recorded | BaseException) -> Wrong | None:
+def _wrong(outcome: Recorded | BaseException) -> ProblemError | None:
     match outcome:
         case Recorded(conflict=True, position=position):
             detail = f"this message_id is recorded with other content at position {position}, which stands"
-            return Wrong(409, detail, position=position)
+            return ProblemError(409, detail, position=position)
         case Recorded():
             return None
         case OwnMessage():
-            return Wrong(400, OWN)
-        case TooLarge():
-            return Wrong(400, "the event would be over 384 KB: send less")
+            return ProblemError(400, OWN)
+        case EventTooLarge():
+            return ProblemError(400, "the event would be over 384 KB: send less")
         case _:
             raise outcome

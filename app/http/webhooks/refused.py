@@ -1,18 +1,17 @@
-"""DOC"""
+"""Hooks that cannot be read are kept whole and listed, for Kommo does not send them again."""
 
 import logging
 import uuid
 
 from msgspec import Struct
 
-from app.operations.services import Services
+from app.database.pool import Pool
+from app.views.cursor import LIMIT
 
-log = logging.getLogger("chatledger.crmhooks")
+log = logging.getLogger("chatledger.webhooks")
 
 KEEP = """INSERT INTO ledger.refused (id, scope_id, received_at, reason, body)
  VALUES (%s, %s, now(), %s, %s)"""
-SIGNED_HOOK = "a signed hook"
-OLD_HOOK = "a v1 hook (connect the account again: that asks Kommo for v2)"
 
 REFUSED = """
 SELECT id::text, scope_id, to_char(received_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS received_at, reason, body
@@ -30,9 +29,18 @@ class RefusedHook(Struct, frozen=True):
     body: bytes
 
 
-async def _keep(services: Services, account: str, body: bytes, reason: str) -> None:
-    """Keep a hook that we cannot read, for people to look at: `GET /v1/refused`."""
-    refused = uuid.uuid4()
-    async with services.pool.link() as link:
-        await link.execute(KEEP, (refused, f"crm:{account}", reason, body))
-    log.error("a CRM webhook cannot be read and was kept: id %s, %d bytes", refused, len(body))
+async def keep(pool: Pool, scope_id: str, reason: str, body: bytes, *, what: str) -> str:
+    """Keep the exact bytes of a hook, and return the id it is listed under.
+
+    `what` names the kind of hook in the log. Raises psycopg.OperationalError.
+    """
+    refused = str(uuid.uuid4())
+    async with pool.connection() as db:
+        await db.execute(KEEP, (refused, scope_id, reason.replace("\0", "\ufffd"), body))
+    log.error("%s was refused and kept: id %s, %d bytes", what, refused, len(body))
+    return refused
+
+
+async def list_refused(pool: Pool, limit: int = LIMIT) -> list[RefusedHook]:
+    """Signed hooks that could not be read, the latest first."""
+    return await pool.fetch(RefusedHook, REFUSED, {"limit": limit})

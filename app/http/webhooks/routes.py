@@ -1,4 +1,4 @@
-"""DOC"""
+"""The two webhooks once more as Litestar routes, so that `/schema` has them; `front` answers them faster."""
 
 from typing import Annotated, cast
 
@@ -8,8 +8,9 @@ from msgspec import Meta
 
 from app.http.openapi import document, examples
 from app.http.openapi.responses import answers, takes
-from app.http.webhooks.body import UNSIGNED as UNSIGNED_
-from app.http.webhooks.body import Receive, read
+from app.http.webhooks import kommo as kommo_webhook
+from app.http.webhooks import messenger as messenger_webhook
+from app.http.webhooks.body import UNSIGNED, Receive, read
 from app.http.webhooks.messenger import Outcomes
 from app.kommo.chats.hooks import Hook
 from app.messengers.checks import ACTIONS_MAX
@@ -17,8 +18,8 @@ from app.messengers.contract import Action
 from app.operations.services import Call, services_of
 
 Actions = Annotated[list[Action], Meta(min_length=1, max_length=ACTIONS_MAX)]
-UNSIGNED = {
-    401: UNSIGNED_,
+REFUSALS = {
+    401: UNSIGNED,
     409: "the channel is not connected yet: POST /v1/channels/{name}/connections",
 }
 
@@ -36,7 +37,7 @@ async def kommo(request: Call, scope_id: FromPath[str]) -> Response[bytes]:
     """A v2 hook, signed with `X-Signature`: 200 with an empty body once it is durable, also for a repeat."""
     headers, body = await _raw(request)
     signature = headers.get(b"x-signature", b"").decode("latin-1")
-    answer = await services_of(request).webhooks.kommo(scope_id, signature, body)
+    answer = await kommo_webhook.take(services_of(request), scope_id, signature, body)
     return Response(answer.body, status_code=answer.status, headers=dict(answer.headers))
 
 
@@ -46,14 +47,14 @@ async def kommo(request: Call, scope_id: FromPath[str]) -> Response[bytes]:
     summary="Actions of a messenger",
     tags=["webhooks"],
     security=[{document.MESSENGER: []}],
-    responses=answers(404, 409, 415, 503, said=UNSIGNED, also={200: Outcomes}),
+    responses=answers(404, 409, 415, 503, said=REFUSALS, also={200: Outcomes}),
     opt=takes(Action | Actions, **examples.ACTIONS),
 )
 async def messenger(request: Call, channel: FromPath[str]) -> Response[bytes]:
     """One action or an array of 1 to 500, signed by Standard Webhooks: 200 once all are durable."""
     headers, body = await _raw(request)
     texts = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()}
-    answer = await services_of(request).webhooks.messenger(channel, texts, body)
+    answer = await messenger_webhook.take(services_of(request), channel, texts, body)
     return Response(answer.body, status_code=answer.status, headers=dict(answer.headers))
 
 

@@ -18,7 +18,7 @@ from app.limits import AHEAD_MS_MAX, EARLIEST_MS, NESTING_MAX, is_uuid, too_deep
 from domain import commands as c
 from domain import events as e
 from domain import ids
-from domain.ids import KOMMO, MESSENGER, Link
+from domain.ids import KOMMO, MESSENGER, Scope
 
 CONTENT_BYTES_MAX = e.EVENT_BYTES_MAX - 48 * 1024
 ID_CHARACTERS_MAX = 255
@@ -30,7 +30,7 @@ QUOTED_FIELDS = (
 TYPES = ("text", "file", "video", "picture", "voice", "audio", "sticker", "location", "contact")
 
 
-class BadHook(Exception):
+class HookRefused(Exception):
     """A signed hook that is not of the documented shape; the message says why.
 
     `old`: it is of version v1, which Kommo sends if it was asked to when the channel was connected.
@@ -154,7 +154,7 @@ class Hook(Struct, frozen=True):
 class Given(NamedTuple):
     """Where a hook came in, and when in unix milliseconds: by our clock and by Kommo's."""
 
-    where: Link
+    where: Scope
     now: int
     at: int
 
@@ -162,22 +162,22 @@ class Given(NamedTuple):
 _decoder = msgspec.json.Decoder(Hook)
 
 
-def command(where: Link, body: bytes) -> c.AnyCommand:
-    """The command that a hook asks for; raises BadHook."""
+def command(scope: Scope, body: bytes) -> c.AnyCommand:
+    """The command that a hook asks for; raises HookRefused."""
     hook = _read(body)
     now = clock.now_ms()
     if hook.message:
-        return _send(where, hook.message, now)
+        return _send(scope, hook.message, now)
     action = hook.action
     seconds = hook.time if hook.time is not None else now // 1000
-    given = Given(where, now, _sane(seconds * 1000, now))
+    given = Given(scope, now, _sane(seconds * 1000, now))
     if action and action.typing:
         return _type(given, action.typing, action.typing.user or action.user or Who())
     if action and action.reaction:
         return _react(given, action.reaction, action.user)
     if hook.conversation_id:
-        raise BadHook("it is a v1 hook: connect the account again, which asks for v2", old=True)
-    raise BadHook("neither `message` nor `action.typing` nor `action.reaction` is in it")
+        raise HookRefused("it is a v1 hook: connect the account again, which asks for v2", old=True)
+    raise HookRefused("neither `message` nor `action.typing` nor `action.reaction` is in it")
 
 
 def _read(body: bytes) -> Hook:
@@ -186,7 +186,7 @@ def _read(body: bytes) -> Hook:
             return msgspec.convert(_mended(json.loads(body, parse_constant=_no_number)), Hook)
         return _decoder.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise BadHook(str(error)) from None
+        raise HookRefused(str(error)) from None
 
 
 def _no_number(text: str) -> float:
@@ -212,23 +212,23 @@ def _sane(ms: int, now: int) -> int:
 
 def _name(text: str | None, what: str) -> str:
     if not text or len(text) > ID_CHARACTERS_MAX:
-        raise BadHook(f"{what} must be 1 to {ID_CHARACTERS_MAX} characters")
+        raise HookRefused(f"{what} must be 1 to {ID_CHARACTERS_MAX} characters")
     return text
 
 
-def _ends(where: Link, conversation: Where) -> tuple[c.End, ...]:
+def _ends(scope: Scope, conversation: Where) -> tuple[c.End, ...]:
     """The names of the conversation, Kommo's first."""
     chat_id = _name(conversation.id, "conversation.id")
     own = _name(conversation.client_id, "conversation.client_id") if conversation.client_id else None
-    return _ends_of(where, chat_id, own)
+    return _ends_of(scope, chat_id, own)
 
 
 @lru_cache(maxsize=CHATS_KEPT)
-def _ends_of(where: Link, chat_id: str, own: str | None) -> tuple[c.End, ...]:
+def _ends_of(scope: Scope, chat_id: str, own: str | None) -> tuple[c.End, ...]:
     """The same for names that are in order; every hook of a chat has the same."""
-    ends = [c.End("kommo", ids.conversation_id(where, KOMMO, chat_id), e.Ends(chat_id=chat_id))]
+    ends = [c.End("kommo", ids.conversation_id(scope, KOMMO, chat_id), e.Ends(chat_id=chat_id))]
     if own:
-        stream = ids.conversation_id(where, MESSENGER, own)
+        stream = ids.conversation_id(scope, MESSENGER, own)
         ends.append(c.End("messenger", stream, e.Ends(conversation_id=own)))
     return tuple(ends)
 
@@ -237,25 +237,25 @@ def _stamp(given: Given, ends: tuple[c.End, ...]) -> c.Stamp:
     return clock.stamp(given.where, ends[-1].stream, KOMMO, now=given.now, at=given.at)
 
 
-def _send(where: Link, hook: Outgoing, now: int) -> c.Send:
+def _send(scope: Scope, hook: Outgoing, now: int) -> c.Send:
     body = hook.message
     own_id = _name(body.id, "message.message.id")
     if body.type not in TYPES:
-        raise BadHook(f"message.message.type is {body.type[:40]!r}, none of {', '.join(TYPES)}")
+        raise HookRefused(f"message.message.type is {body.type[:40]!r}, none of {', '.join(TYPES)}")
     at = _sane(hook.msec_timestamp or (hook.timestamp or 0) * 1000, now)
-    ends = _ends(where, hook.conversation)
+    ends = _ends(scope, hook.conversation)
     content, reply_stream = _content(body, hook.conversation), None
     free = (body.markup, body.template, body.forwards, body.post, body.shared_post, body.reply_to)
     if any(free):
         if any(map(too_deep, free)):
-            raise BadHook(f"an object in it is nested deeper than {NESTING_MAX}")
+            raise HookRefused(f"an object in it is nested deeper than {NESTING_MAX}")
         quote = _quote(body.reply_to)
         content = _cut(_with_objects(content, body, quote))
-        reply_stream = _named(where, _answered(quote))
+        reply_stream = _named(scope, _answered(quote))
     sender, receiver = hook.sender, hook.receiver
     return c.Send(
-        **clock.stamp(where, ends[-1].stream, KOMMO, now=now, at=at),
-        stream=ids.message_id(where, KOMMO, own_id),
+        **clock.stamp(scope, ends[-1].stream, KOMMO, now=now, at=at),
+        stream=ids.message_id(scope, KOMMO, own_id),
         side="kommo",
         own_id=own_id,
         msec=at,
@@ -274,13 +274,13 @@ def _send(where: Link, hook: Outgoing, now: int) -> c.Send:
     )
 
 
-def _named(where: Link, message: Embedded | None) -> str | None:
+def _named(scope: Scope, message: Embedded | None) -> str | None:
     """The stream of a message that Kommo speaks of: ours by `msgid`, else by its own name."""
     if message is None:
         return None
     if message.ours:
         return message.ours
-    return ids.message_id(where, KOMMO, message.id) if message.id else None
+    return ids.message_id(scope, KOMMO, message.id) if message.id else None
 
 
 def _quote(reply_to: dict[str, object] | list[object] | None) -> e.Json:
@@ -393,14 +393,14 @@ def _post_id(told: object) -> str | None:
 
 def _react(given: Given, hook: ReactionHook, user: Who | None) -> c.React:
     if hook.type not in ("react", "unreact"):
-        raise BadHook(f"action.reaction.type is {hook.type[:40]!r}, neither react nor unreact")
+        raise HookRefused(f"action.reaction.type is {hook.type[:40]!r}, neither react nor unreact")
     ends = _ends(given.where, hook.conversation)
     message = hook.message or Embedded(id=hook.msgid, msgid=hook.msgid)
     named = [ids.message_id(given.where, KOMMO, message.id)] if message.id else []
     if message.ours:
         named.append(message.ours)
     if not named:
-        raise BadHook("action.reaction names no message: neither message.id nor msgid is in it")
+        raise HookRefused("action.reaction names no message: neither message.id nor msgid is in it")
     who = hook.user if hook.user.id else user or Who()
     return c.React(
         **_stamp(given, ends),

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from msgspec import Struct
 
-from app.channels.directory import Scope
+from app.channels.directory import ActiveScope
 
 KEYS_KEPT = 1024
 
@@ -32,7 +32,7 @@ def sign(secret: str, method: str, path: str, body: bytes, date: str) -> dict[st
     return {"Date": date, "Content-Type": CONTENT_TYPE, "Content-MD5": md5, "X-Signature": signature}
 
 
-def signed(scope: Scope, signature: str, body: bytes) -> bool:
+def signed(scope: ActiveScope, signature: str, body: bytes) -> bool:
     """Kommo's X-Signature: HMAC-SHA1 of the body as sent, or without the newline that it may append."""
     given = signature.lower().encode("latin-1", "replace")
     return _signs(scope.key, body, given) or (

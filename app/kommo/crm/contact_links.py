@@ -14,7 +14,7 @@ from msgspec import Struct
 from app import clock
 from app.channels.directory import Channels
 from app.database.pool import Pool, ViewsMissing
-from app.ledger.writer import Full, Ledger, Unavailable
+from app.ledger.writer import Ledger, LedgerFull, LedgerUnavailable
 from app.vault import WrongMasterKey
 from domain import commands as c
 from domain.decide import Unknown
@@ -75,17 +75,17 @@ async def keep(pool: Pool, account: str, chat_id: str, contact_id: int, lead_id:
 
 
 async def run(parts: Parts) -> NoReturn:
-    """Link what has become known, again and again; any number of processes may."""
+    """Scope what has become known, again and again; any number of processes may."""
     while True:
         try:
             await link(parts)
-        except (psycopg.Error, ViewsMissing, Full, Unavailable, WrongMasterKey) as error:
+        except (psycopg.Error, ViewsMissing, LedgerFull, LedgerUnavailable, WrongMasterKey) as error:
             log.warning("chats wait to be linked: %s", str(error).strip() or type(error).__name__)
         await asyncio.sleep(LOOK_SECONDS)
 
 
 async def link(parts: Parts) -> None:
-    """Link the waiting chats whose conversations are known by now."""
+    """Scope the waiting chats whose conversations are known by now."""
     found = await parts.pool.fetch(Found, FOUND, {"limit": AT_ONCE})
     known = await parts.channels.all() if found else {}
     for one in found:
@@ -93,7 +93,7 @@ async def link(parts: Parts) -> None:
         connection = channel.connections.get(one.account_id) if channel else None
         if connection is None:
             continue
-        stamp = clock.stamp(connection.link, one.conversation, KOMMO, now=clock.now_ms())
+        stamp = clock.stamp(connection.scope, one.conversation, KOMMO, now=clock.now_ms())
         order = c.LinkContact(
             **stamp, stream=one.conversation, contact_id=one.contact_id, lead_id=one.lead_id
         )
@@ -106,5 +106,5 @@ async def link(parts: Parts) -> None:
         [one.chat_id for one in found],
         [one.changed for one in found],
     ]
-    async with parts.pool.link() as database:
+    async with parts.pool.connection() as database:
         await database.execute(FORGET, columns)

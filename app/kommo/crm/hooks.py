@@ -14,7 +14,7 @@ from app.limits import is_uuid
 from domain import commands as c
 from domain import events as e
 from domain import ids
-from domain.ids import KOMMO, Link
+from domain.ids import KOMMO, Scope
 
 log = logging.getLogger("chatledger.crmhooks")
 TOLD_MAX = 100
@@ -42,7 +42,7 @@ def hook_path(master: bytes, account_id: str) -> str:
 
 def commands(account: str, tree: Tree, channels: Mapping[str, Channel]) -> tuple[list[Told], list[str]]:
     """What a hook tells of talks, leads and templates, in its order, and why some of it cannot be read."""
-    ours = [each.connections[account].link for each in channels.values() if account in each.connections]
+    ours = [each.connections[account].scope for each in channels.values() if account in each.connections]
     told: list[Told] = []
     unread: list[str] = []
     for kind, action, fields in _entries(account, tree):
@@ -78,7 +78,7 @@ def _entries(account: str, tree: Tree) -> Iterator[tuple[str, str, Tree]]:
             log.info("account %s: a CRM webhook about %s is not recorded", account, name)
 
 
-def _talk(account: str, action: str, fields: Tree, ours: list[Link]) -> c.Talk:
+def _talk(account: str, action: str, fields: Tree, ours: list[Scope]) -> c.Talk:
     talk_id = _number(fields.get("talk_id"))
     if talk_id is None:
         raise Unreadable("talk_id must be a number")
@@ -104,7 +104,7 @@ def _talk(account: str, action: str, fields: Tree, ours: list[Link]) -> c.Talk:
     )
 
 
-def _lead(account: str, action: str, fields: Tree, ours: list[Link]) -> c.Lead:
+def _lead(account: str, action: str, fields: Tree, ours: list[Scope]) -> c.Lead:
     uid = _text(fields.get("uid"))
     if uid is None:
         raise Unreadable("uid is missing")
@@ -187,16 +187,16 @@ def _first_id(result: Tree, fields: Tree, name: str) -> int | None:
     return None
 
 
-def _chats(ours: list[Link], chat_id: str | None) -> tuple[tuple[Link, str], ...]:
+def _chats(ours: list[Scope], chat_id: str | None) -> tuple[tuple[Scope, str], ...]:
     """The streams that a chat of Kommo's may have: one for every channel that the account has or had."""
     if chat_id is None:
         return ()
     return tuple((link, ids.conversation_id(link, KOMMO, chat_id)) for link in ours)
 
 
-def _stamp(account: str, stream: str, chats: tuple[tuple[Link, str], ...]) -> c.Stamp:
+def _stamp(account: str, stream: str, chats: tuple[tuple[Scope, str], ...]) -> c.Stamp:
     lane = chats[0][1] if chats else stream
-    return clock.stamp(Link("", account, "", b""), lane, KOMMO, now=clock.now_ms())
+    return clock.stamp(Scope("", account, "", b""), lane, KOMMO, now=clock.now_ms())
 
 
 def _objects(value: Tree | str | None) -> list[Tree]:

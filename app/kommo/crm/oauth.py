@@ -32,7 +32,7 @@ REASONS = ("hint", "detail", "error_description", "error")
 Token = Annotated[str, Meta(min_length=1)]
 
 
-class Refused(Exception):
+class TokenRefused(Exception):
     """Kommo does not take the code or the refresh token: `reason` is its answer, for people."""
 
     def __init__(self, reason: str) -> None:
@@ -152,11 +152,11 @@ class OAuth:
         return f"{self.app.authorize_url}{'&' if '?' in self.app.authorize_url else '?'}{query}"
 
     async def exchange(self, crm_url: str, code: str) -> Pair:
-        """The tokens of a code. Raises Refused, WrongApp, Unreached."""
+        """The tokens of a code. Raises TokenRefused, WrongApp, Unreached."""
         return pair_of(await self._ask(crm_url, {"grant_type": "authorization_code", "code": code}))
 
     async def refresh(self, account: str, crm_url: str, refresh_token: str) -> Pair:
-        """The next tokens; the refresh token is spent with it. Raises Refused, WrongApp, Unreached."""
+        """The next tokens; the refresh token is spent with it. Raises TokenRefused, WrongApp, Unreached."""
         if self._budget:
             await self._budget.take(account, "crm", within_seconds=PATIENCE_SECONDS)
         answer = await self._ask(crm_url, {"grant_type": "refresh_token", "refresh_token": refresh_token})
@@ -187,7 +187,7 @@ class OAuth:
 def pair_of(answer: Answer) -> Pair:
     """The tokens in an answer. Only an answer that says so means that a token is spent or taken back.
 
-    A bare 400 or 401 may be that of a proxy in between. Raises Refused, WrongApp, NotNow.
+    A bare 400 or 401 may be that of a proxy in between. Raises TokenRefused, WrongApp, NotNow.
     """
     if answer.status == 200 and not answer.html:
         try:
@@ -205,4 +205,4 @@ def pair_of(answer: Answer) -> Pair:
     hint = told.get("hint", "").lower()
     if told.get("error") in WRONG_APP or any(part in hint for part in WRONG_APP_HINTS):
         raise WrongApp(reason)
-    raise Refused(reason)
+    raise TokenRefused(reason)

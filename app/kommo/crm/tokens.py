@@ -26,16 +26,16 @@ from psycopg.rows import class_row
 
 from app import clock
 from app.database import connection
-from app.database.names import LOCK
+from app.database.names import TOKEN_LOCK
 from app.database.pool import Pool, ViewsMissing
 from app.http_client import Unreached
 from app.kommo.crm.backoff import Rests
-from app.kommo.crm.oauth import NotNow, OAuth, Pair, Refused, State, WrongApp
-from app.ledger.writer import Full, Unavailable
+from app.kommo.crm.oauth import NotNow, OAuth, Pair, State, TokenRefused, WrongApp
+from app.ledger.writer import LedgerFull, LedgerUnavailable
 from app.vault import NONCE_BYTES, WrongMasterKey
 from domain import commands as c
 from domain import ids
-from domain.ids import Link
+from domain.ids import Scope
 
 AHEAD_SECONDS = 300.0
 REST_SECONDS = 1.0
@@ -84,7 +84,15 @@ class Unusable(NotAuthorized):
     """The consent may be good, but our app in the file is not."""
 
 
-FAILURES = (NotAuthorized, Unreached, WrongMasterKey, Full, Unavailable, ViewsMissing, psycopg.Error)
+FAILURES = (
+    NotAuthorized,
+    Unreached,
+    WrongMasterKey,
+    LedgerFull,
+    LedgerUnavailable,
+    ViewsMissing,
+    psycopg.Error,
+)
 
 
 class Consent(Struct, frozen=True):
@@ -175,7 +183,7 @@ class Tokens:
 
     async def use(self, state: State) -> bool:
         """Whether a state is used for the first time, on whatever process."""
-        async with self._pool.link() as link:
+        async with self._pool.connection() as link:
             await link.execute(FORGET_STATES)
             used = await link.execute(USE_STATE, {"nonce": state.nonce, "expires": state.expires})
             return used.rowcount == 1
@@ -183,7 +191,7 @@ class Tokens:
     async def keep(self, account: str, crm_id: int, crm_url: str, pair: Pair) -> None:
         """Record that the account consented, and keep its tokens. Raises what `record` does."""
         stream = ids.account_stream(account)
-        given = clock.stamp(Link("", account, "", b""), stream, "operator", now=clock.now_ms())
+        given = clock.stamp(Scope("", account, "", b""), stream, "operator", now=clock.now_ms())
         values = {"account": account, "crm_id": crm_id, "crm_url": crm_url, **self._sealed(account, pair)}
         async with self._alone(account) as link:
             await self._record(c.Authorize(**given, stream=stream, crm_url=crm_url))
@@ -258,7 +266,7 @@ class Tokens:
                     return access  # Another process was first.
                 try:
                     new = await self._refreshed(consent)
-                except Refused as error:
+                except TokenRefused as error:
                     refused = f"Kommo no longer takes our refresh token ({error.reason})"
                     await self._withdraw(link, account, refused)
                 else:
@@ -295,20 +303,20 @@ class Tokens:
         log.error("account %s: the database was away, its new tokens are lost", stale.account_id)
         raise psycopg.OperationalError("the new tokens could not be kept")
 
-    async def _withdraw(self, link: connection.Database, account: str, reason: str) -> None:
+    async def _withdraw(self, link: connection.Db, account: str, reason: str) -> None:
         stream = ids.account_stream(account)
-        given = clock.stamp(Link("", account, "", b""), stream, ids.KOMMO, now=clock.now_ms())
+        given = clock.stamp(Scope("", account, "", b""), stream, ids.KOMMO, now=clock.now_ms())
         await self._record(c.Withdraw(**given, stream=stream, reason=reason))
         await link.execute(WITHDRAW, {"account": account, "reason": reason})
         log.warning("account %s: withdrawn: %s", account, reason)
 
     @contextlib.asynccontextmanager
-    async def _alone(self, account: str) -> AsyncIterator[connection.Database]:
+    async def _alone(self, account: str) -> AsyncIterator[connection.Db]:
         """A transaction in which no other process changes the account's tokens."""
         async with await connection.connect(self._url) as link, link.transaction():
             await link.execute(WAIT)
             await link.execute(PATIENT)
-            await link.execute(ALONE, (LOCK, account))
+            await link.execute(ALONE, (TOKEN_LOCK, account))
             yield link
 
     def _sealed(self, account: str, pair: Pair) -> dict[str, object]:
@@ -338,7 +346,7 @@ class Tokens:
         return msgspec.json.decode(plain, type=Pair)
 
 
-async def _locked(link: connection.Database, account: str) -> Consent:
+async def _locked(link: connection.Db, account: str) -> Consent:
     async with link.cursor(row_factory=class_row(Consent)) as cursor:
         await cursor.execute(ONE, {"account": account})
         found = await cursor.fetchone()

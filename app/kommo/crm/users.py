@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from app.http_client import Unreached
 from app.kommo.crm.client import Crm, NotAuthorized
-from app.ledger.writer import Full, Unavailable
+from app.ledger.writer import LedgerFull, LedgerUnavailable
 from app.vault import WrongMasterKey
 from app.views.messages import Message
 
@@ -26,7 +26,7 @@ KEPT_SECONDS = 3600.0
 UNKNOWN_SECONDS = 60.0
 FAILED_SECONDS = 60.0
 FIRST_SECONDS = 1.0
-FAILURES = (Unreached, NotAuthorized, WrongMasterKey, Full, Unavailable, psycopg.Error)
+FAILURES = (Unreached, NotAuthorized, WrongMasterKey, LedgerFull, LedgerUnavailable, psycopg.Error)
 log = logging.getLogger("chatledger.users")
 Said = TypeVar("Said", bound=Message)
 
