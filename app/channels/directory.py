@@ -8,20 +8,16 @@ never in an event, a log or an answer.
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Mapping
 from time import monotonic
 from typing import cast
 
-import msgspec
 import psycopg
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec import Struct, field
 
 from app import clock
 from app.database.connection import Db, connect
-from app.vault import NONCE_BYTES, WrongMasterKey
+from app.vault import Vault
 from domain.ids import Scope, scope_of
 
 LEASE_SECONDS = 0.1
@@ -94,35 +90,12 @@ class ActiveScope(Struct, frozen=True):
     key: bytes
 
 
-class Sealer:
-    """Seals a channel's secrets with the master key (32 bytes)."""
-
-    def __init__(self, master: bytes) -> None:
-        self._cipher = AESGCM(master)
-
-    def seal(self, name: str, secrets: Secrets) -> bytes:
-        """Encrypted and authenticated, bound to the channel's name."""
-        nonce = os.urandom(NONCE_BYTES)
-        return nonce + self._cipher.encrypt(nonce, msgspec.json.encode(secrets), name.encode())
-
-    def open(self, name: str, sealed: bytes) -> Secrets:
-        """The reverse; raises WrongMasterKey."""
-        try:
-            plain = self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], name.encode())
-        except InvalidTag:
-            raise WrongMasterKey(
-                f"the secrets of channel {name} were sealed with another master key: "
-                "set CHATLEDGER_MASTER_KEY to the one they were sealed with"
-            ) from None
-        return msgspec.json.decode(plain, type=Secrets)
-
-
 class Channels:
     """The channels in force; `scope` and `channel` are what the webhooks ask."""
 
     def __init__(self, url: str, master: bytes) -> None:
         self._url = url
-        self._sealer = Sealer(master)
+        self._vault = Vault(master)
         self._connection: Db | None = None
         self._asking: asyncio.Task[None] | None = None
         self._checked = -LEASE_SECONDS
@@ -201,7 +174,7 @@ class Channels:
         for name, channel_id, kind, url, bot_id, sealed in cast(
             "list[tuple[str, str, str, str, str | None, bytes]]", await self._all(CHANNELS)
         ):
-            secrets = self._sealer.open(name, sealed)
+            secrets = self._open(name, sealed)
             channels[name] = Channel(name, channel_id, kind, url, bot_id, secrets)
         scopes = {}
         for name, account, title, connected, at, disabled in cast(
@@ -219,19 +192,22 @@ class Channels:
 
     async def add(self, name: str, channel_id: str, secrets: Secrets) -> None:
         """Seal and keep the secrets of a new channel; the same again is no error. Raises Taken."""
-        sealed = self._sealer.seal(name, secrets)
+        sealed = self._vault.seal(name, secrets)
         try:
             rows = await self._all(ADD, (name, channel_id, sealed))
         except psycopg.errors.UniqueViolation:
             raise Taken from None
         if not rows:  # Kept before: by a registration that did not get as far as the ledger, or another one.
             ((kept, before),) = cast("list[tuple[str, bytes]]", await self._all(SEALED, (name,)))
-            if kept != channel_id or self._sealer.open(name, before) != secrets:
+            if kept != channel_id or self._open(name, before) != secrets:
                 raise Taken
 
     async def replace(self, name: str, secrets: Secrets) -> None:
         """Seal and keep other secrets for a channel."""
-        await self._all(REPLACE, (self._sealer.seal(name, secrets), name))
+        await self._all(REPLACE, (self._vault.seal(name, secrets), name))
+
+    def _open(self, name: str, sealed: bytes) -> Secrets:
+        return self._vault.open(name, sealed, Secrets, subject=f"the secrets of channel {name}")
 
     async def _all(self, statement: str, parameters: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
         if (connection := self._connection) is not None and not connection.closed:

@@ -1,25 +1,25 @@
-"""Every name that processes share in one database: schemas, the role, NOTIFY channels and advisory locks.
+"""The register of names that processes share in one database: schemas, the role, the NOTIFY channel, locks.
 
-Advisory locks are one space of 64-bit numbers for the whole database, so each number stands here and only
-here. Most share the prefix `chat` in ASCII (0x63686174), which keeps them apart from other programs' locks.
+PostgreSQL keeps two separate spaces of advisory locks per database: one 64-bit key, or two 32-bit keys. Each
+of our numbers stands here and only here. Most begin with `chat` in ASCII (0x63686174), which keeps them apart
+from other programs' locks. Never change a number: processes of two versions may run at the same time.
 """
 
-LEDGER = "ledger"
+LEDGER_SCHEMA = "ledger"
+VIEWS_SCHEMA = "views"
+VIEWS_NEXT_SCHEMA = "views_next"  # where a rebuild makes the views that will replace those in force
 EVENTS = "stored_events"
-CHANNEL = "ledger_stored_events"
-ROLE = "chatledger"
-SCHEMA = "views"
-SCHEMA_NEXT = "views_next"
-SCHEMA_OLD = "views_old"
+ROLE = "chatledger"  # the role that the service works as: it may append, and change nothing
+CHANNEL = "ledger_stored_events"  # notified by each append; the eventsourcing library uses this name too
 
-APPEND_LOCK = 0x6368_6174_0001
-MIGRATE_LOCK = 0x6368_6174_0002
-PROJECT_LOCK = 0x6368_6174_0003
-RELAY_LOCK = 0x6368_6174_0004
-CONNECT_LOCK = 0x6368_6174_0005
-REBUILD_LOCK = PROJECT_LOCK + 0x100
-# One lock per range of partitions, at this number plus the range's.
-PARTITION_LOCK = 0x6368_6174_1000
-# The two-key form (int, int): this number and a hash of the channel and account, or of the account.
-IMPORT_LOCK = 0x6368_6174
-TOKEN_LOCK = 0x6368_0001
+APPEND_LOCK = 0x6368_6174_0001  # one append at a time, so that positions have no gaps
+MIGRATE_LOCK = 0x6368_6174_0002  # one migration at a time
+PROJECT_LOCK = 0x6368_6174_0003  # one projector
+RELAY_LOCK = 0x6368_6174_0004  # one relay
+CONNECT_LOCK = 0x6368_6174_0005  # one process connects, at its start, what the configuration lists
+REBUILD_LOCK = 0x6368_6174_0103  # one rebuild of the views at a time
+PARTITION_LOCK = 0x6368_6174_1000  # plus the number of a range of partitions: one deliverer per range
+
+# Locks of two keys: the number here and a hash of what is locked.
+IMPORT_LOCK = 0x6368_6174  # and a channel with an account: one import into them at a time
+TOKEN_LOCK = 0x6368_0001  # and an account: one refresh of its tokens at a time

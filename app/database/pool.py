@@ -12,7 +12,7 @@ from psycopg.rows import class_row
 
 from app.database import connection
 from app.database.connection import Db
-from app.database.names import SCHEMA
+from app.database.names import VIEWS_SCHEMA
 
 CONNECTIONS = 4
 STATEMENT_TIMEOUT_SECONDS = 10
@@ -110,7 +110,7 @@ class Pool:
         link = await connection.connect(self._url)
         timeout = sql.Literal(f"{STATEMENT_TIMEOUT_SECONDS}s")
         try:
-            await link.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(SCHEMA)))
+            await link.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(VIEWS_SCHEMA)))
             await link.execute(sql.SQL("SET statement_timeout = {}").format(timeout))
             await link.execute("SET timezone = 'UTC'")
         except psycopg.Error:

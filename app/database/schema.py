@@ -10,7 +10,7 @@ from psycopg import sql
 from app.database import call_budgets
 from app.database.append import recorder_statements
 from app.database.connection import Db
-from app.database.names import EVENTS, LEDGER, MIGRATE_LOCK, ROLE
+from app.database.names import EVENTS, LEDGER_SCHEMA, MIGRATE_LOCK, ROLE
 
 VERSION = 2
 
@@ -89,7 +89,7 @@ async def migrate(connection: Db) -> None:
         await connection.execute(TABLES)
         for text in call_budgets.STATEMENTS:
             await connection.execute(text.encode())
-        for statement in recorder_statements(LEDGER, EVENTS):
+        for statement in recorder_statements(LEDGER_SCHEMA, EVENTS):
             await connection.execute(statement)
         await connection.execute(IMMUTABLE)
         await _role(connection)

@@ -14,7 +14,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from app.database.append import append_name, recorder_statements
-from app.database.names import EVENTS, LEDGER
+from app.database.names import EVENTS, LEDGER_SCHEMA
 
 INSERT = """SELECT bad, head FROM {schema}.{append}(%b::int[], %b::uuid[], %b::bigint[], %b::text[],
  %b::bytea[], '{{}}', '{{}}', '{{}}', '{{}}')"""
@@ -68,7 +68,7 @@ def open_recorder(url: str) -> LedgerRecorder:
         where.get("port", ""),
         where.get("user", ""),
         where.get("password", ""),
-        schema=LEDGER,
+        schema=LEDGER_SCHEMA,
         max_overflow=4,
     )
     return LedgerRecorder(datastore)

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import sql
 
 from app.database import connection, names
-from app.database.names import SCHEMA
+from app.database.names import VIEWS_SCHEMA
 from app.views.tables import (
     EXISTS,
     FINGERPRINT,
@@ -148,7 +148,7 @@ class Projector:
             wait = min(wait * 2, RECONNECT_SECONDS_MAX)
 
     async def _session(self, lead: bool) -> None:
-        async with await connect(self._url, SCHEMA) as db:
+        async with await connect(self._url, VIEWS_SCHEMA) as db:
             while not (lead and await _one(db, "SELECT pg_try_advisory_lock(%s)", names.PROJECT_LOCK)):
                 await self._observe(db)
             await self._prepare(db)

@@ -12,7 +12,7 @@ from psycopg import sql
 
 from app.database import connection
 from app.database.binary import take_columns
-from app.database.names import REBUILD_LOCK, SCHEMA, SCHEMA_NEXT
+from app.database.names import REBUILD_LOCK, VIEWS_NEXT_SCHEMA, VIEWS_SCHEMA
 from domain.events import decode
 from projections import channels, conversations, deliveries, events, messages
 from projections.columns import Page, Statement
@@ -134,7 +134,7 @@ async def rebuild(
     `progress(done, total)` is called after each page, in events. Reads and the projector of another process
     go on meanwhile. Raises Unreadable.
     """
-    async with await connect(url, SCHEMA_NEXT) as writer, await connect(url, SCHEMA) as reader:
+    async with await connect(url, VIEWS_NEXT_SCHEMA) as writer, await connect(url, VIEWS_SCHEMA) as reader:
         await writer.execute("SELECT pg_advisory_lock(%s)", (REBUILD_LOCK,))
         if only_if_needed and await _one(reader, EXISTS) and await _fingerprints(reader) == FINGERPRINT:
             return cast("int", await _one(reader, POSITION))

@@ -36,7 +36,7 @@ async def url(database_url: str) -> str:
 
 @asynccontextmanager
 async def views(url: str) -> AsyncIterator[Db]:
-    async with await connect(url, names.SCHEMA_NEXT) as link:
+    async with await connect(url, names.VIEWS_NEXT_SCHEMA) as link:
         await _create(link)
         yield link
 

@@ -12,15 +12,11 @@ process lets the account rest, ever longer: calls of the CRM must not become cal
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Literal
 
-import msgspec
 import psycopg
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec import Struct
 from psycopg.rows import class_row
 
@@ -32,7 +28,7 @@ from app.http_client import Unreached
 from app.kommo.crm.backoff import Rests
 from app.kommo.crm.oauth import NotNow, OAuth, Pair, State, TokenRefused, WrongApp
 from app.ledger.writer import LedgerFull, LedgerUnavailable
-from app.vault import NONCE_BYTES, WrongMasterKey
+from app.vault import Vault, WrongMasterKey
 from domain import commands as c
 from domain import ids
 from domain.ids import Scope
@@ -140,7 +136,7 @@ class Tokens:
         rest_seconds: float = REST_SECONDS,
     ) -> None:
         self._url, self._pool, self._oauth, self._record = url, pool, oauth, record
-        self._cipher = AESGCM(master)
+        self._vault = Vault(master)
         self._renewals: dict[str, asyncio.Task[Access]] = {}
         self._failed: Rests[Unreached | Unusable] = Rests(rest_seconds)
         self._replaced: Rests[str] = Rests(rest_seconds)  # Why: the token that came for a refused one.
@@ -320,8 +316,7 @@ class Tokens:
             yield link
 
     def _sealed(self, account: str, pair: Pair) -> dict[str, object]:
-        nonce = os.urandom(NONCE_BYTES)
-        sealed = nonce + self._cipher.encrypt(nonce, msgspec.json.encode(pair), _bound_to(account))
+        sealed = self._vault.seal(_sealed_name(account), pair)
         return {"sealed": sealed, "expires": time.time() + pair.expires_in}
 
     def _renewed(self, consent: Consent, pair: Pair) -> dict[str, object]:
@@ -335,15 +330,9 @@ class Tokens:
         return Access(consent.crm_url, self._pair(consent).access_token)
 
     def _pair(self, consent: Consent) -> Pair:
-        account, sealed = consent.account_id, consent.sealed
-        try:
-            plain = self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], _bound_to(account))
-        except InvalidTag:
-            raise WrongMasterKey(
-                f"the tokens of account {account} were sealed with another master key: "
-                "set CHATLEDGER_MASTER_KEY to the one they were sealed with"
-            ) from None
-        return msgspec.json.decode(plain, type=Pair)
+        account = consent.account_id
+        subject = f"the tokens of account {account}"
+        return self._vault.open(_sealed_name(account), consent.sealed, Pair, subject=subject)
 
 
 async def _locked(link: connection.Db, account: str) -> Consent:
@@ -362,5 +351,6 @@ def _once_more(failure: Unreached | Unusable) -> Unreached | Unusable:
     return failure.with_traceback(None)
 
 
-def _bound_to(account: str) -> bytes:
-    return f"tokens:{account}".encode()
+def _sealed_name(account: str) -> str:
+    """The vault's name for an account's tokens."""
+    return f"tokens:{account}"
