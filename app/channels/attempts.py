@@ -14,14 +14,14 @@ from app.database import names
 from app.database.connection import connect
 
 LOCK_POLL_SECONDS = 0.5
-TAKE = "SELECT pg_try_advisory_lock(%s)"
+TRY_LOCK = "SELECT pg_try_advisory_lock(%s)"
 NOW = "SELECT extract(epoch FROM clock_timestamp())::float8"
-NOTE = """
+RECORD = """
 INSERT INTO ledger.connecting (channel, account_id, tried_at, problem)
 VALUES (%(channel)s, %(account)s, clock_timestamp(), %(problem)s)
 ON CONFLICT (channel, account_id) DO UPDATE SET tried_at = excluded.tried_at, problem = excluded.problem
 """
-WENT_WELL = """
+SUCCEEDED = """
 SELECT 1 FROM ledger.connecting WHERE channel = %(channel)s AND account_id = %(account)s AND problem IS NULL
   AND extract(epoch FROM tried_at)::float8 > %(since)s
 """
@@ -54,20 +54,20 @@ class Attempts:
         ((moment,),) = cast("list[tuple[float]]", await self._all(NOW, {}))
         return moment
 
-    async def note(self, channel: str, account: str = "", problem: str | None = None) -> None:
+    async def record(self, channel: str, account: str = "", problem: str | None = None) -> None:
         """Keep how an attempt ended; no problem: it went well."""
-        await self._all(NOTE, {"channel": channel, "account": account, "problem": problem})
+        await self._all(RECORD, {"channel": channel, "account": account, "problem": problem})
 
-    async def went_well(self, channel: str, account: str, *, since: float) -> bool:
+    async def succeeded(self, channel: str, account: str, *, since: float) -> bool:
         """Whether the last attempt, whoever made it, was after `since` and went well."""
-        return bool(await self._all(WENT_WELL, {"channel": channel, "account": account, "since": since}))
+        return bool(await self._all(SUCCEEDED, {"channel": channel, "account": account, "since": since}))
 
     @contextlib.asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
+    async def startup_turn(self) -> AsyncIterator[None]:
         """While no other process connects what it must at its start; waits until it may."""
         async with await connect(self._url) as connection:
             while True:
-                cursor = await connection.execute(TAKE, (names.CONNECT_LOCK,))
+                cursor = await connection.execute(TRY_LOCK, (names.CONNECT_LOCK,))
                 if (await cursor.fetchone()) == (True,):
                     break
                 await asyncio.sleep(LOCK_POLL_SECONDS)

@@ -38,7 +38,7 @@ AGAIN = (psycopg.OperationalError, psycopg.InternalError, psycopg.errors.Undefin
 REPLACE = "UPDATE ledger.secrets SET sealed = %s WHERE channel = %s RETURNING channel"
 
 
-class Taken(Exception):
+class ChannelIdTaken(Exception):
     """The channel id belongs to a channel of another name."""
 
 
@@ -191,16 +191,16 @@ class Channels:
         self._channels, self._scopes = channels, scopes
 
     async def add(self, name: str, channel_id: str, secrets: Secrets) -> None:
-        """Seal and keep the secrets of a new channel; the same again is no error. Raises Taken."""
+        """Seal and keep the secrets of a new channel; the same again is no error. Raises ChannelIdTaken."""
         sealed = self._vault.seal(name, secrets)
         try:
             rows = await self._all(ADD, (name, channel_id, sealed))
         except psycopg.errors.UniqueViolation:
-            raise Taken from None
+            raise ChannelIdTaken from None
         if not rows:  # Kept before: by a registration that did not get as far as the ledger, or another one.
             ((kept, before),) = cast("list[tuple[str, bytes]]", await self._all(SEALED, (name,)))
             if kept != channel_id or self._open(name, before) != secrets:
-                raise Taken
+                raise ChannelIdTaken
 
     async def replace(self, name: str, secrets: Secrets) -> None:
         """Seal and keep other secrets for a channel."""

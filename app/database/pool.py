@@ -97,7 +97,7 @@ class Pool:
                 else:
                     await link.close()
 
-    async def apart(self) -> Db:
+    async def connect_dedicated(self) -> Db:
         """A connection beside the pool, for who holds a lock with it, and closes it."""
         return await connection.connect(self._url)
 

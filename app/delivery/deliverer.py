@@ -92,7 +92,7 @@ class LaneFailed(Exception):
 class Deliverer:
     """Delivers for every range of partitions whose lease this process can get."""
 
-    def __init__(self, database_url: str, nats: jetstream.Connection, ledger: Ledger, pusher: Pusher) -> None:
+    def __init__(self, database_url: str, nats: jetstream.NatsClient, ledger: Ledger, pusher: Pusher) -> None:
         self._settles = [Settle(ledger, pusher) for _ in range(RANGES)]
         self._tail = LedgerTail(database_url)
         self._ranges = [
@@ -126,7 +126,7 @@ class _Range:
     """Everything up to `_upto` is in a lane, done, or open in the view; what is later the stream brings."""
 
     def __init__(
-        self, number: int, database_url: str, nats: jetstream.Connection, settle: Settle, tail: LedgerTail
+        self, number: int, database_url: str, nats: jetstream.NatsClient, settle: Settle, tail: LedgerTail
     ) -> None:
         size = ids.PARTITIONS // RANGES
         self.number = number

@@ -300,7 +300,7 @@ class Pusher:
                 "" if answer.status == 200 else f"connecting again failed: HTTP {answer.status} {answer.text}"
             )
             gate.reconnected(refused)
-            await self._attempts.note(channel.name, event.account or "", refused or None)
+            await self._attempts.record(channel.name, event.account or "", refused or None)
             if refused:
                 return refused
         if gate in self._forbidden:

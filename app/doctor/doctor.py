@@ -209,7 +209,7 @@ class Doctor:
             return [Check("nats", False, str(error), "start it, or mend CHATLEDGER_NATS_URL")]
         except OldServer as error:
             return [Check("nats", False, str(error), "update it")]
-        except jetstream.Unavailable as error:
+        except jetstream.StreamUnavailable as error:
             return [Check("nats", False, str(error), "check user, password and CHATLEDGER_NATS_URL")]
         try:
             told = (await connection.request(JETSTREAM_INFO, b"", timeout=CALL_SECONDS)).data

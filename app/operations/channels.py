@@ -9,7 +9,7 @@ from standardwebhooks import Webhook
 from standardwebhooks.webhooks import EmptyWebhookSecretError
 
 from app import clock
-from app.channels.directory import PREVIOUS_SECRET_MS, Channel, Connection, Secrets, Taken
+from app.channels.directory import PREVIOUS_SECRET_MS, Channel, ChannelIdTaken, Connection, Secrets
 from app.config.file import ChannelName, KommoSide, MessengerSide
 from app.delivery.job import DISCONNECTED
 from app.http_client import RETRIED, Answer, Unreached
@@ -75,7 +75,7 @@ async def register(services: Services, wanted: NewChannel, *, by: str = OPERATOR
         return Done(_as_wanted(before, wanted))
     try:
         await services.channels.add(wanted.name, kommo.channel_id, Secrets(kommo.secret, messenger.secret))
-    except Taken:
+    except ChannelIdTaken:
         raise _taken(wanted.name) from None
     stream = ids.channel_stream(wanted.name)
     given = clock.stamp(Scope(wanted.name, "", "", b""), stream, by, now=clock.now_ms())
@@ -144,7 +144,7 @@ async def connect(
     try:
         await _ask_kommo(services, channel, "connect", account, title or name, disabled=disabled)
     except NotDone as refused:
-        await services.attempts.note(name, account, refused.problem.detail)
+        await services.attempts.record(name, account, refused.problem.detail)
         raise
     stream = ids.connection_stream(where)
     given = clock.stamp(where, stream, by, now=clock.now_ms())
@@ -154,7 +154,7 @@ async def connect(
     )
     recorded = await record(services, command)
     channel = await _in_force(services, name, recorded)
-    await services.attempts.note(name, account)
+    await services.attempts.record(name, account)
     await _resume(services, where, (DISCONNECTED, *LOST) if anew else (DISCONNECTED,), by)
     return Done(channel, recorded, again)
 
@@ -177,7 +177,7 @@ async def dropped(services: Services, connection: Connection, *, by: str) -> Don
     except NotConnected:  # Somebody else was first.
         raise ProblemError(404, NOT_CONNECTED) from None
     channel = await _in_force(services, scope.channel, recorded)
-    await services.attempts.note(scope.channel, scope.account)
+    await services.attempts.record(scope.channel, scope.account)
     await _park(services, scope, by)
     return Done(channel, recorded)
 

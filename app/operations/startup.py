@@ -71,7 +71,7 @@ class Start:
         for _ in range(ROUNDS_MAX):
             try:
                 self._since = self._since or await self._services.attempts.now()
-                async with self._services.attempts.alone():
+                async with self._services.attempts.startup_turn():
                     if await self._round():
                         return
             except (psycopg.Error, ViewsMissing) as error:  # No reason to stop what runs well without us.
@@ -114,7 +114,7 @@ class Start:
             reason = wrong.problem.detail
             passing = wrong.passing if isinstance(wrong, NotDone) else wrong.status == 503
             if not account:
-                await self._services.attempts.note(channel, problem=reason)
+                await self._services.attempts.record(channel, problem=reason)
             if passing:
                 if key not in self._failing:
                     log.warning("%s: trying again from time to time: %s", _name(*key), reason)
@@ -158,7 +158,7 @@ class Start:
     async def _connect(self, want: Wanted) -> str:
         """Ask Kommo; what it answers is the outcome. Raises ProblemError."""
         services = self._services
-        if await services.attempts.went_well(want.channel, want.account, since=self._since):
+        if await services.attempts.succeeded(want.channel, want.account, since=self._since):
             return "another process has connected it"
         channel = await channels.named(services, want.channel)
         lost = not want.connected or await self._lost(channel, want)
@@ -188,7 +188,7 @@ class Start:
             answer = await ask_scope(self._services.kommo, who, where.scope_id)
         except Unreached as error:
             detail = f"Kommo could not be reached ({error.reason})"
-            await self._services.attempts.note(want.channel, want.account, detail)
+            await self._services.attempts.record(want.channel, want.account, detail)
             raise NotDone(detail) from None
         return answer.status == 404 and not answer.html
 
@@ -211,7 +211,7 @@ async def register(services: Services, named: Named) -> str:
             services, named.name, secrets=secrets, url=messenger.url, bot_id=kommo.bot_id, by=SYSTEM
         )
         told = "registered, as it was" if done.recorded is None else "changed to what the file says"
-    await services.attempts.note(named.name)
+    await services.attempts.record(named.name)
     return told
 
 

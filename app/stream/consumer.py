@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from app.stream import jetstream
-from app.stream.jetstream import SECOND_NS, STREAM, SUBJECTS, Connection, JetStreamError, Unavailable
+from app.stream.jetstream import SECOND_NS, STREAM, SUBJECTS, JetStreamError, NatsClient, StreamUnavailable
 from domain.ids import PARTITIONS
 
 LOG = logging.getLogger("chatledger.consume")
@@ -45,7 +45,7 @@ class Consumer:
 
     def __init__(
         self,
-        nats: Connection,
+        nats: NatsClient,
         name: str,
         filter_subjects: Iterable[str],
         start_sequence: int,
@@ -103,7 +103,7 @@ class Consumer:
         await asyncio.wait(self._tasks)
         if not self._nats.is_closed:
             await subscription.unsubscribe()  # The server drops a pull whose inbox nobody listens to.
-            with contextlib.suppress(Unavailable):
+            with contextlib.suppress(StreamUnavailable):
                 await self._flush_acks()
 
     async def reset(self) -> None:
@@ -249,7 +249,7 @@ class Consumer:
         while True:
             await self._ack_ready.wait()
             self._ack_ready.clear()
-            with contextlib.suppress(Unavailable):  # They come again.
+            with contextlib.suppress(StreamUnavailable):  # They come again.
                 await self._flush_acks()
 
     async def _flush_acks(self) -> None:

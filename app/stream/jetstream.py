@@ -1,8 +1,8 @@
-"""JetStream is asked through its raw API (ADR-8, ADR-10, ADR-60), so that no field or error of it gets lost.
+"""Calls JetStream's raw API (ADR-8, ADR-10, ADR-60), so that no field or error of an answer is lost.
 
 JetStreamError
-├── Unavailable   no connection, no answer in time, or no JetStream behind the server: ask again later
-└── Refused       the server answered with an error; `code` is its number, such as 10071 (wrong last sequence)
+├── StreamUnavailable   no connection, no answer in time, or no JetStream on the server: try again later
+└── StreamRefused       the server answered with an error; `code` is its number, such as 10071
 """
 
 import asyncio
@@ -37,11 +37,11 @@ class JetStreamError(Exception):
     """JetStream did not do what it was asked."""
 
 
-class Unavailable(JetStreamError):
+class StreamUnavailable(JetStreamError):
     """No connection, no answer in time, or no JetStream there; nothing is known about what was asked."""
 
 
-class Refused(JetStreamError):
+class StreamRefused(JetStreamError):
     """The server's answer is an error; `code` is its number in the server's list of errors."""
 
     def __init__(self, code: int, description: str) -> None:
@@ -115,7 +115,7 @@ class _MessageReply(Struct, frozen=True):
     message: _RawMessage
 
 
-class Connection(Client):
+class NatsClient(Client):
     """A NATS connection that takes preformatted protocol bytes and does not parse headers nobody reads.
 
     Nothing is kept back while disconnected: what is published then fails at once.
@@ -131,13 +131,13 @@ class Connection(Client):
         return lambda: self._watchers.discard(watcher)
 
     async def write(self, protocol: bytes) -> None:
-        """Send whole protocol lines, such as HPUB with headers and payload. Raises Unavailable.
+        """Send whole protocol lines, such as HPUB with headers and payload. Raises StreamUnavailable.
 
         `publish` formats headers for 20 µs; these bytes are ready, which nats-py has no public way to send.
         Callers bound what is in flight by waiting for acknowledgements.
         """
         if not self.is_connected:
-            raise Unavailable("not connected to NATS")
+            raise StreamUnavailable("not connected to NATS")
         await self._send_command(protocol)
         await self._flush_pending()
         if (task := asyncio.current_task()) and task.cancelling():
@@ -158,12 +158,12 @@ class Connection(Client):
             watcher()
 
 
-async def connect(url: str, *, name: str, seconds: float = CONNECT_SECONDS) -> Connection:
+async def connect(url: str, *, name: str, seconds: float = CONNECT_SECONDS) -> NatsClient:
     """Connect to `url` (several of a cluster with commas between), and again for ever when the link breaks.
 
-    Raises Unavailable if no server lets us in within `seconds`.
+    Raises StreamUnavailable if no server lets us in within `seconds`.
     """
-    connection = Connection()
+    connection = NatsClient()
     try:
         async with asyncio.timeout(seconds):
             await connection.connect(
@@ -180,7 +180,7 @@ async def connect(url: str, *, name: str, seconds: float = CONNECT_SECONDS) -> C
     except (OSError, nats.errors.Error, TimeoutError) as error:
         reason = connection.last_error or error
         await connection.close()
-        raise Unavailable(f"no NATS server lets us in: {_text(reason)}") from error
+        raise StreamUnavailable(f"no NATS server lets us in: {_text(reason)}") from error
     return connection
 
 
@@ -195,41 +195,41 @@ def _text(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-async def call(connection: Connection, subject: str, body: Mapping[str, object] | None = None) -> bytes:
-    """Ask `$JS.API.<subject>`; the answer's bytes. Raises Unavailable and Refused."""
+async def call(connection: NatsClient, subject: str, body: Mapping[str, object] | None = None) -> bytes:
+    """Ask `$JS.API.<subject>`; the answer's bytes. Raises StreamUnavailable and StreamRefused."""
     try:
         answer = await connection.request(
             f"$JS.API.{subject}", msgspec.json.encode(body) if body else b"", timeout=ANSWER_SECONDS
         )
     except (nats.errors.Error, OSError) as error:
-        raise Unavailable(f"JetStream does not answer {subject}: {_text(error)}") from error
+        raise StreamUnavailable(f"JetStream does not answer {subject}: {_text(error)}") from error
     if problem := msgspec.json.decode(answer.data, type=_Reply).error:
-        raise Refused(problem.err_code or problem.code, problem.description)
+        raise StreamRefused(problem.err_code or problem.code, problem.description)
     return answer.data
 
 
-async def stream_info(connection: Connection, stream: str = STREAM) -> StreamInfo | None:
+async def stream_info(connection: NatsClient, stream: str = STREAM) -> StreamInfo | None:
     """The stream as it is now; None if there is none."""
     return await _known(connection, f"STREAM.INFO.{stream}", StreamInfo, gone=STREAM_GONE)
 
 
-async def create_stream(connection: Connection, config: Mapping[str, object]) -> StreamInfo:
+async def create_stream(connection: NatsClient, config: Mapping[str, object]) -> StreamInfo:
     """Make a stream; if it is there with exactly this `config`, nothing happens."""
     return _read(await call(connection, f"STREAM.CREATE.{config['name']}", config), StreamInfo)
 
 
-async def update_stream(connection: Connection, config: Mapping[str, object]) -> StreamInfo:
+async def update_stream(connection: NatsClient, config: Mapping[str, object]) -> StreamInfo:
     """Set the whole configuration: what `config` does not name falls back to the server's defaults."""
     return _read(await call(connection, f"STREAM.UPDATE.{config['name']}", config), StreamInfo)
 
 
-async def delete_stream(connection: Connection, stream: str = STREAM) -> None:
+async def delete_stream(connection: NatsClient, stream: str = STREAM) -> None:
     """Delete the stream with its messages and consumers; it may be gone already."""
     await _delete(connection, f"STREAM.DELETE.{stream}", gone=STREAM_GONE)
 
 
 async def last_message(
-    connection: Connection, stream: str = STREAM, subject: str = SUBJECTS
+    connection: NatsClient, stream: str = STREAM, subject: str = SUBJECTS
 ) -> StoredMessage | None:
     """The newest message that is still stored; None if there is none."""
     body = {"last_by_subj": subject}
@@ -237,31 +237,31 @@ async def last_message(
     return StoredMessage(reply.message.seq, base64.b64decode(reply.message.data)) if reply else None
 
 
-async def consumer_info(connection: Connection, name: str, stream: str = STREAM) -> ConsumerInfo | None:
+async def consumer_info(connection: NatsClient, name: str, stream: str = STREAM) -> ConsumerInfo | None:
     """The consumer as it is now; None if there is none."""
     return await _known(connection, f"CONSUMER.INFO.{stream}.{name}", ConsumerInfo, gone=CONSUMER_GONE)
 
 
 async def create_consumer(
-    connection: Connection, config: Mapping[str, object], stream: str = STREAM
+    connection: NatsClient, config: Mapping[str, object], stream: str = STREAM
 ) -> ConsumerInfo:
     """Make a durable consumer; refused if it is there with another `config`."""
     body = {"stream_name": stream, "config": config, "action": "create"}
     return _read(await call(connection, f"CONSUMER.CREATE.{stream}.{config['name']}", body), ConsumerInfo)
 
 
-async def delete_consumer(connection: Connection, name: str, stream: str = STREAM) -> None:
+async def delete_consumer(connection: NatsClient, name: str, stream: str = STREAM) -> None:
     """Delete the consumer; it may be gone already."""
     await _delete(connection, f"CONSUMER.DELETE.{stream}.{name}", gone=CONSUMER_GONE)
 
 
-async def reset_consumer(connection: Connection, name: str, stream: str = STREAM) -> None:
+async def reset_consumer(connection: NatsClient, name: str, stream: str = STREAM) -> None:
     """Deliver again, in order, everything above the acknowledged floor (ADR-60, nats-server 2.14)."""
     await call(connection, f"CONSUMER.RESET.{stream}.{name}")
 
 
 async def _known(
-    connection: Connection,
+    connection: NatsClient,
     subject: str,
     kind: type[_Answer],
     *,
@@ -270,16 +270,16 @@ async def _known(
 ) -> _Answer | None:
     try:
         return _read(await call(connection, subject, body), kind)
-    except Refused as refusal:
+    except StreamRefused as refusal:
         if refusal.code == gone:
             return None
         raise
 
 
-async def _delete(connection: Connection, subject: str, *, gone: int) -> None:
+async def _delete(connection: NatsClient, subject: str, *, gone: int) -> None:
     try:
         await call(connection, subject)
-    except Refused as refusal:
+    except StreamRefused as refusal:
         if refusal.code not in (gone, STREAM_GONE):
             raise
 

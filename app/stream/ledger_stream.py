@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from app.database.connection import Db
 from app.stream import jetstream
-from app.stream.jetstream import STREAM, SUBJECTS, Connection, StreamInfo
+from app.stream.jetstream import STREAM, SUBJECTS, NatsClient, StreamInfo
 
 LOG = logging.getLogger("chatledger.relay")
 
@@ -47,7 +47,7 @@ class LedgerStream:
     """The stream of the ledger `ledger_id`, as it should be on the server behind `nats`."""
 
     def __init__(
-        self, nats: Connection, ledger_id: str, *, replicas: int = 1, oldest_open: OldestOpen | None = None
+        self, nats: NatsClient, ledger_id: str, *, replicas: int = 1, oldest_open: OldestOpen | None = None
     ) -> None:
         """`oldest_open` gives the position of the oldest open delivery, which a new stream must hold too."""
         self._nats = nats

@@ -26,12 +26,12 @@ from psycopg import AsyncConnection
 from app.database import connection, names
 from app.database.connection import Db
 from app.stream import jetstream
-from app.stream.jetstream import Connection, JetStreamError, Refused, Unavailable
+from app.stream.jetstream import JetStreamError, NatsClient, StreamRefused, StreamUnavailable
 from app.stream.ledger_stream import ForeignStream, LedgerStream, OldestOpen, head
 from domain import ids
 from domain.events import EVENT_BYTES_MAX
 
-__all__ = ["ForeignStream", "Gap", "Relay"]
+__all__ = ["ForeignStream", "LedgerGap", "Relay"]
 
 LOG = logging.getLogger("chatledger.relay")
 
@@ -67,7 +67,7 @@ LIMITS = {"limit": BATCH_MAX, "bytes": BATCH_BYTES_MAX, "large_limit": LARGE_BAT
 Row = tuple[int, bytes]
 
 
-class Gap(Exception):
+class LedgerGap(Exception):
     """The ledger's positions are not consecutive, which its writer rules out: look at the database."""
 
 
@@ -108,7 +108,7 @@ class Relay:
     def __init__(
         self,
         database_url: str,
-        nats: Connection,
+        nats: NatsClient,
         ledger_id: str,
         *,
         replicas: int = 1,
@@ -144,7 +144,7 @@ class Relay:
         self._stirred.set()
 
     async def run(self) -> NoReturn:
-        """Relay until cancelled. Raises ForeignStream, and Unavailable once `nats` was closed."""
+        """Relay until cancelled. Raises ForeignStream, and StreamUnavailable once `nats` was closed."""
         unwatch = self._nats.watch(self._link_changed)
         acknowledgements = await self._nats.subscribe(self._inbox + ".>", cb=self._acknowledged)
         listener = asyncio.create_task(self._listen(), name="relay listens")
@@ -164,9 +164,9 @@ class Relay:
             try:
                 async with await connection.connect(self._database_url) as database:
                     await self._relay(database)
-            except (JetStreamError, Gap, psycopg.OperationalError, OSError) as error:
+            except (JetStreamError, LedgerGap, psycopg.OperationalError, OSError) as error:
                 if self._nats.is_closed:
-                    raise Unavailable("the NATS connection was closed") from error
+                    raise StreamUnavailable("the NATS connection was closed") from error
                 self.restarted += 1
                 if str(error) != reason:  # An outage is one line, not one a second.
                     reason = str(error)
@@ -219,7 +219,7 @@ class Relay:
 
     async def _poll(self, database: Db, now: float) -> None:
         if self._in_flight and now - self._sent_at > ACK_SECONDS:
-            raise Unavailable(f"no acknowledgement within {ACK_SECONDS:.0f} s")
+            raise StreamUnavailable(f"no acknowledgement within {ACK_SECONDS:.0f} s")
         if not self._in_flight and now - self._checked_at > self._check_seconds:
             await self._check(database)
         self.head = await head(database)
@@ -230,14 +230,14 @@ class Relay:
         self._checked_at = time.monotonic()
         published, self.position = self.position, await self._stream.open(database)
         if self.position != published:
-            raise Refused(0, f"the stream ends at {self.position}, not at {published}")
+            raise StreamRefused(0, f"the stream ends at {self.position}, not at {published}")
 
     async def _read(self, database: Db, after: int) -> list[Row]:
         cursor = database.cursor(binary=True)
         await cursor.execute(READ, {**LIMITS, "after": after}, prepare=True)
         rows = cast(list[Row], await cursor.fetchall())
         if rows and (rows[0][0] != after + 1 or rows[-1][0] != after + len(rows)):
-            raise Gap(f"the ledger has a gap between positions {after} and {rows[-1][0]}")
+            raise LedgerGap(f"the ledger has a gap between positions {after} and {rows[-1][0]}")
         return rows
 
     async def _send(self, rows: Sequence[Row]) -> int:
@@ -259,9 +259,9 @@ class Relay:
             return  # An answer to what was sent before an error; the tail has told us more since.
         answer = _read_acknowledgement(message.data) if message.data else NO_JETSTREAM
         if answer.error:
-            self._failure = Refused(answer.error.err_code, answer.error.description)
+            self._failure = StreamRefused(answer.error.err_code, answer.error.description)
         elif answer.seq != int(position):
-            self._failure = Refused(0, f"position {position} was stored as sequence {answer.seq}")
+            self._failure = StreamRefused(0, f"position {position} was stored as sequence {answer.seq}")
         else:
             self.position = answer.seq
             while self._in_flight and self._in_flight[0] <= answer.seq:
@@ -270,7 +270,7 @@ class Relay:
 
     def _link_changed(self) -> None:
         if not self._nats.is_connected:
-            self._failure = Unavailable("the connection to NATS was lost")
+            self._failure = StreamUnavailable("the connection to NATS was lost")
         self._stirred.set()
 
     async def _wait(self, seconds: float) -> None:

@@ -8,8 +8,8 @@ from msgspec.json import Decoder
 from msgspec.structs import asdict
 
 from app.database.pool import Pool
-from app.views.cursor import LIMIT, closed, is_uuid, opened
-from app.views.messages import _content
+from app.views.cursor import LIMIT, decode_cursor, encode_cursor, is_uuid
+from app.views.messages import decode_content
 from domain.events import Party
 from domain.state import STATUSES
 
@@ -67,7 +67,7 @@ class ConversationRow(Struct):
 
 
 # Of the latest fifty messages, so that a list costs the same however long its chats are.
-FACES = """
+CUSTOMERS = """
 SELECT c.id::text, m.outgoing, m.sender, m.receiver FROM unnest(%(ids)s::uuid[]) AS c(id)
 CROSS JOIN LATERAL (SELECT * FROM (SELECT outgoing, sender, receiver, position FROM messages
     WHERE conversation = c.id ORDER BY position DESC LIMIT 50) AS latest
@@ -111,11 +111,11 @@ FROM (SELECT * FROM conversations
 )
 
 
-def told_conversation(row: ConversationRow) -> Conversation:
+def conversation_of(row: ConversationRow) -> Conversation:
     """What is told of a conversation."""
     last = None
     if row.content is not None:
-        content = _content(row.content)
+        content = decode_content(row.content)
         last = Snippet(
             direction="out" if row.outgoing else "in",
             type=content.type,
@@ -140,11 +140,11 @@ class _Id(Struct):
     id: str
 
 
-async def faces(pool: Pool, conversations: list[str]) -> dict[str, Party]:
+async def customers(pool: Pool, conversations: list[str]) -> dict[str, Party]:
     """The customers of conversations, as far as they are known."""
     if not conversations:
         return {}
-    rows = await pool.fetch(_Row, FACES, {"ids": conversations})
+    rows = await pool.fetch(_Row, CUSTOMERS, {"ids": conversations})
     parties = {row.id: row.receiver if row.outgoing else row.sender for row in rows}
     return {id_: _party(party) for id_, party in parties.items() if party}
 
@@ -165,7 +165,7 @@ async def list_conversations(
     cursor: str | None = None,
 ) -> Conversations:
     """Conversations, the latest activity first."""
-    position, last = opened(cursor, tuple[int, UUID]) if cursor else (None, None)
+    position, last = decode_cursor(cursor, tuple[int, UUID]) if cursor else (None, None)
     values = {
         "channel": channel,
         "account_id": account_id,
@@ -176,9 +176,9 @@ async def list_conversations(
         "limit": limit + 1,
     }
     rows = await pool.fetch(ConversationRow, CONVERSATIONS, values, prepare=False)
-    items = [told_conversation(row) for row in rows[:limit]]
+    items = [conversation_of(row) for row in rows[:limit]]
     more = len(rows) > limit
-    return Conversations(items, closed((items[-1].position, items[-1].id)) if more else None)
+    return Conversations(items, encode_cursor((items[-1].position, items[-1].id)) if more else None)
 
 
 async def get_conversation(pool: Pool, conversation: str) -> Conversation | None:
@@ -186,4 +186,4 @@ async def get_conversation(pool: Pool, conversation: str) -> Conversation | None
     if not is_uuid(conversation):
         return None
     rows = await pool.fetch(ConversationRow, CONVERSATION, {"id": conversation})
-    return told_conversation(rows[0]) if rows else None
+    return conversation_of(rows[0]) if rows else None

@@ -30,12 +30,12 @@ def is_uuid(text: str) -> bool:
     return True
 
 
-def closed(key: object) -> str:
+def encode_cursor(key: object) -> str:
     """The cursor after an item."""
     return base64.urlsafe_b64encode(msgspec.json.encode(key)).rstrip(b"=").decode()
 
 
-def opened(cursor: str, kind: type[Key]) -> Key:
+def decode_cursor(cursor: str, kind: type[Key]) -> Key:
     """The key in a cursor."""
     try:
         raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))

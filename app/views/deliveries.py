@@ -5,7 +5,7 @@ from typing import Literal
 from msgspec import Struct
 
 from app.database.pool import Pool
-from app.views.cursor import LIMIT, closed, opened
+from app.views.cursor import LIMIT, decode_cursor, encode_cursor
 
 COUNTS = "SELECT state, count(*) AS count, min(position) AS oldest FROM deliveries GROUP BY state"
 DELIVERIES = """
@@ -75,7 +75,7 @@ async def list_deliveries(
     cursor: str | None = None,
 ) -> Deliveries:
     """What is not delivered, the oldest first; `state` is open, deferred or parked."""
-    after = opened(cursor, int) if cursor else 0
+    after = decode_cursor(cursor, int) if cursor else 0
     values: dict[str, object] = {
         "state": state,
         "destination": destination,
@@ -87,4 +87,4 @@ async def list_deliveries(
     }
     rows = await pool.fetch(Delivery, DELIVERIES, values, prepare=False)
     items = rows[:limit]
-    return Deliveries(items, closed(items[-1].position) if len(rows) > limit else None)
+    return Deliveries(items, encode_cursor(items[-1].position) if len(rows) > limit else None)

@@ -7,7 +7,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from app.database.pool import Pool
-from app.views.cursor import LIMIT, POSITION_LAST, closed, is_uuid, opened
+from app.views.cursor import LIMIT, POSITION_LAST, decode_cursor, encode_cursor, is_uuid
 from app.views.events import EventRow
 from domain.events import (
     AnyEvent,
@@ -166,7 +166,7 @@ class MessageRow(Struct):
     reactions: str | None
 
 
-_content = msgspec.json.Decoder(Content).decode
+decode_content = msgspec.json.Decoder(Content).decode
 _party = msgspec.json.Decoder(Party).decode
 _reactions = msgspec.json.Decoder(list[ReactionShown]).decode
 _EVIDENCE = ("push", "side", "remote_id", "code", "text", "emoji", "reason", "superseded")
@@ -209,9 +209,9 @@ WHERE originator_id = %(stream)s::uuid ORDER BY originator_version
 Order: TypeAlias = Literal["asc", "desc"]
 
 
-def told_message(row: MessageRow) -> dict[str, Any]:
+def message_fields(row: MessageRow) -> dict[str, Any]:
     """The fields of a `Message`."""
-    content = _content(row.content)
+    content = decode_content(row.content)
     told = {"type": content.type} if row.deleted else asdict(content)
     status = STATUSES[row.status]
     failed = status == "failed" and row.failure_code is not None
@@ -251,7 +251,7 @@ def _remote(row: MessageRow) -> Remote:
             return Remote(row.copy_id, row.remote_id)
 
 
-def told_moment(position: int, event: AnyEvent) -> Moment:
+def moment_of(position: int, event: AnyEvent) -> Moment:
     """One line of a timeline."""
     evidence = {name: getattr(event, name, None) for name in _EVIDENCE}
     return Moment(
@@ -274,12 +274,12 @@ async def list_messages(
     if not is_uuid(conversation):
         return Messages([], None)
     start = 0 if order == "asc" else POSITION_LAST
-    position = opened(cursor, int) if cursor else start
+    position = decode_cursor(cursor, int) if cursor else start
     values: dict[str, object] = {"conversation": conversation, "position": position, "limit": limit + 1}
     statement = MESSAGES if order == "asc" else MESSAGES_DESCENDING
     rows = await pool.fetch(MessageRow, statement, values)
-    items = [Message(**told_message(row)) for row in rows[:limit]]
-    return Messages(items, closed(items[-1].position) if len(rows) > limit else None)
+    items = [Message(**message_fields(row)) for row in rows[:limit]]
+    return Messages(items, encode_cursor(items[-1].position) if len(rows) > limit else None)
 
 
 async def get_message(pool: Pool, message: str) -> History | None:
@@ -294,7 +294,7 @@ async def get_message(pool: Pool, message: str) -> History | None:
     rows = await pool.fetch(MessageRow, MESSAGE, {"id": message})
     if not rows:
         return None
-    return History(**told_message(rows[0]), timeline=[told_moment(*row) for row in events])
+    return History(**message_fields(rows[0]), timeline=[moment_of(*row) for row in events])
 
 
 async def _stream(pool: Pool, stream: str) -> list[tuple[int, AnyEvent]]:

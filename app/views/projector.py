@@ -17,17 +17,17 @@ from app.database import connection, names
 from app.database.names import VIEWS_SCHEMA
 from app.views.tables import (
     EXISTS,
-    FINGERPRINT,
+    FINGERPRINTS,
     POSITION,
     Db,
-    NotNext,
-    Unreadable,
-    _fingerprints,
-    _one,
+    PageOutOfOrder,
+    UnreadableEvent,
     apply,
     connect,
+    fetch_value,
     read,
     rebuild,
+    stored_fingerprints,
 )
 from projections.columns import Page
 
@@ -42,12 +42,12 @@ log = logging.getLogger("chatledger.project")
 """In the order in which a page is applied: messages need the merges of conversations."""
 
 
-class Behind(Exception):
+class FeedBehind(Exception):
     """The reader of a feed was too slow for it: read the ledger instead."""
 
 
 class Feed:
-    """Pages of (position, event) in order, each once it is in the views; raises Behind if it is not read.
+    """Pages of (position, event) in order, each once it is in the views; raises FeedBehind if it is not read.
 
     Close it after use, or use it as a context.
     """
@@ -81,7 +81,7 @@ class Feed:
 
     async def __anext__(self) -> Page:
         if self._behind:
-            raise Behind
+            raise FeedBehind
         return await self._pages.get()
 
 
@@ -129,7 +129,7 @@ class Projector:
         return True
 
     async def run(self, *, lead: bool = True) -> None:
-        """Project, or stand by, until cancelled; a broken db is mended. Raises Unreadable."""
+        """Project, or stand by, until cancelled; a broken db is mended. Raises UnreadableEvent."""
         wait = RECONNECT_SECONDS_MIN
         while True:
             before = self.position
@@ -137,7 +137,7 @@ class Projector:
                 await self._session(lead)
             except psycopg.OperationalError as error:
                 log.warning("project: the db broke at position %d: %s", self.position, str(error).strip())
-            except Unreadable as error:
+            except UnreadableEvent as error:
                 log.error("project: stopped: %s", error)
                 raise
             finally:
@@ -149,7 +149,7 @@ class Projector:
 
     async def _session(self, lead: bool) -> None:
         async with await connect(self._url, VIEWS_SCHEMA) as db:
-            while not (lead and await _one(db, "SELECT pg_try_advisory_lock(%s)", names.PROJECT_LOCK)):
+            while not (lead and await fetch_value(db, "SELECT pg_try_advisory_lock(%s)", names.PROJECT_LOCK)):
                 await self._observe(db)
             await self._prepare(db)
             self.leading = True
@@ -163,8 +163,8 @@ class Projector:
     async def _observe(self, db: Db) -> None:
         """Learn how far the projector of another process is."""
         self._woken.clear()
-        if await _one(db, EXISTS):
-            position = cast("int", await _one(db, POSITION))
+        if await fetch_value(db, EXISTS):
+            position = cast("int", await fetch_value(db, POSITION))
             while self._known and self._feeds and self.position < position:
                 page = await read(db, self.position, self._page_events)
                 page = [row for row in page if row[0] <= position]
@@ -174,10 +174,10 @@ class Projector:
 
     async def _prepare(self, db: Db) -> None:
         """Make views that fit this code, if they do not."""
-        if not await _one(db, EXISTS) or await _fingerprints(db) != FINGERPRINT:
+        if not await fetch_value(db, EXISTS) or await stored_fingerprints(db) != FINGERPRINTS:
             log.info("project: building the views anew")
             await rebuild(self._url, only_if_needed=True)
-        self._reached(cast("int", await _one(db, POSITION)), ())
+        self._reached(cast("int", await fetch_value(db, POSITION)), ())
 
     async def _listen(self) -> None:
         async with await connection.connect(self._url) as db:
@@ -201,8 +201,8 @@ class Projector:
         """Apply a page; False if the views were switched meanwhile, and the page is not the next any more."""
         try:
             await apply(db, page, self.position)
-        except (NotNext, psycopg.errors.UndefinedTable) as error:
-            position = cast("int", await _one(db, POSITION))
+        except (PageOutOfOrder, psycopg.errors.UndefinedTable) as error:
+            position = cast("int", await fetch_value(db, POSITION))
             if position == self.position:
                 raise
             log.info(

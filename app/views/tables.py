@@ -29,7 +29,7 @@ FIRST = "INSERT INTO positions (view, position, fingerprint) VALUES (%s, 0, %s)"
 # If the position is not what it was when the page was read, it becomes null, and the whole page is refused.
 ADVANCE = "UPDATE positions SET position = CASE WHEN position = %b::bigint THEN %b::bigint END"
 POSITION = "SELECT min(position) FROM positions"
-FINGERPRINTS = "SELECT view, fingerprint FROM positions"
+STORED_FINGERPRINTS = "SELECT view, fingerprint FROM positions"
 EXISTS = "SELECT to_regclass('views.positions') IS NOT NULL"
 HEAD = "SELECT coalesce(max(notification_id), 0) FROM ledger.stored_events"
 PAGE = """
@@ -56,11 +56,11 @@ class View(Protocol):
         """The statements that bring the view to the end of a page."""
 
 
-class Unreadable(Exception):
+class UnreadableEvent(Exception):
     """The ledger has an event that this program cannot read, or lacks one: projecting stops before it."""
 
 
-class NotNext(Exception):
+class PageOutOfOrder(Exception):
     """The page does not begin where the views are: nothing of it was applied."""
 
 
@@ -81,12 +81,12 @@ async def connect(url: str, views: str) -> Db:
 
 
 async def read(db: Db, after: int, count: int) -> Page:
-    """The events after a position, at most `count`, less if they are large; raises Unreadable."""
+    """The events after a position, at most `count`, less if they are large; raises UnreadableEvent."""
     cursor = db.cursor(binary=True)
     await cursor.execute(PAGE, (after, count, PAGE_BYTES), prepare=True)
     rows = cast("list[tuple[int, bytes]]", await cursor.fetchall())
     if rows and rows[-1][0] != after + len(rows):
-        raise Unreadable(f"the ledger lacks positions between {after} and {rows[-1][0]}")
+        raise UnreadableEvent(f"the ledger lacks positions between {after} and {rows[-1][0]}")
     try:
         return [(position, decode(state)) for position, state in rows]
     except msgspec.MsgspecError:
@@ -94,14 +94,14 @@ async def read(db: Db, after: int, count: int) -> Page:
             try:
                 decode(state)
             except msgspec.MsgspecError as error:
-                raise Unreadable(f"position {position}: {error}") from error
+                raise UnreadableEvent(f"position {position}: {error}") from error
         raise
 
 
 async def apply(db: Db, page: Page, after: int) -> None:
     """Bring the views from position `after` to the end of a page, in one transaction.
 
-    Raises NotNext if they are not at `after`, Unreadable if an event cannot be shown.
+    Raises PageOutOfOrder if they are not at `after`, UnreadableEvent if an event cannot be shown.
     """
     try:
         async with db.pipeline(), db.transaction():
@@ -112,14 +112,14 @@ async def apply(db: Db, page: Page, after: int) -> None:
                     await cursor.execute(statement, values, prepare=True)
     except psycopg.errors.NotNullViolation as error:
         if error.diag.table_name == "positions":
-            raise NotNext from error
+            raise PageOutOfOrder from error
         raise _stuck(page, error) from error
     except (psycopg.DataError, psycopg.IntegrityError, ValueError, KeyError, struct.error) as error:
         raise _stuck(page, error) from error
 
 
-def _stuck(page: Page, error: Exception) -> Unreadable:
-    return Unreadable(f"positions {page[0][0]} to {page[-1][0]}: {type(error).__name__}: {error}")
+def _stuck(page: Page, error: Exception) -> UnreadableEvent:
+    return UnreadableEvent(f"positions {page[0][0]} to {page[-1][0]}: {type(error).__name__}: {error}")
 
 
 async def rebuild(
@@ -132,20 +132,24 @@ async def rebuild(
     """Make all views anew from the ledger and put them in the place of the old ones; returns their position.
 
     `progress(done, total)` is called after each page, in events. Reads and the projector of another process
-    go on meanwhile. Raises Unreadable.
+    go on meanwhile. Raises UnreadableEvent.
     """
     async with await connect(url, VIEWS_NEXT_SCHEMA) as writer, await connect(url, VIEWS_SCHEMA) as reader:
         await writer.execute("SELECT pg_advisory_lock(%s)", (REBUILD_LOCK,))
-        if only_if_needed and await _one(reader, EXISTS) and await _fingerprints(reader) == FINGERPRINT:
-            return cast("int", await _one(reader, POSITION))
-        await _create(writer)
+        if (
+            only_if_needed
+            and await fetch_value(reader, EXISTS)
+            and await stored_fingerprints(reader) == FINGERPRINTS
+        ):
+            return cast("int", await fetch_value(reader, POSITION))
+        await create_views(writer)
         position = await _load(reader, writer, 0, page_events, progress)
         await writer.execute("SET maintenance_work_mem = '128MB'")
         for view in VIEWS:
             await _script(writer, view.INDEXES)
         position = await _load(reader, writer, position, page_events, progress)
         async with await connection.connect(url) as switch, switch.transaction():
-            if await _one(switch, EXISTS):
+            if await fetch_value(switch, EXISTS):
                 # The old views stand still from here on, so that the new ones cannot be behind them.
                 await switch.execute("LOCK TABLE views.positions IN EXCLUSIVE MODE")
                 position = await _load(reader, writer, position, page_events, progress)
@@ -155,7 +159,7 @@ async def rebuild(
     return position
 
 
-async def _create(db: Db) -> None:
+async def create_views(db: Db) -> None:
     """Empty views in the schema of the db, without the indexes that are made faster later."""
     async with db.transaction():
         await _script(db, "DROP SCHEMA IF EXISTS views_next CASCADE; DROP SCHEMA IF EXISTS views_old CASCADE")
@@ -163,7 +167,7 @@ async def _create(db: Db) -> None:
         await db.execute(POSITIONS)
         for view in VIEWS:
             await _script(db, view.SCHEMA)
-            await db.execute(FIRST, (view.NAME, FINGERPRINT[view.NAME]))
+            await db.execute(FIRST, (view.NAME, FINGERPRINTS[view.NAME]))
 
 
 async def _script(db: Db, statements: str) -> None:
@@ -173,7 +177,7 @@ async def _script(db: Db, statements: str) -> None:
 
 async def _load(reader: Db, writer: Db, after: int, count: int, progress: Progress | None) -> int:
     """Apply all pages after a position, each while the next one is read and decoded."""
-    total = cast("int", await _one(reader, HEAD))
+    total = cast("int", await fetch_value(reader, HEAD))
     page: Page = await read(reader, after, count)
     while page:
         last = page[-1][0]
@@ -189,13 +193,13 @@ async def _load(reader: Db, writer: Db, after: int, count: int, progress: Progre
     return after
 
 
-async def _one(db: Db, statement: str, *values: object) -> object:
+async def fetch_value(db: Db, statement: str, *values: object) -> object:
     row = await (await db.execute(statement, values or None)).fetchone()
     return row[0] if row else None
 
 
-async def _fingerprints(db: Db) -> dict[str, str]:
-    rows = await (await db.execute(FINGERPRINTS)).fetchall()
+async def stored_fingerprints(db: Db) -> dict[str, str]:
+    rows = await (await db.execute(STORED_FINGERPRINTS)).fetchall()
     return {str(view): str(fingerprint) for view, fingerprint in rows}
 
 
@@ -206,4 +210,4 @@ def fingerprint(view: View) -> str:
     return sha256(repr(said).encode()).hexdigest()
 
 
-FINGERPRINT = {view.NAME: fingerprint(view) for view in VIEWS}
+FINGERPRINTS = {view.NAME: fingerprint(view) for view in VIEWS}

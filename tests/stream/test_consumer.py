@@ -8,7 +8,7 @@ import pytest
 from app.servers.nats import PrivateNats
 from app.stream import jetstream
 from app.stream.consumer import Consumer, partition_subjects, sequence_of
-from app.stream.jetstream import Connection
+from app.stream.jetstream import NatsClient
 from tests.support.stream_ledger import until
 
 ALL = ["ledger.>"]
@@ -31,27 +31,27 @@ class Reader:
 
 
 @pytest.fixture
-async def nats(nats_own: PrivateNats) -> AsyncIterator[Connection]:
+async def nats(nats_own: PrivateNats) -> AsyncIterator[NatsClient]:
     connection = await jetstream.connect(nats_own.url, name="test")
     await make_stream(connection)
     yield connection
     await connection.close()
 
 
-async def make_stream(nats: Connection, first: int = 1) -> None:
+async def make_stream(nats: NatsClient, first: int = 1) -> None:
     await jetstream.create_stream(
         nats, {"name": "LEDGER", "subjects": ["ledger.>"], "first_seq": first, "allow_direct": True}
     )
 
 
-async def publish(nats: Connection, first: int, last: int) -> None:
+async def publish(nats: NatsClient, first: int, last: int) -> None:
     """The message at sequence n says n, is in partition n mod 64, and sent or read in turns."""
     for n in range(first, last + 1):
         kind = "message_sent" if n % 2 else "message_read"
         await nats.request(f"ledger.p{n % 64:02d}.a.c.{kind}", b"%d" % n, timeout=5)
 
 
-async def all_acknowledged(nats: Connection, *, but: int = 0) -> bool:
+async def all_acknowledged(nats: NatsClient, *, but: int = 0) -> bool:
     """The server takes acknowledgements in its own time."""
     async with asyncio.timeout(5):
         while True:
@@ -60,7 +60,7 @@ async def all_acknowledged(nats: Connection, *, but: int = 0) -> bool:
                 return True
 
 
-async def test_messages_come_in_order_and_acknowledged_ones_not_again(nats: Connection) -> None:
+async def test_messages_come_in_order_and_acknowledged_ones_not_again(nats: NatsClient) -> None:
     await publish(nats, 1, 30)
     reader = Reader()
     consumer = Consumer(nats, "reader", ALL, 1, reader, outstanding=8)
@@ -78,7 +78,7 @@ async def test_messages_come_in_order_and_acknowledged_ones_not_again(nats: Conn
     await consumer.stop()
 
 
-async def test_a_consumer_starts_at_any_position(nats: Connection) -> None:
+async def test_a_consumer_starts_at_any_position(nats: NatsClient) -> None:
     await publish(nats, 1, 20)
     reader = Reader()
     consumer = Consumer(nats, "reader", ALL, 15, reader)
@@ -87,7 +87,7 @@ async def test_a_consumer_starts_at_any_position(nats: Connection) -> None:
     await consumer.stop()
 
 
-async def test_a_filter_lets_its_partitions_and_types_through(nats: Connection) -> None:
+async def test_a_filter_lets_its_partitions_and_types_through(nats: NatsClient) -> None:
     await publish(nats, 1, 70)
     reader = Reader()
     consumer = Consumer(nats, "reader", partition_subjects([1, 2, 3, 5], ["message.sent"]), 1, reader)
@@ -96,7 +96,7 @@ async def test_a_filter_lets_its_partitions_and_types_through(nats: Connection) 
     await consumer.stop()
 
 
-async def test_a_successor_gets_what_was_not_acknowledged_first_and_in_order(nats: Connection) -> None:
+async def test_a_successor_gets_what_was_not_acknowledged_first_and_in_order(nats: NatsClient) -> None:
     await publish(nats, 1, 10)
     reader = Reader(acknowledge=False)
     consumer = Consumer(nats, "reader", ALL, 1, reader, outstanding=5)
@@ -113,7 +113,7 @@ async def test_a_successor_gets_what_was_not_acknowledged_first_and_in_order(nat
     assert successor.seen[-9:] == list(range(2, 11))
 
 
-async def test_reset_gives_everything_held_again(nats: Connection) -> None:
+async def test_reset_gives_everything_held_again(nats: NatsClient) -> None:
     await publish(nats, 1, 5)
     reader = Reader(acknowledge=False)
     consumer = Consumer(nats, "reader", ALL, 1, reader)
@@ -129,7 +129,7 @@ async def test_reset_gives_everything_held_again(nats: Connection) -> None:
     assert await all_acknowledged(nats)
 
 
-async def test_acknowledgements_may_come_late_and_twice(nats: Connection) -> None:
+async def test_acknowledgements_may_come_late_and_twice(nats: NatsClient) -> None:
     await publish(nats, 1, 3)
     reader = Reader(acknowledge=False)
     consumer = Consumer(nats, "reader", ALL, 1, reader)
@@ -142,7 +142,7 @@ async def test_acknowledgements_may_come_late_and_twice(nats: Connection) -> Non
     assert await all_acknowledged(nats)
 
 
-async def test_other_settings_make_the_consumer_anew(nats: Connection) -> None:
+async def test_other_settings_make_the_consumer_anew(nats: NatsClient) -> None:
     await publish(nats, 1, 4)
     for filters, expected in ((ALL, [1, 2, 3, 4]), (["ledger.*.*.*.message_sent"], [1, 3])):
         reader = Reader()
@@ -154,7 +154,7 @@ async def test_other_settings_make_the_consumer_anew(nats: Connection) -> None:
 
 
 @pytest.mark.parametrize("what", ["CONSUMER.DELETE.LEDGER.reader", "STREAM.DELETE.LEDGER"])
-async def test_a_consumer_or_stream_made_anew_is_taken_up(nats: Connection, what: str) -> None:
+async def test_a_consumer_or_stream_made_anew_is_taken_up(nats: NatsClient, what: str) -> None:
     await publish(nats, 1, 10)
     reader = Reader()
     consumer = Consumer(nats, "reader", ALL, 1, reader)
@@ -170,7 +170,7 @@ async def test_a_consumer_or_stream_made_anew_is_taken_up(nats: Connection, what
     assert reader.seen[-10:] == list(range(11, 21))
 
 
-async def test_a_stream_that_begins_later_is_followed(nats: Connection) -> None:
+async def test_a_stream_that_begins_later_is_followed(nats: NatsClient) -> None:
     await publish(nats, 1, 3)
     reader = Reader()
     consumer = Consumer(nats, "reader", ALL, 1, reader)
@@ -183,7 +183,7 @@ async def test_a_stream_that_begins_later_is_followed(nats: Connection) -> None:
     await consumer.stop()
 
 
-async def test_a_killed_server_costs_nothing_but_repeats(nats: Connection, nats_own: PrivateNats) -> None:
+async def test_a_killed_server_costs_nothing_but_repeats(nats: NatsClient, nats_own: PrivateNats) -> None:
     reader = Reader()
     consumer = Consumer(nats, "reader", ALL, 1, reader)
     await consumer.start()
@@ -201,7 +201,7 @@ async def test_a_killed_server_costs_nothing_but_repeats(nats: Connection, nats_
     assert list(dict.fromkeys(reader.seen)) == list(range(1, 63))
 
 
-async def test_silence_is_noticed(nats: Connection) -> None:
+async def test_silence_is_noticed(nats: NatsClient) -> None:
     reader = Reader()
     consumer = Consumer(nats, "reader", ALL, 1, reader)
     await consumer.start()
@@ -215,7 +215,7 @@ async def test_silence_is_noticed(nats: Connection) -> None:
     await consumer.stop()
 
 
-async def test_a_message_that_its_reader_refuses_comes_again(nats: Connection) -> None:
+async def test_a_message_that_its_reader_refuses_comes_again(nats: NatsClient) -> None:
     await publish(nats, 1, 2)
     seen = []
 
@@ -236,14 +236,14 @@ async def test_a_message_that_its_reader_refuses_comes_again(nats: Connection) -
 
 async def test_no_stream_is_an_error_at_the_start(nats_own: PrivateNats) -> None:
     connection = await jetstream.connect(nats_own.url, name="test")
-    with pytest.raises(jetstream.Refused, match="stream not found"):
+    with pytest.raises(jetstream.StreamRefused, match="stream not found"):
         await Consumer(connection, "reader", ALL, 1, Reader()).start()
     await connection.close()
 
 
 async def test_a_server_that_does_not_let_us_in_is_an_error(nats_own: PrivateNats) -> None:
     for url in (nats_own.url.replace(nats_own.token, "wrong"), "nats://127.0.0.1:1"):
-        with pytest.raises(jetstream.Unavailable, match="no NATS server lets us in"):
+        with pytest.raises(jetstream.StreamUnavailable, match="no NATS server lets us in"):
             await jetstream.connect(url, name="test", seconds=1)
 
 

@@ -293,7 +293,7 @@ async def test_a_closed_connection_ends_the_relay(book: Book, nats_own: PrivateN
     task = asyncio.create_task(Relay(book.url, connection, book.id).run())
     await asyncio.sleep(0.3)
     await connection.close()
-    with pytest.raises(jetstream.Unavailable, match="closed"):
+    with pytest.raises(jetstream.StreamUnavailable, match="closed"):
         await asyncio.wait_for(task, 5)
 
 

@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 from app import clock
 from app.database import names
 from app.database.connection import Db
-from app.views.tables import NotNext, Unreadable, _create, apply, connect
+from app.views.tables import PageOutOfOrder, UnreadableEvent, apply, connect, create_views
 from domain import events as e
 from domain.ids import message_id
 from projections import deliveries, events
@@ -37,7 +37,7 @@ async def url(database_url: str) -> str:
 @asynccontextmanager
 async def views(url: str) -> AsyncIterator[Db]:
     async with await connect(url, names.VIEWS_NEXT_SCHEMA) as link:
-        await _create(link)
+        await create_views(link)
         yield link
 
 
@@ -156,7 +156,7 @@ async def test_a_time_that_is_none_stops_them_and_names_the_page(url: str):
     book = Book()
     book.start("conv-1")
     book.send(book.start("conv-2"), "m-1", at="yesterday")
-    with pytest.raises(Unreadable, match="positions 1 to 3"):
+    with pytest.raises(UnreadableEvent, match="positions 1 to 3"):
         await projected(url, book.events)
 
 
@@ -222,7 +222,7 @@ async def test_a_page_read_for_another_position_is_refused_whole(url: str):
     (page,) = pages(book.events, ())
     async with views(url) as link:
         await apply(link, page, 0)
-        with pytest.raises(NotNext):
+        with pytest.raises(PageOutOfOrder):
             await apply(link, page, 0)
         row = await (await link.execute("SELECT count(*) FROM events")).fetchone()
         assert row == (len(page),)

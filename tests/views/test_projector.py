@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 import psycopg
 import pytest
 
-from app.views.projector import Behind, Projector
-from app.views.tables import Unreadable, rebuild
+from app.views.projector import FeedBehind, Projector
+from app.views.tables import UnreadableEvent, rebuild
 from tests.support.view_events import Book, prepare, store, tables, wild
 
 
@@ -112,7 +112,7 @@ async def test_an_event_that_cannot_be_read_stops_the_projector_before_it(databa
         "INSERT INTO ledger.stored_events VALUES (gen_random_uuid(), 1, 'x', '{\"type\":\"x\"}', 11)",
     )
     projector = Projector(database_url, page_events=5)
-    with pytest.raises(Unreadable, match="position 11"):
+    with pytest.raises(UnreadableEvent, match="position 11"):
         await projector.run()
     assert projector.position < 11
 
@@ -121,7 +121,7 @@ async def test_a_gap_in_the_ledger_stops_the_projector(database_url: str):
     book = wild(4, 10)
     await prepare(database_url, book.events[:5])
     await store(database_url, book.events[5:], first=7)
-    with pytest.raises(Unreadable, match="lacks"):
+    with pytest.raises(UnreadableEvent, match="lacks"):
         await Projector(database_url).run()
 
 
@@ -184,5 +184,5 @@ async def test_a_feed_that_nobody_reads_is_given_up(database_url: str):
         await store(database_url, book.events[1:], first=2)
         projector.wake()
         assert await projector.wait_for(len(book.events))
-        with pytest.raises(Behind):
+        with pytest.raises(FeedBehind):
             await anext(feed)

@@ -151,7 +151,7 @@ def _connection(channel: Channel, account: str | None) -> Connection:
 
 async def _locked(services: Services, place: Place) -> Db:
     """A connection that holds the lock of the place; one that was just cut off gets a moment to let go."""
-    database = await services.pool.apart()
+    database = await services.pool.connect_dedicated()
     loop = asyncio.get_running_loop()
     until = loop.time() + LOCK_SECONDS
     number = crc32(place.scope.scope_id.encode()) - (1 << 31)

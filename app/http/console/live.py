@@ -17,7 +17,7 @@ from app.operations.services import Call, Services, services_of
 from app.problems import ProblemError
 from app.views.conversations import get_conversation, merged_into
 from app.views.events import Filter, stream_events
-from app.views.projector import Behind, Feed
+from app.views.projector import Feed, FeedBehind
 from domain import events as e
 
 LOOK_SECONDS = 0.5
@@ -85,7 +85,7 @@ async def _follow(
         while not services.stopping.is_set():
             try:
                 page = await _next(feed)
-            except Behind:
+            except FeedBehind:
                 yield _line("change", services.projector.position, Change(reload=True))
                 return
             quiet = 0 if page else quiet + 1

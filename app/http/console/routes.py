@@ -14,7 +14,7 @@ from app.operations.services import Call, Services, services_of
 from app.operations.status import standing as standing_
 from app.problems import ProblemError
 from app.views import conversations
-from app.views.conversations import faces, get_conversation, list_conversations
+from app.views.conversations import customers, get_conversation, list_conversations
 from app.views.deliveries import Delivery, list_deliveries
 from app.views.events import Filter, ledger_head, list_events
 from app.views.messages import Message, get_message, list_messages
@@ -57,7 +57,7 @@ async def chat(request: Call, conversation: FromPath[str]) -> Response[str] | Re
     if found.id != conversation:
         return Redirect(f"/conversations/{found.id}", status_code=303)
     services = services_of(request)
-    known = await faces(services.pool, [found.id])
+    known = await customers(services.pool, [found.id])
     values = {
         **await _history(services, found.id),
         **await _chats(request),
@@ -83,7 +83,7 @@ async def chats_fragment(request: Call) -> Response[str]:
 async def head_fragment(request: Call, conversation: FromPath[str]) -> Response[str]:
     """Whom the chat is with."""
     found = await _conversation(request, conversation)
-    known = await faces(services_of(request).pool, [found.id])
+    known = await customers(services_of(request).pool, [found.id])
     face = known.get(found.id)
     name = formatting.name(found, face)
     return page(request, "_head.html", {"chat": found, "chat_name": name, "face": face})
@@ -229,7 +229,7 @@ async def _chats(request: Call) -> dict[str, object]:
     services, asked = services_of(request), request.query_params
     filters = {name: asked.get(name, "").strip() for name in ("channel", "account", "q")}
     listed = await _listed(services, filters, asked.get("cursor") or None)
-    known = await faces(services.pool, [one.id for one in listed.items])
+    known = await customers(services.pool, [one.id for one in listed.items])
     channels = await list_channels(services.pool)
     return {
         "lines": [(one, formatting.name(one, known.get(one.id))) for one in listed.items],
