@@ -11,7 +11,7 @@ from domain import commands as c
 from domain import crm
 from domain import events as e
 from domain.conversations import resolve, root
-from domain.draft import Decision, Draft, Known
+from domain.draft import Decision, Draft, Snapshot
 from domain.facts import Fact, apply, asked, record
 from domain.ids import KOMMO, MESSENGER, OPERATOR, TYPING_WINDOW_MS, other
 from domain.state import COPIED, Chat, Message, State, comparable, conflict_key
@@ -68,7 +68,7 @@ def follow(command: c.AnyCommand, state: State) -> list[str]:
     return found
 
 
-def decide(command: c.AnyCommand, known: Known) -> Decision:
+def decide(command: c.AnyCommand, known: Snapshot) -> Decision:
     """What follows from a command, given the streams it names; raises OwnMessage, Unknown, NotConnected."""
     draft = Draft(command, known)
     match command:

@@ -13,7 +13,7 @@ from domain.state import Case, Chat, Connection, Message, State, evolve
 AnEvent = TypeVar("AnEvent", bound=AnyEvent)
 
 
-class Known(Struct, frozen=True):
+class Snapshot(Struct, frozen=True):
     """What the ledger says of the streams that a command reads, and the last `msec` of its conversations."""
 
     streams: Mapping[str, State]
@@ -40,7 +40,7 @@ class Decision(Struct, frozen=True, gc=False):
 class Draft:
     """The events decided so far for one command."""
 
-    def __init__(self, command: Command, known: Known) -> None:
+    def __init__(self, command: Command, known: Snapshot) -> None:
         self.command = command
         self.clocks = known.clocks
         self.events: list[AnyEvent] = []

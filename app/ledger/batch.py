@@ -1,6 +1,28 @@
-"""The commands of one commit, from what they read to what they are answered; no I/O happens here.
+"""The commands of one commit, from the streams they read to the outcomes they get; no I/O happens here.
 
-Commands that share a stream or a lane form a *unit*, which is stored whole or tried again whole.
+Theory of operation. One `Writer` drives a `Batch` through four phases, each once:
+
+1. Read. `first_streams` names the streams that the commands read. The writer loads their events, `fold` turns
+   these into states, and `next_streams` names the streams they point to (aliases, merged conversations),
+   until there are none.
+2. Decide. `decide` applies the rules of `domain` in the order of arrival; each command sees the states that
+   the commands before it produced, stored or not.
+3. Append. `parameters` is the input of `ledger.append`, one statement that stores units or rejects them.
+4. Resolve. `resolve` gives every command its outcome, after the commit and never before it.
+
+Units. Two commands that share a stream or a lane belong to the same unit, because the later one was decided
+on what the earlier one wrote. Units are the sets of a union-find over these keys. The database stores a unit
+whole or rejects it whole: when another process has taken one of its versions or moved one of its clocks, the
+unit's commands go back to the front of the queue and are decided again, and the other units are stored.
+
+Cache. `ConversationCache` spares the read for a new message in a conversation seen lately. Its states may be
+stale, because other processes write too. That is harmless: the append gets, for each cached stream, the next
+version, which must still be free, and for each conversation the clock that the decision was based on. A
+command that is tried again never reads the cache.
+
+Invariant. Every outcome describes facts on disk. When the connection breaks, the fate of a batch is unknown,
+so its commands are decided again; a command that was stored finds its own events, recognises them by the base
+of their ids, and is not reported as a duplicate.
 """
 
 import asyncio
@@ -12,27 +34,34 @@ from msgspec import Struct
 
 from domain.commands import AnyCommand, Send
 from domain.decide import NotConnected, OwnMessage, Unknown, decide, follow, names
-from domain.draft import Decision, Known
+from domain.draft import Decision, Snapshot
 from domain.events import EVENT_BYTES_MAX, TAGS, AnyEvent, decode, encode
 from domain.ids import OPERATOR
 from domain.state import Chat, State, evolve
 from projections.columns import Column, blobs, ints, longs, texts_repeated, uuids
 
+# Chosen: a unit is rejected only if another process wrote to the same conversation within the few
+# milliseconds of a commit, so ten times in a row means that something else is wrong.
 TRIES_MAX = 10
-CHATS_KEPT = 20_000
+# Chosen: a conversation's state takes about a kilobyte, so the cache stays below some 20 MB.
+CONVERSATIONS_CACHED_MAX = 20_000
 log = logging.getLogger("chatledger.ledger")
 
 
 class LedgerUnavailable(Exception):
-    """The ledger did not take the command, or not in time to say so: it may be given again."""
+    """The ledger did not store the command, or did not confirm it in time: submit the command again."""
 
 
 class EventTooLarge(Exception):
-    """The event would be larger than an event may be."""
+    """The event is larger than EVENT_BYTES_MAX."""
 
 
 class Recorded(Struct, frozen=True, gc=False):
-    """The outcome of a command: `position` of the fact it is about, new or (`duplicate`) already there."""
+    """The outcome of a command: the `position` of its fact, which is new or (`duplicate`) was already there.
+
+    `conflict`: the same id was recorded with other content. `message` is the id of the message concerned.
+    `last` is the position of the last event that the command added, None if it added none.
+    """
 
     position: int | None
     duplicate: bool
@@ -41,8 +70,11 @@ class Recorded(Struct, frozen=True, gc=False):
     last: int | None
 
 
-class Job(Struct, gc=False):
-    """A command and who waits for it; `since` is in seconds of the loop."""
+class Pending(Struct, gc=False):
+    """A command and the future of its outcome; `size` is in bytes, `since` in seconds of the loop's clock.
+
+    `alone`: the command goes into a batch of its own, because the database refused a batch with it.
+    """
 
     command: AnyCommand
     future: "asyncio.Future[Recorded]"
@@ -52,109 +84,110 @@ class Job(Struct, gc=False):
     alone: bool = False
 
     def fail(self, error: Exception) -> None:
-        """Tell who waits, if somebody still does."""
+        """Set the error, unless the future is already done."""
         if not self.future.done():
             self.future.set_exception(error)
 
 
 def _row(event: AnyEvent) -> tuple[str, int, str, bytes, str]:
-    """An event as the ledger's columns, and its id."""
+    """The event as columns of the ledger, followed by its id. Raises EventTooLarge."""
     state = encode(event)
     if len(state) > EVENT_BYTES_MAX:
         raise EventTooLarge
     return event.stream, event.version, TAGS[type(event)], state, event.id
 
 
-class Memory:
-    """The conversations seen lately, so that a new message in one is decided without asking the database.
-
-    It may be outdated, for other processes write too: the append then refuses the unit, for the conversation
-    has another version or clock than it was decided on, and it is decided again on what the database says.
-    """
+class ConversationCache:
+    """States and clocks of the conversations seen lately; entries may be stale, see the theory above."""
 
     def __init__(self) -> None:
-        self.chats: dict[str, Chat] = {}
+        self.states: dict[str, Chat] = {}
         self.clocks: dict[str, int] = {}
 
-    def forget(self) -> None:
-        """Know nothing."""
-        self.chats.clear()
+    def clear(self) -> None:
+        """Drop every entry."""
+        self.states.clear()
         self.clocks.clear()
 
-    def bound(self) -> None:
-        """Start over rather than grow."""
-        if len(self.chats) > CHATS_KEPT:
-            self.forget()
+    def limit(self) -> None:
+        """Clear the cache once it has grown too large: cheaper than an order of use for each message."""
+        if len(self.states) > CONVERSATIONS_CACHED_MAX:
+            self.clear()
 
 
 class Batch:
-    """The commands of one commit, from what they read to what they are answered."""
+    """The commands of one commit. The module's theory gives the order in which the methods are called."""
 
-    def __init__(self, jobs: list[Job], memory: Memory) -> None:
-        self.memory = memory
-        self.jobs = [job for job in jobs if not job.future.done()]
+    def __init__(self, pending: list[Pending], cache: ConversationCache) -> None:
+        self.cache = cache
+        self.pending = [one for one in pending if not one.future.done()]
         self.states: dict[str, State] = {}
         self.clocks: dict[str, int] = {}
-        self.before: dict[str, int] = {}
-        self.named: list[list[str]] = []
-        self.asked: set[str] = set()
-        self.ends: set[str] = set()
-        self.recalled: dict[str, int] = {}
-        self.readers: dict[str, AnyCommand] = {}
-        self.history: dict[str, list[tuple[int, str]]] = {}
+        self.clocks_before: dict[str, int] = {}  # of the conversations whose clocks the batch moves
+        self.clock_units: dict[str, int] = {}
+        self.named: list[list[str]] = []  # the streams that each command names
+        self.loaded: set[str] = set()  # the streams asked of the database
+        self.conversations: set[str] = set()  # the streams to cache afterwards
+        self.cached_versions: dict[str, int] = {}  # of the states taken from the cache
+        self.readers: dict[str, AnyCommand] = {}  # for each stream a command that reads it
+        self.history: dict[str, list[tuple[int, str]]] = {}  # position and event id, by version
         self.rows: list[tuple[str, int, str, bytes, str]] = []
         self.row_units: list[int] = []
-        self.clock_units: dict[str, int] = {}
-        self.outcomes: list[tuple[Job, int, Decision | Exception, int]] = []
-        self.retry: list[Job] = []
+        self.decisions: list[tuple[Pending, int, Decision | Exception, int]] = []
+        self.retry: list[Pending] = []
         self._units: dict[str, int] = {}
         self._parents: list[int] = []
 
-    def first(self) -> tuple[set[str], list[str]]:
-        """The streams that the commands name, and the conversations whose clocks they read."""
+    def first_streams(self) -> tuple[set[str], list[str]]:
+        """Returns the streams that the commands name, and the conversations whose clocks they read."""
         wanted: set[str] = set()
-        for job in self.jobs:
-            command = job.command
+        for pending in self.pending:
+            command = pending.command
             named = names(command)
             self.named.append(named)
             if type(command) is not Send or command.side == OPERATOR:
                 for stream in named:
                     self.readers[stream] = command
             if type(command) is Send:
-                if not job.tries and self._recall(command):
+                if not pending.tries and self._read_cache(command):
                     continue
                 for end in command.ends:
-                    self.ends.add(end.stream)
+                    self.conversations.add(end.stream)
             wanted.update(named)
-        return wanted, list(self.ends)
+        return wanted, list(self.conversations)
 
-    def _recall(self, command: Send) -> bool:
-        """Whether all that a new message needs is remembered: its conversation, and that one's clock.
+    def _read_cache(self, command: Send) -> bool:
+        """Take a new message's conversation and its clock from the cache; False if something is missing.
 
-        Its own stream is taken to be empty. If it is not, the message is a repeat, and the append says so.
+        The message's own stream is assumed to be empty. If it is not, the message is a repeat, and the append
+        rejects it.
         """
         if command.reply_stream or command.forward_stream:
             return False
-        chats, clocks = self.memory.chats, self.memory.clocks
+        cached, clocks = self.cache.states, self.cache.clocks
         found = []
         for end in command.ends:
             stream: str | None = end.stream
             while stream:
-                chat = chats.get(stream)
+                chat = cached.get(stream)
                 if chat is None or not (chat.into or stream in clocks):
                     return False
                 found.append((stream, chat))
                 stream = chat.into
         for stream, chat in found:
             if stream not in self.states:
-                if chat.into is None:  # A pointer stays as it is.
-                    self.recalled[stream] = chat.version
+                if chat.into is None:  # A pointer never changes, so its version needs no check.
+                    self.cached_versions[stream] = chat.version
                 self.states[stream] = chat
                 self.clocks[stream] = clocks.get(stream, 0)
         return True
 
-    def take(self, rows: list[tuple[int, bytes | None, str | None]]) -> None:
-        """Fold the events of loaded streams by position, which within a stream is by version; set clocks."""
+    def fold(self, rows: list[tuple[int, bytes | None, str | None]]) -> None:
+        """Fold the rows of the writer's LOAD statement into states and clocks.
+
+        A row is (position, event, None) or (msec, None, conversation). Sorting by position sorts the events
+        of a stream by version too.
+        """
         states, history = self.states, self.history
         rows.sort(key=itemgetter(0))
         for number, raw, conversation in rows:
@@ -165,52 +198,52 @@ class Batch:
             stream = event.stream
             if stream in history:
                 before = states.get(stream)
-            else:
-                before = None  # not what was remembered
-                self.recalled.pop(stream, None)
+            else:  # The stream's first event: the loaded state replaces a cached one.
+                before = None
+                self.cached_versions.pop(stream, None)
             states[stream] = evolve(before, event)
             history.setdefault(stream, []).append((number, event.id))
 
-    def more(self) -> tuple[set[str], list[str]]:
-        """The streams that loaded ones point to, and the conversations among them whose clocks are needed."""
+    def next_streams(self) -> tuple[set[str], list[str]]:
+        """Returns the streams that loaded ones point to, and the conversations whose clocks are needed."""
         wanted: set[str] = set()
         for stream, state in self.states.items():
-            reader = self.readers.get(stream, self.jobs[0].command)
+            reader = self.readers.get(stream, self.pending[0].command)
             for pointed in follow(reader, state):
-                enough = pointed in self.states and stream not in self.asked  # for whoever recalled it
-                if pointed not in self.asked and not enough:
+                from_cache = pointed in self.states and stream not in self.loaded
+                if pointed not in self.loaded and not from_cache:
                     wanted.add(pointed)
                     self.readers[pointed] = reader
-        return wanted, list(wanted) if self.ends else []
+        return wanted, list(wanted) if self.conversations else []
 
     def decide(self) -> None:
-        """Decide every command in order; each sees what the ones before it decided."""
-        known = Known(self.states, self.clocks)
-        for job, named in zip(self.jobs, self.named, strict=True):
-            lane = job.command.lane
+        """Decide every command in order; each sees the states that the ones before it produced."""
+        snapshot = Snapshot(self.states, self.clocks)
+        for pending, named in zip(self.pending, self.named, strict=True):
+            lane = pending.command.lane
             unit = self._unit(named if lane in named else (lane, *named))
             try:
-                decision = decide(job.command, known)
+                decision = decide(pending.command, snapshot)
                 rows = [_row(event) for event in decision.events]
             except (OwnMessage, Unknown, NotConnected, EventTooLarge) as error:
-                self.outcomes.append((job, unit, error, 0))
+                self.decisions.append((pending, unit, error, 0))
                 continue
-            except Exception as error:  # a rule met what nobody thought of: this command fails alone
+            except Exception as error:  # A rule met a case that nobody foresaw: only this command fails.
                 log.exception("a command cannot be decided")
-                self.outcomes.append((job, unit, LedgerUnavailable(repr(error)), 0))
+                self.decisions.append((pending, unit, LedgerUnavailable(repr(error)), 0))
                 continue
-            unit = self._keep(unit, decision)
+            unit = self._apply(unit, decision)
             self.rows.extend(rows)
             self.row_units.extend([unit] * len(rows))
-            self.outcomes.append((job, unit, decision, len(rows)))
+            self.decisions.append((pending, unit, decision, len(rows)))
 
-    def _keep(self, unit: int, decision: Decision) -> int:
-        """Show the decision to later commands; its unit is joined with all that wrote to the same streams."""
+    def _apply(self, unit: int, decision: Decision) -> int:
+        """Make the decision visible to later commands; returns the unit, joined with those it wrote into."""
         written, units = [], self._units
         for stream, state in decision.states.items():
             self.states[stream] = state
             if type(state) is Chat:
-                self.ends.add(stream)
+                self.conversations.add(stream)
             if units.get(stream) != unit:
                 written.append(stream)
         conversation, msec = decision.clock or ("", 0)
@@ -219,14 +252,14 @@ class Batch:
         if written:
             unit = self._unit(written, unit)
         if conversation:
-            if conversation not in self.before:
-                self.before[conversation] = self.clocks.get(conversation, 0)
+            if conversation not in self.clocks_before:
+                self.clocks_before[conversation] = self.clocks.get(conversation, 0)
             self.clocks[conversation] = msec
             self.clock_units[conversation] = unit
         return unit
 
     def _unit(self, keys: Iterable[str], mine: int = -1) -> int:
-        """The unit of a command: joined with every other that shares a key, a lane or a stream."""
+        """Join `mine` (-1: no unit yet) with every unit that has one of the keys; returns the joined unit."""
         units = self._units
         for key in keys:
             found = units.get(key)
@@ -252,17 +285,20 @@ class Batch:
         return unit
 
     def parameters(self) -> list[Column]:
-        """The arrays of `ledger.append`; last come the versions that what was recalled must not have."""
+        """Returns the arrays of `ledger.append`.
+
+        The rows without a topic come last: versions of cached streams that must still be free.
+        """
         root = self._root
         streams, versions, topics, states, _ = map(list, zip(*self.rows, strict=True))
         units = [root(unit) for unit in self.row_units]
-        for stream, version in self.recalled.items():
+        for stream, version in self.cached_versions.items():
             if (unit := self._units.get(stream)) is not None:
                 units.append(root(unit))
                 streams.append(stream)
                 versions.append(version + 1)
         nothing = [None] * (len(streams) - len(topics))
-        clocks = list(self.before)
+        clocks = list(self.clocks_before)
         return [
             ints(units),
             uuids(streams),
@@ -271,84 +307,90 @@ class Batch:
             blobs(states + nothing),
             ints([root(self.clock_units[conversation]) for conversation in clocks]),
             uuids(clocks),
-            longs(list(self.before.values())),
+            longs(list(self.clocks_before.values())),
             longs([self.clocks[conversation] for conversation in clocks]),
         ]
 
-    def answer(self, bad: set[int], head: int) -> int:
-        """Resolve the futures now that the batch is on disk; returns the ledger's new head."""
+    def resolve(self, bad: set[int], head: int) -> int:
+        """Resolve the futures, now that all units but the `bad` ones are on disk; returns the ledger's new
+        head.
+
+        `head` is the ledger's last position before the append.
+        """
         position, index = head, 0
         stored: list[tuple[int, int, int]] = []
-        others: list[tuple[Job, Decision, int | None]] = []
-        for job, unit, decision, count in self.outcomes:
+        others: list[tuple[Pending, Decision, int | None]] = []
+        for pending, unit, decision, count in self.decisions:
             first, end = index, index + count
             index = end
             if bad and self._root(unit) in bad:
-                self._put_back(job)
+                self._put_back(pending)
                 continue
             stored.append((first, end, position))
             position += count
-            if job.future.done():
+            if pending.future.done():
                 continue
             if isinstance(decision, Exception):
-                job.future.set_exception(decision)
-            elif count and self._is_about(decision, self.rows[end - 1]):
-                told = Recorded(position, decision.duplicate, decision.conflict, decision.message, position)
-                job.future.set_result(told)
+                pending.future.set_exception(decision)
+            elif count and self._ends_with_fact(decision, self.rows[end - 1]):
+                outcome = Recorded(
+                    position, decision.duplicate, decision.conflict, decision.message, position
+                )
+                pending.future.set_result(outcome)
             else:
-                others.append((job, decision, position if count else None))
+                others.append((pending, decision, position if count else None))
         if others:
-            self._know(stored)
-        for job, decision, last in others:
-            job.future.set_result(self._recorded(job, decision, last))
-        self._remember(bad)
+            self._extend_history(stored)
+        for pending, decision, last in others:
+            pending.future.set_result(self._outcome(pending, decision, last))
+        self._update_cache(bad)
         return position
 
     @staticmethod
-    def _is_about(decision: Decision, row: tuple[str, int, str, bytes, str]) -> bool:
-        """Whether a decision's own last event is the fact that it is about, as it nearly always is."""
+    def _ends_with_fact(decision: Decision, row: tuple[str, int, str, bytes, str]) -> bool:
+        """Whether the decision's last event is the fact that it reports, as it nearly always is."""
         return row[0] == decision.stream and row[1] == decision.version
 
-    def _know(self, stored: list[tuple[int, int, int]]) -> None:
-        """Add what the batch stored to the streams' histories, for decisions about facts of others."""
+    def _extend_history(self, stored: list[tuple[int, int, int]]) -> None:
+        """Add the batch's own rows to the streams' histories, for decisions that report another's fact."""
         for first, end, before in stored:
             for number, row in enumerate(self.rows[first:end], before + 1):
                 self.history.setdefault(row[0], []).append((number, row[4]))
 
-    def _remember(self, bad: set[int]) -> None:
-        memory = self.memory
-        for stream in self.ends:
+    def _update_cache(self, bad: set[int]) -> None:
+        cache = self.cache
+        for stream in self.conversations:
             if bad and self._is_bad(stream, bad):
-                memory.chats.pop(stream, None)
+                cache.states.pop(stream, None)
             elif isinstance(state := self.states.get(stream), Chat):
-                memory.chats[stream] = state
+                cache.states[stream] = state
                 if state.into and isinstance(chat := self.states.get(state.into), Chat):
-                    memory.chats[state.into] = chat
+                    cache.states[state.into] = chat
         for conversation, unit in self.clock_units.items():
             if bad and self._root(unit) in bad:
-                memory.clocks.pop(conversation, None)
+                cache.clocks.pop(conversation, None)
             else:
-                memory.clocks[conversation] = self.clocks[conversation]
-        for job in self.retry:
-            for stream in names(job.command):
-                memory.chats.pop(stream, None)
-        memory.bound()
+                cache.clocks[conversation] = self.clocks[conversation]
+        for pending in self.retry:
+            for stream in names(pending.command):
+                cache.states.pop(stream, None)
+        cache.limit()
 
     def _is_bad(self, stream: str, bad: set[int]) -> bool:
         unit = self._units.get(stream)
         return unit is not None and self._root(unit) in bad
 
-    def _recorded(self, job: Job, decision: Decision, last: int | None) -> Recorded:
+    def _outcome(self, pending: Pending, decision: Decision, last: int | None) -> Recorded:
         if decision.version == 0:
             return Recorded(None, False, False, None, last)
         position, event_id = self.history[decision.stream][decision.version - 1]
-        ours = event_id[:-2] == job.command.id[:-2]
+        ours = event_id[:-2] == pending.command.id[:-2]
         duplicate = decision.duplicate and not ours
         return Recorded(position, duplicate, decision.conflict, decision.message, last)
 
-    def _put_back(self, job: Job) -> None:
-        job.tries += 1
-        if job.tries > TRIES_MAX:
-            job.fail(LedgerUnavailable("other writers kept changing the same conversation"))
+    def _put_back(self, pending: Pending) -> None:
+        pending.tries += 1
+        if pending.tries > TRIES_MAX:
+            pending.fail(LedgerUnavailable("other writers kept changing the same conversation"))
         else:
-            self.retry.append(job)
+            self.retry.append(pending)

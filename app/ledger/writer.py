@@ -1,9 +1,21 @@
 """Acknowledged means durable: commands in, committed events out, in one order without gaps.
 
-Commands that arrive while the previous batch is committing form the next one: one select for all streams the
-batch needs, decisions in order, one append, one fsync, one result per command. What must be tried again goes
-ahead of what came later. When the link breaks, what became of the batch is unknown: it is simply decided
-again, for a command that was stored meets its own events there.
+Theory of operation. Group commit: the commands that arrive while a batch is committing form the next batch,
+with one SELECT for all streams that the batch needs, decisions in order, one append, one fsync, and one
+outcome per command. So a batch grows with the load, and a single command waits for nobody.
+
+Queues and writers. A command's `lane` decides which queue it waits in, so that the commands of a conversation
+keep their order. Each of the two writers has a connection, a batch and a queue of its own. While the second
+queue is short, the first writer empties both: two writers would make batches half as large that wait for each
+other's fsync. From `SECOND_WRITER_AT` commands on, the second writer takes its own queue, and one writer
+decides in Python while PostgreSQL stores the batch of the other. A queue is `taken` while one of its commands
+is in a batch; no other writer takes from it then. Commands that must be tried again go to the front of their
+queue before the queue is given back.
+
+Errors. If the connection breaks, the outcome of the batch is unknown: the writer connects again and the same
+commands are decided again (`batch` says why that is safe). If the database refuses a batch for another
+reason, its commands are tried one by one, so that only the culprit fails. A watch fails every command that
+has waited for `WAIT_SECONDS_MAX`, whatever keeps the database.
 """
 
 import asyncio
@@ -17,24 +29,49 @@ import psycopg
 
 from app.database import connection
 from app.database.binary import Prepared, int_array, take_columns
-from app.ledger.batch import TRIES_MAX, Batch, EventTooLarge, Job, LedgerUnavailable, Memory, Recorded
+from app.database.connection import Db
+from app.ledger.batch import (
+    TRIES_MAX,
+    Batch,
+    ConversationCache,
+    EventTooLarge,
+    LedgerUnavailable,
+    Pending,
+    Recorded,
+)
 from domain.commands import AnyCommand
 from projections.columns import uuids
 
 __all__ = ["EventTooLarge", "Ledger", "LedgerFull", "LedgerUnavailable", "Recorded"]
+
+# Chosen: 500 messages are some 390 KB, what a Unix socket takes whole where `net.core.wmem_max` is Linux's
+# default, and about 20 ms of Python, during which the process does nothing else.
 BATCH_MAX = 500
-OWN_LANE_AT = 125
-GATHER_MAX = 2
+# A quarter of BATCH_MAX. Measured: with 64 commands at a time, one writer stores twice as many as two.
+SECOND_WRITER_AT = 125
+# Chosen: one turn of the loop lets the sockets be read, another lets the handlers submit what they read.
+GATHER_TURNS_MAX = 2
+# Chosen: a second of work at the speed of `./ops/bench append`. A disk four times slower still stores all of
+# it before Kommo hangs up.
 QUEUE_MAX = 20_000
+# Chosen: what the queue may add to the memory of the process.
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
-ROUNDS_MAX = 8
-RECONNECT_SECONDS_MAX = 2.0
-WAIT_SECONDS_MAX = 4.5  # Kommo hangs up after 5
+# As many as `domain.conversations.HOPS_MAX`, because a round follows each pointer by one step.
+LOAD_ROUNDS_MAX = 8
+# Chosen: PostgreSQL restarts in about a second.
+RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.05, 2.0
+# Chosen: the pause before a retry when the server is in trouble, but the connection is not broken.
+PAUSE_SECONDS = 0.1
+# Kommo documents that it hangs up after 5 s, and it never sends the hook again.
+WAIT_SECONDS_MAX = 4.5
+# Chosen: half of what is left between WAIT_SECONDS_MAX and Kommo's limit.
 WATCH_SECONDS = 0.25
+# Chosen: enough for the p99 that `./ops/bench latency` reports.
 COMMITS_KEPT = 4096
 log = logging.getLogger("chatledger.ledger")
 
-# Look-ups are by key: a plan made while the table was small would read all of it, and is kept while it grows.
+# All look-ups are by key. A plan made while the table is small would read the whole table, and PostgreSQL
+# would keep that plan while the table grows.
 PLANS = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
 LOAD = """SELECT notification_id, state, NULL FROM ledger.stored_events WHERE originator_id = ANY(%b::uuid[])
  UNION ALL SELECT msec, NULL, conversation::text FROM ledger.clocks WHERE conversation = ANY(%b::uuid[])"""
@@ -49,46 +86,44 @@ class LedgerFull(Exception):
 class Ledger:
     """Takes commands and gives each its outcome once it is on disk.
 
-    Two lanes, each with a connection and a batch, overlap Python with PostgreSQL. A command's `lane` decides
-    which of their queues it waits in, so a conversation keeps its order. While the second queue is short the
-    first lane empties both: two lanes would make batches half as large that wait for each other's fsync.
-    `commits` holds how long the latest appends took, in seconds.
+    `on_commit` is called with the ledger's new head after each append. `commits` holds how long the latest
+    appends took, in seconds.
     """
 
-    def __init__(self, url: str, on_commit: Callable[[int], None], *, lanes: int = 2) -> None:
+    def __init__(self, url: str, on_commit: Callable[[int], None], *, writers: int = 2) -> None:
         self.on_commit = on_commit
         self.commits: deque[float] = deque(maxlen=COMMITS_KEPT)
         self.closed = False
-        self.queues = [_Queue() for _ in range(lanes)]
-        memory = Memory()
-        self._lanes = [_Lane(url, self, number, memory) for number in range(lanes)]
+        self.queues = [_Queue() for _ in range(writers)]
+        cache = ConversationCache()
+        self._writers = [_Writer(url, self, number, cache) for number in range(writers)]
         self._loop = asyncio.get_running_loop()
         self._watch: asyncio.Task[None] | None = None
 
     @property
     def tasks(self) -> "list[asyncio.Task[None]]":
-        """What must not end before `close`: if one does, the process cannot go on."""
-        return [lane.task for lane in self._lanes if lane.task]
+        """The writers' tasks. If one ends before `close`, the process must stop."""
+        return [writer.task for writer in self._writers if writer.task]
 
     async def open(self) -> None:
-        """Connect; raises psycopg.OperationalError if the database is not there."""
-        for lane in self._lanes:
-            await lane.open()
+        """Connect. Raises psycopg.OperationalError if the database does not answer."""
+        for writer in self._writers:
+            await writer.open()
         self._watch = asyncio.create_task(self._keep_watch(), name="ledger watch")
 
     async def close(self, timeout_seconds: float = 3.0) -> None:
-        """Commit what is queued, for at most `timeout_seconds`, then let go of the rest unanswered."""
+        """Commit what is queued, for at most `timeout_seconds`; cancel the futures of the rest."""
         if self._watch is not None:
             self._watch.cancel()
         self.closed = True
         self.wake()
-        await asyncio.gather(*(lane.close(timeout_seconds) for lane in self._lanes))
+        await asyncio.gather(*(writer.close(timeout_seconds) for writer in self._writers))
         for queue in self.queues:
-            for job in queue.jobs:
-                job.future.cancel()
+            for pending in queue.pending:
+                pending.future.cancel()
 
     def submit(self, command: AnyCommand, size: int = 1024) -> "asyncio.Future[Recorded]":
-        """Queue a command of about `size` bytes; the future has its outcome once that is durable.
+        """Queue a command of about `size` bytes; the future gets the outcome once it is durable.
 
         Raises LedgerFull. The future raises OwnMessage, Unknown, NotConnected, EventTooLarge and
         LedgerUnavailable.
@@ -97,85 +132,92 @@ class Ledger:
             raise LedgerFull
         future: asyncio.Future[Recorded] = self._loop.create_future()
         queue = self.queue_of(command)
-        queue.jobs.append(Job(command, future, size, self._loop.time()))
+        queue.pending.append(Pending(command, future, size, self._loop.time()))
         queue.bytes += size
-        self._lanes[0].wake.set()
-        if len(queue.jobs) == OWN_LANE_AT:
+        self._writers[0].wake.set()
+        if len(queue.pending) == SECOND_WRITER_AT:
             self.wake()
         return future
 
     def queue_of(self, command: AnyCommand) -> "_Queue":
-        """Where a command waits: always in the same queue for the same lane."""
+        """Returns the queue of a command: the same one for all commands of a lane."""
         return self.queues[hash(command.lane) % len(self.queues)]
 
     def wake(self) -> None:
-        """Have every lane look at the queues."""
-        for lane in self._lanes:
-            lane.wake.set()
+        """Make every writer look at the queues."""
+        for writer in self._writers:
+            writer.wake.set()
 
     def has_room(self, commands: int, size: int) -> bool:
-        """Whether so many commands, of so many bytes together, would all be taken."""
-        waiting, taken = 0, 0
+        """Whether the queue would take this many commands with this many bytes in total."""
+        waiting, waiting_bytes = 0, 0
         for queue in self.queues:
-            waiting += len(queue.jobs)
-            taken += queue.bytes
-        return not self.closed and waiting + commands <= QUEUE_MAX and taken + size <= QUEUE_BYTES_MAX
+            waiting += len(queue.pending)
+            waiting_bytes += queue.bytes
+        has_bytes = waiting_bytes + size <= QUEUE_BYTES_MAX
+        return not self.closed and waiting + commands <= QUEUE_MAX and has_bytes
 
     @property
     def depth(self) -> int:
-        """How many commands wait or are being committed."""
-        return sum(len(each.jobs) for each in self.queues) + sum(len(lane.current) for lane in self._lanes)
+        """The number of commands that wait or are being committed."""
+        waiting = sum(len(queue.pending) for queue in self.queues)
+        return waiting + sum(len(writer.current) for writer in self._writers)
 
     async def _keep_watch(self) -> None:
-        """Nobody waits longer than Kommo does, whatever keeps the database."""
+        """Fail the commands that have waited for WAIT_SECONDS_MAX, whatever keeps the database."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             oldest = self._loop.time() - WAIT_SECONDS_MAX
-            for jobs in (*(lane.current for lane in self._lanes), *(queue.jobs for queue in self.queues)):
-                for job in jobs:
-                    if job.since < oldest:
-                        job.fail(LedgerUnavailable("the database did not answer in time"))
+            batches = (writer.current for writer in self._writers)
+            for waiting in (*batches, *(queue.pending for queue in self.queues)):
+                for pending in waiting:
+                    if pending.since < oldest:
+                        pending.fail(LedgerUnavailable("the database did not answer in time"))
 
 
 class _Queue:
-    """Commands in the order they came; while a lane has some of them in its batch, no other takes more."""
+    """Commands in the order of their arrival; `taken` while some of them are in a writer's batch."""
 
     def __init__(self) -> None:
-        self.jobs: deque[Job] = deque()
+        self.pending: deque[Pending] = deque()
         self.bytes = 0
         self.taken = False
 
-    def move_to(self, batch: list[Job]) -> None:
-        """Move commands to a batch until that is full; one that must be alone goes alone."""
+    def move_to(self, batch: list[Pending]) -> None:
+        """Move commands into a batch until it is full; a command marked `alone` goes alone."""
         while (
-            self.jobs and len(batch) < BATCH_MAX and not (batch and (self.jobs[0].alone or batch[-1].alone))
+            self.pending
+            and len(batch) < BATCH_MAX
+            and not (batch and (self.pending[0].alone or batch[-1].alone))
         ):
-            job = self.jobs.popleft()
-            self.bytes -= job.size
-            batch.append(job)
+            pending = self.pending.popleft()
+            self.bytes -= pending.size
+            batch.append(pending)
             self.taken = True
 
-    def put_back(self, job: Job) -> None:
-        """A command that must be tried again goes ahead of all others."""
-        self.jobs.appendleft(job)
-        self.bytes += job.size
+    def put_back(self, pending: Pending) -> None:
+        """Put a command that must be tried again ahead of all others."""
+        self.pending.appendleft(pending)
+        self.bytes += pending.size
 
 
-class _Lane:
-    def __init__(self, url: str, ledger: Ledger, number: int, memory: Memory) -> None:
+class _Writer:
+    """Takes commands from the queues, commits them in batches, and puts back those to try again."""
+
+    def __init__(self, url: str, ledger: Ledger, number: int, cache: ConversationCache) -> None:
         self.url = url
         self.ledger = ledger
         self.number = number
-        self.memory = memory
-        self.current: list[Job] = []
+        self.cache = cache
+        self.current: list[Pending] = []
         self.wake = asyncio.Event()
-        self.connection: psycopg.AsyncConnection[tuple[object, ...]] | None = None
+        self.connection: Db | None = None
         self.append: Prepared | None = None
         self.task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         await self.connect()
-        self.task = asyncio.create_task(self._run(), name=f"ledger lane {self.number}")
+        self.task = asyncio.create_task(self._run(), name=f"ledger writer {self.number}")
 
     async def connect(self) -> None:
         self.connection = await connection.connect(self.url)
@@ -199,71 +241,72 @@ class _Lane:
             self.wake.clear()
             queues = self._take()
             if not self.current:
-                if ledger.closed and not any(queue.jobs or queue.taken for queue in ledger.queues):
+                if ledger.closed and not any(queue.pending or queue.taken for queue in ledger.queues):
                     return
                 await self.wake.wait()
                 continue
             try:
                 retry = await self._commit(self.current)
             except psycopg.OperationalError as error:
-                retry = await self._after(self.current, error)
+                retry = await self._recover(self.current, error)
             except psycopg.Error as error:
                 retry = self._isolate(self.current, error)
             self.current = []
-            for job in reversed(retry):
-                ledger.queue_of(job.command).put_back(job)
+            for pending in reversed(retry):
+                ledger.queue_of(pending.command).put_back(pending)
             for queue in queues:
                 queue.taken = False
             ledger.wake()
 
     async def _gather(self) -> None:
-        """Let what has arrived at the process be read, as long as that makes the batch larger."""
+        """Give other tasks a turn to submit what has arrived, as long as that makes the batch larger."""
         before = -1
-        for _ in range(GATHER_MAX):
-            waiting = sum(len(queue.jobs) for queue in self.ledger.queues)
-            if waiting == before or waiting >= OWN_LANE_AT:
+        for _ in range(GATHER_TURNS_MAX):
+            waiting = sum(len(queue.pending) for queue in self.ledger.queues)
+            if waiting == before or waiting >= SECOND_WRITER_AT:
                 return
             before = waiting
             await asyncio.sleep(0)
 
     def _take(self) -> "list[_Queue]":
-        """Fill the batch from the queues that are this lane's now; returns those."""
+        """Fill the batch from the queues that are this writer's turn now; returns those queues."""
         queues: list[_Queue] = []
         for number, queue in enumerate(self.ledger.queues):
-            own = number == self.number and (number == 0 or len(queue.jobs) >= OWN_LANE_AT)
-            other = self.number == 0 and (len(queue.jobs) < OWN_LANE_AT or self.ledger.closed)
+            own = number == self.number and (number == 0 or len(queue.pending) >= SECOND_WRITER_AT)
+            other = self.number == 0 and (len(queue.pending) < SECOND_WRITER_AT or self.ledger.closed)
             if (own or other) and not queue.taken:
                 queue.move_to(self.current)
                 if queue.taken:
                     queues.append(queue)
         return queues
 
-    async def _commit(self, jobs: list[Job]) -> list[Job]:
-        batch = Batch(jobs, self.memory)
+    async def _commit(self, current: list[Pending]) -> list[Pending]:
+        """Decide and store a batch; returns the commands that must be tried again."""
+        batch = Batch(current, self.cache)
         await self._load(batch)
         batch.decide()
         if not batch.rows:
-            batch.answer(set(), 0)
+            batch.resolve(set(), 0)
             return batch.retry
         start = time.perf_counter()
         assert self.append is not None
         bad, raw = await self.append.row(batch.parameters())
         self.ledger.commits.append(time.perf_counter() - start)
         head = int.from_bytes(raw or b"")
-        last = batch.answer(set(int_array(bad)), head)
+        last = batch.resolve(set(int_array(bad)), head)
         if last > head:
             self.ledger.on_commit(last)
         return batch.retry
 
-    async def _load(self, batch: "Batch") -> None:
-        wanted, clocks = batch.first()
-        for _ in range(ROUNDS_MAX):
+    async def _load(self, batch: Batch) -> None:
+        wanted, clocks = batch.first_streams()
+        for _ in range(LOAD_ROUNDS_MAX):
             if not wanted:
                 return
-            batch.asked.update(wanted)
+            batch.loaded.update(wanted)
             rows = await self._all(LOAD, [uuids(list(wanted)), uuids(clocks)])
-            batch.take(cast("list[tuple[int, bytes | None, str | None]]", rows))
-            wanted, clocks = batch.more()
+            batch.fold(cast("list[tuple[int, bytes | None, str | None]]", rows))
+            wanted, clocks = batch.next_streams()
 
     async def _all(self, statement: str, parameters: list[object]) -> list[tuple[object, ...]]:
         assert self.connection is not None
@@ -271,19 +314,19 @@ class _Lane:
         await cursor.execute(statement.encode(), parameters, prepare=True)
         return await cursor.fetchall()
 
-    async def _after(self, jobs: list[Job], error: psycopg.OperationalError) -> list[Job]:
-        """The link broke, or the server is in trouble: connect again, and decide the batch again."""
+    async def _recover(self, current: list[Pending], error: psycopg.OperationalError) -> list[Pending]:
+        """The connection broke, or the server is in trouble: reconnect, and try the batch again."""
         assert self.connection is not None
-        log.warning("ledger: %d commands with unknown outcome: %s", len(jobs), str(error).strip())
-        self.memory.forget()
+        log.warning("ledger: %d commands with unknown outcome: %s", len(current), str(error).strip())
+        self.cache.clear()
         if self.connection.closed or self.connection.broken:
             await self._reconnect()
         else:
-            await asyncio.sleep(0.1)
-        return self._again(jobs, error)
+            await asyncio.sleep(PAUSE_SECONDS)
+        return self._again(current, error)
 
     async def _reconnect(self) -> None:
-        wait = 0.05
+        wait = RECONNECT_SECONDS_MIN
         while True:
             try:
                 await self.connect()
@@ -294,22 +337,22 @@ class _Lane:
             else:
                 return
 
-    def _isolate(self, jobs: list[Job], error: psycopg.Error) -> list[Job]:
-        """The database refused the batch: commands are tried one by one, so that only the culprit fails."""
-        if len(jobs) == 1:
+    def _isolate(self, current: list[Pending], error: psycopg.Error) -> list[Pending]:
+        """The database refused the batch: try its commands one by one, so that only the culprit fails."""
+        if len(current) == 1:
             log.error("ledger: command refused by the database: %s", str(error).strip())
-            jobs[0].fail(LedgerUnavailable(str(error).strip()))
+            current[0].fail(LedgerUnavailable(str(error).strip()))
             return []
-        for job in jobs:
-            job.alone = True
-        return jobs
+        for pending in current:
+            pending.alone = True
+        return current
 
-    def _again(self, jobs: list[Job], error: psycopg.Error) -> list[Job]:
+    def _again(self, current: list[Pending], error: psycopg.Error) -> list[Pending]:
         retry = []
-        for job in jobs:
-            job.tries += 1
-            if job.tries > TRIES_MAX or self.ledger.closed:
-                job.fail(LedgerUnavailable(str(error).strip()))
-            elif not job.future.done():
-                retry.append(job)
+        for pending in current:
+            pending.tries += 1
+            if pending.tries > TRIES_MAX or self.ledger.closed:
+                pending.fail(LedgerUnavailable(str(error).strip()))
+            elif not pending.future.done():
+                retry.append(pending)
         return retry

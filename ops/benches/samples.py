@@ -16,7 +16,7 @@ from domain import commands as c
 from domain import events as e
 from domain import ids
 from domain.decide import decide
-from domain.draft import Known
+from domain.draft import Snapshot
 from domain.state import State
 from projections.columns import blobs, longs, texts, uuids
 
@@ -112,7 +112,7 @@ def _life(states: dict[str, State], chat: str, number: int, now: int) -> Iterato
             stamp = clock.stamp(LINK, command.lane, "system", now=now + 3)
             steps.append(c.Complete(**stamp, stream=command.stream, cause=cause))
     for step in steps:
-        decision = decide(step, Known(states, {}))
+        decision = decide(step, Snapshot(states, {}))
         states.update(decision.states)
         yield from decision.events
 

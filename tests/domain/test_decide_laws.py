@@ -191,7 +191,7 @@ async def test_the_view_is_the_same_for_every_order(url: str, order: list[int], 
 async def shown(url: str, book: Book) -> object:
     """The rows of the view of messages, conversations compared by which messages share them."""
     async with await tables.connect(url, names.VIEWS_NEXT_SCHEMA) as link:
-        await tables._create(link)
+        await tables.create_views(link)
         await tables.apply(link, list(enumerate(book.events, start=1)), 0)
         cursor = link.cursor(row_factory=dict_row)
         await cursor.execute(

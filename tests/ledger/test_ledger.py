@@ -33,8 +33,8 @@ async def url(database_url: str) -> str:
 
 
 @asynccontextmanager
-async def opened(url: str, *, lanes: int = 2) -> AsyncIterator[Ledger]:
-    ledger = Ledger(url, lambda _: None, lanes=lanes)
+async def opened(url: str, *, writers: int = 2) -> AsyncIterator[Ledger]:
+    ledger = Ledger(url, lambda _: None, writers=writers)
     await ledger.open()
     try:
         yield ledger
@@ -114,7 +114,7 @@ async def test_commands_of_a_conversation_keep_their_order(url: str):
 
 
 async def test_what_is_decided_about_a_conversation_finds_it_also_where_it_is_remembered(url: str):
-    async with opened(url, lanes=1) as ledger:
+    async with opened(url, writers=1) as ledger:
         await two_become_one(ledger)
         await ledger.submit(customer(4, "m-2"))
         ends = (end("messenger", "conv-1"), end("kommo", "chat-2"))
@@ -133,7 +133,7 @@ async def two_become_one(ledger: Ledger) -> None:
 
 
 async def test_a_message_after_a_merge_belongs_to_what_is_left(url: str):
-    async with opened(url, lanes=1) as ledger:
+    async with opened(url, writers=1) as ledger:
         await two_become_one(ledger)
         await ledger.submit(customer(4, "m-2"))
     *_, last = await stored(url)
@@ -141,7 +141,7 @@ async def test_a_message_after_a_merge_belongs_to_what_is_left(url: str):
 
 
 async def test_what_another_process_has_merged_is_not_remembered_apart(url: str):
-    async with opened(url, lanes=1) as one, opened(url, lanes=1) as two:
+    async with opened(url, writers=1) as one, opened(url, writers=1) as two:
         await one.submit(manager(1, own_chat=None))
         await one.submit(customer(2))
         await two.submit(manager(3, "k-2"))
@@ -173,7 +173,7 @@ POISON = {
 @pytest.mark.parametrize("name", POISON)
 async def test_a_poison_command_fails_alone(url: str, name: str):
     poison = replace(POISON[name], lane="poison", ends=(end("messenger", "conv-poison"),))
-    async with opened(url, lanes=1) as ledger:
+    async with opened(url, writers=1) as ledger:
         commands = [*sends(50), poison, *sends(50, first=51)]
         results = await outcomes(ledger, commands)
         assert isinstance(results.pop(50), EventTooLarge | LedgerUnavailable)
@@ -183,7 +183,7 @@ async def test_a_poison_command_fails_alone(url: str, name: str):
 
 
 async def test_a_full_queue_takes_nothing(url: str):
-    async with owner(url) as blocker, opened(url, lanes=1) as ledger, blocker.transaction():
+    async with owner(url) as blocker, opened(url, writers=1) as ledger, blocker.transaction():
         await blocker.execute(LOCK)
         room = module.QUEUE_MAX - ledger.depth
         assert ledger.has_room(room, 0)
@@ -253,7 +253,7 @@ async def test_order_holds_also_when_another_writer_is_in_the_way(url: str):
 
 async def test_two_names_of_one_conversation_share_its_clock_when_another_writer_moves_it(url: str):
     """Decided in one batch, over lanes that look apart, and refused together."""
-    async with owner(url) as blocker, opened(url, lanes=1) as ledger, opened(url, lanes=1) as other:
+    async with owner(url) as blocker, opened(url, writers=1) as ledger, opened(url, writers=1) as other:
         await ledger.submit(manager(50))
         await ledger.submit(manager(51, "k-2", own_chat="conv-2"))
         mine = [customer(1, "m-1"), replace(customer(2, "m-2", chat="conv-2"), lane="another")]
@@ -283,7 +283,7 @@ async def test_a_clock_that_was_taken_away_is_made_again(url: str):
 
 async def test_one_repeat_does_not_hold_back_a_batch(url: str):
     (one,) = sends(1)
-    async with opened(url, lanes=1) as ledger:
+    async with opened(url, writers=1) as ledger:
         await outcomes(ledger, [one])
         repeat = replace(one, id=customer(99).id)
         told = taken(await outcomes(ledger, [*sends(20, first=2), repeat, *sends(20, first=22)]))
@@ -319,7 +319,7 @@ async def send_until_told(ledger: Ledger, command: c.Send) -> Recorded:
 
 
 async def test_a_command_stored_before_the_link_broke_is_no_duplicate_of_itself(url: str):
-    async with owner(url) as killer, opened(url, lanes=1) as ledger:
+    async with owner(url) as killer, opened(url, writers=1) as ledger:
         await ledger.submit(customer(1))
         await killer.execute(KILL)
         assert (await ledger.submit(customer(2, "m-2"))).duplicate is False
@@ -327,7 +327,7 @@ async def test_a_command_stored_before_the_link_broke_is_no_duplicate_of_itself(
 
 async def test_whoever_waits_is_told_within_five_seconds_although_the_database_hangs(url: str):
     loop = asyncio.get_running_loop()
-    async with owner(url) as blocker, opened(url, lanes=1) as ledger:
+    async with owner(url) as blocker, opened(url, writers=1) as ledger:
         async with blocker.transaction():
             await blocker.execute(LOCK)
             start = loop.time()

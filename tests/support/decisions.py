@@ -9,7 +9,7 @@ from domain import commands as c
 from domain import events as e
 from domain import ids
 from domain.decide import decide, follow, names
-from domain.draft import Decision, Known
+from domain.draft import Decision, Snapshot
 from domain.state import Chat, State, evolve
 
 START_MS = 1_795_000_000_000
@@ -26,7 +26,7 @@ class Book:
         self.states: dict[str, State] = {}
         self.clocks: dict[str, int] = {}
 
-    def known(self, command: c.AnyCommand) -> Known:
+    def known(self, command: c.AnyCommand) -> Snapshot:
         """No more than the ledger would load."""
         found: dict[str, State] = {}
         wanted = set(names(command))
@@ -34,7 +34,7 @@ class Book:
             found |= {stream: self.states[stream] for stream in wanted if stream in self.states}
             pointed = {one for stream in wanted & found.keys() for one in follow(command, found[stream])}
             wanted = {stream for stream in pointed if stream in self.states} - found.keys()
-        return Known(found, self.clocks)
+        return Snapshot(found, self.clocks)
 
     def give(self, command: c.AnyCommand) -> Decision:
         """Decide and record; what is decided must be exactly what replay makes of it."""
