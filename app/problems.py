@@ -64,6 +64,11 @@ class ProblemError(Exception):
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
+def plain(problem: Problem) -> dict[str, object]:
+    """The problem as a plain object, its type written out."""
+    return {"type": problem.type, **msgspec.to_builtins(problem)}
+
+
 def encode(problem: Problem) -> bytes:
-    """The problem as JSON, its type written out."""
-    return msgspec.json.encode({"type": problem.type, **msgspec.to_builtins(problem)})
+    """The problem as JSON."""
+    return msgspec.json.encode(plain(problem))

@@ -10,20 +10,24 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct, inspect
-from standardwebhooks import Webhook
-from standardwebhooks.webhooks import EmptyWebhookSecretError
 
 from app.config.settings import BadSettings, Settings, from_environment, is_table, read_file
+from app.messengers.kinds import KINDS
 
 # `(?!\n)`: `$` alone lets a line's end pass.
 ChannelName = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$(?!\n)")]
 Uuid = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$(?!\n)")]
 Secret = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[!-~]+$(?!\n)")]
 Url = Annotated[str, Meta(pattern=r"^https?://[^\s/]", max_length=4096)]
+# msgspec refuses any other kind, and `/schema` lists these.
+if TYPE_CHECKING:
+    Kind: TypeAlias = str
+else:
+    Kind = Literal[tuple(KINDS)]
 Rate = Annotated[float, Meta(gt=0, le=10_000)]
 
 CALLBACK = "/oauth/callback"
@@ -39,7 +43,7 @@ HINTS = {
     "client_id": f"{UUID_HINT}, as the integration's page in Kommo shows it",
     "client_secret": "give it as the integration's page in Kommo shows it",
     "secret": "give printable characters without spaces, at most 255",
-    "kind": 'give "webhook"',
+    "kind": "give " + " or ".join(f'"{kind}"' for kind in KINDS),
     "url": "give an http or https URL",
     "crm_url": "give the address of the account's CRM, like https://acme.kommo.com",
     "redirect_url": f"give CHATLEDGER_PUBLIC_URL and {CALLBACK}, as on the integration's page in Kommo",
@@ -49,7 +53,6 @@ HINTS = {
     "crm_per_second": "give calls a second, over 0",
     "chats_per_second": "give calls a second, over 0",
 }
-WHSEC_HINT = "give a Standard Webhooks secret: whsec_ and what `openssl rand -base64 32` prints"
 MISSING = re.compile(r"missing required field `(\w+)`")
 
 
@@ -68,7 +71,7 @@ class KommoSide(Struct, frozen=True):
 class MessengerSide(Struct, frozen=True):
     """Where the messenger takes our calls, and the Standard Webhooks secret (`whsec_…`) of both sides."""
 
-    kind: Literal["webhook"]
+    kind: Kind
     url: Url
     secret: Secret
 
@@ -249,10 +252,8 @@ def _contradictions(setup: Setup) -> Iterator[str]:
         yield from _twice(
             place + ".connections[{}].account_id", [one.account_id for one in channel.connections]
         )
-        try:
-            Webhook(channel.messenger.secret)
-        except (ValueError, EmptyWebhookSecretError):
-            yield f"{place}.messenger.secret: {WHSEC_HINT}"
+        for setting, advice in KINDS[channel.messenger.kind].faults(channel.messenger.secret):
+            yield f"{place}.messenger.{setting}: {advice}"
 
 
 def _twice(place: str, values: list[str]) -> Iterator[str]:

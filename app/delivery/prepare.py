@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import psycopg
@@ -21,8 +21,7 @@ from app.kommo.chats.client import Kommo, nothing
 from app.kommo.chats.payloads import Created
 from app.kommo.chats.signature import Credentials
 from app.ledger.writer import LOAD
-from app.messengers.adapter import Push
-from app.messengers.webhook import Messenger
+from app.messengers.adapter import Messenger, Push
 from app.outcome import Done, Forbidden, Gone, Refused, Retry
 from domain import commands as c
 from domain import events as e
@@ -47,7 +46,7 @@ class Pusher:
         database_url: str,
         channels: Channels,
         kommo: Kommo,
-        messenger: Messenger,
+        messengers: Mapping[str, Messenger],
         *,
         probe_seconds: float = PROBE_SECONDS,
     ) -> None:
@@ -57,7 +56,7 @@ class Pusher:
         self._attempts = Attempts(database_url)
         self._channels = channels
         self._kommo = kommo
-        self._messenger = messenger
+        self._messengers = messengers
         self._gates: dict[tuple[str, str | None, str], Gate] = {}
         self._forbidden: set[Gate] = set()
         self._connection: psycopg.AsyncConnection[tuple[object, ...]] | None = None
@@ -151,7 +150,7 @@ class Pusher:
         push = await self._names(event)
         if push.conversation_id is None and not isinstance(event, e.MessageSent):
             return Superseded("the messenger does not know the conversation yet")
-        return await self._messenger.push(channel.url, channel.secrets.messenger, push)
+        return await self._messengers[channel.kind].push(channel, connection, push)
 
     async def _named(self, event: Pushed) -> Pushed | Superseded | Retry | Missing:
         """The event with the names that Kommo needs and that were not known when it was recorded.

@@ -91,7 +91,7 @@ async def examine(settings: Settings, setup: Setup) -> list[Check]:
         who = known(setup, ground.channels)
         recorded: list[Case | None] = [case for case in who.cases if case.recorded]
         found += await _together(
-            {f"messenger of {name}": strangers.messenger(name, url) for name, url in who.messengers.items()}
+            {f"messenger of {channel.name}": strangers.messenger(channel) for channel in who.channels}
             | {case.name: strangers.account(case) for case in who.cases}
             | {_hooks(case): doctor.hooks(case) for case in recorded or [None]}
             | {"deliveries": doctor.deliveries()}

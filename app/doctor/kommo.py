@@ -10,12 +10,14 @@ import aiohttp
 import msgspec
 from msgspec import Struct
 
-from app.channels.directory import Channel
+from app.channels.directory import Channel, Secrets
 from app.config.file import CALLBACK, Account, Setup
+from app.config.file import Channel as Named
 from app.config.settings import Settings
-from app.doctor.probe import Check, Heard, Unheard, hear
+from app.doctor.probe import Check, Heard, ProbeHttp, Unheard, hear
 from app.kommo.chats.signature import sign
 from app.kommo.crm.hooks import hook_path
+from app.messengers.kinds import KINDS
 from domain import ids
 from domain.ids import Scope
 
@@ -46,29 +48,36 @@ class Case(Struct, frozen=True):
 
 
 class Known(Struct, frozen=True):
-    """Who is to be called: accounts, and the messengers' URLs by channel."""
+    """Who is to be called: accounts, and the messengers of channels."""
 
     cases: list[Case]
-    messengers: dict[str, str]
+    channels: list[Channel]
 
 
 def known(setup: Setup, registered: Mapping[str, Channel]) -> Known:
     """What the file and the ledger name; where they differ, the file counts, as it does at a start."""
     found: dict[tuple[str, str], Case] = {}
-    messengers = {name: channel.url for name, channel in registered.items()}
+    channels = dict(registered)
     for name, channel in registered.items():
         for account, one in channel.connections.items():
             secret = channel.secrets.kommo
             found[name, account] = Case(one.scope, secret, recorded=one.connected, dropped=not one.connected)
     for named in setup.channels:
-        messengers[named.name] = named.messenger.url
+        channels[named.name] = _as_registered(named)
         for connection in named.connections:
             where = ids.scope_of(named.name, named.kommo.channel_id, connection.account_id)
             before = found.get((named.name, connection.account_id), Case(where, ""))
             found[named.name, connection.account_id] = msgspec.structs.replace(
                 before, where=where, secret=named.kommo.secret, named=True
             )
-    return Known([found[key] for key in sorted(found)], messengers)
+    return Known([found[key] for key in sorted(found)], list(channels.values()))
+
+
+def _as_registered(named: Named) -> Channel:
+    """A channel of the file as a start registers it."""
+    kommo, messenger = named.kommo, named.messenger
+    secrets = Secrets(kommo.secret, messenger.secret)
+    return Channel(named.name, kommo.channel_id, messenger.kind, messenger.url, kommo.bot_id, secrets)
 
 
 class Strangers:
@@ -88,10 +97,10 @@ class Strangers:
         headers = sign(case.secret, method, signed, body, format_datetime(datetime.now(UTC)))
         return await hear(self._session, method, f"{base}{ORIGIN}{path}", body=body, headers=headers)
 
-    async def messenger(self, name: str, url: str) -> list[Check]:
-        """Anything that answers HTTP will do: what it thinks of our calls is seen when we make them."""
-        heard = await hear(self._session, "GET", url)
-        return [Check(f"messenger of {name}", True, f"it answers (HTTP {heard.status} to a GET)")]
+    async def messenger(self, channel: Channel) -> list[Check]:
+        """What the channel's kind of messenger finds."""
+        messenger = KINDS[channel.kind](ProbeHttp(self._session))
+        return [Check(f"messenger of {channel.name}", True, await messenger.check(channel))]
 
     async def account(self, case: Case) -> list[Check]:
         """A signed call that changes nothing, and if Kommo does not know the scope, an attempt to connect."""

@@ -12,6 +12,8 @@ import msgspec
 from msgspec import Struct
 from yarl import URL
 
+from app.http_client import Answer
+
 ANSWER_BYTES_MAX = 64 * 1024
 SKEW_SECONDS_MAX = 300.0
 SIGNED_MINUTES = 15
@@ -89,6 +91,18 @@ async def hear(
     except (aiohttp.ClientError, OSError) as error:
         says = f"{place} breaks the connection off ({type(error).__name__})"
         raise Unheard(says, "look whether HTTP is spoken there, and at its log") from None
+
+
+class ProbeHttp:
+    """The way out of a client of the service: one that finds no way raises Unheard, with what to do."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    async def call(self, method: str, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """Send, and read the beginning of the answer. Raises Unheard."""
+        heard = await hear(self._session, method, url, body=body, headers=headers)
+        return Answer(heard.status, heard.content_type, 0.0, heard.body)
 
 
 def _unreached(error: aiohttp.ClientConnectorError, place: str) -> Unheard:

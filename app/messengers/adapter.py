@@ -1,16 +1,123 @@
-"""DOC"""
+"""The messenger port: what each kind of messenger implements, so that the rest of the service knows no kind.
+
+A request comes in at the kind's own path. `verify` finds the channel whose messenger made it and `receive`
+turns it into actions of the contract; from there on all kinds share one way into the ledger. `answer` makes
+the body of the 200. On the way out, delivery reads the ledger and `push` makes the one call. The doctor uses
+`check`, and whoever registers a channel uses `faults`.
+
+A kind is one module and one line in `kinds.KINDS`. It reaches HTTP only through `Http`, and it gets the
+channel, or the channel and its connection, with every call: so it reads credentials where it uses them.
+"""
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, NamedTuple, Protocol
 
 from msgspec import Struct
 
+from app.channels.directory import Channel, Connection
+from app.http_client import Answer
+from app.messengers.contract import Action
+from app.outcome import Outcome
+from app.problems import Problem
 from domain import events as e
 from domain.events import Json
 
 
+class Route(NamedTuple):
+    """Where a kind takes requests: a method and a path such as `/messengers/{channel}`.
+
+    The first part of the path is a word; a part in braces stands for anything but an empty text.
+    """
+
+    method: str
+    path: str
+
+
+class Request(Struct, frozen=True):
+    """A request as it came in: the parts of its path that are in braces, headers in lower case, the body."""
+
+    parts: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Received(NamedTuple):
+    """The checked actions of a request.
+
+    `array`: an action that fails has a result of its own; without it, the failure is the answer.
+    """
+
+    actions: Sequence[Action]
+    array: bool
+
+
+class Result(Struct, frozen=True):
+    """What became of an action: our message id (None while the message is not known), and its position."""
+
+    id: str | None
+    position: int | None
+    duplicate: bool
+
+
 class Push(Struct, frozen=True):
-    """An event to tell the messenger, with what was learned since: the conversation's and messages' names."""
+    """An event for the messenger, and the messenger's names of the conversation and of messages.
+
+    `message_id` is the message that a reaction is about, `reply_id` the message that is answered; `forwards`
+    are the event's, with `message_id` where the messenger has a name of the message. None: not known.
+    """
 
     event: e.MessageSent | e.TypingStarted | e.Reaction
     conversation_id: str | None = None
     message_id: str | None = None
     reply_id: str | None = None
     forwards: Json | None = None
+
+
+class UnknownSender(Exception):
+    """No channel belongs to the request."""
+
+
+class Unsigned(Exception):
+    """The request does not prove that the channel's messenger made it."""
+
+
+class Http(Protocol):
+    """The one way out: a call, bounded in time and size. Raises Unreached."""
+
+    async def call(self, method: str, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """Send and read the answer."""
+
+
+class Messenger(abc.ABC):
+    """A kind of messenger."""
+
+    routes: ClassVar[tuple[Route, ...]]
+
+    def __init__(self, http: Http) -> None:
+        self._http = http
+
+    @abc.abstractmethod
+    def verify(self, request: Request, channels: Mapping[str, Channel]) -> Channel:
+        """The channel whose messenger made the request; raises UnknownSender and Unsigned."""
+
+    @abc.abstractmethod
+    def receive(self, request: Request, channel: Channel) -> Received:
+        """The actions of a verified request, checked against the contract; raises ActionRefused."""
+
+    @abc.abstractmethod
+    def answer(self, results: Sequence[Result | Problem]) -> bytes:
+        """The body of a 200, once all actions are durable: JSON."""
+
+    @abc.abstractmethod
+    async def push(self, channel: Channel, connection: Connection, push: Push) -> Outcome:
+        """Make the call that an event asks for; an answer that does not come is an outcome too."""
+
+    @abc.abstractmethod
+    async def check(self, channel: Channel) -> str:
+        """Call the messenger without any effect; returns how it answers, in words. Raises Unreached."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def faults(secret: str) -> Iterator[tuple[str, str]]:
+        """What is wrong with a channel's settings for its messenger as written: setting and advice."""

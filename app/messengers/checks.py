@@ -1,12 +1,12 @@
 """DOC"""
 
 from datetime import datetime
-from typing import NamedTuple
 
 import msgspec
 
 from app import clock
 from app.limits import AHEAD_MS_MAX, CODES, EARLIEST_MS, NESTING_MAX, is_uuid, too_deep
+from app.messengers.adapter import Received
 from app.messengers.contract import (
     INTEGER_MAX,
     Action,
@@ -53,14 +53,7 @@ class ActionRefused(Exception):
         self.message = message
 
 
-class Parsed(NamedTuple):
-    """The actions of a body, and whether it was an array (then the answer is one of results)."""
-
-    actions: list[Action]
-    array: bool
-
-
-def parse(body: bytes) -> Parsed:
+def parse(body: bytes) -> Received:
     """Read a body of one action or an array of 1 to 500; raises ActionRefused, naming the place."""
     array = body.lstrip()[:1] == b"["
     try:
@@ -76,7 +69,7 @@ def parse(body: bytes) -> Parsed:
         except ActionRefused as error:
             where = f"$[{index}]{error.path[1:]}" if array else error.path
             raise ActionRefused(where, error.message) from None
-    return Parsed(actions, array)
+    return Received(actions, array)
 
 
 def parse_one(raw: bytes) -> Action:

@@ -1,16 +1,36 @@
-"""The messenger's side: pushes signed by Standard Webhooks, whose id stays the same over every retry."""
+"""The kind "webhook": a messenger that speaks the contract, both ways signed by Standard Webhooks.
 
-from collections.abc import Mapping
+https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
-from standardwebhooks import Webhook, WebhookVerificationError
+import standardwebhooks
+from standardwebhooks import WebhookVerificationError
+from standardwebhooks.webhooks import EmptyWebhookSecretError
 
-from app.http_client import RETRIED, Answer, Client, Unreached
-from app.messengers.adapter import Push
+from app import clock, problems
+from app.channels.directory import Channel, Connection
+from app.http_client import RETRIED, Answer, Unreached
+from app.messengers import checks
+from app.messengers.adapter import (
+    Messenger,
+    Push,
+    Received,
+    Request,
+    Result,
+    Route,
+    UnknownSender,
+    Unsigned,
+)
 from app.outcome import Done, Outcome, Refused, Retry
+from app.problems import Problem
 from domain import events as e
 from domain.events import Json
+
+WHSEC_ADVICE = "give a Standard Webhooks secret: whsec_ and what `openssl rand -base64 32` prints"
 
 ID_CHARACTERS_MAX = 255
 CODES = (901, 902, 903, 904, 905)
@@ -20,26 +40,64 @@ CONTENT_FIELDS = (
 )  # fmt: skip
 
 
-class Messenger:
-    """Calls a messenger's webhook."""
+class Webhook(Messenger):
+    """A messenger that speaks the contract: it posts actions here, and we post to the channel's URL."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    routes = (Route("POST", "/messengers/{channel}"),)
 
-    async def push(self, url: str, secret: str, push: Push) -> Outcome:
-        """Tell the messenger what an event says."""
+    def verify(self, request: Request, channels: Mapping[str, Channel]) -> Channel:
+        """The channel that the path names, if one of its secrets signed the body."""
+        channel = channels.get(request.parts["channel"])
+        if channel is None:
+            raise UnknownSender
+        if not verified(_secrets(channel), request.headers, request.body):
+            raise Unsigned
+        return channel
+
+    def receive(self, request: Request, channel: Channel) -> Received:
+        """The body's action, or its array of them."""
+        return checks.parse(request.body)
+
+    def answer(self, results: Sequence[Result | Problem]) -> bytes:
+        """One result for each action, in their order; a problem stands under `error`."""
+        told = [{"error": problems.plain(one)} if isinstance(one, Problem) else one for one in results]
+        return msgspec.json.encode({"results": told})
+
+    async def push(self, channel: Channel, connection: Connection, push: Push) -> Outcome:
+        """One signed POST; its `webhook-id` is the event's id, the same over every retry."""
         body = msgspec.json.encode(request(push))
+        headers = signed(channel.secrets.messenger, push.event.id, body)
         try:
-            answer = await self._client.call("POST", url, body, signed(secret, push.event.id, body))
+            answer = await self._http.call("POST", channel.url, body, headers)
         except Unreached as error:
             return Retry(error.reason, unknown=error.unknown)
         return outcome(answer)
+
+    async def check(self, channel: Channel) -> str:
+        """Anything that answers HTTP will do: a push shows whether the messenger takes our calls."""
+        answer = await self._http.call("GET", channel.url, b"", {})
+        return f"it answers (HTTP {answer.status} to a GET)"
+
+    @staticmethod
+    def faults(secret: str) -> Iterator[tuple[str, str]]:
+        """The secret is one of Standard Webhooks."""
+        try:
+            standardwebhooks.Webhook(secret)
+        except (ValueError, EmptyWebhookSecretError):
+            yield "secret", WHSEC_ADVICE
+
+
+def _secrets(channel: Channel) -> list[str]:
+    """The secrets that may sign now: a replaced one is accepted for a day."""
+    secrets = channel.secrets
+    old = secrets.previous if secrets.previous and secrets.previous_until > clock.now_ms() else None
+    return [secrets.messenger, old] if old else [secrets.messenger]
 
 
 def signed(secret: str, webhook_id: str, body: bytes) -> dict[str, str]:
     """The headers of Standard Webhooks for a body."""
     now = datetime.now(UTC)
-    signature = Webhook(secret).sign(webhook_id, now, body.decode())
+    signature = standardwebhooks.Webhook(secret).sign(webhook_id, now, body.decode())
     return {
         "Content-Type": "application/json",
         "webhook-id": webhook_id,
@@ -52,7 +110,7 @@ def verified(secrets: list[str], headers: Mapping[str, str], body: bytes) -> boo
     """Whether one of the secrets signed the body, within five minutes (Standard Webhooks)."""
     for secret in secrets:
         try:
-            Webhook(secret).verify(body, dict(headers), json_parse=False)
+            standardwebhooks.Webhook(secret).verify(body, dict(headers), json_parse=False)
         except (WebhookVerificationError, ValueError):  # ValueError: a header or body out of shape
             continue
         return True

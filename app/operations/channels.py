@@ -5,8 +5,6 @@ do; NotDone is a ProblemError that knows what Kommo answered.
 """
 
 from msgspec import Struct
-from standardwebhooks import Webhook
-from standardwebhooks.webhooks import EmptyWebhookSecretError
 
 from app import clock
 from app.channels.directory import PREVIOUS_SECRET_MS, Channel, ChannelIdTaken, Connection, Secrets
@@ -15,6 +13,7 @@ from app.delivery.job import DISCONNECTED
 from app.http_client import RETRIED, Answer, Unreached
 from app.kommo.chats.signature import Credentials
 from app.ledger.writer import Recorded
+from app.messengers.kinds import KINDS
 from app.operations.deliveries import LOST, _park, _resume
 from app.operations.services import Services, record
 from app.problems import Fault, ProblemError
@@ -69,7 +68,7 @@ async def register(services: Services, wanted: NewChannel, *, by: str = OPERATOR
     """Register a channel, unless it is so already; 409 if its name or channel id has other content."""
     wanted = lower(wanted)
     kommo, messenger = wanted.kommo, wanted.messenger
-    check_secret(messenger.secret)
+    check_secret(messenger.kind, messenger.secret)
     before = await services.channels.channel(wanted.name)
     if before:
         return Done(_as_wanted(before, wanted))
@@ -105,7 +104,7 @@ async def change(
     old = channel.secrets
     new = Secrets(secrets[0] or old.kommo, secrets[1] or old.messenger, old.previous, old.previous_until)
     if new.messenger != old.messenger:
-        check_secret(new.messenger)
+        check_secret(channel.kind, new.messenger)
         new = Secrets(new.kommo, new.messenger, old.messenger, clock.now_ms() + PREVIOUS_SECRET_MS)
     changed = tuple(side for side in ("kommo", "messenger") if getattr(old, side) != getattr(new, side))
     url, bot_id = url or channel.url, (bot_id or channel.bot_id or "").lower() or None
@@ -198,14 +197,12 @@ def connected(channel: Channel, account: str) -> Connection:
     return connection
 
 
-def check_secret(secret: str) -> None:
-    """Whether a messenger's secret is one of Standard Webhooks; raises ProblemError (400)."""
-    try:
-        Webhook(secret)
-    except (ValueError, EmptyWebhookSecretError):
-        message = "a Standard Webhooks secret is whsec_ and base64, for example: openssl rand -base64 32"
-        fault = Fault("$.messenger.secret", message)
-        raise ProblemError(400, f"$.messenger.secret: {message}", errors=[fault]) from None
+def check_secret(kind: str, secret: str) -> None:
+    """Whether a secret is one that the kind of messenger can use; raises ProblemError (400)."""
+    faults = [Fault(f"$.messenger.{setting}", advice) for setting, advice in KINDS[kind].faults(secret)]
+    if faults:
+        detail = "; ".join(f"{fault.path}: {fault.message}" for fault in faults)
+        raise ProblemError(400, detail, errors=faults)
 
 
 def same(channel: Channel, wanted: NewChannel) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -25,6 +26,7 @@ from app.kommo.crm.oauth import OAuth, States
 from app.kommo.crm.tokens import Tokens
 from app.kommo.crm.users import Users
 from app.ledger.writer import Ledger, LedgerFull, LedgerUnavailable, Recorded
+from app.messengers.adapter import Messenger
 from app.problems import ProblemError
 from app.stream.relay import Relay
 from app.views.projector import Projector
@@ -50,6 +52,7 @@ class Services:
     pool: Pool
     budget: Budget
     kommo: Kommo
+    messengers: Mapping[str, Messenger]
     oauth: OAuth | None
     tokens: Tokens
     crm: Crm

@@ -31,7 +31,7 @@ from app.kommo.crm.oauth import OAuth
 from app.kommo.crm.tokens import Tokens
 from app.kommo.crm.users import Users
 from app.ledger.writer import Ledger
-from app.messengers.webhook import Messenger
+from app.messengers.kinds import messengers
 from app.operations import startup as reconnect
 from app.operations.services import Services
 from app.servers.servers import Servers, check_versions, servers
@@ -179,6 +179,7 @@ async def _services(
         pool=pool,
         budget=budget,
         kommo=Kommo(client, settings.kommo_url, budget),
+        messengers=messengers(client),
         oauth=oauth,
         tokens=tokens,
         crm=crm,
@@ -214,7 +215,7 @@ async def _working(run: Running, where: Servers, hub: _Hub) -> AsyncIterator[Non
             client = Client()
             stack.push_async_callback(client.close)
             kommo = Kommo(client, services.settings.kommo_url, services.budget)
-            pusher = Pusher(where.database_url, services.channels, kommo, Messenger(client))
+            pusher = Pusher(where.database_url, services.channels, kommo, messengers(client))
             stack.push_async_callback(pusher.close)
             deliverer = services.deliverer = Deliverer(where.database_url, nats, services.ledger, pusher)
             hub.listeners.append(deliverer.wake)

@@ -19,7 +19,7 @@ from app.delivery.settle import Settle
 from app.http_client import Answer, Client
 from app.kommo.chats.client import Kommo, outcome
 from app.kommo.chats.signature import Credentials
-from app.messengers.webhook import Messenger
+from app.messengers.kinds import messengers
 from app.operations.services import Services
 from app.outcome import Done, Forbidden, Gone, Refused, Retry
 from app.servers.servers import Servers
@@ -48,7 +48,7 @@ async def pushing(services: Services) -> AsyncIterator[Pusher]:
     client = Client()
     kommo = Kommo(client, services.settings.kommo_url, services.budget)
     url = services.settings.database_url or ""
-    pusher = Pusher(url, services.channels, kommo, Messenger(client), probe_seconds=PROBE_SECONDS)
+    pusher = Pusher(url, services.channels, kommo, messengers(client), probe_seconds=PROBE_SECONDS)
     try:
         yield pusher
     finally:

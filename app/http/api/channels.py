@@ -1,13 +1,13 @@
 """Channels and their connections: what is answered is recorded, and in force on every process."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from litestar import Response, delete, get, post, put
 from litestar.params import FromPath, JSONBody
 from msgspec import Meta, Struct
 
 from app.channels.directory import Channel, Connection
-from app.config.file import Secret, Url, Uuid
+from app.config.file import Kind, Secret, Url, Uuid
 from app.http.openapi.responses import answers
 from app.ledger.writer import Recorded
 from app.operations import channels as registry
@@ -29,7 +29,7 @@ class KommoChange(Struct, frozen=True):
 class MessengerChange(Struct, frozen=True):
     """What may change on the messenger's side; the old secret is accepted for 24 hours more."""
 
-    kind: Literal["webhook"] | None = None
+    kind: Kind | None = None
     url: Url | None = None
     secret: Secret | None = None
 

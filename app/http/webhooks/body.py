@@ -55,6 +55,11 @@ async def read(headers: dict[bytes, bytes], receive: Receive) -> bytes:
     return body
 
 
+def as_text(headers: Mapping[bytes, bytes]) -> dict[str, str]:
+    """Headers as texts: ASGI gives their names in lower case, and their values as bytes."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()}
+
+
 def refuse(wrong: ProblemError) -> Answer:
     """A problem as an answer."""
     headers = {"Content-Type": problems.MEDIA_TYPE, **wrong.headers}

@@ -7,7 +7,9 @@ from typing import TypeAlias
 
 from app import metrics, problems
 from app.http.webhooks import kommo, messenger
-from app.http.webhooks.body import OK, Answer, HangUp, Message, Receive, read, refuse
+from app.http.webhooks.body import OK, Answer, HangUp, Message, Receive, as_text, read, refuse
+from app.http.webhooks.messenger import Routes
+from app.messengers.adapter import Request
 from app.operations.services import Services
 from app.problems import ProblemError
 
@@ -19,44 +21,49 @@ log = logging.getLogger("chatledger.webhooks")
 
 
 class Front:
-    """An ASGI application that answers `POST /kommo/x` and `POST /messengers/x` and passes on the rest."""
+    """An ASGI application that answers `POST /kommo/x` and what messengers send, and passes on the rest."""
 
     def __init__(self, app: App, services: Services) -> None:
         self._app = app
         self._services = services
+        self._routes = Routes(services.messengers)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI 3."""
-        if scope["type"] == "http" and scope["method"] == "POST":
-            _, folder, *rest = scope["path"].split("/")
-            if folder in ("kommo", "messengers") and len(rest) == 1 and rest[0]:
-                await self._take("kommo" if folder == "kommo" else "messenger", rest[0], scope, receive, send)
+        if scope["type"] == "http":
+            method, (first, *rest) = scope["method"], scope["path"].removeprefix("/").split("/")
+            if first == "kommo" and method == "POST" and len(rest) == 1 and rest[0]:
+                await self._take("kommo", self._hook(rest[0], scope, receive), send)
+                return
+            if found := self._routes.find(method, first, rest):
+                await self._take("messenger", self._actions(*found, scope, receive), send)
                 return
         await self._app(scope, receive, send)
 
-    async def _take(self, side: str, name: str, scope: Message, receive: Receive, send: Send) -> None:
+    async def _take(self, side: str, answering: Awaitable[Answer], send: Send) -> None:
         start = time.perf_counter()
         try:
-            answer = await self._answer(side, name, scope, receive)
+            answer = await answering
         except HangUp:
             return
+        except ProblemError as error:
+            answer = refuse(error)
         except Exception:
             await _tell(send, refuse(ProblemError(500, problems.OURS)))
             raise
         metrics.WEBHOOKS.answered(side, answer.status, time.perf_counter() - start)
         await _tell(send, answer)
 
-    async def _answer(self, side: str, name: str, scope: Message, receive: Receive) -> Answer:
-        try:
-            headers: dict[bytes, bytes] = dict(scope["headers"])
-            body = await read(headers, receive)
-            if side == "kommo":
-                signature = headers.get(b"x-signature", b"").decode("latin-1")
-                return await kommo.take(self._services, name, signature, body)
-            texts = {key.decode("latin-1"): value.decode("latin-1") for key, value in headers.items()}
-            return await messenger.take(self._services, name, texts, body)
-        except ProblemError as wrong:
-            return refuse(wrong)
+    async def _hook(self, scope_id: str, scope: Message, receive: Receive) -> Answer:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        body = await read(headers, receive)
+        signature = headers.get(b"x-signature", b"").decode("latin-1")
+        return await kommo.take(self._services, scope_id, signature, body)
+
+    async def _actions(self, kind: str, parts: dict[str, str], scope: Message, receive: Receive) -> Answer:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        body = await read(headers, receive)
+        return await messenger.take(self._services, kind, Request(parts, as_text(headers), body))
 
 
 async def _tell(send: Send, answer: Answer) -> None:

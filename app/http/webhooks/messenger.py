@@ -1,18 +1,17 @@
-"""`POST /messengers/{channel}`: a body's actions are all durable before the answer, or none is stored."""
+"""The messengers' requests: the actions of one are all durable before its answer, or none is stored."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from app import clock, problems
 from app.channels.directory import Channel, Connection
 from app.http.webhooks.body import BUSY, RETRY_AFTER_SECONDS, UNSIGNED, Answer
 from app.http.webhooks.kommo import refresh
 from app.ledger.writer import EventTooLarge, LedgerFull, LedgerUnavailable, Recorded
-from app.messengers import checks, webhook
-from app.messengers import commands as actions
+from app.messengers import commands
+from app.messengers.adapter import Messenger, Received, Request, Result, UnknownSender, Unsigned
 from app.messengers.checks import ActionRefused
 from app.messengers.contract import Action
 from app.operations.services import Services
@@ -38,49 +37,89 @@ class Outcomes(Struct, frozen=True):
     results: list[Outcome]
 
 
-class Result(Struct, frozen=True):
-    """What became of an action: our message id (None while the message is not known), and its position."""
+class _Route(NamedTuple):
+    """A kind's path, cut into its parts: (name, True) of a part in braces, (word, False) of any other."""
 
-    id: str | None
-    position: int | None
-    duplicate: bool
+    kind: str
+    parts: tuple[tuple[str, bool], ...]
 
 
-async def take(services: Services, name: str, headers: Mapping[str, str], body: bytes) -> Answer:
-    """Record a messenger's actions; the answer has one result per action once all are durable.
+class Routes:
+    """Which kind of messenger takes a request."""
+
+    def __init__(self, messengers: Mapping[str, Messenger]) -> None:
+        self._routes: dict[tuple[str, str], list[_Route]] = {}
+        for kind, messenger in messengers.items():
+            for method, path in messenger.routes:
+                first, *rest = path.strip("/").split("/")
+                parts = tuple((part.strip("{}"), part.startswith("{")) for part in rest)
+                self._routes.setdefault((method, first), []).append(_Route(kind, parts))
+
+    def find(self, method: str, first: str, rest: Sequence[str]) -> tuple[str, dict[str, str]] | None:
+        """The kind, and the path's parts by the names in braces; None if no kind has such a path."""
+        for kind, parts in self._routes.get((method, first), ()):
+            if len(parts) == len(rest) and all(
+                text and (named or text == part) for (part, named), text in zip(parts, rest, strict=True)
+            ):
+                return kind, {part: text for (part, named), text in zip(parts, rest, strict=True) if named}
+        return None
+
+
+async def take(services: Services, kind: str, request: Request) -> Answer:
+    """Record the actions of a request to a kind of messenger; the answer comes once all are durable.
 
     Raises ProblemError (400, 401, 404, 409, 503).
     """
     await refresh(services.channels)
-    channel = await services.channels.channel(name)
-    if channel is None:
-        raise ProblemError(404, "no channel has this name: register it with POST /v1/channels")
-    if not webhook.verified(_secrets(channel), headers, body):
-        raise ProblemError(401, UNSIGNED)
+    messenger = services.messengers[kind]
+    channel = await _sender(services, kind, request)
     if not channel.accounts:
         raise ProblemError(409, "the channel is not connected yet: POST /v1/channels/{name}/connections")
     try:
-        parsed = checks.parse(body)
+        received = messenger.receive(request, channel)
     except ActionRefused as error:
         raise _bad(error.path, error.message) from None
-    connections = [_connection(channel, action, _path(parsed, n)) for n, action in enumerate(parsed.actions)]
-    commands = _commands(channel, parsed, connections)
-    if not services.ledger.has_room(len(commands), len(body)):
+    results, last = await _recorded(services, _commands(channel, received), len(request.body))
+    failed = next((one for one in results if isinstance(one, ProblemError)), None)
+    if failed is not None and not received.array:
+        raise failed
+    told: list[Result | Problem] = [one.problem if isinstance(one, ProblemError) else one for one in results]
+    headers = {"Content-Type": "application/json", "Ledger-Position": str(last)}
+    return Answer(200, messenger.answer(told), headers)
+
+
+async def _sender(services: Services, kind: str, request: Request) -> Channel:
+    """The channel whose messenger proves that it made the request."""
+    try:
+        channel = services.messengers[kind].verify(request, await services.channels.all())
+    except UnknownSender:
+        channel = None
+    except Unsigned:
+        raise ProblemError(401, UNSIGNED) from None
+    if channel is None or channel.kind != kind:
+        raise ProblemError(404, "no channel has this name: register it with POST /v1/channels")
+    return channel
+
+
+async def _recorded(
+    services: Services, found: Sequence[c.AnyCommand], size: int
+) -> tuple[list[Result | ProblemError], int]:
+    """What became of each command, and the last position; `size` is that of the body they came in."""
+    ledger = services.ledger
+    if not ledger.has_room(len(found), size):
         raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS)
-    size = len(body) // len(commands)
-    futures = [services.ledger.submit(command, size) for command in commands]
-    done = await asyncio.gather(*futures, return_exceptions=True)
-    return _results(parsed, done)
+    futures = [ledger.submit(command, size // len(found)) for command in found]
+    results, last = [], 0
+    for outcome in await asyncio.gather(*futures, return_exceptions=True):
+        results.append(result := _result(outcome))
+        if isinstance(outcome, Recorded) and isinstance(result, Result):
+            last = max(last, outcome.position or 0, outcome.last or 0)
+    return results, last
 
 
-def _secrets(channel: Channel) -> list[str]:
-    secrets = channel.secrets
-    old = secrets.previous if secrets.previous and secrets.previous_until > clock.now_ms() else None
-    return [secrets.messenger, old] if old else [secrets.messenger]
-
-
-def _path(parsed: checks.Parsed, index: int) -> str:
-    return f"$[{index}].account_id" if parsed.array else "$.account_id"
+def _path(received: Received, index: int) -> str:
+    """Where an action stands in its body."""
+    return f"$[{index}]" if received.array else "$"
 
 
 def _bad(path: str, message: str) -> ProblemError:
@@ -89,15 +128,17 @@ def _bad(path: str, message: str) -> ProblemError:
     )
 
 
-def _commands(channel: Channel, parsed: checks.Parsed, connections: list[Connection]) -> list[c.AnyCommand]:
+def _commands(channel: Channel, received: Received) -> list[c.AnyCommand]:
     """The command of each action."""
+    connections = [
+        _connection(channel, action, _path(received, index)) for index, action in enumerate(received.actions)
+    ]
     found = []
-    for index, (connection, action) in enumerate(zip(connections, parsed.actions, strict=True)):
+    for index, (connection, action) in enumerate(zip(connections, received.actions, strict=True)):
         try:
-            found.append(actions.command(connection.scope, action, bot_id=channel.bot_id))
+            found.append(commands.command(connection.scope, action, bot_id=channel.bot_id))
         except ActionRefused as error:
-            place = f"$[{index}]" if parsed.array else "$"
-            raise _bad(place + error.path[1:], error.message) from None
+            raise _bad(_path(received, index) + error.path[1:], error.message) from None
     return found
 
 
@@ -109,39 +150,23 @@ def _connection(channel: Channel, action: Action, path: str) -> Connection:
     for connection in accounts:
         if connection.scope.account == action.account_id:
             return connection
-    wrong = "name the account: the channel has several" if action.account_id is None else "unknown account"
-    raise _bad(path, wrong)
+    advice = "name the account: the channel has several" if action.account_id is None else "unknown account"
+    raise _bad(f"{path}.account_id", advice)
 
 
-def _results(parsed: checks.Parsed, done: list[Recorded | BaseException]) -> Answer:
-    results: list[Result | dict[str, object]] = []
-    last = 0
-    for outcome in done:
-        if isinstance(outcome, LedgerUnavailable | LedgerFull | asyncio.CancelledError):
-            raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS)
-        wrong = _wrong(outcome)
-        if wrong is not None and not parsed.array:
-            raise wrong
-        if wrong is not None:
-            results.append({"error": msgspec.json.decode(problems.encode(wrong.problem))})
-            continue
-        assert isinstance(outcome, Recorded)
-        last = max(last, outcome.position or 0, outcome.last or 0)
-        results.append(Result(outcome.message, outcome.position, outcome.duplicate))
-    headers = {"Content-Type": "application/json", "Ledger-Position": str(last)}
-    return Answer(200, msgspec.json.encode({"results": results}), headers)
-
-
-def _wrong(outcome: Recorded | BaseException) -> ProblemError | None:
+def _result(outcome: Recorded | BaseException) -> Result | ProblemError:
+    """What became of one command; raises ProblemError (503) for all if the ledger did not take it."""
     match outcome:
         case Recorded(conflict=True, position=position):
             detail = f"this message_id is recorded with other content at position {position}, which stands"
             return ProblemError(409, detail, position=position)
         case Recorded():
-            return None
+            return Result(outcome.message, outcome.position, outcome.duplicate)
         case OwnMessage():
             return ProblemError(400, OWN)
         case EventTooLarge():
             return ProblemError(400, "the event would be over 384 KB: send less")
+        case LedgerUnavailable() | LedgerFull() | asyncio.CancelledError():
+            raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS)
         case _:
             raise outcome

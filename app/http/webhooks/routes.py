@@ -10,9 +10,10 @@ from app.http.openapi import document, examples
 from app.http.openapi.responses import answers, takes
 from app.http.webhooks import kommo as kommo_webhook
 from app.http.webhooks import messenger as messenger_webhook
-from app.http.webhooks.body import UNSIGNED, Receive, read
+from app.http.webhooks.body import UNSIGNED, Receive, as_text, read
 from app.http.webhooks.messenger import Outcomes
 from app.kommo.chats.hooks import Hook
+from app.messengers.adapter import Request
 from app.messengers.checks import ACTIONS_MAX
 from app.messengers.contract import Action
 from app.operations.services import Call, services_of
@@ -53,8 +54,8 @@ async def kommo(request: Call, scope_id: FromPath[str]) -> Response[bytes]:
 async def messenger(request: Call, channel: FromPath[str]) -> Response[bytes]:
     """One action or an array of 1 to 500, signed by Standard Webhooks: 200 once all are durable."""
     headers, body = await _raw(request)
-    texts = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()}
-    answer = await messenger_webhook.take(services_of(request), channel, texts, body)
+    asked = Request({"channel": channel}, as_text(headers), body)
+    answer = await messenger_webhook.take(services_of(request), "webhook", asked)
     return Response(answer.body, status_code=answer.status, headers=dict(answer.headers))
 
 
