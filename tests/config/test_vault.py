@@ -23,13 +23,13 @@ SEALED_PAIR = bytes.fromhex(
 )
 
 
-def test_a_value_that_an_older_version_sealed_is_opened():
+def test_a_value_that_an_older_version_sealed_is_opened() -> None:
     vault = Vault(MASTER)
     assert vault.open("shop", SEALED_SECRETS, Secrets, subject="the secrets") == SECRETS
     assert vault.open("tokens:a1", SEALED_PAIR, Pair, subject="the tokens") == PAIR
 
 
-def test_a_sealed_value_keeps_its_bytes_so_that_an_older_version_opens_it():
+def test_a_sealed_value_keeps_its_bytes_so_that_an_older_version_opens_it() -> None:
     sealed = Vault(MASTER).seal("shop", SECRETS)
     nonce, rest = sealed[:NONCE_BYTES], sealed[NONCE_BYTES:]
     assert AESGCM(MASTER).decrypt(nonce, rest, b"shop") == (
@@ -37,12 +37,12 @@ def test_a_sealed_value_keeps_its_bytes_so_that_an_older_version_opens_it():
     )
 
 
-def test_the_same_value_is_never_sealed_alike():
+def test_the_same_value_is_never_sealed_alike() -> None:
     vault = Vault(MASTER)
     assert vault.seal("shop", SECRETS) != vault.seal("shop", SECRETS)
 
 
 @pytest.mark.parametrize(("master", "name"), [(b"q" * 32, "shop"), (MASTER, "bar")])
-def test_another_key_or_owner_opens_nothing(master: bytes, name: str):
+def test_another_key_or_owner_opens_nothing(master: bytes, name: str) -> None:
     with pytest.raises(WrongMasterKey, match=r"^the secrets of bar were sealed .* CHATLEDGER_MASTER_KEY"):
         Vault(master).open(name, SEALED_SECRETS, Secrets, subject="the secrets of bar")

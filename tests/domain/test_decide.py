@@ -105,7 +105,7 @@ reject     Unknown        Unknown                failed          failed      fai
 """
 
 
-def test_every_decision_about_a_customers_message_is_deliberate():
+def test_every_decision_about_a_customers_message_is_deliberate() -> None:
     assert written(HER_DECISIONS) == grid(HER_COMMANDS, HER_STATES)
 
 
@@ -139,7 +139,7 @@ accept   Unknown                    Unknown                    accepted+named  a
 """
 
 
-def test_every_decision_about_a_managers_message_is_deliberate():
+def test_every_decision_about_a_managers_message_is_deliberate() -> None:
     assert written(HIS_DECISIONS) == grid(HIS_COMMANDS, HIS_STATES)
 
 
@@ -170,7 +170,7 @@ reject           Unknown    failed>     failed>     -           failed     faile
 """
 
 
-def test_every_decision_about_a_status_is_deliberate():
+def test_every_decision_about_a_status_is_deliberate() -> None:
     assert written(STATUS_DECISIONS) == grid(STATUS_COMMANDS, STATUS_STATES)
 
 
@@ -199,7 +199,7 @@ resume       Unknown  -          -          resumed    -          -
 """
 
 
-def test_every_decision_about_a_delivery_is_deliberate():
+def test_every_decision_about_a_delivery_is_deliberate() -> None:
     assert written(DELIVERY_DECISIONS) == grid(DELIVERY_COMMANDS, DELIVERY_STATES)
 
 
@@ -228,7 +228,7 @@ disconnect  NotConnected  NotConnected  disconnected  NotConnected
 """
 
 
-def test_every_decision_about_a_channel_is_deliberate():
+def test_every_decision_about_a_channel_is_deliberate() -> None:
     assert written(CHANNEL_DECISIONS) == grid(CHANNEL_COMMANDS, CHANNEL_STATES)
 
 
@@ -250,5 +250,5 @@ stale  -                -         -
 """
 
 
-def test_every_decision_about_typing_is_deliberate():
+def test_every_decision_about_typing_is_deliberate() -> None:
     assert written(TYPING_DECISIONS) == grid(TYPING_COMMANDS, TYPING_STATES)

@@ -103,14 +103,14 @@ def seen(book: Book) -> object:
 
 @laws
 @given(order=orders, more=mixtures)
-def test_any_order_and_repetition_ends_in_the_same_state(order: list[int], more: list[c.AnyCommand]):
+def test_any_order_and_repetition_ends_in_the_same_state(order: list[int], more: list[c.AnyCommand]) -> None:
     shuffled = [POOL[n] for n in order]
     assert seen(tell(Book(), [*shuffled, *more])) == seen(tell(Book(), POOL))
 
 
 @laws
 @given(commands=mixtures)
-def test_a_command_given_twice_records_nothing_new(commands: list[c.AnyCommand]):
+def test_a_command_given_twice_records_nothing_new(commands: list[c.AnyCommand]) -> None:
     book = tell(Book(), commands)
     count = len(book.events)
     tell(book, commands)
@@ -119,7 +119,7 @@ def test_a_command_given_twice_records_nothing_new(commands: list[c.AnyCommand])
 
 @laws
 @given(commands=mixtures)
-def test_deciding_is_pure(commands: list[c.AnyCommand]):
+def test_deciding_is_pure(commands: list[c.AnyCommand]) -> None:
     book = tell(Book(), commands)
     for command in POOL:
         try:
@@ -131,7 +131,7 @@ def test_deciding_is_pure(commands: list[c.AnyCommand]):
 
 @laws
 @given(commands=mixtures)
-def test_what_a_command_does_not_name_has_no_say(commands: list[c.AnyCommand]):
+def test_what_a_command_does_not_name_has_no_say(commands: list[c.AnyCommand]) -> None:
     book = tell(Book(), commands)
     every = book.known(POOL[0]).__class__(book.states, book.clocks)
     for command in POOL:
@@ -144,7 +144,7 @@ def test_what_a_command_does_not_name_has_no_say(commands: list[c.AnyCommand]):
 
 @laws
 @given(order=orders)
-def test_a_status_is_pushed_only_when_it_rises(order: list[int]):
+def test_a_status_is_pushed_only_when_it_rises(order: list[int]) -> None:
     pushed: dict[str, list[int]] = {}
     for event in tell(Book(), [POOL[n] for n in order]).events:
         if isinstance(event, e.MessageDelivered | e.MessageRead | e.MessageFailed) and event.push:
@@ -155,7 +155,7 @@ def test_a_status_is_pushed_only_when_it_rises(order: list[int]):
 
 @laws
 @given(order=orders)
-def test_the_edit_pushed_last_is_the_latest(order: list[int]):
+def test_the_edit_pushed_last_is_the_latest(order: list[int]) -> None:
     edits = [one for one in tell(Book(), [POOL[n] for n in order]).events if isinstance(one, e.MessageEdited)]
     pushed = [one.at for one in edits if one.push]
     assert pushed == sorted(pushed)
@@ -164,7 +164,7 @@ def test_the_edit_pushed_last_is_the_latest(order: list[int]):
 
 @laws
 @given(order=orders)
-def test_the_messages_of_a_conversation_have_rising_times(order: list[int]):
+def test_the_messages_of_a_conversation_have_rising_times(order: list[int]) -> None:
     book = tell(Book(), [POOL[n] for n in order])
     last: dict[str, int] = {}
     for event in book.events:
@@ -183,7 +183,9 @@ async def url(database_url: str) -> str:
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=orders, more=mixtures)
-async def test_the_view_is_the_same_for_every_order(url: str, order: list[int], more: list[c.AnyCommand]):
+async def test_the_view_is_the_same_for_every_order(
+    url: str, order: list[int], more: list[c.AnyCommand]
+) -> None:
     shuffled = tell(Book(), [*(POOL[n] for n in order), *more])
     assert await shown(url, shuffled) == await shown(url, tell(Book(), POOL))
 

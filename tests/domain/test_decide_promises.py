@@ -50,19 +50,19 @@ def chat(book: Book, stream: str) -> Chat:
     return state
 
 
-def test_an_echo_is_the_message_we_sent():
+def test_an_echo_is_the_message_we_sent() -> None:
     book = Book().told(manager(1), accept(2, K, "messenger", "x-1"))
     decision = book.give(customer(3, "x-1"))
     assert (decision.message, decision.duplicate, decision.events) == (K, True, [])
 
 
-def test_an_echo_before_its_name_is_known_becomes_an_alias_and_stays_one():
+def test_an_echo_before_its_name_is_known_becomes_an_alias_and_stays_one() -> None:
     book = Book().told(manager(1), customer(2, "x-1"), accept(3, K, "messenger", "x-1"))
     assert book.give(customer(4, "x-1")).message == K
     assert book.give(confirm(5, X, "read")).message == K
 
 
-def test_a_repeat_that_differs_only_in_names_and_times_is_no_conflict():
+def test_a_repeat_that_differs_only_in_names_and_times_is_no_conflict() -> None:
     other = replace(ANN, name="Anna", avatar="http://a/b.png")
     assert Book().told(customer(1)).give(customer(9, sender=other)).duplicate
 
@@ -78,7 +78,7 @@ def test_a_repeat_that_differs_only_in_names_and_times_is_no_conflict():
     ],
     ids=["message", "conversation", "sender", "source", "reply"],
 )
-def test_the_same_id_with_other_content_is_a_conflict_noticed_once(changed: c.Send):
+def test_the_same_id_with_other_content_is_a_conflict_noticed_once(changed: c.Send) -> None:
     book = Book().told(customer(1))
     assert tags(book.give(changed).events) == ["conflict.noticed"]
     again = book.give(changed)
@@ -86,116 +86,116 @@ def test_the_same_id_with_other_content_is_a_conflict_noticed_once(changed: c.Se
     assert again.events == []
 
 
-def test_conflicts_that_differ_only_in_source_are_two():
+def test_conflicts_that_differ_only_in_source_are_two() -> None:
     book = Book().told(customer(1), customer(2, source="web"), customer(3, source="app"))
     assert tags(book.events).count("conflict.noticed") == 2
 
 
-def test_a_conflict_names_the_position_of_the_first():
+def test_a_conflict_names_the_position_of_the_first() -> None:
     decision = Book().told(edit(1, M), customer(2)).give(customer(3, words="Other"))
     assert (decision.stream, decision.version) == (M, 2)
 
 
-def test_a_reply_is_resolved_through_an_alias():
+def test_a_reply_is_resolved_through_an_alias() -> None:
     book = Book().told(manager(1), accept(2, K, "messenger", "x-1"))
     reply = sent(book.told(customer(3, reply=e.Reply("x-1"), reply_stream=X)), M).content.reply_to
     assert reply == e.Reply("x-1", K, "kommo", "k-1", "x-1")
 
 
-def test_a_reply_to_nothing_known_keeps_its_name_alone():
+def test_a_reply_to_nothing_known_keeps_its_name_alone() -> None:
     book = Book().told(customer(1, reply=e.Reply("m-0"), reply_stream=own("m-0")))
     assert sent(book, M).content.reply_to == e.Reply("m-0")
 
 
-def test_a_reply_that_is_resolved_later_is_still_the_same_message():
+def test_a_reply_that_is_resolved_later_is_still_the_same_message() -> None:
     first = customer(1, reply=e.Reply("m-0"), reply_stream=own("m-0"))
     assert Book().told(first, customer(2, "m-0")).give(replace(first, id=customer(3).id)).duplicate
 
 
-def test_statuses_that_wait_for_a_name_keep_their_time_and_cause():
+def test_statuses_that_wait_for_a_name_keep_their_time_and_cause() -> None:
     book = Book().told(manager(1), confirm(2, X, "read"), accept(3, K, "messenger", "x-1"))
     waiting, applied = (event for event in book.events if isinstance(event, e.MessageRead))
     assert (applied.cause, applied.at, applied.message) == (waiting.id, waiting.at, K)
     assert (applied.push, applied.remote_id, waiting.push) == ("kommo", "k-1", None)
 
 
-def test_a_status_of_the_messengers_own_message_that_came_first_is_dropped():
+def test_a_status_of_the_messengers_own_message_that_came_first_is_dropped() -> None:
     assert tags(Book().told(confirm(1, M, "read")).give(customer(2)).events)[1:] == ["message.sent"]
 
 
-def test_a_fact_known_by_both_names_is_recorded_once():
+def test_a_fact_known_by_both_names_is_recorded_once() -> None:
     book = Book().told(manager(1), confirm(2, X, "read"), confirm(3, K, "read"))
     assert tags(book.give(accept(4, K, "messenger", "x-1")).events) == ["message.accepted", "message.named"]
 
 
-def test_hundreds_of_facts_that_wait_all_get_ids_of_their_own():
+def test_hundreds_of_facts_that_wait_all_get_ids_of_their_own() -> None:
     book = Book().told(manager(1), *(react(n, X) for n in range(2, 400)))
     events = book.give(accept(400, K, "messenger", "x-1")).events
     assert len({event.id for event in events}) == len(events) == 400
     assert {len(event.id) for event in events} == {36}
 
 
-def test_the_first_name_stays_if_two_messages_claim_it():
+def test_the_first_name_stays_if_two_messages_claim_it() -> None:
     book = Book().told(manager(1), manager(2, "k-2"), accept(3, K, "messenger", "x-1"))
     assert tags(book.give(accept(4, kommo("k-2"), "messenger", "x-1")).events) == ["message.accepted"]
     assert book.give(customer(5, "x-1")).message == K
 
 
-def test_an_answer_without_a_name_is_accepted_too():
+def test_an_answer_without_a_name_is_accepted_too() -> None:
     assert tags(Book().told(manager(1)).give(accept(2, K, "messenger")).events) == ["message.accepted"]
 
 
-def test_a_customers_message_that_kommo_refuses_names_no_message_of_kommos():
+def test_a_customers_message_that_kommo_refuses_names_no_message_of_kommos() -> None:
     failed = Book().told(customer(1)).give(reject(2, M)).events[-1]
     assert isinstance(failed, e.MessageFailed)
     assert (failed.remote_id, failed.push) == (None, None)
 
 
-def test_an_older_edit_is_recorded_and_not_pushed():
+def test_an_older_edit_is_recorded_and_not_pushed() -> None:
     book = Book().told(customer(1), edit(5, M, "late"))
     older = book.give(edit(6, M, "early", at=2)).events[-1]
     assert isinstance(older, e.MessageEdited)
     assert older.push is None
 
 
-def test_deleted_is_final():
+def test_deleted_is_final() -> None:
     book = Book().told(customer(1), delete(2, M))
     late = book.give(edit(3, M)).events[-1]
     assert isinstance(late, e.MessageEdited)
     assert late.push is None
 
 
-def test_a_managers_reaction_finds_the_message_by_whichever_name_is_known():
+def test_a_managers_reaction_finds_the_message_by_whichever_name_is_known() -> None:
     by_name = Book().told(customer(1)).give(react(2, kommo("k-9"), M, side="kommo")).events[-1]
     assert isinstance(by_name, e.ReactionAdded)
     assert (by_name.message, by_name.sent_by, by_name.own_id) == (M, "messenger", "m-1")
 
 
-def test_times_rise_within_a_conversation_whatever_the_senders_clock_says():
+def test_times_rise_within_a_conversation_whatever_the_senders_clock_says() -> None:
     book = Book().told(customer(1), manager(20), customer(3, "m-2"), customer(3, "m-3"))
     start = START_MS + 20_000
     assert [sent(book, own(name)).msec for name in ("m-2", "m-3")] == [start + 1, start + 2]
 
 
-def test_a_conversation_keeps_the_id_of_the_first_name_seen():
+def test_a_conversation_keeps_the_id_of_the_first_name_seen() -> None:
     book = Book().told(customer(1), manager(2))
     assert sent(book, K).conversation == sent(book, M).conversation == end("messenger", "conv-1").stream
 
 
-def test_each_side_learns_the_others_name_of_the_conversation():
+def test_each_side_learns_the_others_name_of_the_conversation() -> None:
     book = Book().told(customer(1), manager(2))
     found = chat(book, end("kommo", "chat-1").stream)
     assert (found.conversation_id, found.chat_id) == ("conv-1", "chat-1")
 
 
-def test_a_chat_that_kommo_began_is_bound_by_the_messengers_answer():
+def test_a_chat_that_kommo_began_is_bound_by_the_messengers_answer() -> None:
     book = Book().told(manager(1, own_chat=None), accept(2, K, "messenger", "x-1", "conv-1"), customer(3))
     first = sent(book, M)
     assert first.conversation == sent(book, K).conversation
     assert (first.content.chat_id, first.sender.ref_id) == ("chat-1", "r-1")
 
 
-def test_two_conversations_that_are_one_are_merged_into_the_earlier():
+def test_two_conversations_that_are_one_are_merged_into_the_earlier() -> None:
     book = Book().told(manager(1, own_chat=None), customer(2))
     events = book.give(accept(3, K, "messenger", "x-1", "conv-1")).events
     assert "conversation.merged" in tags(events)
@@ -208,7 +208,7 @@ def test_two_conversations_that_are_one_are_merged_into_the_earlier():
         st.tuples(st.integers(0, 3), st.integers(0, 3) | st.none(), st.booleans()), min_size=1, max_size=12
     )
 )
-def test_merges_converge_to_the_groups_that_the_names_form(told: list[tuple[int, int | None, bool]]):
+def test_merges_converge_to_the_groups_that_the_names_form(told: list[tuple[int, int | None, bool]]) -> None:
     book, groups = Book(), dict[str, set[str]]()
     for n, (one, two, hers) in enumerate(told, start=1):
         names = {f"conv-{one}"} if hers else {f"chat-{one}"} | ({f"conv-{two}"} if two is not None else set())
@@ -224,7 +224,7 @@ def test_merges_converge_to_the_groups_that_the_names_form(told: list[tuple[int,
         assert {other for other in groups if roots[other] == roots[name]} == group
 
 
-def test_typing_names_the_conversation_as_far_as_it_is_known():
+def test_typing_names_the_conversation_as_far_as_it_is_known() -> None:
     found = Book().told(customer(1), manager(2)).give(typing(3)).events[-1]
     assert isinstance(found, e.TypingStarted)
     assert (found.content, found.push) == (e.Ends("conv-1", "chat-1"), "kommo")
@@ -243,19 +243,21 @@ def operator(kind: type, n: int, **more: object) -> c.AnyCommand:
     ],
     ids=["change", "reconnect", "disconnect"],
 )
-def test_an_operators_command_decided_anew_after_a_broken_link_is_recorded_once(command: c.AnyCommand):
+def test_an_operators_command_decided_anew_after_a_broken_link_is_recorded_once(
+    command: c.AnyCommand,
+) -> None:
     book = Book().told(operator(c.Connect, 1, title="Acme"))
     first = book.give(command)
     again = book.give(command)
     assert (again.events, again.stream, again.version) == ([], first.stream, first.version)
 
 
-def test_a_reply_to_a_name_that_is_none_of_ours_keeps_it():
+def test_a_reply_to_a_name_that_is_none_of_ours_keeps_it() -> None:
     book = Book().told(manager(1, content=text("Hi", reply_to=e.Reply("who"))))
     assert sent(book, K).content.reply_to == e.Reply("who")
 
 
-def test_a_link_to_a_contact_changes_nothing_that_is_decided():
+def test_a_link_to_a_contact_changes_nothing_that_is_decided() -> None:
     book = Book().told(customer(1))
     stream = end("messenger", "conv-1").stream
     before = book.states[stream]
@@ -265,12 +267,12 @@ def test_a_link_to_a_contact_changes_nothing_that_is_decided():
     assert replace(evolve(before, linked), version=1, contact_id=None, linked=0) == before
 
 
-def test_an_operator_names_streams_that_nothing_else_does():
+def test_an_operator_names_streams_that_nothing_else_does() -> None:
     names = {ids.channel_stream("acme"), ids.channel_stream("acme2"), ids.connection_stream(WHERE)}
     assert len(names) == 3
 
 
-def test_a_subject_says_where_an_event_belongs():
+def test_a_subject_says_where_an_event_belongs() -> None:
     conversation = "7afb6a4e-8e96-529c-9f40-8dd54ae6414b"
     assert ids.subject(conversation, "acc", "message.sent") == f"ledger.p57.acc.{conversation}.message_sent"
     assert ids.subject(None, None, "channel.registered") == "ledger.p00.-.-.channel_registered"

@@ -22,12 +22,12 @@ NOW_MS = 1_700_000_001_500  # Just after the times in the hooks.
 ID = "018bcfe5-6800-7000-8000-000000000000"
 
 
-def test_every_type_of_event_has_a_golden_file_and_keeps_its_tag():
+def test_every_type_of_event_has_a_golden_file_and_keeps_its_tag() -> None:
     assert {path.stem for path in EVENTS} == TAGS
 
 
 @pytest.mark.parametrize("path", EVENTS, ids=lambda path: path.stem)
-def test_an_event_once_recorded_is_read_and_written_the_same_for_ever(path: Path):
+def test_an_event_once_recorded_is_read_and_written_the_same_for_ever(path: Path) -> None:
     raw = path.read_bytes()
     event = e.decode(raw)
     assert e.tag(event) == path.stem
@@ -35,7 +35,7 @@ def test_an_event_once_recorded_is_read_and_written_the_same_for_ever(path: Path
 
 
 @pytest.mark.parametrize("path", EVENTS, ids=lambda path: path.stem)
-def test_a_golden_event_was_complete_when_it_was_written(path: Path):
+def test_a_golden_event_was_complete_when_it_was_written(path: Path) -> None:
     raw = json.loads(path.read_bytes())
     known = {field.name for field in msgspec.structs.fields(type(e.decode(path.read_bytes())))}
     assert raw.keys() - {"type"} <= known
@@ -53,7 +53,7 @@ def test_a_golden_event_was_complete_when_it_was_written(path: Path):
 
 
 @pytest.mark.parametrize("path", EVENTS, ids=lambda path: path.stem)
-def test_an_event_of_a_later_program_is_read_without_what_is_not_known(path: Path):
+def test_an_event_of_a_later_program_is_read_without_what_is_not_known(path: Path) -> None:
     raw = path.read_bytes()
     assert e.decode(raw[:-1] + b',"invented_later":{"a":[1]}}') == e.decode(raw)
 
@@ -71,12 +71,12 @@ def becomes(body: bytes) -> list[object]:
 
 
 @pytest.mark.parametrize("path", HOOKS, ids=lambda path: path.name.partition(".")[0])
-def test_a_documented_hook_becomes_the_events_that_it_did(path: Path):
+def test_a_documented_hook_becomes_the_events_that_it_did(path: Path) -> None:
     expected = path.with_name(path.name.replace(".hook.", ".events."))
     assert becomes(path.read_bytes()) == json.loads(expected.read_bytes())
 
 
-def test_every_documented_variant_of_a_hook_has_a_golden_file():
+def test_every_documented_variant_of_a_hook_has_a_golden_file() -> None:
     found = {path.name.partition(".")[0] for path in HOOKS}
     assert {"text", "file", "video", "picture", "voice", "audio", "sticker", "empty-fields"} <= found
     assert {"buttons", "url-buttons", "list-message", "template", "media-group", "source"} <= found

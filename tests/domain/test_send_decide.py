@@ -115,7 +115,7 @@ echo       bound              bound           bound         -               -   
 """
 
 
-def test_every_decision_about_an_operators_message_is_deliberate():
+def test_every_decision_about_an_operators_message_is_deliberate() -> None:
     grid = [
         [name, *(told(command, *before) for before in STATES.values())] for name, command in COMMANDS.items()
     ]
@@ -125,7 +125,7 @@ def test_every_decision_about_an_operators_message_is_deliberate():
     assert written(DECISIONS)[1:] == grid
 
 
-def test_the_copy_says_all_that_kommo_needs():
+def test_the_copy_says_all_that_kommo_needs() -> None:
     book = Book().told(customer(1), operator(2, source="shop"))
     [sent] = [event for event in book.events if isinstance(event, e.MessageSent) and event.stream == OURS]
     [copy] = [event for event in book.events if isinstance(event, e.MessageMirrored)]
@@ -151,7 +151,7 @@ def test_the_copy_says_all_that_kommo_needs():
     )
 
 
-def test_a_copy_raises_no_rank_and_names_the_message_in_kommo():
+def test_a_copy_raises_no_rank_and_names_the_message_in_kommo() -> None:
     book = Book().told(customer(1), operator(2), copied(3, OURS))
     state = book.states[OURS]
     assert isinstance(state, Message)
@@ -172,7 +172,7 @@ def test_a_copy_raises_no_rank_and_names_the_message_in_kommo():
         ]
     )
 )
-def test_whatever_comes_first_a_message_ends_the_same(order: list[c.AnyCommand]):
+def test_whatever_comes_first_a_message_ends_the_same(order: list[c.AnyCommand]) -> None:
     book = Book().told(customer(1), operator(2), *order)
     state = book.states[OURS]
     assert isinstance(state, Message)
@@ -195,7 +195,7 @@ def _index(book: Book, *, copy: bool) -> int:
 # On the phone.
 
 
-def test_what_the_business_writes_on_its_phone_goes_to_kommo_alone():
+def test_what_the_business_writes_on_its_phone_goes_to_kommo_alone() -> None:
     book = Book().told(phoned(1))
     sent = book.events[-1]
     assert isinstance(sent, e.MessageSent)
@@ -214,13 +214,13 @@ def test_what_the_business_writes_on_its_phone_goes_to_kommo_alone():
     )
 
 
-def test_it_has_no_status_of_the_messengers():
+def test_it_has_no_status_of_the_messengers() -> None:
     with pytest.raises(OwnMessage):
         Book().told(phoned(1), confirm(2, own("p-1"), "read"))
 
 
 @pytest.mark.parametrize("send", [phoned(2), operator(2, ends=(end("messenger", "conv-w"),))])
-def test_what_goes_to_a_chat_that_kommo_began_says_which(send: c.Send):
+def test_what_goes_to_a_chat_that_kommo_began_says_which(send: c.Send) -> None:
     book = Book().told(manager(1, chat="chat-w", own_chat=None))
     book.told(accept(2, K, "messenger", "x-1", "conv-w"))
     send = replace(send, ends=(end("messenger", "conv-w"),))
@@ -234,7 +234,7 @@ def test_what_goes_to_a_chat_that_kommo_began_says_which(send: c.Send):
 # What was written before.
 
 
-def test_history_keeps_its_own_times_though_the_chat_has_gone_on():
+def test_history_keeps_its_own_times_though_the_chat_has_gone_on() -> None:
     book = Book().told(customer(1_000_000))
     for n, moment in enumerate((10, 20, 30)):
         book.give(customer(moment, f"old-{n}", imported=True))
@@ -254,7 +254,7 @@ def begin(n: int, chat: str = "chat-1", name: str = "conv-1") -> c.Begin:
     )
 
 
-def test_a_chat_begins_once_and_is_known_by_both_names():
+def test_a_chat_begins_once_and_is_known_by_both_names() -> None:
     book = Book()
     first, again = book.give(begin(1)), book.give(begin(2))
     assert [e.tag(one) for one in first.events] == ["conversation.started"] + ["conversation.bound"] * 2
@@ -262,12 +262,12 @@ def test_a_chat_begins_once_and_is_known_by_both_names():
     assert book.root(end("kommo", "chat-1").stream) == first.stream
 
 
-def test_a_chat_that_is_there_learns_kommos_name():
+def test_a_chat_that_is_there_learns_kommos_name() -> None:
     book = Book().told(customer(1))
     assert [e.tag(one) for one in book.give(begin(2)).events] == ["conversation.bound"] * 2
 
 
-def test_a_chat_that_kommo_began_learns_the_messengers():
+def test_a_chat_that_kommo_began_learns_the_messengers() -> None:
     book = Book().told(manager(1, own_chat=None))
     begun = book.give(begin(2))
     assert (begun.stream, begun.duplicate) == (end("kommo", "chat-1").stream, False)

@@ -39,7 +39,7 @@ async def conversation(service: Served, name: str = "conv-0") -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", [*READS, "/v1/messages/x", "/v1/conversations/x", "/metrics"])
 @pytest.mark.parametrize("key", [None, "", "wrong", "ÿ", "the-admin-key-and-more"])
-async def test_without_the_right_key_nothing_is_told(service: Served, path: str, key: str | None):
+async def test_without_the_right_key_nothing_is_told(service: Served, path: str, key: str | None) -> None:
     answer = await service.ask("GET", path, key=key)
     assert answer.status == 401
     assert answer.headers["WWW-Authenticate"] == "Bearer"
@@ -47,11 +47,11 @@ async def test_without_the_right_key_nothing_is_told(service: Served, path: str,
 
 
 @pytest.mark.parametrize("header", ["Basic dGhlLWFkbWluLWtleQ==", "the-admin-key", "Bearer", "Bearer  wrong"])
-async def test_other_ways_to_sign_in_are_refused(service: Served, header: str):
+async def test_other_ways_to_sign_in_are_refused(service: Served, header: str) -> None:
     assert (await service.ask("GET", "/v1/status", headers={"Authorization": header})).status == 401
 
 
-async def test_writes_need_the_key_too(service: Served):
+async def test_writes_need_the_key_too(service: Served) -> None:
     for method, path in (
         ("POST", "/v1/channels"),
         ("PUT", "/v1/channels/acme"),
@@ -63,7 +63,7 @@ async def test_writes_need_the_key_too(service: Served):
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/schema"])
-async def test_what_is_open_needs_no_key(service: Served, path: str):
+async def test_what_is_open_needs_no_key(service: Served, path: str) -> None:
     answer = await service.ask("GET", path, key=None)
     assert answer.status == 200
     assert answer.body
@@ -85,7 +85,7 @@ async def test_what_is_open_needs_no_key(service: Served, path: str):
         "/v1/messages/" + "x" * 5000,
     ],
 )
-async def test_what_is_not_there_is_a_404_that_says_so(service: Served, path: str):
+async def test_what_is_not_there_is_a_404_that_says_so(service: Served, path: str) -> None:
     answer = await service.ask("GET", path)
     assert answer.status == 404, answer
     assert answer.headers["Content-Type"] == "application/problem+json"
@@ -95,7 +95,7 @@ async def test_what_is_not_there_is_a_404_that_says_so(service: Served, path: st
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/v1/events"), ("DELETE", "/v1/channels"), ("PUT", "/schema")]
 )
-async def test_other_methods_are_not_allowed(service: Served, method: str, path: str):
+async def test_other_methods_are_not_allowed(service: Served, method: str, path: str) -> None:
     answer = await service.ask(method, path)
     assert answer.status == 405
     assert answer.headers["Content-Type"] == "application/problem+json"
@@ -121,14 +121,14 @@ BAD_QUERIES = [
 
 
 @pytest.mark.parametrize("path", BAD_QUERIES, ids=lambda path: path[:60])
-async def test_a_bad_parameter_is_refused_by_name(service: Served, path: str):
+async def test_a_bad_parameter_is_refused_by_name(service: Served, path: str) -> None:
     answer = await service.ask("GET", path.replace("@", (await conversation(service))["id"]))
     assert answer.status == 400, answer
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert len(answer.body["detail"]) > 5
 
 
-async def test_filters_that_nothing_fits_give_an_empty_page(service: Served):
+async def test_filters_that_nothing_fits_give_an_empty_page(service: Served) -> None:
     for path in (
         "/v1/conversations?channel=nobody",
         "/v1/events?type=nothing",
@@ -160,7 +160,7 @@ async def pages(service: Served, path: str, limit: int) -> list[list[Any]]:
     "path", ["/v1/conversations", "/v1/events", "/v1/deliveries", "/v1/events?type=message.sent"]
 )
 @pytest.mark.parametrize("limit", [1, 2, 1000])
-async def test_pages_by_their_links_give_everything_once(service: Served, path: str, limit: int):
+async def test_pages_by_their_links_give_everything_once(service: Served, path: str, limit: int) -> None:
     (everything,) = await pages(service, path, 1000)
     found = await pages(service, path, limit)
     assert [item for page in found for item in page] == everything
@@ -168,14 +168,14 @@ async def test_pages_by_their_links_give_everything_once(service: Served, path: 
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
-async def test_a_chats_history_is_paged_in_both_directions(service: Served, order: str):
+async def test_a_chats_history_is_paged_in_both_directions(service: Served, order: str) -> None:
     where = f"/v1/conversations/{(await conversation(service))['id']}/messages?order={order}"
     found = [item["position"] for page in await pages(service, where, 3) for item in page]
     assert found == sorted(found, reverse=order == "desc")
     assert len(found) == 8
 
 
-async def test_a_message_has_the_fields_of_the_contract(service: Served):
+async def test_a_message_has_the_fields_of_the_contract(service: Served) -> None:
     where = f"/v1/conversations/{(await conversation(service))['id']}/messages"
     first, *_, last = (await service.get(where))["items"]
     assert (first["direction"], first["type"], first["text"]) == ("in", "text", "Hello 0-0")
@@ -184,7 +184,7 @@ async def test_a_message_has_the_fields_of_the_contract(service: Served):
     assert (first["edited"], first["deleted"], first["reactions"]) == (False, False, [])
 
 
-async def test_a_message_tells_every_transition_with_its_evidence(service: Served):
+async def test_a_message_tells_every_transition_with_its_evidence(service: Served) -> None:
     action = sent("timeline", conversation_id="conv-1")
     result = (await service.act(action)).body["results"][0]
     edit = about("message.edited", "m-timeline", message={"type": "text", "text": "Edited"})
@@ -197,7 +197,7 @@ async def test_a_message_tells_every_transition_with_its_evidence(service: Serve
     assert found["text"] is None
 
 
-async def test_events_are_told_exactly_as_stored(service: Served):
+async def test_events_are_told_exactly_as_stored(service: Served) -> None:
     answer = await service.ask("GET", "/v1/events?limit=1000")
     for item in answer.body["items"]:
         stored = json.dumps(item["event"], ensure_ascii=False, separators=(",", ":")).encode()
@@ -207,7 +207,7 @@ async def test_events_are_told_exactly_as_stored(service: Served):
 # Waiting, and following.
 
 
-async def test_a_read_sees_what_the_write_before_it_was_answered(service: Served):
+async def test_a_read_sees_what_the_write_before_it_was_answered(service: Served) -> None:
     for n in range(10):
         answer = await service.act(sent(f"mine-{n}", conversation_id="conv-mine"))
         found = await service.get(
@@ -216,7 +216,7 @@ async def test_a_read_sees_what_the_write_before_it_was_answered(service: Served
         assert found["items"][0]["messages"] == n + 1
 
 
-async def test_a_position_that_is_never_reached_is_not_now(service: Served):
+async def test_a_position_that_is_never_reached_is_not_now(service: Served) -> None:
     start = asyncio.get_running_loop().time()
     answer = await service.ask("GET", f"/v1/conversations?at_least={await service.head() + 1000}")
     assert answer.status == 503
@@ -224,7 +224,7 @@ async def test_a_position_that_is_never_reached_is_not_now(service: Served):
     assert 4 < asyncio.get_running_loop().time() - start < 7
 
 
-async def test_ndjson_streams_everything_as_lines(service: Served):
+async def test_ndjson_streams_everything_as_lines(service: Served) -> None:
     answer = await service.ask("GET", "/v1/events", headers={"Accept": "application/x-ndjson"})
     lines = [json.loads(line) for line in answer.raw.splitlines()]
     assert [line["position"] for line in lines] == list(range(1, await service.head() + 1))
@@ -251,7 +251,7 @@ async def follow(service: Served, count: int, path: str = "/v1/events", last: st
     return found
 
 
-async def test_a_stream_goes_on_with_what_happens_later(service: Served):
+async def test_a_stream_goes_on_with_what_happens_later(service: Served) -> None:
     head = await service.head()
     following = asyncio.create_task(follow(service, 3, f"/v1/events?after={head}"))
     await asyncio.sleep(0.2)
@@ -259,17 +259,17 @@ async def test_a_stream_goes_on_with_what_happens_later(service: Served):
     assert [position for position, _ in await following] == [head + 1, head + 2, head + 3]
 
 
-async def test_a_stream_resumes_after_the_last_event_seen(service: Served):
+async def test_a_stream_resumes_after_the_last_event_seen(service: Served) -> None:
     found = await follow(service, 2, last="5")
     assert [position for position, _ in found] == [6, 7]
 
 
 @pytest.mark.parametrize("last", ["", "x", "²", "-1", "9" * 40])
-async def test_a_last_event_that_is_none_is_as_if_nothing_was_seen(service: Served, last: str):
+async def test_a_last_event_that_is_none_is_as_if_nothing_was_seen(service: Served, last: str) -> None:
     assert [position for position, _ in await follow(service, 1, last=last)] == [1]
 
 
-async def test_a_stream_can_be_filtered(service: Served):
+async def test_a_stream_can_be_filtered(service: Served) -> None:
     found = await follow(service, 5, "/v1/events?type=message.sent")
     assert {event["type"] for _, event in found} == {"message.sent"}
 
@@ -277,7 +277,7 @@ async def test_a_stream_can_be_filtered(service: Served):
 # Merged conversations.
 
 
-async def test_a_merged_conversation_leads_to_the_one_it_is_now(service: Served):
+async def test_a_merged_conversation_leads_to_the_one_it_is_now(service: Served) -> None:
     hook = wrote("first", conversation={"id": "chat-m", "client_id": ""})
     assert (await service.hook(hook)).status == 200
     assert (await service.act(sent("second", conversation_id="conv-m"))).status == 200
@@ -298,7 +298,7 @@ async def test_a_merged_conversation_leads_to_the_one_it_is_now(service: Served)
 # The description.
 
 
-async def test_the_description_has_every_route_and_both_webhooks(service: Served):
+async def test_the_description_has_every_route_and_both_webhooks(service: Served) -> None:
     described = (await service.ask("GET", "/schema", key=None)).body
     paths = set(described["paths"])
     assert {"/kommo/{scope_id}", "/messengers/{channel}", "/healthz", "/readyz"} <= paths
@@ -313,7 +313,7 @@ async def test_the_description_has_every_route_and_both_webhooks(service: Served
     assert described["openapi"].startswith("3.")
 
 
-async def test_status_says_where_everything_stands(service: Served):
+async def test_status_says_where_everything_stands(service: Served) -> None:
     status = await service.get("/v1/status", at_least=await service.head())
     assert status["head"] == await service.head()
     assert {view["view"] for view in status["views"]} >= {"conversations", "messages", "deliveries", "events"}

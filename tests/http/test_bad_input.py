@@ -124,7 +124,7 @@ BAD_ACTIONS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_ACTIONS)
-async def test_a_bad_action_is_refused_and_its_place_named(service: Served, url: str, name: str):
+async def test_a_bad_action_is_refused_and_its_place_named(service: Served, url: str, name: str) -> None:
     body, path = BAD_ACTIONS[name]
     head = await service.head()
     problem = await refused(service, await service.act(body, url=url), 400, head)
@@ -133,7 +133,7 @@ async def test_a_bad_action_is_refused_and_its_place_named(service: Served, url:
 
 
 @pytest.mark.parametrize("name", [name for name in BAD_ACTIONS if BAD_ACTIONS[name][0].startswith(b'{"')])
-async def test_one_bad_action_refuses_its_whole_array_and_is_numbered(service: Served, name: str):
+async def test_one_bad_action_refuses_its_whole_array_and_is_numbered(service: Served, name: str) -> None:
     body, _ = BAD_ACTIONS[name]
     head = await service.head()
     array = b"[%b,%b]" % (json.dumps(sent("good")).encode(), body)
@@ -143,7 +143,7 @@ async def test_one_bad_action_refuses_its_whole_array_and_is_numbered(service: S
 
 
 @pytest.mark.parametrize("count", [0, 501])
-async def test_an_array_of_too_few_or_too_many_is_refused(service: Served, url: str, count: int):
+async def test_an_array_of_too_few_or_too_many_is_refused(service: Served, url: str, count: int) -> None:
     head = await service.head()
     small = {
         "type": "message.deleted",
@@ -155,17 +155,17 @@ async def test_an_array_of_too_few_or_too_many_is_refused(service: Served, url: 
     assert "1 to 500" in problem["detail"]
 
 
-async def test_an_array_of_nothing_but_brackets_is_refused(service: Served, url: str):
+async def test_an_array_of_nothing_but_brackets_is_refused(service: Served, url: str) -> None:
     await refused(service, await service.act(b"[" * 200_000, url=url), 400, await service.head())
 
 
-async def test_a_status_of_the_messengers_own_message_is_refused(service: Served, url: str):
+async def test_a_status_of_the_messengers_own_message_is_refused(service: Served, url: str) -> None:
     head = await service.head()
     answer = await service.act(about("message.read", "m-known"), url=url)
     await refused(service, answer, 400, head)
 
 
-async def test_within_an_array_what_can_be_stored_is_and_the_rest_is_told(service: Served, url: str):
+async def test_within_an_array_what_can_be_stored_is_and_the_rest_is_told(service: Served, url: str) -> None:
     array = [sent(url), about("message.read", "m-known"), sent("known")]
     first, second, third = (await service.act(array, url=url)).body["results"]
     assert first["position"] > 0
@@ -176,7 +176,7 @@ async def test_within_an_array_what_can_be_stored_is_and_the_rest_is_told(servic
 @pytest.mark.parametrize("times", [1, 2])
 async def test_a_known_id_with_other_content_is_a_conflict_that_names_the_first(
     service: Served, url: str, times: int
-):
+) -> None:
     known = await service.act(sent("known"))
     changed = sent("known", message={"type": "text", "text": f"Other through {url}"})
     for _ in range(times):
@@ -185,7 +185,7 @@ async def test_a_known_id_with_other_content_is_a_conflict_that_names_the_first(
     assert answer.body["position"] == known.body["results"][0]["position"]
 
 
-async def test_a_conflict_is_noticed_once_for_each_content(service: Served):
+async def test_a_conflict_is_noticed_once_for_each_content(service: Served) -> None:
     head = await service.head()
     for text in ("One", "Two", "One", "Two"):
         assert (await service.act(sent("known", message={"type": "text", "text": text}))).status == 409
@@ -194,7 +194,7 @@ async def test_a_conflict_is_noticed_once_for_each_content(service: Served):
 
 async def test_a_hook_that_contradicts_a_known_one_is_noticed_and_answered_as_taken(
     service: Served, url: str
-):
+) -> None:
     head = await service.head()
     changed = wrote("known", message={"text": f"Other through {url}"})
     for _ in range(2):
@@ -202,7 +202,7 @@ async def test_a_hook_that_contradicts_a_known_one_is_noticed_and_answered_as_ta
     assert [event["type"] for event in await service.since(head)] == ["conflict.noticed"]
 
 
-async def test_unknown_fields_and_repeated_keys_are_no_fault(service: Served, url: str):
+async def test_unknown_fields_and_repeated_keys_are_no_fault(service: Served, url: str) -> None:
     body = json.dumps(sent(f"odd {url}", unknown={"big": 2**70})).encode()
     body = body.replace(b'"message":', b'"message": {"type": "text", "text": "first"}, "message":')
     assert (await service.act(body, url=url)).status == 200
@@ -230,7 +230,7 @@ BAD_SIGNATURES: dict[str, dict[str, str | None]] = {
 
 
 @pytest.mark.parametrize("name", BAD_SIGNATURES)
-async def test_an_action_that_is_not_signed_well_is_refused(service: Served, url: str, name: str):
+async def test_an_action_that_is_not_signed_well_is_refused(service: Served, url: str, name: str) -> None:
     head = await service.head()
     answer = await service.act(sent("unsigned"), url=url, headers=BAD_SIGNATURES[name])
     await refused(service, answer, 401, head)
@@ -239,40 +239,40 @@ async def test_an_action_that_is_not_signed_well_is_refused(service: Served, url
 @pytest.mark.parametrize("age_seconds", [310, -310])
 async def test_an_action_signed_too_early_or_too_late_is_refused(
     service: Served, url: str, age_seconds: float
-):
+) -> None:
     head = await service.head()
     answer = await service.act(sent("old"), url=url, age_seconds=age_seconds)
     await refused(service, answer, 401, head)
 
 
-async def test_an_action_signed_four_minutes_ago_is_taken(service: Served, url: str):
+async def test_an_action_signed_four_minutes_ago_is_taken(service: Served, url: str) -> None:
     assert (await service.act(sent("known"), url=url, age_seconds=240)).status == 200
 
 
-async def test_an_action_signed_with_another_secret_is_refused(service: Served, url: str):
+async def test_an_action_signed_with_another_secret_is_refused(service: Served, url: str) -> None:
     head = await service.head()
     secret = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
     await refused(service, await service.act(sent("forged"), url=url, secret=secret), 401, head)
 
 
-async def test_bytes_that_are_no_text_cannot_be_signed(service: Served, url: str):
+async def test_bytes_that_are_no_text_cannot_be_signed(service: Served, url: str) -> None:
     await refused(service, await service.act(b"\xff\xfe", url=url), 401, await service.head())
 
 
-async def test_one_right_signature_among_several_is_enough(service: Served, url: str):
+async def test_one_right_signature_among_several_is_enough(service: Served, url: str) -> None:
     body = json.dumps(sent("known")).encode()
     headers = signed(body)
     headers["webhook-signature"] = "v1a,abc v1,AAAA " + headers["webhook-signature"]
     assert (await service.act(body, url=url, headers=headers)).status == 200
 
 
-async def test_an_unknown_channel_is_not_found(service: Served, url: str):
+async def test_an_unknown_channel_is_not_found(service: Served, url: str) -> None:
     head = await service.head()
     for name in ("nobody", "ACME", "%F0%9F%98%80", "acme%00"):
         await refused(service, await service.act(sent("lost"), channel=name, url=url), 404, head)
 
 
-async def test_a_channel_without_a_connection_cannot_be_used_yet(service: Served, url: str):
+async def test_a_channel_without_a_connection_cannot_be_used_yet(service: Served, url: str) -> None:
     await service.register("lonely", channel_id="344a5002-f8ca-454d-af3d-396180102ac8")
     head = await service.head()
     await refused(service, await service.act(sent("early"), channel="lonely", url=url), 409, head)

@@ -45,25 +45,25 @@ async def pieces(count: int) -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize("path", [f"/kommo/{SCOPE}", "/messengers/acme"])
-async def test_a_body_of_300_kb_is_too_large(service: Served, url: str, path: str):
+async def test_a_body_of_300_kb_is_too_large(service: Served, url: str, path: str) -> None:
     head = await service.head()
     await refused(service, await service.request("POST", path, url=url, data=b"x" * 300 * KB), 413, head)
 
 
 @pytest.mark.parametrize("path", [f"/kommo/{SCOPE}", "/messengers/acme"])
-async def test_so_it_is_in_chunks_of_unknown_number(service: Served, url: str, path: str):
+async def test_so_it_is_in_chunks_of_unknown_number(service: Served, url: str, path: str) -> None:
     head = await service.head()
     await refused(service, await service.request("POST", path, url=url, data=pieces(30)), 413, head)
 
 
-async def test_a_body_of_256_kb_is_read(service: Served, url: str):
+async def test_a_body_of_256_kb_is_read(service: Served, url: str) -> None:
     body = json.dumps(sent("known")).encode()
     body = body + b" " * (256 * KB - len(body))
     assert (await service.act(body, url=url)).status == 200
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "zstd"])
-async def test_a_compressed_body_is_refused(service: Served, url: str, encoding: str):
+async def test_a_compressed_body_is_refused(service: Served, url: str, encoding: str) -> None:
     head = await service.head()
     headers = {"Content-Encoding": encoding}
     await refused(service, await service.act(sent("zip"), url=url, headers=headers), 415, head)
@@ -72,7 +72,7 @@ async def test_a_compressed_body_is_refused(service: Served, url: str, encoding:
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE"])
 @pytest.mark.parametrize("path", [f"/kommo/{SCOPE}", "/messengers/acme"])
-async def test_other_methods_are_not_allowed(service: Served, url: str, method: str, path: str):
+async def test_other_methods_are_not_allowed(service: Served, url: str, method: str, path: str) -> None:
     await refused(service, await service.request(method, path, url=url), 405, await service.head())
 
 
@@ -83,7 +83,7 @@ async def test_other_methods_are_not_allowed(service: Served, url: str, method: 
         *("/kommo/%F0%9F%98%80", "/kommo/%00", "/kommo/%FF", "/messengers/", "/messengers/a%2Fb", "/"),
     ],
 )
-async def test_other_paths_lead_nowhere(service: Served, url: str, path: str):
+async def test_other_paths_lead_nowhere(service: Served, url: str, path: str) -> None:
     head = await service.head()
     where = URL(url + path, encoded=True)
     async with service.client.post(where, data=b"{}") as found:
@@ -105,13 +105,13 @@ BAD_KOMMO_SIGNATURES = {
 
 
 @pytest.mark.parametrize("name", BAD_KOMMO_SIGNATURES)
-async def test_a_hook_that_is_not_signed_well_is_refused(service: Served, url: str, name: str):
+async def test_a_hook_that_is_not_signed_well_is_refused(service: Served, url: str, name: str) -> None:
     head = await service.head()
     answer = await service.hook(wrote("forged"), url=url, signature=BAD_KOMMO_SIGNATURES[name])
     await refused(service, answer, 403, head)
 
 
-async def test_a_hook_for_an_unknown_scope_is_not_found(service: Served, url: str):
+async def test_a_hook_for_an_unknown_scope_is_not_found(service: Served, url: str) -> None:
     head = await service.head()
     for scope in ("nobody", SCOPE.upper(), f"{SCOPE}x", "_"):
         await refused(service, await service.hook(wrote("lost"), scope=scope, url=url), 404, head)
@@ -148,7 +148,7 @@ NEVER_READABLE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", NEVER_READABLE)
-async def test_a_signed_hook_that_cannot_be_read_is_kept_whole(service: Served, url: str, name: str):
+async def test_a_signed_hook_that_cannot_be_read_is_kept_whole(service: Served, url: str, name: str) -> None:
     head, body = await service.head(), NEVER_READABLE[name]
     problem = await refused(service, await service.hook(body, url=url), 400, head)
     kept = (await service.get("/v1/refused", limit=1))["items"][0]
@@ -168,7 +168,9 @@ MENDED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", MENDED)
-async def test_a_character_of_a_hook_that_cannot_be_stored_is_replaced(service: Served, url: str, name: str):
+async def test_a_character_of_a_hook_that_cannot_be_stored_is_replaced(
+    service: Served, url: str, name: str
+) -> None:
     raw, text = MENDED[name]
     head = await service.head()
     hook = json.dumps(wrote(f"{name} {url}", message={"text": "@@"})).encode().replace(b'"@@"', raw)
@@ -177,7 +179,7 @@ async def test_a_character_of_a_hook_that_cannot_be_stored_is_replaced(service: 
 
 
 @pytest.mark.parametrize("ms", [0, -1, 1, 10**18, 10**40, 253_402_300_800_000])
-async def test_a_time_of_a_hook_out_of_range_becomes_the_arrival(service: Served, url: str, ms: int):
+async def test_a_time_of_a_hook_out_of_range_becomes_the_arrival(service: Served, url: str, ms: int) -> None:
     head = await service.head()
     hook = wrote(f"{ms} {url}", msec_timestamp=ms, timestamp=ms)
     assert (await service.hook(hook, url=url)).status == 200
@@ -186,7 +188,7 @@ async def test_a_time_of_a_hook_out_of_range_becomes_the_arrival(service: Served
     assert abs(event["msec"] - time.time() * 1000) < 10_000
 
 
-async def test_forwards_that_are_too_long_are_cut_and_marked(service: Served, url: str):
+async def test_forwards_that_are_too_long_are_cut_and_marked(service: Served, url: str) -> None:
     assert (
         CONTENT_BYTES_MAX > 256 * KB
     )  # So a hook that is not too large to be taken never needs the scissors.
@@ -198,7 +200,7 @@ async def test_forwards_that_are_too_long_are_cut_and_marked(service: Served, ur
     assert (await service.since(head))[-1]["content"]["forwards"] == forwards
 
 
-async def test_a_fault_of_ours_is_told_as_a_problem_too(service: Served, url: str):
+async def test_a_fault_of_ours_is_told_as_a_problem_too(service: Served, url: str) -> None:
     where = str(service.run.services.settings.database_url)
     async with await psycopg.AsyncConnection.connect(where, autocommit=True) as owner:
         await owner.execute("ALTER TABLE ledger.refused RENAME TO mislaid")
@@ -207,7 +209,9 @@ async def test_a_fault_of_ours_is_told_as_a_problem_too(service: Served, url: st
     await refused(service, answer, 500, await service.head())
 
 
-async def test_a_client_that_goes_away_before_its_body_is_complete_changes_nothing(service: Served, url: str):
+async def test_a_client_that_goes_away_before_its_body_is_complete_changes_nothing(
+    service: Served, url: str
+) -> None:
     head, body = await service.head(), json.dumps(wrote(f"half {url}")).encode()
     _, writer = await asyncio.open_connection("127.0.0.1", URL(url).port)
     lines = [f"POST /kommo/{SCOPE} HTTP/1.1", "Host: localhost", f"X-Signature: {signature(body)}"]
@@ -219,7 +223,7 @@ async def test_a_client_that_goes_away_before_its_body_is_complete_changes_nothi
     assert await service.head() == head
 
 
-async def test_nothing_in_the_database_is_unreadable_after_all_that(service: Served):
+async def test_nothing_in_the_database_is_unreadable_after_all_that(service: Served) -> None:
     status = await service.get("/v1/status", at_least=await service.head())
     assert all(view["lag"] == 0 for view in status["views"])
     assert (await service.ask("GET", "/readyz")).status == 200

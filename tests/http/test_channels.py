@@ -45,7 +45,7 @@ async def unchanged(service: Served, answer: Answer, status: int, head: int) -> 
     return str(answer.body["detail"])
 
 
-async def test_a_channel_is_registered_once_and_the_same_again_is_no_news(service: Served):
+async def test_a_channel_is_registered_once_and_the_same_again_is_no_news(service: Served) -> None:
     order = channel("once", channel_id=LOST + "01")
     first = await service.ask("POST", "/v1/channels", order)
     assert first.status == 201
@@ -59,12 +59,14 @@ async def test_a_channel_is_registered_once_and_the_same_again_is_no_news(servic
     [{"channel_id": LOST + "02"}, {"secret": "another"}, {"url": "http://elsewhere"}, {"whsec": NEW_WHSEC}],
     ids=lambda changed: next(iter(changed)),
 )
-async def test_a_name_taken_with_other_content_is_a_conflict(service: Served, changed: dict[str, str]):
+async def test_a_name_taken_with_other_content_is_a_conflict(
+    service: Served, changed: dict[str, str]
+) -> None:
     head = await service.head()
     await unchanged(service, await service.register(**changed), 409, head)
 
 
-async def test_a_channel_id_taken_by_another_name_is_a_conflict(service: Served):
+async def test_a_channel_id_taken_by_another_name_is_a_conflict(service: Served) -> None:
     head = await service.head()
     await unchanged(service, await service.register("other"), 409, head)
 
@@ -86,7 +88,7 @@ BAD_CHANNELS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_CHANNELS)
-async def test_a_bad_channel_is_refused_and_its_place_named(service: Served, name: str):
+async def test_a_bad_channel_is_refused_and_its_place_named(service: Served, name: str) -> None:
     order, path = BAD_CHANNELS[name]
     head = await service.head()
     answer = await service.ask("POST", "/v1/channels", order)
@@ -95,7 +97,7 @@ async def test_a_bad_channel_is_refused_and_its_place_named(service: Served, nam
 
 
 @pytest.mark.parametrize("body", [b"{", b"", b"\xff", b"[" * 100_000, b'{"name":"\\ud800"}'])
-async def test_a_body_that_is_not_json_is_refused(service: Served, body: bytes):
+async def test_a_body_that_is_not_json_is_refused(service: Served, body: bytes) -> None:
     head = await service.head()
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
     for method, path in (("POST", "/v1/channels"), ("PUT", "/v1/channels/acme")):
@@ -103,7 +105,7 @@ async def test_a_body_that_is_not_json_is_refused(service: Served, body: bytes):
         await unchanged(service, answer, 400, head)
 
 
-async def test_the_messengers_old_secret_is_accepted_for_a_day_beside_the_new_one(service: Served):
+async def test_the_messengers_old_secret_is_accepted_for_a_day_beside_the_new_one(service: Served) -> None:
     order = channel("rotating", channel_id=LOST + "03")
     await service.ask("POST", "/v1/channels", order)
     assert (
@@ -116,7 +118,7 @@ async def test_the_messengers_old_secret_is_accepted_for_a_day_beside_the_new_on
     assert answers == [409, 409, 401]  # Not connected, but signed well; and a stranger.
 
 
-async def test_a_change_names_what_changed_and_never_the_secret(service: Served):
+async def test_a_change_names_what_changed_and_never_the_secret(service: Served) -> None:
     await service.ask("POST", "/v1/channels", channel("changing", channel_id=LOST + "04"))
     head = await service.head()
     change = {"kommo": {"secret": "brand-new"}, "messenger": {"url": "http://elsewhere"}}
@@ -133,7 +135,7 @@ async def test_a_change_names_what_changed_and_never_the_secret(service: Served)
     assert await service.head() == head + 1
 
 
-async def test_a_channel_keeps_its_channel_id(service: Served):
+async def test_a_channel_keeps_its_channel_id(service: Served) -> None:
     head = await service.head()
     change = {"kommo": {"channel_id": LOST + "05"}}
     await unchanged(service, await service.ask("PUT", "/v1/channels/acme", change), 409, head)
@@ -141,7 +143,7 @@ async def test_a_channel_keeps_its_channel_id(service: Served):
 
 async def test_secrets_are_in_no_answer_event_or_log_and_sealed_at_rest(
     service: Served, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     with caplog.at_level(logging.DEBUG):
         secret, whsec = "a-very-secret-secret", "whsec_" + base64.b64encode(b"hush" * 8).decode()
         order = channel("hush", channel_id=LOST + "06", secret=secret, whsec=whsec)
@@ -158,7 +160,7 @@ async def test_secrets_are_in_no_answer_event_or_log_and_sealed_at_rest(
         assert hidden.encode() not in everything
 
 
-async def test_an_account_is_connected_and_again_is_no_news(service: Served):
+async def test_an_account_is_connected_and_again_is_no_news(service: Served) -> None:
     await service.register()
     first = await service.connect(account=OTHER_ACCOUNT)
     assert first.status == 201
@@ -172,7 +174,7 @@ async def test_an_account_is_connected_and_again_is_no_news(service: Served):
     await service.ask("DELETE", f"/v1/channels/acme/connections/{OTHER_ACCOUNT}")
 
 
-async def test_what_kommo_refuses_is_told_and_not_recorded(service: Served):
+async def test_what_kommo_refuses_is_told_and_not_recorded(service: Served) -> None:
     await service.ask("POST", "/v1/channels", channel("refused", secret="wrong", channel_id=LOST + "07"))
     head = await service.head()
     assert "HTTP 404" in await unchanged(service, await service.connect("refused"), 502, head)
@@ -182,7 +184,7 @@ async def test_what_kommo_refuses_is_told_and_not_recorded(service: Served):
     assert "HTTP 500" in await unchanged(service, await service.connect(account=OTHER_ACCOUNT), 502, head)
 
 
-async def test_an_account_outside_the_whitelist_is_refused_by_kommo(service: Served):
+async def test_an_account_outside_the_whitelist_is_refused_by_kommo(service: Served) -> None:
     head = await service.head()
     stranger = "52e591f7-c98f-4255-8495-000000000000"
     await unchanged(service, await service.connect(account=stranger), 502, head)
@@ -191,12 +193,12 @@ async def test_an_account_outside_the_whitelist_is_refused_by_kommo(service: Ser
 @pytest.mark.parametrize(
     "order", [{}, {"account_id": "7"}, {"account_id": None}, {"account_id": ACCOUNT, "title": 7}]
 )
-async def test_a_bad_connection_is_refused(service: Served, order: object):
+async def test_a_bad_connection_is_refused(service: Served, order: object) -> None:
     head = await service.head()
     await unchanged(service, await service.ask("POST", "/v1/channels/acme/connections", order), 400, head)
 
 
-async def test_what_is_not_there_cannot_be_changed_connected_or_disconnected(service: Served):
+async def test_what_is_not_there_cannot_be_changed_connected_or_disconnected(service: Served) -> None:
     head = await service.head()
     for method, path, order in (
         ("PUT", "/v1/channels/nobody", {}),
@@ -207,7 +209,9 @@ async def test_what_is_not_there_cannot_be_changed_connected_or_disconnected(ser
         await unchanged(service, await service.ask(method, path, order), 404, head)
 
 
-async def test_a_disconnected_account_gets_404_for_its_hooks_and_its_deliveries_are_parked(service: Served):
+async def test_a_disconnected_account_gets_404_for_its_hooks_and_its_deliveries_are_parked(
+    service: Served,
+) -> None:
     await service.register()
     await service.connect()
     assert (await service.act(sent("parked", account_id=ACCOUNT))).status == 200
@@ -221,7 +225,7 @@ async def test_a_disconnected_account_gets_404_for_its_hooks_and_its_deliveries_
     assert (await service.ask("DELETE", f"/v1/channels/acme/connections/{ACCOUNT}")).status == 404
 
 
-async def test_a_new_connection_takes_up_what_was_parked(service: Served):
+async def test_a_new_connection_takes_up_what_was_parked(service: Served) -> None:
     await service.connect()
     assert (await service.act(sent("again", account_id=ACCOUNT))).status == 200
     await service.ask("DELETE", f"/v1/channels/acme/connections/{ACCOUNT}")
@@ -231,12 +235,12 @@ async def test_a_new_connection_takes_up_what_was_parked(service: Served):
     assert left["items"] == []
 
 
-async def test_what_was_parked_by_hand_is_taken_up_by_hand(service: Served):
+async def test_what_was_parked_by_hand_is_taken_up_by_hand(service: Served) -> None:
     answer = await service.ask("POST", "/v1/deliveries/resume")
     assert (answer.status, answer.body) == (200, {"resumed": 0})
 
 
-async def test_channels_are_listed_by_name_with_their_connections(service: Served):
+async def test_channels_are_listed_by_name_with_their_connections(service: Served) -> None:
     await service.connect()
     items = (await service.get("/v1/channels"))["items"]
     assert [item["name"] for item in items] == sorted(item["name"] for item in items)

@@ -60,14 +60,14 @@ async def template(office: Office, **more: Any) -> Any:
 # Users.
 
 
-async def test_users_have_the_ids_that_chats_name_them_by(office: Office):
+async def test_users_have_the_ids_that_chats_name_them_by(office: Office) -> None:
     users = (await done(office, "GET", "/users"))["items"]
     names = {user["amojo_id"]: user["name"] for user in users}
     assert names[MARIA] == "Maria Keller"
     assert None in names  # Who was never in a chat has none.
 
 
-async def test_a_managers_name_stands_in_the_history(office: Office):
+async def test_a_managers_name_stands_in_the_history(office: Office) -> None:
     conversation, _ = await office.chat("conv-names")
     listed = await office.get(f"/v1/conversations/{conversation}/messages")
     [message] = listed["items"]
@@ -79,7 +79,7 @@ async def test_a_managers_name_stands_in_the_history(office: Office):
 # Sources.
 
 
-async def test_a_source_is_made_found_changed_and_deleted(office: Office):
+async def test_a_source_is_made_found_changed_and_deleted(office: Office) -> None:
     made = await source(office, "shop-1", default=True, services=WABA)
     assert (made["external_id"], made["default"], made["services"]) == ("shop-1", True, WABA)
     found = await done(office, "GET", "/sources?external_id=shop-1")
@@ -92,7 +92,7 @@ async def test_a_source_is_made_found_changed_and_deleted(office: Office):
     assert await done(office, "GET", "/sources?external_id=shop-1") == {"items": []}
 
 
-async def test_fields_that_kommo_adds_are_passed_on(office: Office):
+async def test_fields_that_kommo_adds_are_passed_on(office: Office) -> None:
     made = await source(office, "shop-links")
     assert made["_links"]["self"]["href"].endswith(f"/api/v4/sources/{made['id']}")
 
@@ -111,12 +111,12 @@ async def test_fields_that_kommo_adds_are_passed_on(office: Office):
     ],
     ids=["none", "51", "no id", "no name", "long", "not ascii", "service", "two defaults"],
 )
-async def test_a_source_that_does_not_fit_never_reaches_kommo(office: Office, items: list[Any]):
+async def test_a_source_that_does_not_fit_never_reaches_kommo(office: Office, items: list[Any]) -> None:
     await office.fault("crm.sources", "403", times=None)
     await refused(office, "POST", "/sources", {"items": items}, 400)
 
 
-async def test_kommos_refusal_of_a_source_is_told_in_its_words(office: Office):
+async def test_kommos_refusal_of_a_source_is_told_in_its_words(office: Office) -> None:
     await source(office, "shop-2")
     order = {"items": [{"name": "A", "external_id": "shop-3"}, {"name": "B", "external_id": "shop-2"}]}
     answer = await office.ask("POST", f"{HERE}/sources", order)
@@ -129,7 +129,7 @@ async def test_kommos_refusal_of_a_source_is_told_in_its_words(office: Office):
 # Templates.
 
 
-async def test_a_template_is_made_found_changed_and_deleted(office: Office):
+async def test_a_template_is_made_found_changed_and_deleted(office: Office) -> None:
     buttons = [{"type": "url", "text": "Shop", "url": "https://shop.example"}]
     made = await template(office, external_id="t-1", buttons=buttons)
     assert (made["external_id"], made["buttons"]) == ("t-1", buttons)
@@ -142,7 +142,7 @@ async def test_a_template_is_made_found_changed_and_deleted(office: Office):
     await refused(office, "GET", f"/templates/{made['id']}", None, 404)
 
 
-async def test_a_whatsapp_template_is_reviewed_source_by_source(office: Office):
+async def test_a_whatsapp_template_is_reviewed_source_by_source(office: Office) -> None:
     shop = await source(office, "waba-1", services=WABA)
     waba = {"type": "waba", "waba_category": "UTILITY", "waba_language": "en", "waba_header": "Hi"}
     made = await template(office, **waba, waba_header_type="text", waba_footer="Bye")
@@ -167,7 +167,7 @@ async def test_a_whatsapp_template_is_reviewed_source_by_source(office: Office):
     ],
     ids=lambda more: next(iter(more)),
 )
-async def test_a_template_that_does_not_fit_never_reaches_kommo(office: Office, more: dict[str, Any]):
+async def test_a_template_that_does_not_fit_never_reaches_kommo(office: Office, more: dict[str, Any]) -> None:
     await office.fault("crm.templates", "403", times=None)
     order = {"items": [{"name": "Greeting", "content": "Hello"} | more]}
     await refused(office, "POST", "/templates", order, 400)
@@ -176,7 +176,7 @@ async def test_a_template_that_does_not_fit_never_reaches_kommo(office: Office, 
 # Talks and incoming leads.
 
 
-async def test_a_talk_is_read_and_closed_once(office: Office):
+async def test_a_talk_is_read_and_closed_once(office: Office) -> None:
     chat = await office.customer("conv-talk")
     talk = next(one for one in office.sandbox.books.talks if one.chat_id == chat.id)
     told = await done(office, "GET", f"/talks/{talk.id}")
@@ -186,24 +186,24 @@ async def test_a_talk_is_read_and_closed_once(office: Office):
     assert "closed" in await refused(office, "POST", f"/talks/{talk.id}/close", {}, 422)
 
 
-async def test_a_talk_that_is_not_there_is_told(office: Office):
+async def test_a_talk_that_is_not_there_is_told(office: Office) -> None:
     assert "no such talk" in await refused(office, "GET", "/talks/1", None, 404)
 
 
-async def test_an_incoming_lead_is_accepted_once(office: Office):
+async def test_an_incoming_lead_is_accepted_once(office: Office) -> None:
     incoming = await arriving(office, "conv-accept")
     told = await done(office, "POST", f"/leads/{incoming.id}/accept", {})
     assert (told["uid"], len(told["_embedded"]["leads"])) == (incoming.id, 1)
     assert "settled" in await refused(office, "POST", f"/leads/{incoming.id}/accept", {}, 404)
 
 
-async def test_an_incoming_lead_is_declined(office: Office):
+async def test_an_incoming_lead_is_declined(office: Office) -> None:
     incoming = await arriving(office, "conv-decline")
     told = await done(office, "POST", f"/leads/{incoming.id}/decline", {})
     assert (told["uid"], incoming.action) == (incoming.id, "decline")
 
 
-async def test_an_incoming_lead_is_joined_with_one_that_is_there(office: Office):
+async def test_an_incoming_lead_is_joined_with_one_that_is_there(office: Office) -> None:
     first = await arriving(office, "conv-first")
     [lead] = (await done(office, "POST", f"/leads/{first.id}/accept", {}))["_embedded"]["leads"]
     second = await arriving(office, "conv-second")
@@ -213,7 +213,7 @@ async def test_an_incoming_lead_is_joined_with_one_that_is_there(office: Office)
 
 
 @pytest.mark.parametrize("uid", ["..%2F..%2F..%2Fusers%3F", "%2E%2E", "a%20b", "x" * 200])
-async def test_a_uid_cannot_lead_elsewhere(office: Office, uid: str):
+async def test_a_uid_cannot_lead_elsewhere(office: Office, uid: str) -> None:
     await office.fault("crm", "500", times=None)
     url = URL(f"{office.url}{HERE}/leads/{uid}/accept", encoded=True)
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
@@ -221,7 +221,7 @@ async def test_a_uid_cannot_lead_elsewhere(office: Office, uid: str):
         assert answer.status == 404
 
 
-async def test_a_user_who_is_not_there_cannot_accept(office: Office):
+async def test_a_user_who_is_not_there_cannot_accept(office: Office) -> None:
     incoming = await arriving(office, "conv-nobody")
     assert "no such user" in await refused(
         office, "POST", f"/leads/{incoming.id}/accept", {"user_id": 1}, 400
@@ -246,7 +246,7 @@ async def contact(office: Office, conversation: str) -> int:
     return int((await arriving(office, conversation)).contact_id)
 
 
-async def test_a_chat_is_linked_to_a_contact_at_kommo_and_here(office: Office):
+async def test_a_chat_is_linked_to_a_contact_at_kommo_and_here(office: Office) -> None:
     conversation, chat_id = await office.chat("conv-link")
     one = await contact(office, "conv-contact")
     head = await office.head()
@@ -261,7 +261,7 @@ async def test_a_chat_is_linked_to_a_contact_at_kommo_and_here(office: Office):
     assert (told["chat_id"], told["contact_id"]) == (chat_id, one)
 
 
-async def test_the_same_link_again_is_no_news_and_another_is(office: Office):
+async def test_the_same_link_again_is_no_news_and_another_is(office: Office) -> None:
     conversation, _ = await office.chat("conv-relink")
     one, two = await contact(office, "conv-c1"), await contact(office, "conv-c2")
     assert (await link(office, conversation, one)).status == 201
@@ -273,7 +273,7 @@ async def test_the_same_link_again_is_no_news_and_another_is(office: Office):
 
 
 @pytest.mark.parametrize(("fault", "status"), [("403", 502), ("500", 502), ("422", 422)])
-async def test_what_kommo_refuses_to_link_is_not_recorded(office: Office, fault: str, status: int):
+async def test_what_kommo_refuses_to_link_is_not_recorded(office: Office, fault: str, status: int) -> None:
     conversation, _ = await office.chat(f"conv-{fault}")
     one, head = await contact(office, f"conv-c-{fault}"), await office.head()
     await office.fault("crm.links", fault, times=None)
@@ -281,13 +281,13 @@ async def test_what_kommo_refuses_to_link_is_not_recorded(office: Office, fault:
     assert await office.head() == head
 
 
-async def test_a_contact_that_is_not_there_cannot_be_linked(office: Office):
+async def test_a_contact_that_is_not_there_cannot_be_linked(office: Office) -> None:
     conversation, _ = await office.chat("conv-no-contact")
     answer = await link(office, conversation, 1)
     assert (answer.status, "no such contact" in answer.body["detail"]) == (400, True)
 
 
-async def test_a_chat_that_kommo_has_not_named_yet_is_asked_for(office: Office):
+async def test_a_chat_that_kommo_has_not_named_yet_is_asked_for(office: Office) -> None:
     action = {
         "type": "message.sent",
         "conversation_id": "conv-unborn",
@@ -310,14 +310,14 @@ async def test_a_chat_that_kommo_has_not_named_yet_is_asked_for(office: Office):
     assert told["contact_id"] == one
 
 
-async def test_a_conversation_that_is_not_there_cannot_be_linked(office: Office):
+async def test_a_conversation_that_is_not_there_cannot_be_linked(office: Office) -> None:
     assert (await link(office, NOBODY, 1)).status == 404
 
 
 # CRM webhooks.
 
 
-async def test_kommos_crm_is_told_where_to_call_us(office: Office):
+async def test_kommos_crm_is_told_where_to_call_us(office: Office) -> None:
     told = await done(office, "POST", "/webhooks", status=201)
     assert told["destination"].startswith(f"{office.url}/crm/{ACCOUNT}/")
     assert {"add_talk", "update_talk", "add_unsorted", "delete_unsorted"} <= set(told["settings"])
@@ -326,7 +326,7 @@ async def test_kommos_crm_is_told_where_to_call_us(office: Office):
     assert [one["id"] for one in listed] == [told["id"]] == [again["id"]]
 
 
-async def test_what_happens_in_the_crm_reaches_the_ledger(office: Office):
+async def test_what_happens_in_the_crm_reaches_the_ledger(office: Office) -> None:
     await done(office, "POST", "/webhooks", status=201)
     head = await office.head()
     await office.customer("conv-told")
@@ -335,7 +335,7 @@ async def test_what_happens_in_the_crm_reaches_the_ledger(office: Office):
             await asyncio.sleep(0.05)
 
 
-async def test_settings_that_kommo_does_not_know_are_left_out(office: Office):
+async def test_settings_that_kommo_does_not_know_are_left_out(office: Office) -> None:
     body = {"title": "Bad Request", "status": 400, "detail": "There is no event add_unsorted."}
     await office.fault("crm.webhooks", "400", body=body)
     told = await done(office, "POST", "/webhooks", status=201)
@@ -345,12 +345,12 @@ async def test_settings_that_kommo_does_not_know_are_left_out(office: Office):
 # Whoever has not let us in.
 
 
-async def test_an_account_that_has_not_let_us_in_is_told_what_to_do(office: Office):
+async def test_an_account_that_has_not_let_us_in_is_told_what_to_do(office: Office) -> None:
     answer = await office.ask("GET", f"/v1/accounts/{OTHER_ACCOUNT}/users")
     assert answer.status == 409
     assert f"POST /v1/accounts/{OTHER_ACCOUNT}/authorize" in answer.body["detail"]
 
 
-async def test_accounts_are_for_the_admin_only(office: Office):
+async def test_accounts_are_for_the_admin_only(office: Office) -> None:
     assert (await office.ask("GET", "/v1/accounts", key=None)).status == 401
     assert (await office.ask("GET", f"{HERE}/users", key="wrong")).status == 401

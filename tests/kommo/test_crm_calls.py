@@ -46,7 +46,7 @@ async def make(office: Office, external_id: str) -> Any:
     return await call(office, "POST", "sources", [{"name": "A shop", "external_id": external_id}])
 
 
-async def test_an_expired_token_is_replaced_and_the_call_goes_on(office: Office):
+async def test_an_expired_token_is_replaced_and_the_call_goes_on(office: Office) -> None:
     await office.order("/crm/expire", {"account_id": ACCOUNT})
     before = tokens(office)
     answers = await asyncio.gather(*(call(office, "GET", "account") for _ in range(5)))
@@ -54,14 +54,14 @@ async def test_an_expired_token_is_replaced_and_the_call_goes_on(office: Office)
     assert tokens(office) == before + 1
 
 
-async def test_a_call_that_kommo_refuses_all_the_same_is_refreshed_for_once(office: Office):
+async def test_a_call_that_kommo_refuses_all_the_same_is_refreshed_for_once(office: Office) -> None:
     await office.fault("crm.account", "401", times=None)
     before = tokens(office)
     assert (await call(office, "GET", "account")).status == 401
     assert tokens(office) == before + 1
 
 
-async def test_a_consent_taken_back_is_told_and_asked_for_no_more(office: Office):
+async def test_a_consent_taken_back_is_told_and_asked_for_no_more(office: Office) -> None:
     head = await office.head()
     await office.order("/crm/revoke", {"account_id": ACCOUNT})
     for _ in range(3):
@@ -72,7 +72,7 @@ async def test_a_consent_taken_back_is_told_and_asked_for_no_more(office: Office
     assert (shown["state"], "no longer takes" in shown["advice"]) == ("withdrawn", True)
 
 
-async def test_calls_that_kommo_refuses_one_after_the_other_are_not_all_refreshed_for(office: Office):
+async def test_calls_that_kommo_refuses_one_after_the_other_are_not_all_refreshed_for(office: Office) -> None:
     await office.fault("crm.account", "401", times=None)
     before = tokens(office)
     for _ in range(5):
@@ -81,19 +81,19 @@ async def test_calls_that_kommo_refuses_one_after_the_other_are_not_all_refreshe
 
 
 @pytest.mark.parametrize("action", ["500", "502", "503", "drop", "drop_after", "html_after"])
-async def test_what_is_only_read_is_asked_again(office: Office, action: str):
+async def test_what_is_only_read_is_asked_again(office: Office, action: str) -> None:
     await office.fault("crm.account", action, status=504)
     assert (await call(office, "GET", "account")).status == 200
 
 
-async def test_attempts_end(office: Office):
+async def test_attempts_end(office: Office) -> None:
     await office.fault("crm.account", "500", times=None)
     assert (await call(office, "GET", "account")).status == 500
     [fault] = office.sandbox.faults.faults
     assert fault.hits == 3
 
 
-async def test_what_may_have_been_done_is_not_done_again(office: Office):
+async def test_what_may_have_been_done_is_not_done_again(office: Office) -> None:
     await office.fault("crm.sources", "drop_after")
     with pytest.raises(Unreached):
         await make(office, "once")
@@ -103,14 +103,14 @@ async def test_what_may_have_been_done_is_not_done_again(office: Office):
     assert "never" not in sources(office)
 
 
-async def test_a_page_of_kommos_firewall_is_waited_out(office: Office):
+async def test_a_page_of_kommos_firewall_is_waited_out(office: Office) -> None:
     await office.fault("crm.sources", "html")
     assert (await make(office, "after-a-page")).status == 200
     assert "after-a-page" in sources(office)
 
 
 @pytest.mark.parametrize("status", [502, 504])
-async def test_what_a_gateway_may_have_passed_on_is_not_done_again(office: Office, status: int):
+async def test_what_a_gateway_may_have_passed_on_is_not_done_again(office: Office, status: int) -> None:
     name = f"behind-{status}"
     await office.fault("crm.sources", "html_after", status=status)
     assert (await make(office, name)).status == status
@@ -118,14 +118,14 @@ async def test_what_a_gateway_may_have_passed_on_is_not_done_again(office: Offic
     await asyncio.sleep(1.1)  # The account rests, for a page came.
 
 
-async def test_names_are_asked_for_once(office: Office):
+async def test_names_are_asked_for_once(office: Office) -> None:
     users = Users(office.run.services.crm)
     names = await asyncio.gather(*(users.name(ACCOUNT, MARIA) for _ in range(5)))
     await office.fault("crm.users", "500", times=None)
     assert {*names, await users.name(ACCOUNT, MARIA)} == {"Maria Keller"}
 
 
-async def test_without_kommo_there_are_no_names_and_nobody_waits_long(office: Office):
+async def test_without_kommo_there_are_no_names_and_nobody_waits_long(office: Office) -> None:
     users = Users(office.run.services.crm)
     await office.fault("crm.users", "slow", times=None, seconds=5)
     began = monotonic()
@@ -134,7 +134,7 @@ async def test_without_kommo_there_are_no_names_and_nobody_waits_long(office: Of
     await users.close()
 
 
-async def test_a_second_call_waits_while_kommo_asks_to_wait(office: Office):
+async def test_a_second_call_waits_while_kommo_asks_to_wait(office: Office) -> None:
     await office.fault("crm.users", "429", retry_after=7)
     answer = await office.ask("GET", f"{HERE}/users")
     assert (answer.status, int(answer.headers["Retry-After"]) > 0) == (503, True)

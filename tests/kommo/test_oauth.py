@@ -34,30 +34,30 @@ async def office(servers: Servers) -> AsyncIterator[Office]:
         yield one
 
 
-def test_the_disabled_call_is_signed_as_published():
+def test_the_disabled_call_is_signed_as_published() -> None:
     made = disabled_signature("client-secret", "11111111-2222-3333-4444-555555555555", "12345678")
     assert made == VECTOR
 
 
-def test_a_state_is_read_by_every_process_with_our_master_key():
+def test_a_state_is_read_by_every_process_with_our_master_key() -> None:
     state = States(MASTER).read(States(MASTER).make(ACCOUNT, 1000.0), 1000.0)
     assert (state.account, state.expires) == (ACCOUNT, 1000 + STATE_SECONDS)
 
 
-def test_a_state_lasts_twenty_minutes():
+def test_a_state_lasts_twenty_minutes() -> None:
     made = States(MASTER).make(ACCOUNT, 1000.0)
     assert States(MASTER).read(made, 1000.0 + STATE_SECONDS - 1).account == ACCOUNT
     with pytest.raises(BadState):
         States(MASTER).read(made, 1000.0 + STATE_SECONDS)
 
 
-def test_a_state_of_another_master_key_is_refused():
+def test_a_state_of_another_master_key_is_refused() -> None:
     with pytest.raises(BadState):
         States(MASTER).read(States(bytes(32)).make(ACCOUNT, 1000.0), 1000.0)
 
 
 @given(place=st.integers(0, 10_000), letter=st.sampled_from("Az09-_=é "))
-def test_a_state_that_was_touched_is_refused(place: int, letter: str):
+def test_a_state_that_was_touched_is_refused(place: int, letter: str) -> None:
     made = States(MASTER).make(ACCOUNT, 1000.0)
     place %= len(made)
     touched = made[:place] + letter + made[place + 1 :]
@@ -67,7 +67,7 @@ def test_a_state_that_was_touched_is_refused(place: int, letter: str):
 
 
 @given(st.text(max_size=600))
-def test_a_state_may_be_anything(text: str):
+def test_a_state_may_be_anything(text: str) -> None:
     with pytest.raises(BadState):
         States(MASTER).read(text, 1000.0)
 
@@ -97,11 +97,11 @@ def test_a_state_may_be_anything(text: str):
 )
 def test_a_code_goes_only_to_the_accounts_own_address_or_to_kommos(
     referer: str | None, configured: str | None, found: str | None
-):
+) -> None:
     assert crm_url_of(referer, configured) == found
 
 
-async def test_consent_is_asked_for_at_kommo_and_kept(office: Office):
+async def test_consent_is_asked_for_at_kommo_and_kept(office: Office) -> None:
     told = (await office.ask("POST", f"{HERE}/authorize")).body
     assert told["url"].startswith(f"{office.sandbox.url}/oauth?client_id={CLIENT}&state=")
     assert "mode=popup" in told["url"]
@@ -115,7 +115,7 @@ async def test_consent_is_asked_for_at_kommo_and_kept(office: Office):
 
 
 @pytest.mark.parametrize(("decision", "status"), [("allow", 200), ("refuse", 403)])
-async def test_kommos_page_leads_back_to_us(office: Office, decision: str, status: int):
+async def test_kommos_page_leads_back_to_us(office: Office, decision: str, status: int) -> None:
     told = (await office.ask("POST", f"{HERE}/authorize")).body
     async with office.client.get(told["url"]) as page:
         assert page.status == 200
@@ -127,7 +127,9 @@ async def test_kommos_page_leads_back_to_us(office: Office, decision: str, statu
         assert (answer.status, answer.url.path) == (status, "/oauth/callback")
 
 
-async def test_tokens_are_sealed_at_rest_and_in_no_log(office: Office, caplog: pytest.LogCaptureFixture):
+async def test_tokens_are_sealed_at_rest_and_in_no_log(
+    office: Office, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.DEBUG):
         await office.consent()
     async with await psycopg.AsyncConnection.connect(office.database_url) as link:
@@ -141,14 +143,14 @@ async def test_tokens_are_sealed_at_rest_and_in_no_log(office: Office, caplog: p
     assert CLIENT_SECRET not in kept + caplog.text
 
 
-async def test_a_state_is_good_once(office: Office):
+async def test_a_state_is_good_once(office: Office) -> None:
     state = await office.state()
     assert (await office.led_back(state)).status == 200
     again = await office.led_back(state)
     assert (again.status, "used already" in again.body["detail"]) == (400, True)
 
 
-async def test_consent_for_another_account_is_refused_and_nothing_is_kept(office: Office):
+async def test_consent_for_another_account_is_refused_and_nothing_is_kept(office: Office) -> None:
     head, before = await office.head(), await office.account(OTHER_ACCOUNT)
     answer = await office.led_back(await office.state(OTHER_ACCOUNT), of=ACCOUNT)
     assert answer.status == 403
@@ -169,7 +171,7 @@ async def test_consent_for_another_account_is_refused_and_nothing_is_kept(office
     ],
     ids=lambda value: str(value)[:20],
 )
-async def test_what_does_not_fit_is_refused(office: Office, changed: dict[str, str], word: str):
+async def test_what_does_not_fit_is_refused(office: Office, changed: dict[str, str], word: str) -> None:
     head = await office.head()
     answer = await office.led_back(**changed)
     assert answer.status == 400
@@ -177,33 +179,33 @@ async def test_what_does_not_fit_is_refused(office: Office, changed: dict[str, s
     assert await office.head() == head
 
 
-async def test_a_refusal_in_kommo_is_told(office: Office):
+async def test_a_refusal_in_kommo_is_told(office: Office) -> None:
     query = {"error": "access_denied", "state": await office.state()}
     answer = await office.request("GET", "/oauth/callback", params=query)
     assert (answer.status, "refused" in answer.body["detail"]) == (403, True)
 
 
-async def test_a_browser_is_shown_what_went_wrong_as_a_page(office: Office):
+async def test_a_browser_is_shown_what_went_wrong_as_a_page(office: Office) -> None:
     headers = {"Accept": "text/html,*/*"}
     answer = await office.request("GET", "/oauth/callback", params={"state": "made-up"}, headers=headers)
     assert (answer.status, answer.headers["Content-Type"]) == (400, "text/html; charset=utf-8")
     assert b"egin again with POST" in answer.raw
 
 
-async def test_an_account_id_that_is_none_is_refused(office: Office):
+async def test_an_account_id_that_is_none_is_refused(office: Office) -> None:
     answer = await office.ask("POST", "/v1/accounts/acme/authorize")
     assert (answer.status, "UUID" in answer.body["detail"]) == (400, True)
 
 
 @pytest.mark.parametrize("action", ["500", "drop", "html"])
-async def test_kommo_out_of_reach_is_told_and_a_new_attempt_succeeds(office: Office, action: str):
+async def test_kommo_out_of_reach_is_told_and_a_new_attempt_succeeds(office: Office, action: str) -> None:
     await office.fault("crm.token", action)
     answer = await office.led_back()
     assert (answer.status, "nothing is kept" in answer.body["detail"]) == (502, True)
     await office.consent()
 
 
-async def test_a_disabled_integration_is_disconnected_and_forgotten(office: Office):
+async def test_a_disabled_integration_is_disconnected_and_forgotten(office: Office) -> None:
     await office.consent()
     assert (await office.connect()).status in (200, 201)
     head = await office.head()
@@ -224,7 +226,7 @@ async def test_a_disabled_integration_is_disconnected_and_forgotten(office: Offi
     assert (users.status, "disabled" in users.body["detail"]) == (409, True)
 
 
-async def test_who_consents_again_is_connected_again(office: Office):
+async def test_who_consents_again_is_connected_again(office: Office) -> None:
     await office.consent()
     assert (await office.connect()).status in (200, 201)
     assert (await office.order("/crm/disable", {"account_id": ACCOUNT}))["status"] == 200
@@ -234,7 +236,7 @@ async def test_who_consents_again_is_connected_again(office: Office):
     assert set(told) == {("account.authorized", "operator"), ("channel.connected", "system")}
 
 
-async def test_what_an_operator_disconnected_stays_so_after_a_new_consent(office: Office):
+async def test_what_an_operator_disconnected_stays_so_after_a_new_consent(office: Office) -> None:
     await office.consent()
     assert (await office.connect()).status in (200, 201)
     assert (await office.ask("DELETE", f"/v1/channels/acme/connections/{ACCOUNT}")).status == 204
@@ -243,7 +245,7 @@ async def test_what_an_operator_disconnected_stays_so_after_a_new_consent(office
     assert [event["type"] for event in await office.since(head)] == ["account.authorized"]
 
 
-async def test_the_disabled_call_again_changes_nothing(office: Office):
+async def test_the_disabled_call_again_changes_nothing(office: Office) -> None:
     await office.consent()
     signature = disabled_signature(CLIENT_SECRET, CLIENT, str(CRM_ID))
     query = {"account_id": str(CRM_ID), "client_uuid": CLIENT, "signature": signature}
@@ -253,7 +255,7 @@ async def test_the_disabled_call_again_changes_nothing(office: Office):
     assert await office.head() == head
 
 
-async def test_kommo_may_write_our_id_in_capitals(office: Office):
+async def test_kommo_may_write_our_id_in_capitals(office: Office) -> None:
     await office.consent()
     signature = disabled_signature(CLIENT_SECRET, CLIENT.upper(), str(CRM_ID))
     query = {"account_id": str(CRM_ID), "client_uuid": CLIENT.upper(), "signature": signature}
@@ -263,7 +265,7 @@ async def test_kommo_may_write_our_id_in_capitals(office: Office):
 
 async def test_a_consent_is_kept_though_nothing_can_be_connected_again(
     office: Office, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     rename = "ALTER TABLE views.{} RENAME TO {}"
     async with await psycopg.AsyncConnection.connect(office.database_url, autocommit=True) as link:
         await link.execute(rename.format("channels", "away").encode())
@@ -289,7 +291,7 @@ async def test_a_consent_is_kept_though_nothing_can_be_connected_again(
 )
 async def test_a_disabled_call_that_is_not_kommos_ends_nothing(
     office: Office, number: str, client: str, secret: str, status: int
-):
+) -> None:
     await office.consent()
     head = await office.head()
     query = {"account_id": number, "client_uuid": client}

@@ -23,7 +23,7 @@ async def processes(servers: Servers) -> AsyncIterator[Processes]:
         yield one
 
 
-async def test_with_an_expired_token_kommo_is_not_asked_by_each_call(processes: Processes):
+async def test_with_an_expired_token_kommo_is_not_asked_by_each_call(processes: Processes) -> None:
     account = await processes.consent()
     await processes.run(EXPIRED, account)
     await processes.fault("503", times=None)
@@ -38,7 +38,7 @@ async def test_with_an_expired_token_kommo_is_not_asked_by_each_call(processes: 
         assert await processes.works((await tokens.access(account)).token)
 
 
-async def test_kommo_is_asked_again_no_sooner_than_it_says(processes: Processes):
+async def test_kommo_is_asked_again_no_sooner_than_it_says(processes: Processes) -> None:
     account = await processes.consent()
     await processes.run(EXPIRED, account)
     await processes.fault("429", times=None, retry_after=60)
@@ -49,7 +49,7 @@ async def test_kommo_is_asked_again_no_sooner_than_it_says(processes: Processes)
     assert processes.sandbox.faults.faults[0].hits == 1
 
 
-async def test_a_token_that_is_refused_as_well_is_not_replaced_at_once(processes: Processes):
+async def test_a_token_that_is_refused_as_well_is_not_replaced_at_once(processes: Processes) -> None:
     account = await processes.consent()
     async with one_more(processes, processes.watched()) as tokens:
         first = (await tokens.access(account)).token
@@ -60,7 +60,7 @@ async def test_a_token_that_is_refused_as_well_is_not_replaced_at_once(processes
     assert len(processes.spent) == 1
 
 
-async def test_a_refresh_is_a_call_within_the_accounts_budget(processes: Processes):
+async def test_a_refresh_is_a_call_within_the_accounts_budget(processes: Processes) -> None:
     account = await processes.consent()
     await processes.run(EXPIRED, account)
     budget = Budget(processes.url, Budgets(crm_per_second=1000))
@@ -79,7 +79,7 @@ async def test_a_refresh_is_a_call_within_the_accounts_budget(processes: Process
     assert processes.sandbox.faults.faults == []
 
 
-async def test_a_refusal_without_a_reason_takes_no_consent_back(processes: Processes):
+async def test_a_refusal_without_a_reason_takes_no_consent_back(processes: Processes) -> None:
     account = await processes.consent()
     await processes.run(EXPIRED, account)
     await processes.fault("400", body={"status": 400})
@@ -107,6 +107,6 @@ async def test_a_refusal_without_a_reason_takes_no_consent_back(processes: Proce
 )
 def test_only_an_answer_that_says_so_means_that_a_token_is_spent(
     status: int, kind: str, body: bytes, expected: type[Exception]
-):
+) -> None:
     with pytest.raises(expected):
         pair_of(Answer(status, kind, 0.0, body))

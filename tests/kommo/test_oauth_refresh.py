@@ -64,7 +64,7 @@ STEPS = st.lists(
 @given(steps=STEPS, left=st.sampled_from([DAY, 60, 1]))
 async def test_refreshes_never_collide_and_nobody_is_left_out(
     processes: Processes, steps: list[tuple[str, int]], left: int
-):
+) -> None:
     await processes.consent(left)
     calls = []
     for what, number in steps:
@@ -84,7 +84,7 @@ async def test_refreshes_never_collide_and_nobody_is_left_out(
     assert not any(isinstance(command, c.Withdraw) for command in processes.recorded)
 
 
-async def test_whoever_waits_for_a_refresh_uses_what_it_got(processes: Processes):
+async def test_whoever_waits_for_a_refresh_uses_what_it_got(processes: Processes) -> None:
     await processes.consent(60)
     await processes.fault("slow", seconds=0.3)
     calls = [tokens.access(processes.account) for tokens in processes.all for _ in range(5)]
@@ -92,7 +92,7 @@ async def test_whoever_waits_for_a_refresh_uses_what_it_got(processes: Processes
     assert (len(got), len(processes.spent)) == (1, 1)
 
 
-async def test_a_token_is_refreshed_five_minutes_ahead_and_not_before(processes: Processes):
+async def test_a_token_is_refreshed_five_minutes_ahead_and_not_before(processes: Processes) -> None:
     await processes.consent(310)
     await processes.all[0].access(processes.account)
     assert processes.spent == []
@@ -101,7 +101,7 @@ async def test_a_token_is_refreshed_five_minutes_ahead_and_not_before(processes:
     assert len(processes.spent) == 1
 
 
-async def test_while_kommo_is_away_the_old_token_is_used_to_its_end(processes: Processes):
+async def test_while_kommo_is_away_the_old_token_is_used_to_its_end(processes: Processes) -> None:
     await processes.consent(60)
     old = processes.sandbox.books.tokens.of(processes.account)[0].id
     await processes.fault("500", times=None)
@@ -117,7 +117,7 @@ async def test_while_kommo_is_away_the_old_token_is_used_to_its_end(processes: P
     assert await processes.works(await processes.called(processes.all[0]))
 
 
-async def test_an_answer_lost_after_kommo_spent_the_token_ends_in_a_clear_state(processes: Processes):
+async def test_an_answer_lost_after_kommo_spent_the_token_ends_in_a_clear_state(processes: Processes) -> None:
     account = await processes.consent(1)
     await asyncio.sleep(1.1)
     await processes.fault("drop_after")
@@ -132,7 +132,7 @@ async def test_an_answer_lost_after_kommo_spent_the_token_ends_in_a_clear_state(
     assert await processes.works((await processes.all[1].access(account)).token)
 
 
-async def test_once_withdrawn_kommo_is_asked_no_more(processes: Processes):
+async def test_once_withdrawn_kommo_is_asked_no_more(processes: Processes) -> None:
     account = await processes.consent(60)
     await processes.order("/crm/revoke", {"account_id": account})
     with pytest.raises(NotAuthorized):
@@ -143,7 +143,7 @@ async def test_once_withdrawn_kommo_is_asked_no_more(processes: Processes):
             await tokens.access(account)
 
 
-async def test_a_wrong_client_secret_withdraws_nothing(processes: Processes):
+async def test_a_wrong_client_secret_withdraws_nothing(processes: Processes) -> None:
     account = await processes.consent(1)
     await asyncio.sleep(1.1)
     wrong = OAuthApp(CLIENT, "another", REDIRECT)
@@ -154,7 +154,7 @@ async def test_a_wrong_client_secret_withdraws_nothing(processes: Processes):
     assert await processes.works((await processes.all[0].access(account)).token)
 
 
-async def test_tokens_outlive_a_database_that_breaks_during_a_refresh(processes: Processes):
+async def test_tokens_outlive_a_database_that_breaks_during_a_refresh(processes: Processes) -> None:
     account = await processes.consent(60)
     await processes.fault("slow", seconds=0.5)
     call = asyncio.create_task(processes.all[0].access(account))
@@ -166,7 +166,7 @@ async def test_tokens_outlive_a_database_that_breaks_during_a_refresh(processes:
     assert (await processes.all[1].access(account)).token == token
 
 
-async def test_what_nobody_used_for_a_month_is_refreshed_before_it_dies(processes: Processes):
+async def test_what_nobody_used_for_a_month_is_refreshed_before_it_dies(processes: Processes) -> None:
     account = await processes.consent()
     for days, refreshes in ((29, 0), (32, 1)):
         async with await psycopg.AsyncConnection.connect(processes.url, autocommit=True) as link:
@@ -175,7 +175,7 @@ async def test_what_nobody_used_for_a_month_is_refreshed_before_it_dies(processe
         assert len(processes.spent) == refreshes
 
 
-async def test_an_account_that_cannot_be_refreshed_keeps_no_other_from_it(processes: Processes):
+async def test_an_account_that_cannot_be_refreshed_keeps_no_other_from_it(processes: Processes) -> None:
     bad, revoked, good = [await processes.consent() for _ in range(3)]
     for account in (bad, revoked, good):
         await processes.run(UNUSED, 32, account)
@@ -188,7 +188,7 @@ async def test_an_account_that_cannot_be_refreshed_keeps_no_other_from_it(proces
     assert await processes.works((await processes.all[0].access(good)).token)
 
 
-async def test_keeping_alive_goes_on_after_the_database_failed(processes: Processes):
+async def test_keeping_alive_goes_on_after_the_database_failed(processes: Processes) -> None:
     await processes.run("ALTER TABLE ledger.tokens RENAME COLUMN sealed TO gone")
     task = asyncio.create_task(processes.all[0].keep_alive())
     await asyncio.sleep(0.3)
@@ -197,7 +197,7 @@ async def test_keeping_alive_goes_on_after_the_database_failed(processes: Proces
     task.cancel()
 
 
-async def test_new_tokens_outlive_a_database_that_is_read_only_for_a_moment(processes: Processes):
+async def test_new_tokens_outlive_a_database_that_is_read_only_for_a_moment(processes: Processes) -> None:
     account = await processes.consent(60)
     await processes.run(READ_ONLY)
     call = asyncio.create_task(processes.all[0].access(account))
@@ -209,7 +209,7 @@ async def test_new_tokens_outlive_a_database_that_is_read_only_for_a_moment(proc
     assert (await processes.all[1].access(account)).token == token
 
 
-async def test_the_database_waits_for_kommo_however_impatient_it_is(processes: Processes):
+async def test_the_database_waits_for_kommo_however_impatient_it_is(processes: Processes) -> None:
     account = await processes.consent(60)
     name = sql.Identifier(processes.url.rpartition("/")[2].partition("?")[0])
     async with await psycopg.AsyncConnection.connect(processes.url, autocommit=True) as link:
@@ -223,7 +223,7 @@ async def test_the_database_waits_for_kommo_however_impatient_it_is(processes: P
     assert await processes.works((await holders).token)
 
 
-async def test_tokens_cannot_be_moved_to_another_account(processes: Processes):
+async def test_tokens_cannot_be_moved_to_another_account(processes: Processes) -> None:
     first = await processes.consent()
     second = await processes.consent()
     async with await psycopg.AsyncConnection.connect(processes.url, autocommit=True) as link:

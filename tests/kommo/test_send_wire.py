@@ -34,7 +34,7 @@ def payload(book: Book) -> object:
     return payloads.request(WHERE.scope_id, book.events[-1])[1]["payload"]
 
 
-def test_a_customer_is_told_whole():
+def test_a_customer_is_told_whole() -> None:
     sent = Book().told(customer(1, sender=ANN, source="shop 1", silent=True))
     assert payload(sent) == {
         "timestamp": (START_MS + 1000) // 1000,
@@ -54,7 +54,7 @@ def test_a_customer_is_told_whole():
     }
 
 
-def test_an_edit_names_the_message_by_our_id():
+def test_an_edit_names_the_message_by_our_id() -> None:
     assert payload(Book().told(customer(1), edit(2, own("m-1")))) == {
         "timestamp": (START_MS + 2000) // 1000,
         "msec_timestamp": START_MS + 2000,
@@ -64,14 +64,14 @@ def test_an_edit_names_the_message_by_our_id():
     }
 
 
-def test_an_edit_names_the_message_by_kommos_id_too_once_that_is_known():
+def test_an_edit_names_the_message_by_kommos_id_too_once_that_is_known() -> None:
     taken = accept(2, own("m-1"), "kommo", "theirs")
     told = payload(Book().told(customer(1), taken, edit(3, own("m-1"))))
     assert isinstance(told, dict)
     assert (told["id"], told["msgid"]) == ("theirs", own("m-1"))
 
 
-def test_a_reaction_in_a_managers_name_goes_by_his_amojo_id_alone():
+def test_a_reaction_in_a_managers_name_goes_by_his_amojo_id_alone() -> None:
     hers = react(2, own("m-1"))
     his = replace(hers, sender=e.Party(id="phone", ref_id="maria"))
     for command, user in ((hers, {"id": "u-1"}), (his, {"ref_id": "maria"})):
@@ -80,7 +80,7 @@ def test_a_reaction_in_a_managers_name_goes_by_his_amojo_id_alone():
         assert (path, told["user"], told["conversation_id"]) == (f"{WHERE.scope_id}/react", user, "conv-1")
 
 
-def test_a_v1_hook_is_known_for_what_it_is():
+def test_a_v1_hook_is_known_for_what_it_is() -> None:
     with pytest.raises(HookRefused, match="v1") as raised:
         hooks.command(WHERE, OLD)
     assert raised.value.old

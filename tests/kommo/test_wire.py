@@ -74,7 +74,7 @@ def scope() -> ActiveScope:
 @pytest.mark.parametrize(("call", "content", "expected"), REQUESTS, ids=["connect", "status", "disconnect"])
 def test_requests_to_kommo_are_signed_as_published(
     call: tuple[str, str, str], content: object, expected: tuple[str, str]
-):
+) -> None:
     method, path, date = call
     body = json.dumps(content, separators=(",", ":")).encode()
     headers = sign(SECRET, method, path, body, date)
@@ -82,29 +82,29 @@ def test_requests_to_kommo_are_signed_as_published(
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\n\n"])
-def test_a_newline_that_kommo_appends_is_not_part_of_what_it_signed(scope: ActiveScope, end: bytes):
+def test_a_newline_that_kommo_appends_is_not_part_of_what_it_signed(scope: ActiveScope, end: bytes) -> None:
     assert signed_(scope, HEX, VECTOR + end)
 
 
-def test_a_newline_that_kommo_signed_is(scope: ActiveScope):
+def test_a_newline_that_kommo_signed_is(scope: ActiveScope) -> None:
     assert signed_(scope, "79deb393bd10206584c6114203ec85f04ea0647e", VECTOR + b"\n")
 
 
-def test_the_header_may_be_in_upper_case(scope: ActiveScope):
+def test_the_header_may_be_in_upper_case(scope: ActiveScope) -> None:
     assert signed_(scope, HEX.upper(), VECTOR)
 
 
 @pytest.mark.parametrize("end", [b" ", b"}", b"\0", b"\n "])
-def test_any_other_end_breaks_the_signature(scope: ActiveScope, end: bytes):
+def test_any_other_end_breaks_the_signature(scope: ActiveScope, end: bytes) -> None:
     assert not signed_(scope, HEX, VECTOR + end)
 
 
 @pytest.mark.parametrize("given", ["", HEX[:-1], f"{HEX}0", f" {HEX}", f"sha1={HEX}", "ÿ" * 40, "0" * 40])
-def test_what_is_not_the_signature_is_refused(scope: ActiveScope, given: str):
+def test_what_is_not_the_signature_is_refused(scope: ActiveScope, given: str) -> None:
     assert not signed_(scope, given, VECTOR)
 
 
-def test_the_published_vector_of_standard_webhooks_holds():
+def test_the_published_vector_of_standard_webhooks_holds() -> None:
     body = b'{"test": 2432232314}'
     headers = {
         "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
@@ -117,7 +117,7 @@ def test_the_published_vector_of_standard_webhooks_holds():
     assert signed == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-def test_what_we_sign_for_the_messenger_it_can_verify():
+def test_what_we_sign_for_the_messenger_it_can_verify() -> None:
     body = '{"text":"Привет 👋"}'.encode()
     assert webhook.verified([WHSEC], webhook.signed(WHSEC, "an-event", body), body)
 
@@ -138,14 +138,14 @@ def url(service: Served, request: pytest.FixtureRequest) -> str:
     return service.url if request.param == "front" else service.inner
 
 
-async def test_a_hook_is_answered_with_nothing_once_it_is_stored(service: Served, url: str):
+async def test_a_hook_is_answered_with_nothing_once_it_is_stored(service: Served, url: str) -> None:
     head = await service.head()
     answer = await service.hook(wrote(url), url=url)
     assert (answer.status, answer.raw) == (200, b"")
     assert (await service.since(head))[-1]["content"]["text"] == f"Hi {url}"
 
 
-async def test_a_repeated_hook_is_answered_the_same_and_no_news(service: Served, url: str):
+async def test_a_repeated_hook_is_answered_the_same_and_no_news(service: Served, url: str) -> None:
     hook = wrote(f"twice {url}")
     assert (await service.hook(hook, url=url)).status == 200
     head = await service.head()
@@ -153,13 +153,13 @@ async def test_a_repeated_hook_is_answered_the_same_and_no_news(service: Served,
     assert await service.head() == head
 
 
-async def test_a_hook_with_a_newline_and_a_shouted_signature_is_taken(service: Served, url: str):
+async def test_a_hook_with_a_newline_and_a_shouted_signature_is_taken(service: Served, url: str) -> None:
     body = json.dumps(wrote(f"newline {url}")).encode()
     headers = {"X-Signature": signature(body).upper()}
     assert (await service.hook(body + b"\n", url=url, headers=headers)).status == 200
 
 
-async def test_an_action_is_answered_with_its_id_and_position(service: Served, url: str):
+async def test_an_action_is_answered_with_its_id_and_position(service: Served, url: str) -> None:
     head = await service.head()
     answer = await service.act(sent(url), url=url)
     (result,) = answer.body["results"]
@@ -168,14 +168,14 @@ async def test_an_action_is_answered_with_its_id_and_position(service: Served, u
     assert answer.headers["Ledger-Position"] == str(result["position"])
 
 
-async def test_a_repeated_action_gives_the_first_position(service: Served, url: str):
+async def test_a_repeated_action_gives_the_first_position(service: Served, url: str) -> None:
     action = sent(f"twice {url}")
     first = (await service.act(action, url=url)).body["results"][0]
     again = (await service.act(action, url=url)).body["results"][0]
     assert again == first | {"duplicate": True}
 
 
-async def test_an_array_is_taken_in_order_and_answered_one_by_one(service: Served, url: str):
+async def test_an_array_is_taken_in_order_and_answered_one_by_one(service: Served, url: str) -> None:
     head = await service.head()
     array = [sent(f"{url} {n}", conversation_id=f"conv-{n % 3}") for n in range(500)]
     results = (await service.act(array, url=url)).body["results"]
@@ -187,7 +187,7 @@ async def test_an_array_is_taken_in_order_and_answered_one_by_one(service: Serve
     assert {event["message"] for event in sent_events} == {result["id"] for result in results}
 
 
-async def test_an_array_that_repeats_itself_stores_each_action_once(service: Served, url: str):
+async def test_an_array_that_repeats_itself_stores_each_action_once(service: Served, url: str) -> None:
     action = sent(f"echo {url}")
     first, again = (await service.act([action, action], url=url)).body["results"]
     assert (first["duplicate"], again["duplicate"]) == (False, True)
@@ -196,7 +196,7 @@ async def test_an_array_that_repeats_itself_stores_each_action_once(service: Ser
 
 async def test_stale_typing_is_dropped_and_fresh_typing_stored_once_in_five_seconds(
     service: Served, url: str
-):
+) -> None:
     typing = {**about("typing", "-"), "sender": {"id": url}}
     stale = typing | {"at": "2026-01-01T00:00:00Z"}
     dropped = (await service.act(stale, url=url)).body["results"][0]
@@ -205,17 +205,17 @@ async def test_stale_typing_is_dropped_and_fresh_typing_stored_once_in_five_seco
     assert (first["position"], again["duplicate"]) == (again["position"], True)
 
 
-async def test_a_status_that_comes_before_its_message_is_known_is_stored(service: Served, url: str):
+async def test_a_status_that_comes_before_its_message_is_known_is_stored(service: Served, url: str) -> None:
     result = (await service.act(about("message.delivered", f"x {url}"), url=url)).body["results"][0]
     assert (result["id"], result["duplicate"]) == (None, False)
     assert result["position"] == await service.head()
 
 
-async def test_an_action_may_name_its_account(service: Served, url: str):
+async def test_an_action_may_name_its_account(service: Served, url: str) -> None:
     assert (await service.act(sent(f"named {url}", account_id=ACCOUNT), url=url)).status == 200
 
 
-async def test_every_kind_of_content_comes_back_as_it_was_given(service: Served, url: str):
+async def test_every_kind_of_content_comes_back_as_it_was_given(service: Served, url: str) -> None:
     media = "https://files.example.com/x"
     given = [
         {"type": "text", "text": "a\tb\n😀 " + "x" * 60_000},

@@ -85,7 +85,7 @@ def taken(results: Sequence[Recorded | BaseException]) -> list[Recorded]:
     return [one for one in results if isinstance(one, Recorded)]
 
 
-async def test_every_command_has_one_outcome_and_its_own_position(url: str):
+async def test_every_command_has_one_outcome_and_its_own_position(url: str) -> None:
     async with opened(url) as ledger:
         results = taken(await outcomes(ledger, sends(1500)))
     events = await stored(url)
@@ -96,7 +96,7 @@ async def test_every_command_has_one_outcome_and_its_own_position(url: str):
         assert (event.own_id, event.message) == (command.own_id, result.message)
 
 
-async def test_a_repeat_in_the_same_batch_and_in_a_later_one_gets_the_first_position(url: str):
+async def test_a_repeat_in_the_same_batch_and_in_a_later_one_gets_the_first_position(url: str) -> None:
     one = customer(1)
     async with opened(url) as ledger:
         first, again = taken(await outcomes(ledger, [one, replace(one, id=customer(2).id)]))
@@ -105,7 +105,7 @@ async def test_a_repeat_in_the_same_batch_and_in_a_later_one_gets_the_first_posi
     assert first.position == again.position == later.position
 
 
-async def test_commands_of_a_conversation_keep_their_order(url: str):
+async def test_commands_of_a_conversation_keep_their_order(url: str) -> None:
     async with opened(url) as ledger:
         results = taken(await outcomes(ledger, sends(600, chats=3)))
     for chat in range(3):
@@ -113,7 +113,7 @@ async def test_commands_of_a_conversation_keep_their_order(url: str):
         assert positions == sorted(positions)
 
 
-async def test_what_is_decided_about_a_conversation_finds_it_also_where_it_is_remembered(url: str):
+async def test_what_is_decided_about_a_conversation_finds_it_also_where_it_is_remembered(url: str) -> None:
     async with opened(url, writers=1) as ledger:
         await two_become_one(ledger)
         await ledger.submit(customer(4, "m-2"))
@@ -132,7 +132,7 @@ async def two_become_one(ledger: Ledger) -> None:
     await ledger.submit(manager(3, "k-2"))
 
 
-async def test_a_message_after_a_merge_belongs_to_what_is_left(url: str):
+async def test_a_message_after_a_merge_belongs_to_what_is_left(url: str) -> None:
     async with opened(url, writers=1) as ledger:
         await two_become_one(ledger)
         await ledger.submit(customer(4, "m-2"))
@@ -140,7 +140,7 @@ async def test_a_message_after_a_merge_belongs_to_what_is_left(url: str):
     assert last.conversation == end("kommo", "chat-1").stream
 
 
-async def test_what_another_process_has_merged_is_not_remembered_apart(url: str):
+async def test_what_another_process_has_merged_is_not_remembered_apart(url: str) -> None:
     async with opened(url, writers=1) as one, opened(url, writers=1) as two:
         await one.submit(manager(1, own_chat=None))
         await one.submit(customer(2))
@@ -151,7 +151,7 @@ async def test_what_another_process_has_merged_is_not_remembered_apart(url: str)
     assert last.conversation == latest.conversation == end("kommo", "chat-1").stream
 
 
-async def test_a_rule_that_is_broken_is_told_to_its_command_alone(url: str):
+async def test_a_rule_that_is_broken_is_told_to_its_command_alone(url: str) -> None:
     commands = [customer(1), confirm(2, own("m-1"), "read"), customer(3, "m-2")]
     nothing = c.Reject(**Now(4).stamp("system"), stream=kommo("nothing"), code=905, text="")
     async with opened(url) as ledger:
@@ -171,7 +171,7 @@ POISON = {
 
 
 @pytest.mark.parametrize("name", POISON)
-async def test_a_poison_command_fails_alone(url: str, name: str):
+async def test_a_poison_command_fails_alone(url: str, name: str) -> None:
     poison = replace(POISON[name], lane="poison", ends=(end("messenger", "conv-poison"),))
     async with opened(url, writers=1) as ledger:
         commands = [*sends(50), poison, *sends(50, first=51)]
@@ -182,7 +182,7 @@ async def test_a_poison_command_fails_alone(url: str, name: str):
     assert len([one for one in await stored(url) if isinstance(one, e.MessageSent)]) == 101
 
 
-async def test_a_full_queue_takes_nothing(url: str):
+async def test_a_full_queue_takes_nothing(url: str) -> None:
     async with owner(url) as blocker, opened(url, writers=1) as ledger, blocker.transaction():
         await blocker.execute(LOCK)
         room = module.QUEUE_MAX - ledger.depth
@@ -220,7 +220,7 @@ def own_message(process: int, n: int) -> c.Send:
     return replace(customer(1 + n, name, chat=chat, words=name), lane=chat)
 
 
-async def test_processes_that_race_leave_no_gap_and_store_everything_once(url: str):
+async def test_processes_that_race_leave_no_gap_and_store_everything_once(url: str) -> None:
     context = multiprocessing.get_context("spawn")
     answers: multiprocessing.Queue[list[int]] = context.Queue()
     processes = [context.Process(target=write, args=(url, number, 200, answers)) for number in range(3)]
@@ -237,7 +237,7 @@ async def test_processes_that_race_leave_no_gap_and_store_everything_once(url: s
         assert all(one < two for one, two in pairwise(times))
 
 
-async def test_order_holds_also_when_another_writer_is_in_the_way(url: str):
+async def test_order_holds_also_when_another_writer_is_in_the_way(url: str) -> None:
     async with opened(url) as one, opened(url) as two:
         mine, theirs = sends(300, chats=2), sends(300, first=1000, chats=2)
         results = await asyncio.gather(outcomes(one, mine), outcomes(two, theirs))
@@ -251,7 +251,7 @@ async def test_order_holds_also_when_another_writer_is_in_the_way(url: str):
         assert all(a < b for a, b in pairwise(times))
 
 
-async def test_two_names_of_one_conversation_share_its_clock_when_another_writer_moves_it(url: str):
+async def test_two_names_of_one_conversation_share_its_clock_when_another_writer_moves_it(url: str) -> None:
     """Decided in one batch, over lanes that look apart, and refused together."""
     async with owner(url) as blocker, opened(url, writers=1) as ledger, opened(url, writers=1) as other:
         await ledger.submit(manager(50))
@@ -271,7 +271,7 @@ async def test_two_names_of_one_conversation_share_its_clock_when_another_writer
 # Trouble.
 
 
-async def test_a_clock_that_was_taken_away_is_made_again(url: str):
+async def test_a_clock_that_was_taken_away_is_made_again(url: str) -> None:
     async with opened(url) as ledger:
         await outcomes(ledger, sends(4, chats=2))
         async with owner(url) as connection:
@@ -281,7 +281,7 @@ async def test_a_clock_that_was_taken_away_is_made_again(url: str):
     assert len([one for one in await stored(url) if isinstance(one, e.MessageSent)]) == 8
 
 
-async def test_one_repeat_does_not_hold_back_a_batch(url: str):
+async def test_one_repeat_does_not_hold_back_a_batch(url: str) -> None:
     (one,) = sends(1)
     async with opened(url, writers=1) as ledger:
         await outcomes(ledger, [one])
@@ -291,7 +291,7 @@ async def test_one_repeat_does_not_hold_back_a_batch(url: str):
     assert len([each for each in await stored(url) if isinstance(each, e.MessageSent)]) == 41
 
 
-async def test_nothing_is_lost_or_doubled_when_connections_are_killed(url: str):
+async def test_nothing_is_lost_or_doubled_when_connections_are_killed(url: str) -> None:
     commands = sends(3000, chats=20)
     async with owner(url) as killer, opened(url) as ledger:
         running = asyncio.gather(*(send_until_told(ledger, command) for command in commands))
@@ -318,14 +318,14 @@ async def send_until_told(ledger: Ledger, command: c.Send) -> Recorded:
             await asyncio.sleep(0.05)
 
 
-async def test_a_command_stored_before_the_link_broke_is_no_duplicate_of_itself(url: str):
+async def test_a_command_stored_before_the_link_broke_is_no_duplicate_of_itself(url: str) -> None:
     async with owner(url) as killer, opened(url, writers=1) as ledger:
         await ledger.submit(customer(1))
         await killer.execute(KILL)
         assert (await ledger.submit(customer(2, "m-2"))).duplicate is False
 
 
-async def test_whoever_waits_is_told_within_five_seconds_although_the_database_hangs(url: str):
+async def test_whoever_waits_is_told_within_five_seconds_although_the_database_hangs(url: str) -> None:
     loop = asyncio.get_running_loop()
     async with owner(url) as blocker, opened(url, writers=1) as ledger:
         async with blocker.transaction():
@@ -343,7 +343,7 @@ async def test_whoever_waits_is_told_within_five_seconds_although_the_database_h
     assert len({one.position for one in again}) == 2
 
 
-async def test_closing_commits_what_is_queued(url: str):
+async def test_closing_commits_what_is_queued(url: str) -> None:
     async with opened(url) as ledger:
         waiting = [ledger.submit(command) for command in sends(700)]
         await ledger.close()
@@ -365,7 +365,7 @@ async def test_closing_commits_what_is_queued(url: str):
         "TRUNCATE ledger.stored_events",
     ],
 )
-async def test_the_database_refuses_to_change_the_past(url: str, role: str, statement: str):
+async def test_the_database_refuses_to_change_the_past(url: str, role: str, statement: str) -> None:
     async with opened(url) as ledger:
         await ledger.submit(customer(1))
     connect = connect_ if role == names.ROLE else psycopg.AsyncConnection.connect
@@ -375,14 +375,14 @@ async def test_the_database_refuses_to_change_the_past(url: str, role: str, stat
     assert len(await stored(url)) == 2
 
 
-async def test_the_service_may_not_lift_that(url: str):
+async def test_the_service_may_not_lift_that(url: str) -> None:
     async with await connect_(url) as connection:
         for what in ("TRIGGER append_only ON ledger.stored_events", "TABLE ledger.stored_events"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 await connection.execute(f"DROP {what}")
 
 
-async def test_the_service_may_only_write_through_the_append(url: str):
+async def test_the_service_may_only_write_through_the_append(url: str) -> None:
     async with await connect_(url) as connection:
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             await connection.execute(
@@ -390,7 +390,7 @@ async def test_the_service_may_only_write_through_the_append(url: str):
             )
 
 
-async def test_an_append_refuses_an_isolation_in_which_positions_could_repeat(url: str):
+async def test_an_append_refuses_an_isolation_in_which_positions_could_repeat(url: str) -> None:
     async with owner(url) as connection, connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         with pytest.raises(psycopg.errors.RaiseException):

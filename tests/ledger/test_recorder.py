@@ -60,7 +60,7 @@ def event(stream: Any = None, version: int = 1) -> StoredEvent:
     return StoredEvent(stream or uuid4(), version, "topic", b"state")
 
 
-def test_positions_have_no_gaps_after_refused_appends(recorder: LedgerRecorder):
+def test_positions_have_no_gaps_after_refused_appends(recorder: LedgerRecorder) -> None:
     first = event()
     assert recorder.insert_events([first]) == [1]
     for refused in ([first], [event(), first], [first, event()]):
@@ -72,7 +72,7 @@ def test_positions_have_no_gaps_after_refused_appends(recorder: LedgerRecorder):
     assert recorder.insert_events([event(), event()]) == [2, 3]
 
 
-def test_threads_that_race_leave_no_gap_and_lose_nothing(recorder: LedgerRecorder):
+def test_threads_that_race_leave_no_gap_and_lose_nothing(recorder: LedgerRecorder) -> None:
     given: list[int] = []
     rounds = 20
 
@@ -88,7 +88,7 @@ def test_threads_that_race_leave_no_gap_and_lose_nothing(recorder: LedgerRecorde
     assert sorted(given) == list(range(1, 6 * rounds * 2 + 1))
 
 
-def test_tables_of_two_recorders_are_apart(datastore: PostgresDatastore):
+def test_tables_of_two_recorders_are_apart(datastore: PostgresDatastore) -> None:
     one, two = (LedgerRecorder(datastore, events_table_name=name) for name in ("one", "two"))
     for each in (one, two):
         each.create_table()
@@ -96,7 +96,7 @@ def test_tables_of_two_recorders_are_apart(datastore: PostgresDatastore):
     assert one.channel_name != two.channel_name
 
 
-async def test_the_library_reads_the_ledger_of_the_service(database_url: str):
+async def test_the_library_reads_the_ledger_of_the_service(database_url: str) -> None:
     await migrate(database_url)
     ledger = Ledger(database_url, lambda _: None)
     await ledger.open()
@@ -112,7 +112,7 @@ async def test_the_library_reads_the_ledger_of_the_service(database_url: str):
             assert next(subscription).id == 2
 
 
-async def test_only_the_append_gives_positions(database_url: str):
+async def test_only_the_append_gives_positions(database_url: str) -> None:
     await migrate(database_url)
     async with await psycopg.AsyncConnection.connect(database_url) as connection:
         with pytest.raises(psycopg.errors.NotNullViolation):

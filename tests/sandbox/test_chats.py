@@ -1,9 +1,10 @@
 """The fake Kommo keeps to its documentation: over real HTTP, with signatures over raw bytes."""
 
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -66,7 +67,9 @@ VECTORS = [
 
 
 @pytest.mark.parametrize(("method", "path", "date", "body", "md5", "signature"), VECTORS)
-def test_the_published_vectors_are_believed_for_15_minutes(method, path, date, body, md5, signature):
+def test_the_published_vectors_are_believed_for_15_minutes(
+    method: str, path: str, date: str, body: str, md5: str, signature: str
+) -> None:
     assert content_md5(body.encode()) == md5
     assert request_signature(SECRET, method, md5, JSON, date, path) == signature
     headers = {"date": date, "content-type": JSON, "content-md5": md5, "x-signature": signature}
@@ -87,14 +90,14 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("spoiled", SPOILED.values(), ids=SPOILED)
-async def test_what_is_not_signed_right_is_403(integration, spoiled):
+async def test_what_is_not_signed_right_is_403(integration: Integration, spoiled: dict[str, Any]) -> None:
     status, told = await integration.call("POST", ORIGIN + SCOPE, b"{}", **spoiled)
     assert status == 403
     assert told["error_code"] == 403
     assert not (await integration.kommo())["messages"]
 
 
-async def test_an_offset_or_gmt_in_the_date_is_believed(integration):
+async def test_an_offset_or_gmt_in_the_date_is_believed(integration: Integration) -> None:
     here = datetime.now(UTC)
     for date in (here.strftime("%a, %d %b %Y %H:%M:%S GMT"), here.strftime("%a, %d %b %Y %H:%M:%S -0000")):
         status, _ = await integration.call(
@@ -103,7 +106,7 @@ async def test_an_offset_or_gmt_in_the_date_is_believed(integration):
         assert status == 200
 
 
-async def test_a_connection_is_echoed_with_its_scope_and_may_be_repeated(integration):
+async def test_a_connection_is_echoed_with_its_scope_and_may_be_repeated(integration: Integration) -> None:
     expected = {
         "account_id": ACCOUNT,
         "scope_id": SCOPE,
@@ -114,20 +117,20 @@ async def test_a_connection_is_echoed_with_its_scope_and_may_be_repeated(integra
     assert await integration.connect() == (200, expected)
 
 
-async def test_a_private_channel_is_closed_to_other_accounts(integration):
+async def test_a_private_channel_is_closed_to_other_accounts(integration: Integration) -> None:
     assert (await integration.connect("another"))[0] == 403
 
 
-async def test_only_version_2_of_the_hooks_can_be_had(integration):
+async def test_only_version_2_of_the_hooks_can_be_had(integration: Integration) -> None:
     status, _ = await integration.call("POST", f"{ORIGIN}{CHANNEL}/connect", {"account_id": ACCOUNT})
     assert status == 400
 
 
-async def test_an_unknown_channel_is_404(integration):
+async def test_an_unknown_channel_is_404(integration: Integration) -> None:
     assert (await integration.call("POST", f"{ORIGIN}nothing/connect", b"{}"))[0] == 404
 
 
-async def test_after_a_disconnect_the_scope_is_404_and_hooks_stop(integration):
+async def test_after_a_disconnect_the_scope_is_404_and_hooks_stop(integration: Integration) -> None:
     await integration.send()
     path = f"{ORIGIN}{CHANNEL}/disconnect"
     assert await integration.call("DELETE", path, {"account_id": ACCOUNT}) == (200, None)
@@ -137,7 +140,9 @@ async def test_after_a_disconnect_the_scope_is_404_and_hooks_stop(integration):
     assert integration.hooks == []
 
 
-async def test_a_message_is_taken_and_its_repeat_is_answered_with_the_first_ids(integration):
+async def test_a_message_is_taken_and_its_repeat_is_answered_with_the_first_ids(
+    integration: Integration,
+) -> None:
     status, first = await integration.send()
     assert status == 200
     told = first["new_message"]
@@ -148,7 +153,7 @@ async def test_a_message_is_taken_and_its_repeat_is_answered_with_the_first_ids(
     assert (kept["id"], kept["client_id"], kept["repeats"]) == (told["msgid"], "m-1", 1)
 
 
-async def test_a_repeat_can_be_refused_instead():
+async def test_a_repeat_can_be_refused_instead() -> None:
     async with integrating(duplicates="refuse") as integration:
         await integration.connect()
         assert [(await integration.send())[0] for _ in range(2)] == [200, 400]
@@ -169,7 +174,7 @@ CONTENTS = [
 
 
 @pytest.mark.parametrize("content", CONTENTS, ids=lambda one: one["type"])
-async def test_every_type_of_message_is_kept_whole(integration, content):
+async def test_every_type_of_message_is_kept_whole(integration: Integration, content: dict[str, Any]) -> None:
     assert (await integration.send(message=content))[0] == 200
     [kept] = (await integration.kommo())["messages"]
     assert kept["message"].items() >= {k: v for k, v in content.items() if k != "shared_post"}.items()
@@ -196,7 +201,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("wrong", BAD.values(), ids=BAD)
-async def test_a_message_of_another_shape_is_400_and_not_kept(integration, wrong):
+async def test_a_message_of_another_shape_is_400_and_not_kept(
+    integration: Integration, wrong: dict[str, Any]
+) -> None:
     status, told = await integration.send(**wrong)
     assert (status, told["error_code"]) == (400, 400)
     assert told["error_description"]
@@ -204,21 +211,23 @@ async def test_a_message_of_another_shape_is_400_and_not_kept(integration, wrong
 
 
 @pytest.mark.parametrize("ref_id", [None, "somebody"])
-async def test_an_outgoing_message_needs_a_known_manager_or_the_bot(integration, ref_id):
+async def test_an_outgoing_message_needs_a_known_manager_or_the_bot(
+    integration: Integration, ref_id: str | None
+) -> None:
     sender = {"id": "m-9", "name": "Bob"} | ({"ref_id": ref_id} if ref_id else {})
     status, told = await integration.send(sender=sender, receiver={"id": "u-1", "name": "Ann"})
     assert (status, told["error_description"]) == (400, "sender: user not found")
 
 
 @pytest.mark.parametrize("ref_id", [MARIA, BOT])
-async def test_an_outgoing_message_makes_no_hook(integration, ref_id):
+async def test_an_outgoing_message_makes_no_hook(integration: Integration, ref_id: str) -> None:
     sender = {"id": "m-9", "name": "Bob", "ref_id": ref_id}
     status, told = await integration.send(sender=sender, receiver={"id": "u-1", "name": "Ann"})
     assert (status, told["new_message"]["receiver_id"]) == (200, "u-1")
     assert (await integration.order("GET", "/hooks"))[1]["hooks"] == []
 
 
-async def test_an_edit_changes_what_is_said_and_nothing_else(integration):
+async def test_an_edit_changes_what_is_said_and_nothing_else(integration: Integration) -> None:
     _, first = await integration.send()
     edit = message(message={"type": "text", "text": "fixed"}, sender={"ignored": 1}, receiver=7)
     status, told = await integration.post("", {"event_type": "edit_message", "payload": edit})
@@ -228,13 +237,13 @@ async def test_an_edit_changes_what_is_said_and_nothing_else(integration):
 
 
 @pytest.mark.parametrize("wrong", [{"msgid": "nothing"}, {"conversation_id": "conv-2"}, {"msgid": None}])
-async def test_an_edit_of_nothing_is_400(integration, wrong):
+async def test_an_edit_of_nothing_is_400(integration: Integration, wrong: dict[str, Any]) -> None:
     await integration.send()
     edit = {"event_type": "edit_message", "payload": message(**wrong)}
     assert (await integration.post("", edit))[0] == 400
 
 
-async def test_a_chat_can_be_made_before_its_first_message(integration):
+async def test_a_chat_can_be_made_before_its_first_message(integration: Integration) -> None:
     order = {"conversation_id": "conv-7", "user": {"id": "u-7", "name": "Eve", "profile": {"phone": "+1555"}}}
     status, made = await integration.post("/chats", order)
     assert (status, set(made["user"])) == (200, {"id", "client_id", "name", "avatar", "phone"})
@@ -245,10 +254,11 @@ async def test_a_chat_can_be_made_before_its_first_message(integration):
 
 async def written(integration: Integration) -> str:
     await integration.send()
-    return (await integration.manager(conversation_id="conv-1"))[1]["id"]
+    found: str = (await integration.manager(conversation_id="conv-1"))[1]["id"]
+    return found
 
 
-GOOD_STATUSES = {
+GOOD_STATUSES: dict[str, Callable[[str], dict[str, Any]]] = {
     "A": lambda one: {"msgid": one, "delivery_status": 1},
     "B": lambda one: {"status_code": 2},
     "both": lambda one: {"msgid": one, "delivery_status": 2, "status_code": 2},
@@ -258,13 +268,15 @@ GOOD_STATUSES = {
 
 
 @pytest.mark.parametrize("status", GOOD_STATUSES.values(), ids=GOOD_STATUSES)
-async def test_a_delivery_status_is_kept_in_both_variants(integration, status):
+async def test_a_delivery_status_is_kept_in_both_variants(
+    integration: Integration, status: Callable[[str], dict[str, Any]]
+) -> None:
     one = await written(integration)
     assert await integration.post(f"/{one}/delivery_status", status(one)) == (200, None)
     assert [call["message_id"] for call in (await integration.kommo())["statuses"]] == [one]
 
 
-BAD_STATUSES = {
+BAD_STATUSES: dict[str, Callable[[str], dict[str, Any]]] = {
     "another msgid": lambda one: {"msgid": "x", "delivery_status": 1},
     "no msgid": lambda one: {"delivery_status": 1},
     "0": lambda one: {"status_code": 0},
@@ -278,17 +290,19 @@ BAD_STATUSES = {
 
 
 @pytest.mark.parametrize("status", BAD_STATUSES.values(), ids=BAD_STATUSES)
-async def test_a_delivery_status_of_another_shape_is_400(integration, status):
+async def test_a_delivery_status_of_another_shape_is_400(
+    integration: Integration, status: Callable[[str], dict[str, Any]]
+) -> None:
     one = await written(integration)
     assert (await integration.post(f"/{one}/delivery_status", status(one)))[0] == 400
     assert (await integration.kommo())["statuses"] == []
 
 
-async def test_the_status_of_an_unknown_message_is_404(integration):
+async def test_the_status_of_an_unknown_message_is_404(integration: Integration) -> None:
     assert (await integration.post("/nothing/delivery_status", {"status_code": 1}))[0] == 404
 
 
-async def test_typing_is_204_and_404_where_there_is_no_chat(integration):
+async def test_typing_is_204_and_404_where_there_is_no_chat(integration: Integration) -> None:
     await integration.send()
     typing = {"conversation_id": "conv-1", "sender": {"id": "u-1"}, "duration_ms": 3000}
     assert await integration.post("/typing", typing) == (204, None)
@@ -297,7 +311,7 @@ async def test_typing_is_204_and_404_where_there_is_no_chat(integration):
     assert [one["duration_ms"] for one in (await integration.kommo())["typings"]] == [3000]
 
 
-async def test_a_reaction_names_the_message_by_either_id(integration):
+async def test_a_reaction_names_the_message_by_either_id(integration: Integration) -> None:
     one = await written(integration)
     react = {"conversation_id": "conv-1", "user": {"id": "u-1"}, "type": "react", "emoji": "👍"}
     assert await integration.post("/react", react | {"id": one}) == (200, None)
@@ -310,7 +324,7 @@ async def test_a_reaction_names_the_message_by_either_id(integration):
     assert [[reaction["emoji"] for reaction in one] for one in reactions] == [["👍"], []]
 
 
-async def test_history_is_newest_first_and_204_where_there_is_none(integration):
+async def test_history_is_newest_first_and_204_where_there_is_none(integration: Integration) -> None:
     for n in range(3):
         await integration.send(msgid=f"m-{n}", msec_timestamp=1700000000000 + n)
     chat = (await integration.kommo())["chats"][0]["id"]

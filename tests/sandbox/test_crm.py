@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 from collections.abc import AsyncIterator
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
@@ -38,7 +39,7 @@ async def crm(shared: Office) -> Office:
     return await fresh_office(shared)
 
 
-async def test_the_consent_page_leads_back_with_a_code_and_the_state(crm):
+async def test_the_consent_page_leads_back_with_a_code_and_the_state(crm: Office) -> None:
     page = f"{crm.chats.url}/oauth"
     async with crm.chats.client.get(page, params={"client_id": CLIENT, "state": "s 1"}) as answer:
         assert answer.status == 200
@@ -52,7 +53,7 @@ async def test_the_consent_page_leads_back_with_a_code_and_the_state(crm):
     assert (await crm.exchange(code=told["code"]))[0] == 200
 
 
-async def test_a_refused_consent_leads_back_with_the_reason(crm):
+async def test_a_refused_consent_leads_back_with_the_reason(crm: Office) -> None:
     form = {"client_id": CLIENT, "state": "s1", "account_id": ACCOUNT, "decision": "refuse"}
     _, where = await no_redirect(crm.chats.client, f"{crm.chats.url}/oauth", form)
     assert parse_qs(urlsplit(where).query) == {
@@ -62,7 +63,7 @@ async def test_a_refused_consent_leads_back_with_the_reason(crm):
     }
 
 
-async def test_a_code_is_good_once(crm):
+async def test_a_code_is_good_once(crm: Office) -> None:
     code = (await crm.authorize())["code"]
     status, told = await crm.exchange(code=code)
     assert (status, told["token_type"], told["expires_in"]) == (200, "Bearer", 86400)
@@ -71,7 +72,7 @@ async def test_a_code_is_good_once(crm):
     assert set(problem) == {"hint", "title", "type", "status", "detail"}
 
 
-async def test_a_form_is_taken_as_well_as_json(crm):
+async def test_a_form_is_taken_as_well_as_json(crm: Office) -> None:
     form = {
         "client_id": CLIENT,
         "client_secret": CLIENT_SECRET,
@@ -95,25 +96,25 @@ DENIED = {
 
 
 @pytest.mark.parametrize(("wrong", "status"), DENIED.values(), ids=DENIED)
-async def test_tokens_are_given_to_nobody_else(crm, wrong, status):
+async def test_tokens_are_given_to_nobody_else(crm: Office, wrong: dict[str, str], status: int) -> None:
     code = (await crm.authorize())["code"]
     answered, problem = await crm.exchange(**({"code": code} | wrong))
     assert (answered, problem["status"]) == (status, status)
 
 
-async def test_a_refresh_token_is_dead_once_it_was_used(crm):
+async def test_a_refresh_token_is_dead_once_it_was_used(crm: Office) -> None:
     status, told = await crm.renew()
     assert status == 200
     assert (await crm.renew())[0] == 400
     assert (await crm.renew(told["refresh_token"]))[0] == 200
 
 
-async def test_of_many_refreshes_at_once_one_wins(crm):
+async def test_of_many_refreshes_at_once_one_wins(crm: Office) -> None:
     answers = await asyncio.gather(*(crm.renew() for _ in range(8)))
     assert sorted(status for status, _ in answers) == [200] + [400] * 7
 
 
-async def test_an_expired_token_is_401_and_its_refresh_still_works(crm):
+async def test_an_expired_token_is_401_and_its_refresh_still_works(crm: Office) -> None:
     assert await crm.order("/expire") == (200, {"expired": 1})
     status, problem = await crm.get("/account")
     assert (status, problem["title"]) == (401, "Unauthorized")
@@ -122,24 +123,24 @@ async def test_an_expired_token_is_401_and_its_refresh_still_works(crm):
     assert (await crm.get("/account"))[0] == 200
 
 
-async def test_after_a_withdrawn_consent_nothing_works(crm):
+async def test_after_a_withdrawn_consent_nothing_works(crm: Office) -> None:
     await crm.order("/revoke")
     assert [(await crm.get("/account"))[0], (await crm.renew())[0]] == [401, 400]
 
 
 @pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer x"}, {"Authorization": "Basic x"}])
-async def test_without_a_token_there_is_no_answer(crm, header):
+async def test_without_a_token_there_is_no_answer(crm: Office, header: dict[str, str]) -> None:
     assert (await crm.chats.request("GET", "/api/v4/account", headers=header))[0] == 401
 
 
-async def test_the_account_has_its_amojo_id_when_it_is_asked_for(crm):
+async def test_the_account_has_its_amojo_id_when_it_is_asked_for(crm: Office) -> None:
     _, told = await crm.get("/account?with=amojo_id,amojo_rights")
     assert (told["id"], told["amojo_id"], told["subdomain"]) == (CRM_ID, ACCOUNT, "acme")
     assert told["_embedded"]["amojo_rights"] == {"can_direct": True, "can_create_groups": True}
     assert "amojo_id" not in (await crm.get("/account"))[1]
 
 
-async def test_users_come_in_pages_and_one_has_no_amojo_id(crm):
+async def test_users_come_in_pages_and_one_has_no_amojo_id(crm: Office) -> None:
     _, told = await crm.get("/users?with=amojo_id")
     users = {one["name"]: one["amojo_id"] for one in told["_embedded"]["users"]}
     assert (users["Maria Keller"], users["Back office"]) == (MARIA, None)
@@ -151,7 +152,7 @@ async def test_users_come_in_pages_and_one_has_no_amojo_id(crm):
     assert [(await crm.get(f"/users/{id}"))[0] for id in (one, 1)] == [200, 404]
 
 
-async def test_a_disabled_integration_is_told_signed_and_disconnected():
+async def test_a_disabled_integration_is_told_signed_and_disconnected() -> None:
     told: list[dict[str, str]] = []
 
     async def listen(request: web.Request) -> web.Response:
@@ -175,13 +176,13 @@ async def test_a_disabled_integration_is_told_signed_and_disconnected():
     await runner.cleanup()
 
 
-async def test_an_order_without_an_integration_says_what_to_do():
+async def test_an_order_without_an_integration_says_what_to_do() -> None:
     async with office(oauth=()) as crm:
         status, told = await crm.order("/authorize")
         assert (status, "--oauth" in told["error"]) == (409, True)
 
 
-async def test_consents_survive_a_restart(tmp_path):
+async def test_consents_survive_a_restart(tmp_path: Path) -> None:
     state = str(tmp_path / "state.db")
     async with office(state=state) as crm:
         await fresh_office(crm)
@@ -191,7 +192,7 @@ async def test_consents_survive_a_restart(tmp_path):
         assert [(await crm.get("/account"))[0], (await crm.renew())[0]] == [200, 200]
 
 
-async def test_more_than_7_requests_a_second_are_429_and_then_a_page():
+async def test_more_than_7_requests_a_second_are_429_and_then_a_page() -> None:
     async with office(crm_per_second=7) as crm:
         await fresh_office(crm)
 
@@ -209,7 +210,7 @@ async def test_more_than_7_requests_a_second_are_429_and_then_a_page():
         assert [one["rate"] for one in (await crm.crm())["accounts"]] == ["blocked"]
 
 
-async def test_faults_hit_the_crm_as_ordered(crm):
+async def test_faults_hit_the_crm_as_ordered(crm: Office) -> None:
     await crm.chats.order("POST", "/faults", {"where": "crm.account", "action": "503", "retry_after": 2})
     status, problem = await crm.get("/account")
     assert (status, problem["status"]) == (503, 503)
@@ -218,7 +219,7 @@ async def test_faults_hit_the_crm_as_ordered(crm):
     assert (await crm.get("/account"))[0] == 200
 
 
-async def test_an_answer_of_the_crm_can_be_a_page_or_be_lost(crm):
+async def test_an_answer_of_the_crm_can_be_a_page_or_be_lost(crm: Office) -> None:
     await crm.chats.order("POST", "/faults", {"where": "crm.users", "action": "html"})
     headers = {"Authorization": f"Bearer {crm.token}"}
     async with crm.chats.client.get(crm.chats.url + "/api/v4/users", headers=headers) as answer:
@@ -229,7 +230,7 @@ async def test_an_answer_of_the_crm_can_be_a_page_or_be_lost(crm):
     assert (await crm.renew())[0] == 400  # The tokens were given, and nobody has them.
 
 
-async def test_an_account_sees_nothing_of_another():
+async def test_an_account_sees_nothing_of_another() -> None:
     accounts = (crm_account(ACCOUNT, CRM_ID), crm_account(OTHER))
     async with office(crm_accounts=accounts) as crm:
         await crm.chats.connect()
@@ -250,7 +251,7 @@ async def test_an_account_sees_nothing_of_another():
         assert (await crm.post("/contacts/chats", [link]))[0] == 400
 
 
-async def test_an_integration_sees_only_its_own_sources_and_templates():
+async def test_an_integration_sees_only_its_own_sources_and_templates() -> None:
     second = OAuthClient("second", "secret", REDIRECT)
     async with office(oauth=(OAuthClient(CLIENT, CLIENT_SECRET, REDIRECT), second)) as crm:
         await crm.sign_in(client_id=CLIENT)
@@ -276,11 +277,11 @@ async def test_an_integration_sees_only_its_own_sources_and_templates():
         ["--disabled-url", "x"],
     ],
 )
-def test_bad_usage_is_told(given):
+def test_bad_usage_is_told(given: list[str]) -> None:
     assert CliRunner().invoke(sandbox, given).exit_code == 2
 
 
-def test_the_help_names_every_call_of_the_crm():
+def test_the_help_names_every_call_of_the_crm() -> None:
     text = CliRunner().invoke(sandbox, ["--help"]).output
     for word in (
         "/oauth2/access_token",

@@ -1,6 +1,7 @@
 """The v4 API of the fake CRM: sources, contacts and their chats, templates, with their limits."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +25,8 @@ async def crm(shared: Office) -> Office:
 async def source(crm: Office, external_id: str = "shop", **more: Any) -> int:
     status, told = await crm.post("/sources", [{"name": "Shop", "external_id": external_id} | more])
     assert status == 200, told
-    return told["_embedded"]["sources"][0]["id"]
+    found: int = told["_embedded"]["sources"][0]["id"]
+    return found
 
 
 def codes(problem: Any) -> list[tuple[str, str, str]]:
@@ -38,7 +40,7 @@ def codes(problem: Any) -> list[tuple[str, str, str]]:
 # Sources.
 
 
-async def test_a_source_is_made_read_changed_and_deleted(crm):
+async def test_a_source_is_made_read_changed_and_deleted(crm: Office) -> None:
     assert (await crm.get("/sources"))[0] == 204
     services = [
         {"type": "whatsapp", "params": {"waba": True}, "pages": [{"id": "1", "name": "P", "link": "1"}]}
@@ -70,34 +72,36 @@ BAD_SOURCES: dict[str, tuple[Any, tuple[str, str, str]]] = {
 
 
 @pytest.mark.parametrize(("order", "expected"), BAD_SOURCES.values(), ids=BAD_SOURCES)
-async def test_a_source_of_another_shape_is_400_and_none_is_made(crm, order, expected):
+async def test_a_source_of_another_shape_is_400_and_none_is_made(
+    crm: Office, order: Any, expected: tuple[str, str, str]
+) -> None:
     status, problem = await crm.post("/sources", order)
     assert (status, problem["status"]) == (400, 400)
     assert codes(problem) == [expected]
     assert (await crm.get("/sources"))[0] == 204
 
 
-async def test_there_are_50_sources_in_a_call_and_100_in_all(crm):
+async def test_there_are_50_sources_in_a_call_and_100_in_all(crm: Office) -> None:
     many = [{"name": "A", "external_id": str(n)} for n in range(101)]
     assert (await crm.post("/sources", many[:51]))[0] == 400
     assert [(await crm.post("/sources", many[n : n + 50]))[0] for n in (0, 50)] == [200, 200]
     assert (await crm.post("/sources", many[100:]))[0] == 400
 
 
-async def test_an_external_id_stays(crm):
+async def test_an_external_id_stays(crm: Office) -> None:
     one = await source(crm)
     status, problem = await crm.call("PATCH", f"/sources/{one}", {"external_id": "other"})
     assert (status, codes(problem)) == (400, [("0", "Immutable", "external_id")])
 
 
-async def test_one_source_is_the_default_and_a_deleted_one_has_no_heir(crm):
+async def test_one_source_is_the_default_and_a_deleted_one_has_no_heir(crm: Office) -> None:
     first, second = await source(crm, "a", default=True), await source(crm, "b", default=True)
     assert [(await crm.get(f"/sources/{one}"))[1]["default"] for one in (first, second)] == [False, True]
     await crm.call("DELETE", f"/sources/{second}")
     assert (await crm.get(f"/sources/{first}"))[1]["default"] is False
 
 
-async def test_of_several_sources_the_missing_ones_are_named_and_the_others_deleted(crm):
+async def test_of_several_sources_the_missing_ones_are_named_and_the_others_deleted(crm: Office) -> None:
     one = await source(crm)
     status, told = await crm.call("DELETE", "/sources", [{"id": 1}, {"id": one}])
     assert (status, told["errors"][0]["errors"]["code"]) == (404, "EntityNotFound")
@@ -110,7 +114,7 @@ async def hooked_source(crm: Office) -> str | None:
     return hook.split('"source":{"external_id":"')[1].split('"')[0] if '"source"' in hook else None
 
 
-async def test_a_chat_follows_the_default_source_until_it_is_bound_to_its_own(crm):
+async def test_a_chat_follows_the_default_source_until_it_is_bound_to_its_own(crm: Office) -> None:
     await source(crm, "main", default=True)
     await crm.chats.send(source={"external_id": "unknown"})
     assert await hooked_source(crm) == "main"
@@ -124,7 +128,7 @@ async def test_a_chat_follows_the_default_source_until_it_is_bound_to_its_own(cr
     assert await hooked_source(crm) == "main"
 
 
-async def test_without_a_default_an_unknown_source_is_none(crm):
+async def test_without_a_default_an_unknown_source_is_none(crm: Office) -> None:
     await crm.chats.send(source={"external_id": "unknown"})
     assert await hooked_source(crm) is None
 
@@ -133,15 +137,17 @@ async def test_without_a_default_an_unknown_source_is_none(crm):
 
 
 async def contact(crm: Office, name: str = "Ann") -> int:
-    return (await crm.post("/contacts", [{"name": name}]))[1]["_embedded"]["contacts"][0]["id"]
+    found: int = (await crm.post("/contacts", [{"name": name}]))[1]["_embedded"]["contacts"][0]["id"]
+    return found
 
 
 async def new_chat(crm: Office) -> str:
     order = {"conversation_id": "conv-1", "user": {"id": "u-1", "name": "Ann"}}
-    return (await crm.chats.post("/chats", order))[1]["id"]
+    found: str = (await crm.chats.post("/chats", order))[1]["id"]
+    return found
 
 
-async def test_a_contact_is_made_and_read(crm):
+async def test_a_contact_is_made_and_read(crm: Office) -> None:
     assert (await crm.get("/contacts"))[0] == 204
     one = await contact(crm)
     assert (await crm.get(f"/contacts/{one}"))[1]["name"] == "Ann"
@@ -149,7 +155,7 @@ async def test_a_contact_is_made_and_read(crm):
     assert (await crm.get("/contacts/1"))[0] == 204
 
 
-async def test_a_chat_is_linked_to_one_contact_and_a_new_link_has_a_new_id(crm):
+async def test_a_chat_is_linked_to_one_contact_and_a_new_link_has_a_new_id(crm: Office) -> None:
     chat, ann, bob = await new_chat(crm), await contact(crm), await contact(crm, "Bob")
     _, first = await crm.post("/contacts/chats", [{"contact_id": ann, "chat_id": chat, "request_id": "r"}])
     [link] = first["_embedded"]["chats"]
@@ -162,7 +168,7 @@ async def test_a_chat_is_linked_to_one_contact_and_a_new_link_has_a_new_id(crm):
     assert (await crm.get("/contacts/chats"))[0] == 400
 
 
-async def test_a_linked_chat_makes_no_incoming_lead(crm):
+async def test_a_linked_chat_makes_no_incoming_lead(crm: Office) -> None:
     chat, ann = await new_chat(crm), await contact(crm)
     await crm.post("/contacts/chats", [{"contact_id": ann, "chat_id": chat}])
     await crm.chats.send()
@@ -170,7 +176,7 @@ async def test_a_linked_chat_makes_no_incoming_lead(crm):
     assert (told["incoming"], [one["contact_id"] for one in told["talks"]]) == ([], [ann])
 
 
-async def test_a_link_needs_a_chat_and_a_contact_and_no_cookies(crm):
+async def test_a_link_needs_a_chat_and_a_contact_and_no_cookies(crm: Office) -> None:
     chat, ann = await new_chat(crm), await contact(crm)
     status, problem = await crm.post("/contacts/chats", [{"contact_id": 1, "chat_id": "x"}])
     assert status == 400
@@ -188,10 +194,11 @@ async def template(crm: Office, **more: Any) -> int:
     order = [{"name": "Hi", "content": "Hello {{contact.name}}"} | more]
     status, told = await crm.post("/chats/templates", order)
     assert status == 200, told
-    return told["_embedded"]["chat_templates"][0]["id"]
+    found: int = told["_embedded"]["chat_templates"][0]["id"]
+    return found
 
 
-async def test_a_template_is_made_read_changed_and_deleted(crm):
+async def test_a_template_is_made_read_changed_and_deleted(crm: Office) -> None:
     assert (await crm.get("/chats/templates"))[0] == 204
     one = await template(
         crm, external_id="t-1", buttons=[{"type": "url", "text": "Go", "url": "https://a.b"}]
@@ -218,18 +225,18 @@ async def test_a_template_is_made_read_changed_and_deleted(crm):
         {"attachment": {"id": "f", "name": "n", "type": "voice"}},
     ],
 )
-async def test_a_template_of_another_shape_is_400(crm, wrong):
+async def test_a_template_of_another_shape_is_400(crm: Office, wrong: dict[str, Any]) -> None:
     order = [{"name": "Hi", "content": "Hello"} | wrong]
     assert (await crm.post("/chats/templates", order))[0] == 400
 
 
-async def test_beyond_the_limit_of_templates_is_422(crm):
+async def test_beyond_the_limit_of_templates_is_422(crm: Office) -> None:
     many = [{"name": "Hi", "content": "Hello"}] * 50
     statuses = [(await crm.post("/chats/templates", many))[0] for _ in range(5)]
     assert statuses == [200] * 4 + [422]
 
 
-async def test_a_whatsapp_template_is_reviewed_by_each_source_and_then_fixed(crm):
+async def test_a_whatsapp_template_is_reviewed_by_each_source_and_then_fixed(crm: Office) -> None:
     waba = await source(crm, services=[{"type": "whatsapp", "params": {"waba": True}}])
     one = await template(crm, type="waba", waba_category="UTILITY", waba_language="en")
     await crm.subscribe("add_chat_template_review")
@@ -247,13 +254,13 @@ async def test_a_whatsapp_template_is_reviewed_by_each_source_and_then_fixed(crm
     assert (await crm.call("PATCH", f"/chats/templates/{one}", {"content": "Bye"}))[0] == 400
 
 
-async def test_only_whatsapp_templates_are_reviewed(crm):
+async def test_only_whatsapp_templates_are_reviewed(crm: Office) -> None:
     one, waba = await template(crm), await template(crm, type="waba")
     assert (await crm.post(f"/chats/templates/{one}/review", {}))[0] == 400
     assert (await crm.post(f"/chats/templates/{waba}/review", {}))[0] == 400  # No source could do it.
 
 
-async def test_what_was_made_survives_a_restart(tmp_path):
+async def test_what_was_made_survives_a_restart(tmp_path: Path) -> None:
     state = str(tmp_path / "state.db")
     async with office(state=state) as crm:
         await fresh_office(crm)

@@ -35,7 +35,7 @@ async def hooked(crm: Office, **order: Any) -> Any:
 # Managers.
 
 
-async def test_a_template_comes_raw_with_its_params_and_its_buttons(crm):
+async def test_a_template_comes_raw_with_its_params_and_its_buttons(crm: Office) -> None:
     told = {
         "name": "Hi",
         "content": "Hello {{contact.name}}",
@@ -56,7 +56,7 @@ async def test_a_template_comes_raw_with_its_params_and_its_buttons(crm):
     assert hook["message"]["markup"] == {"mode": "inline", "buttons": [[{"text": "Yes"}]]}
 
 
-async def test_a_manager_writes_first_by_a_source_and_the_reply_binds_both(crm):
+async def test_a_manager_writes_first_by_a_source_and_the_reply_binds_both(crm: Office) -> None:
     await crm.post("/sources", [{"name": "Shop", "external_id": "shop"}])
     missing = {"phone": "+15550100", "source": "none", "message": {"text": "Hi"}}
     assert (await crm.chats.order("POST", "/manager/messages", missing))[0] == 404
@@ -74,7 +74,7 @@ async def test_a_manager_writes_first_by_a_source_and_the_reply_binds_both(crm):
     assert again["source"] == {"external_id": "shop"}
 
 
-async def test_a_comment_is_answered_with_a_text(crm):
+async def test_a_comment_is_answered_with_a_text(crm: Office) -> None:
     post = {"id": "p-1", "url": "https://example.com/p"}
     await crm.chats.send(message={"type": "text", "text": "Nice", "post": post})
     hook = await hooked(crm, conversation_id="conv-1", message={"text": "Thanks", "post": {"id": "p-1"}})
@@ -84,7 +84,7 @@ async def test_a_comment_is_answered_with_a_text(crm):
     assert (await crm.chats.order("POST", "/manager/messages", order))[0] == 400
 
 
-async def test_the_comments_on_a_post_are_a_talk_of_their_own(crm):
+async def test_the_comments_on_a_post_are_a_talk_of_their_own(crm: Office) -> None:
     post = {"id": "p-1", "url": "https://example.com/p"}
     await crm.chats.send()
     for n in range(2, 4):
@@ -98,7 +98,7 @@ async def test_the_comments_on_a_post_are_a_talk_of_their_own(crm):
     assert all(one["entity_id"] for one in (await crm.crm())["talks"])
 
 
-async def test_a_list_message_goes_into_the_hook_as_it_is(crm):
+async def test_a_list_message_goes_into_the_hook_as_it_is(crm: Office) -> None:
     row = {"callback_data": "r-1", "title": "Red", "description": ""}
     markup = {"list_message": {"body": "Pick", "button": "Open", "sections": [{"title": "A", "rows": [row]}]}}
     await crm.chats.send()
@@ -111,14 +111,14 @@ async def test_a_list_message_goes_into_the_hook_as_it_is(crm):
 # What the integration sends.
 
 
-async def test_a_message_in_a_managers_name_answers_the_talk(crm):
+async def test_a_message_in_a_managers_name_answers_the_talk(crm: Office) -> None:
     await crm.chats.send()
     sender = {"id": "m", "name": "Maria", "ref_id": MARIA}
     await crm.chats.send(msgid="m-2", sender=sender, receiver={"id": "u-1", "name": "Ann"})
     assert [one["is_read"] for one in (await crm.crm())["talks"]] == [True]
 
 
-async def test_the_bot_of_another_channel_is_nobody():
+async def test_the_bot_of_another_channel_is_nobody() -> None:
     other = Channel("c0000000-f8ca-454d-af3d-396180102ac7", "0" * 40)
     async with office(channels=(Channel(CHANNEL, SECRET, BOT), other)) as crm:
         await fresh_office(crm)
@@ -130,7 +130,7 @@ async def test_the_bot_of_another_channel_is_nobody():
         assert statuses == [400, 200]
 
 
-async def test_a_channel_of_another_integration_keeps_its_chats():
+async def test_a_channel_of_another_integration_keeps_its_chats() -> None:
     async with office(channels=(Channel(CHANNEL, SECRET, BOT, "another"),)) as crm:
         await fresh_office(crm)
         await crm.chats.send()
@@ -142,14 +142,14 @@ async def test_a_channel_of_another_integration_keeps_its_chats():
 
 
 @pytest.mark.parametrize("quote", [{"message": {"msgid": "m-1"}}, {"msgid": "m-1"}], ids=["nested", "flat"])
-async def test_a_quote_is_taken_in_both_shapes(crm, quote):
+async def test_a_quote_is_taken_in_both_shapes(crm: Office, quote: dict[str, Any]) -> None:
     await crm.chats.send()
     assert (await crm.chats.send(msgid="m-2", reply_to=quote))[0] == 200
     assert (await crm.chats.send(msgid="m-3", reply_to={}))[0] == 400
     assert (await crm.chats.send(msgid="m-4", conversation_id="conv-2", reply_to=quote))[0] == 400
 
 
-async def test_an_edit_may_carry_the_status(crm):
+async def test_an_edit_may_carry_the_status(crm: Office) -> None:
     await crm.chats.send()
     one = (await crm.chats.manager(conversation_id="conv-1"))[1]["id"]
 
@@ -166,7 +166,7 @@ async def test_an_edit_may_carry_the_status(crm):
 # Speed.
 
 
-async def test_the_chats_api_can_be_limited_too():
+async def test_the_chats_api_can_be_limited_too() -> None:
     async with office(chats_per_second=5) as crm:
         await fresh_office(crm)
         answers = await asyncio.gather(*(crm.chats.send(msgid=f"m-{n}") for n in range(20)))
@@ -176,7 +176,7 @@ async def test_the_chats_api_can_be_limited_too():
         assert len((await crm.chats.kommo())["messages"]) == 20 - len(refused)
 
 
-def test_bad_hooks_in_a_row_lead_into_the_slow_queue_and_good_ones_out():
+def test_bad_hooks_in_a_row_lead_into_the_slow_queue_and_good_ones_out() -> None:
     pace = Pace()
     for _ in range(IN_A_ROW - 1):
         pace.tell("s", 500, 0.0)
@@ -190,7 +190,7 @@ def test_bad_hooks_in_a_row_lead_into_the_slow_queue_and_good_ones_out():
     assert pace.queue("s") == "fast"
 
 
-async def test_a_failing_integration_is_seen_in_the_slow_queue():
+async def test_a_failing_integration_is_seen_in_the_slow_queue() -> None:
     async with office(slow_seconds=0.2) as crm:
         await fresh_office(crm)
         await crm.chats.send()
@@ -208,7 +208,7 @@ async def test_a_failing_integration_is_seen_in_the_slow_queue():
         assert late["sent_ns"] - late["queued_ns"] >= 0.2e9
 
 
-async def test_a_private_channel_says_so(crm):
+async def test_a_private_channel_says_so(crm: Office) -> None:
     status, told = await crm.chats.call(
         "POST", f"{ORIGIN}{CHANNEL}/connect", {"account_id": "another", "hook_api_version": "v2"}
     )

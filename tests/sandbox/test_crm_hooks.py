@@ -28,7 +28,7 @@ async def crm(shared: Office) -> Office:
     return one
 
 
-def test_a_form_is_built_as_php_builds_it():
+def test_a_form_is_built_as_php_builds_it() -> None:
     content: dict[str, object] = {"a": {"b": [{"c": 1, "d": True, "e": None}, {"c": "x y"}]}}
     assert parse_qsl(form(content), keep_blank_values=True) == [
         ("a[b][0][c]", "1"),
@@ -58,16 +58,17 @@ def tries(*statuses: int) -> list[Try]:
         ((500,) * 5, None),
     ],
 )
-def test_tries_are_as_far_apart_as_documented(statuses, seconds):
+def test_tries_are_as_far_apart_as_documented(statuses: tuple[int, ...], seconds: int | None) -> None:
     assert wait_seconds(tries(*statuses)) == seconds
 
 
 async def incoming(crm: Office) -> str:
     await crm.chats.send(sender={"id": "u-1", "name": "Ann", "profile": {"phone": "+15550100"}})
-    return (await crm.crm())["incoming"][-1]["id"]
+    found: str = (await crm.crm())["incoming"][-1]["id"]
+    return found
 
 
-async def test_a_first_message_makes_an_incoming_lead_a_talk_and_three_webhooks(crm):
+async def test_a_first_message_makes_an_incoming_lead_a_talk_and_three_webhooks(crm: Office) -> None:
     uid = await incoming(crm)
     await crm.chats.until(lambda: len(crm.told) == 3)
     lead, talk, message = crm.told
@@ -88,13 +89,13 @@ async def test_a_first_message_makes_an_incoming_lead_a_talk_and_three_webhooks(
     assert [told[name] for told, name in names] == [chat] * 3
 
 
-async def test_a_silent_message_makes_nothing(crm):
+async def test_a_silent_message_makes_nothing(crm: Office) -> None:
     await crm.chats.send(silent=True)
     told = await crm.crm()
     assert (told["incoming"], told["talks"], told["contacts"]) == ([], [], [])
 
 
-async def test_a_contact_is_hidden_in_its_incoming_lead_but_its_link_is_seen(crm):
+async def test_a_contact_is_hidden_in_its_incoming_lead_but_its_link_is_seen(crm: Office) -> None:
     await incoming(crm)
     assert (await crm.get("/contacts"))[0] == 204
     chat = (await crm.chats.kommo())["chats"][0]["id"]
@@ -103,7 +104,7 @@ async def test_a_contact_is_hidden_in_its_incoming_lead_but_its_link_is_seen(crm
     assert (await crm.get(f"/contacts/{link['contact_id']}"))[0] == 204
 
 
-async def test_an_accepted_lead_has_its_contact_and_its_talk(crm):
+async def test_an_accepted_lead_has_its_contact_and_its_talk(crm: Office) -> None:
     uid = await incoming(crm)
     status, listed = await crm.get(f"/leads/unsorted?filter[uid]={uid}")
     assert (status, listed["_embedded"]["unsorted"][0]["metadata"]["last_message_text"]) == (200, "Hello")
@@ -124,7 +125,7 @@ async def test_an_accepted_lead_has_its_contact_and_its_talk(crm):
     assert (await crm.get("/leads/unsorted"))[0] == 204
 
 
-async def test_a_declined_lead_comes_again_with_the_next_message(crm):
+async def test_a_declined_lead_comes_again_with_the_next_message(crm: Office) -> None:
     uid = await incoming(crm)
     assert (await crm.call("DELETE", f"/leads/unsorted/{uid}/decline", {}))[0] == 200
     await crm.chats.until(lambda: len(crm.told) == 4)
@@ -135,7 +136,7 @@ async def test_a_declined_lead_comes_again_with_the_next_message(crm):
     assert [one["uid"] for one in told["_embedded"]["unsorted"]] != [uid]
 
 
-async def test_an_incoming_lead_is_linked_to_a_lead_that_is_there(crm):
+async def test_an_incoming_lead_is_linked_to_a_lead_that_is_there(crm: Office) -> None:
     _, made = await crm.post("/contacts", [{"name": "Bob"}])
     bob = made["_embedded"]["contacts"][0]["id"]
     _, made = await crm.post("/leads", [{"name": "Deal", "_embedded": {"contacts": [{"id": bob}]}}])
@@ -148,7 +149,7 @@ async def test_an_incoming_lead_is_linked_to_a_lead_that_is_there(crm):
 
 
 @pytest.mark.parametrize("user", [5, "x"])
-async def test_a_user_that_is_none_cannot_accept(crm, user):
+async def test_a_user_that_is_none_cannot_accept(crm: Office, user: int | str) -> None:
     uid = await incoming(crm)
     assert (await crm.post(f"/leads/unsorted/{uid}/accept", {"user_id": user}))[0] == 400
 
@@ -157,7 +158,7 @@ async def talk(crm: Office) -> Any:
     return (await crm.crm())["talks"][-1]
 
 
-async def test_a_talk_is_read_when_a_manager_answers_and_unread_when_the_client_does(crm):
+async def test_a_talk_is_read_when_a_manager_answers_and_unread_when_the_client_does(crm: Office) -> None:
     await incoming(crm)
     await crm.chats.manager(conversation_id="conv-1")
     assert (await talk(crm))["is_read"] is True
@@ -168,7 +169,7 @@ async def test_a_talk_is_read_when_a_manager_answers_and_unread_when_the_client_
     assert [told["talk[update][0][is_read]"] for told in crm.told[3:5]] == ["1", "0"]
 
 
-async def test_a_closed_talk_is_followed_by_another(crm):
+async def test_a_closed_talk_is_followed_by_another(crm: Office) -> None:
     await incoming(crm)
     first = (await talk(crm))["id"]
     status, told = await crm.get(f"/talks/{first}")
@@ -181,7 +182,7 @@ async def test_a_closed_talk_is_followed_by_another(crm):
     assert (await crm.get("/talks/1"))[0] == 404
 
 
-async def test_a_subscription_to_the_same_address_is_changed_not_doubled(crm):
+async def test_a_subscription_to_the_same_address_is_changed_not_doubled(crm: Office) -> None:
     await crm.subscribe("add_talk")
     _, told = await crm.get("/webhooks")
     assert [one["settings"] for one in told["_embedded"]["webhooks"]] == [["add_talk"]]
@@ -195,13 +196,13 @@ async def test_a_subscription_to_the_same_address_is_changed_not_doubled(crm):
     assert (await crm.get("/webhooks"))[0] == 204
 
 
-async def test_an_account_has_at_most_100_subscriptions(crm):
+async def test_an_account_has_at_most_100_subscriptions(crm: Office) -> None:
     orders = [{"destination": f"http://127.0.0.1:9/{n}", "settings": ["add_lead"]} for n in range(100)]
     statuses = [(await crm.post("/webhooks", order))[0] for order in orders]
     assert statuses == [201] * 99 + [422]
 
 
-async def test_a_webhook_that_is_not_taken_comes_again_until_it_is(crm):
+async def test_a_webhook_that_is_not_taken_comes_again_until_it_is(crm: Office) -> None:
     await crm.subscribe("add_talk")
     crm.status = 503
     await incoming(crm)
@@ -213,7 +214,7 @@ async def test_a_webhook_that_is_not_taken_comes_again_until_it_is(crm):
     assert [one["status"] for one in told["hooks"][-1]["tries"]] == [503, 503, 200]
 
 
-async def test_who_takes_none_of_a_hundred_webhooks_is_told_no_more(crm):
+async def test_who_takes_none_of_a_hundred_webhooks_is_told_no_more(crm: Office) -> None:
     await crm.subscribe("add_talk", "update_talk", "add_message")
     crm.status = 404  # Two more tries each.
     await incoming(crm)
@@ -227,7 +228,7 @@ async def test_who_takes_none_of_a_hundred_webhooks_is_told_no_more(crm):
     assert (await crm.get("/webhooks"))[1]["_embedded"]["webhooks"][0]["disabled"] is False
 
 
-async def test_a_webhook_can_be_sent_again_and_skipped_and_doubled(crm):
+async def test_a_webhook_can_be_sent_again_and_skipped_and_doubled(crm: Office) -> None:
     await crm.subscribe("add_talk")
     await crm.chats.order("POST", "/faults", {"where": "crmhook.talk", "action": "skip"})
     await incoming(crm)
@@ -241,7 +242,7 @@ async def test_a_webhook_can_be_sent_again_and_skipped_and_doubled(crm):
     assert len(crm.told) == 3
 
 
-async def test_people_of_the_crm_act_by_the_control_api(crm):
+async def test_people_of_the_crm_act_by_the_control_api(crm: Office) -> None:
     uid = await incoming(crm)
     one = (await talk(crm))["id"]
     status, told = await crm.chats.order("POST", "/crm/talks?wait=1", {"talk_id": one, "is_read": True})

@@ -24,7 +24,8 @@ async def crm(shared: Office) -> Office:
 
 
 async def chat_of(crm: Office) -> str:
-    return (await crm.chats.kommo())["chats"][0]["id"]
+    found: str = (await crm.chats.kommo())["chats"][0]["id"]
+    return found
 
 
 async def page(crm: Office, path: str = "/manager") -> str:
@@ -40,7 +41,7 @@ async def click(crm: Office, action: str) -> int:
         return answer.status
 
 
-async def test_an_incoming_lead_is_accepted_on_the_page(crm):
+async def test_an_incoming_lead_is_accepted_on_the_page(crm: Office) -> None:
     shown = await page(crm)
     for words in ("Ann", "Talk open, unread", "Incoming lead", "Accept", "Decline"):
         assert words in shown
@@ -49,7 +50,7 @@ async def test_an_incoming_lead_is_accepted_on_the_page(crm):
     assert ("Lead from a chat" in shown, "Incoming lead" in shown) == (True, False)
 
 
-async def test_a_talk_is_closed_on_the_page(crm):
+async def test_a_talk_is_closed_on_the_page(crm: Office) -> None:
     assert [await click(crm, "decline"), await click(crm, "close"), await click(crm, "close")] == [
         204,
         204,
@@ -58,7 +59,7 @@ async def test_a_talk_is_closed_on_the_page(crm):
     assert "Talk closed" in await page(crm, "/manager/crm")
 
 
-async def test_without_a_crm_the_page_says_nothing_of_it():
+async def test_without_a_crm_the_page_says_nothing_of_it() -> None:
     async with office(oauth=()) as crm:
         await crm.chats.connect()
         await crm.chats.send()
@@ -67,7 +68,7 @@ async def test_without_a_crm_the_page_says_nothing_of_it():
 
 
 @pytest.mark.parametrize("text", ["", "Hello you"])
-async def test_a_template_is_sent_from_the_page(crm, text):
+async def test_a_template_is_sent_from_the_page(crm: Office, text: str) -> None:
     _, made = await crm.post("/chats/templates", [{"name": "Greeting", "content": "Hi {{contact.name}}"}])
     one = made["_embedded"]["chat_templates"][0]["id"]
     assert f'<option value="{one}">Greeting</option>' in await page(crm)
@@ -78,13 +79,13 @@ async def test_a_template_is_sent_from_the_page(crm, text):
     assert (message["text"], message["template"]["id"]) == (text or "Hi Ann", one)
 
 
-async def test_the_customers_page_is_as_it_was(crm):
+async def test_the_customers_page_is_as_it_was(crm: Office) -> None:
     async with crm.chats.client.get(crm.chats.url + "/customer?who=u-1") as answer:
         assert answer.status == 200
 
 
 @pytest.mark.browser
-async def test_in_a_browser_the_consent_leads_to_the_other_site_and_a_lead_goes_with_a_click():
+async def test_in_a_browser_the_consent_leads_to_the_other_site_and_a_lead_goes_with_a_click() -> None:
     async with office(oauth=(OAuthClient(CLIENT, CLIENT_SECRET),)) as crm, async_playwright() as playwright:
         await crm.chats.connect()
         await crm.chats.send()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -33,7 +34,7 @@ async def integration(shared: Integration) -> Integration:
     return await fresh(shared)
 
 
-def test_the_hook_vector_of_the_reference_holds():
+def test_the_hook_vector_of_the_reference_holds() -> None:
     body = (
         '{"account_id":"52e591f7-c98f-4255-8495-827210138c81","time":1639572261,"message":{"receiver":{"id":"r1",'
         '"phone":"+15550100","client_id":"u-1"},"sender":{"id":"m1"},"conversation":{"id":"c1","client_id":'
@@ -43,7 +44,9 @@ def test_the_hook_vector_of_the_reference_holds():
     assert (len(body), hook_signature(SECRET, body)) == (330, "bda33566f82774cebd45bcea1a37eeedddcf924c")
 
 
-async def test_a_managers_message_is_one_signed_hook_of_the_documented_shape(integration):
+async def test_a_managers_message_is_one_signed_hook_of_the_documented_shape(
+    integration: Integration,
+) -> None:
     await integration.send(source={"external_id": "15550999"})
     status, told = await integration.manager(
         conversation_id="conv-1", message={"text": "Hi", "markup": {"a": 1}}
@@ -62,7 +65,9 @@ async def test_a_managers_message_is_one_signed_hook_of_the_documented_shape(int
     )
 
 
-async def test_write_first_has_a_phone_and_no_client_id_until_both_are_bound(integration):
+async def test_write_first_has_a_phone_and_no_client_id_until_both_are_bound(
+    integration: Integration,
+) -> None:
     _, told = await integration.manager(phone="+15550177")
     hook = json.loads(integration.hooks[0][0])["message"]
     assert hook["conversation"] == {"id": told["chat_id"]}
@@ -78,7 +83,9 @@ async def test_write_first_has_a_phone_and_no_client_id_until_both_are_bound(int
 
 
 @pytest.mark.parametrize(("variant", "place"), [("sample", "typing"), ("table", "action")])
-async def test_typing_names_the_user_where_the_variant_has_it(integration, variant, place):
+async def test_typing_names_the_user_where_the_variant_has_it(
+    integration: Integration, variant: str, place: str
+) -> None:
     await integration.send()
     await integration.manager("typing", conversation_id="conv-1", variant=variant)
     action = json.loads(integration.hooks[0][0])["action"]
@@ -87,7 +94,9 @@ async def test_typing_names_the_user_where_the_variant_has_it(integration, varia
 
 
 @pytest.mark.parametrize("variant", ["sample", "table"])
-async def test_a_reaction_names_the_message_as_the_variant_has_it(integration, variant):
+async def test_a_reaction_names_the_message_as_the_variant_has_it(
+    integration: Integration, variant: str
+) -> None:
     _, first = await integration.send()
     await integration.manager("reactions", msgid="m-1", emoji="👍", variant=variant)
     await integration.manager("reactions", msgid="m-1", variant=variant)
@@ -97,7 +106,7 @@ async def test_a_reaction_names_the_message_as_the_variant_has_it(integration, v
     assert (removed["type"], "emoji" in removed) == ("unreact", False)
 
 
-async def test_a_refused_hook_is_not_sent_again_and_shown(integration):
+async def test_a_refused_hook_is_not_sent_again_and_shown(integration: Integration) -> None:
     integration.hook_status = 503
     _, told = await integration.manager(conversation_id="conv-1")
     await asyncio.sleep(0.1)
@@ -106,7 +115,7 @@ async def test_a_refused_hook_is_not_sent_again_and_shown(integration):
     assert (hook["status"], hook["times"]) == (503, 1)
 
 
-async def test_a_hook_waits_five_seconds_and_no_longer():
+async def test_a_hook_waits_five_seconds_and_no_longer() -> None:
     async def sleepy(_: web.Request) -> web.Response:
         await asyncio.sleep(5.5)
         return web.Response()
@@ -124,7 +133,7 @@ async def test_a_hook_waits_five_seconds_and_no_longer():
     assert 4_900 < told["milliseconds"] < 5_400
 
 
-async def test_hooks_of_one_conversation_keep_their_order(integration):
+async def test_hooks_of_one_conversation_keep_their_order(integration: Integration) -> None:
     order = {"conversation_id": "conv-1"}
     for n in range(20):
         await integration.order("POST", "/manager/messages", order | {"message": {"text": str(n)}})
@@ -133,7 +142,7 @@ async def test_hooks_of_one_conversation_keep_their_order(integration):
     assert texts == [str(n) for n in range(21)]
 
 
-async def test_an_echo_tells_of_what_was_sent_in_a_managers_name():
+async def test_an_echo_tells_of_what_was_sent_in_a_managers_name() -> None:
     async with integrating(echo=True) as integration:
         await integration.connect()
         sender = {"id": "m-9", "name": "Maria", "ref_id": MARIA}
@@ -147,7 +156,9 @@ HOOK_FAULTS = {"skip": 0, "twice": 2, "newline": 1, "forged": 1}
 
 
 @pytest.mark.parametrize("action", HOOK_FAULTS)
-async def test_a_hook_goes_wrong_as_ordered_and_the_next_one_right(integration, action):
+async def test_a_hook_goes_wrong_as_ordered_and_the_next_one_right(
+    integration: Integration, action: str
+) -> None:
     await integration.order("POST", "/faults", {"where": "hook.message", "action": action})
     await integration.manager(conversation_id="conv-1")
     hooks = integration.hooks[:]
@@ -159,7 +170,7 @@ async def test_a_hook_goes_wrong_as_ordered_and_the_next_one_right(integration, 
     assert len(integration.hooks) == len(hooks) + 1
 
 
-async def test_a_known_id_can_come_again_with_other_content(integration):
+async def test_a_known_id_can_come_again_with_other_content(integration: Integration) -> None:
     for text in ("one", "two"):
         await integration.manager(conversation_id="conv-1", message={"id": "x-1", "text": text})
     texts = [json.loads(body)["message"]["message"]["text"] for body, _ in integration.hooks]
@@ -167,21 +178,21 @@ async def test_a_known_id_can_come_again_with_other_content(integration):
     assert [one["message"]["text"] for one in (await integration.kommo())["messages"]] == ["one"]
 
 
-async def test_any_bytes_can_be_a_hook(integration):
+async def test_any_bytes_can_be_a_hook(integration: Integration) -> None:
     _, told = await integration.order("POST", "/hooks?wait=1", {"raw": '{"half":'})
     assert told["status"] == 200
     assert integration.hooks == [(b'{"half":', hook_signature(SECRET, b'{"half":'))]
 
 
 @pytest.mark.parametrize("status", ["500", "503", "429", "403", "404", "400"])
-async def test_an_endpoint_answers_as_ordered_and_does_nothing(integration, status):
+async def test_an_endpoint_answers_as_ordered_and_does_nothing(integration: Integration, status: int) -> None:
     fault = {"where": "kommo.new_message", "action": status, "times": 2, "retry_after": 3}
     assert (await integration.order("POST", "/faults", fault))[0] == 201
     assert [(await integration.send())[0] for _ in range(3)] == [int(status), int(status), 200]
     assert [one["repeats"] for one in (await integration.kommo())["messages"]] == [0]
 
 
-async def test_a_fault_can_be_for_one_conversation_and_until_it_is_cleared(integration):
+async def test_a_fault_can_be_for_one_conversation_and_until_it_is_cleared(integration: Integration) -> None:
     await integration.order(
         "POST", "/faults", {"where": "kommo", "action": "500", "times": None, "conversation_id": "c"}
     )
@@ -191,20 +202,22 @@ async def test_a_fault_can_be_for_one_conversation_and_until_it_is_cleared(integ
     assert (await integration.send(conversation_id="c", msgid="m-2"))[0] == 200
 
 
-async def test_every_second_call_can_fail(integration):
+async def test_every_second_call_can_fail(integration: Integration) -> None:
     await integration.order("POST", "/faults", {"where": "kommo", "action": "503", "times": None, "every": 2})
     assert [(await integration.send(msgid=f"m-{n}"))[0] for n in range(4)] == [200, 503, 200, 503]
 
 
 @pytest.mark.parametrize(("action", "done"), [("drop", 0), ("drop_after", 1)])
-async def test_a_connection_is_cut_before_or_after_the_work(integration, action, done):
+async def test_a_connection_is_cut_before_or_after_the_work(
+    integration: Integration, action: str, done: int
+) -> None:
     await integration.order("POST", "/faults", {"where": "kommo.new_message", "action": action})
     with pytest.raises(aiohttp.ClientConnectionError):
         await integration.send()
     assert len((await integration.kommo())["messages"]) == done
 
 
-async def test_a_slow_endpoint_has_done_its_work_before_it_answers(integration):
+async def test_a_slow_endpoint_has_done_its_work_before_it_answers(integration: Integration) -> None:
     await integration.order("POST", "/faults", {"where": "kommo", "action": "slow", "seconds": 0.4})
     sending = asyncio.create_task(integration.send())
     await asyncio.sleep(0.2)
@@ -213,7 +226,7 @@ async def test_a_slow_endpoint_has_done_its_work_before_it_answers(integration):
     assert (await sending)[0] == 200
 
 
-async def test_a_block_page_is_html(integration):
+async def test_a_block_page_is_html(integration: Integration) -> None:
     await integration.order("POST", "/faults", {"where": "kommo", "action": "html"})
     async with integration.client.post(integration.url + ORIGIN + SCOPE, data=b"{}") as answer:
         assert (answer.status, answer.content_type) == (403, "text/html")
@@ -235,18 +248,20 @@ BAD_ORDERS = [
 
 
 @pytest.mark.parametrize(("path", "order"), BAD_ORDERS)
-async def test_a_bad_order_is_400_and_says_why(integration, path, order):
+async def test_a_bad_order_is_400_and_says_why(
+    integration: Integration, path: str, order: dict[str, Any]
+) -> None:
     status, told = await integration.order("POST", path, order)
     assert status == 400
     assert told["error"]
 
 
 @pytest.mark.parametrize("path", ["/kommo?limit=x", "/messenger?after=-1", "/hooks?limit="])
-async def test_a_bad_page_is_400(integration, path):
+async def test_a_bad_page_is_400(integration: Integration, path: str) -> None:
     assert (await integration.order("GET", path))[0] == 400
 
 
-async def test_messages_can_be_read_in_pages(integration):
+async def test_messages_can_be_read_in_pages(integration: Integration) -> None:
     for n in range(5):
         await integration.send(msgid=f"m-{n}")
     _, first = await integration.order("GET", "/kommo?only=messages&limit=3")
@@ -256,13 +271,13 @@ async def test_messages_can_be_read_in_pages(integration):
     assert ids == [f"m-{n}" for n in range(5)]
 
 
-async def test_orders_of_other_sites_are_refused(integration):
+async def test_orders_of_other_sites_are_refused(integration: Integration) -> None:
     headers = {"Origin": "https://example.com"}
     answer = await integration.request("POST", "/control/faults", json={}, headers=headers)
     assert answer[0] == 403
 
 
-async def test_the_state_can_be_cleared_without_disconnecting(integration):
+async def test_the_state_can_be_cleared_without_disconnecting(integration: Integration) -> None:
     await integration.send()
     await integration.order("DELETE", "/state?keep=connections")
     told = await integration.kommo()

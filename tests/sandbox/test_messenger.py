@@ -52,7 +52,7 @@ async def seen(integration: Integration) -> Any:
     return (await integration.order("GET", "/messenger"))[1]
 
 
-async def test_a_push_is_taken_once_and_its_repeat_answered_the_same(integration):
+async def test_a_push_is_taken_once_and_its_repeat_answered_the_same(integration: Integration) -> None:
     status, first = await integration.push(push(), "w-1")
     assert (status, set(first)) == (200, {"message_id"})
     assert await integration.push(push(), "w-1") == (200, first)
@@ -63,12 +63,12 @@ async def test_a_push_is_taken_once_and_its_repeat_answered_the_same(integration
     assert (delivered["type"], delivered["message_id"]) == ("message.delivered", first["message_id"])
 
 
-async def test_a_push_by_phone_is_answered_with_the_chat_and_the_customer(integration):
+async def test_a_push_by_phone_is_answered_with_the_chat_and_the_customer(integration: Integration) -> None:
     _, answer = await integration.push(push(conversation_id=None, receiver={"phone": "+15550177"}))
     assert set(answer) == {"message_id", "conversation_id", "receiver_id"}
 
 
-async def test_an_unsigned_push_is_401(integration):
+async def test_an_unsigned_push_is_401(integration: Integration) -> None:
     assert (await integration.push(push(), secret="whsec_AAAA"))[0] == 401
     assert (await integration.request("POST", "/messenger/hook", json=push()))[0] == 401
     assert (await seen(integration))["pushes"] == []
@@ -89,14 +89,16 @@ BAD = [
 
 
 @pytest.mark.parametrize("wrong", BAD)
-async def test_a_push_that_is_not_the_contracts_is_refused_for_good(integration, wrong):
+async def test_a_push_that_is_not_the_contracts_is_refused_for_good(
+    integration: Integration, wrong: dict[str, Any]
+) -> None:
     status, answer = await integration.push(push(**wrong))
     assert status in (404, 422)
     assert answer["code"] == 905
     assert answer["text"]
 
 
-async def test_reactions_and_typing_are_taken(integration):
+async def test_reactions_and_typing_are_taken(integration: Integration) -> None:
     _, answer = await integration.push(push())
     named = {"message_id": answer["message_id"], "sender": {"id": "m-1"}}
     assert (await integration.push(push(type="reaction.added", emoji="👍", **named)))[0] == 200
@@ -107,7 +109,7 @@ async def test_reactions_and_typing_are_taken(integration):
     assert (await seen(integration))["messages"][0]["reactions"] == []
 
 
-async def test_a_push_can_fail_with_a_code_of_its_own(integration):
+async def test_a_push_can_fail_with_a_code_of_its_own(integration: Integration) -> None:
     body = {"code": 904, "text": "not a user"}
     fault = {"where": "messenger.hook.message", "action": "422", "body": body}
     await integration.order("POST", "/faults", fault)
@@ -115,7 +117,7 @@ async def test_a_push_can_fail_with_a_code_of_its_own(integration):
     assert (await integration.push(push()))[0] == 200
 
 
-async def test_what_a_customer_does_is_told_as_the_contract_has_it(integration):
+async def test_what_a_customer_does_is_told_as_the_contract_has_it(integration: Integration) -> None:
     sender = {"id": "u-1", "name": "Ann", "phone": "+15550100"}
     _, first = await integration.customer(
         text="Hello", sender=sender, conversation_id="conv-1", message_id="m-1"
@@ -139,7 +141,9 @@ async def test_what_a_customer_does_is_told_as_the_contract_has_it(integration):
     assert (deleted["type"], deleted["message_id"]) == ("message.deleted", "m-1")
 
 
-async def test_an_action_is_told_until_it_is_taken_in_the_order_of_its_conversation(integration):
+async def test_an_action_is_told_until_it_is_taken_in_the_order_of_its_conversation(
+    integration: Integration,
+) -> None:
     integration.answers = [503, 500, 429]
     for n in range(3):
         order = {"conversation_id": "conv-1", "message_id": f"m-{n}", "text": str(n)}
@@ -148,7 +152,7 @@ async def test_an_action_is_told_until_it_is_taken_in_the_order_of_its_conversat
     assert (await seen(integration))["actions"][0]["attempts"] == 4
 
 
-async def test_a_refused_action_is_not_repeated_and_shown(integration):
+async def test_a_refused_action_is_not_repeated_and_shown(integration: Integration) -> None:
     integration.answers = [409]
     _, one = await integration.customer(text="Hello", conversation_id="conv-1")
     assert (one["state"], one["status"], one["attempts"]) == ("refused", 409, 1)
@@ -156,12 +160,12 @@ async def test_a_refused_action_is_not_repeated_and_shown(integration):
     assert (letter["status"], letter["problem"]) == ("failed", "refused: 409, not connected yet")
 
 
-async def test_any_body_can_be_posted_signed(integration):
+async def test_any_body_can_be_posted_signed(integration: Integration) -> None:
     _, answer = await integration.order("POST", "/customer/actions", [{"type": "typing"}])
     assert answer == {"status": 200, "body": '{"results": []}'}
 
 
-async def test_chats_connections_and_what_was_not_told_survive_a_restart(tmp_path: Path):
+async def test_chats_connections_and_what_was_not_told_survive_a_restart(tmp_path: Path) -> None:
     state = str(tmp_path / "sandbox.db")
     async with integrating(state=state) as one:
         await one.connect()
@@ -184,7 +188,9 @@ PAGES = ["/", "/customer", "/manager"]
 
 
 @pytest.mark.parametrize("path", PAGES)
-async def test_a_page_loads_nothing_from_elsewhere_and_runs_no_inline_script(integration, path):
+async def test_a_page_loads_nothing_from_elsewhere_and_runs_no_inline_script(
+    integration: Integration, path: str
+) -> None:
     async with integration.client.get(integration.url + path) as answer:
         policy, text = answer.headers["Content-Security-Policy"], await answer.text()
     assert "default-src 'none'; script-src 'self'; style-src 'self'" in policy
@@ -195,7 +201,7 @@ async def test_a_page_loads_nothing_from_elsewhere_and_runs_no_inline_script(int
             assert answer.status == 200
 
 
-async def test_text_from_people_is_shown_and_never_run(integration):
+async def test_text_from_people_is_shown_and_never_run(integration: Integration) -> None:
     text, name = "<script>alert(1)</script>", "<b>Ann</b>"
     await integration.send(message={"type": "text", "text": text}, sender={"id": "u-1", "name": name})
     chat = (await integration.kommo())["chats"][0]["id"]
@@ -206,7 +212,7 @@ async def test_text_from_people_is_shown_and_never_run(integration):
     assert name not in shown
 
 
-async def test_an_open_page_is_told_what_changes(integration):
+async def test_an_open_page_is_told_what_changes(integration: Integration) -> None:
     async with integration.client.get(integration.url + "/manager/events") as stream:
         await stream.content.readuntil(b"\n\n")
         await integration.send()
@@ -214,7 +220,7 @@ async def test_an_open_page_is_told_what_changes(integration):
     assert lines.startswith(b"event: message\ndata: ")
 
 
-async def test_the_manager_and_the_customer_write_by_their_forms(integration):
+async def test_the_manager_and_the_customer_write_by_their_forms(integration: Integration) -> None:
     form = {"name": "Ann", "phone": "+1 555 0100"}
     async with integration.client.post(integration.url + "/customer/new", data=form) as answer:
         chat = answer.headers["HX-Redirect"].partition("chat=")[2]
@@ -229,7 +235,7 @@ async def test_the_manager_and_the_customer_write_by_their_forms(integration):
     assert (status, problem["error"]) == (400, "Write something first")
 
 
-async def test_a_seen_chat_is_read_once(integration):
+async def test_a_seen_chat_is_read_once(integration: Integration) -> None:
     await integration.push(push())
     for _ in range(2):
         await integration.request("POST", "/customer/seen", data={"chat": "conv-1"})
@@ -244,7 +250,7 @@ def sandbox(*arguments: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-async def test_the_command_says_when_it_is_ready_and_stops_when_told(sign):
+async def test_the_command_says_when_it_is_ready_and_stops_when_told(sign: signal.Signals) -> None:
     with sandbox("--channel", f"{CHANNEL}:{SECRET}", "--account", ACCOUNT) as process:
         assert process.stdout
         line = await asyncio.to_thread(process.stdout.readline)
@@ -268,6 +274,6 @@ async def test_the_command_says_when_it_is_ready_and_stops_when_told(sign):
         ["--messenger-secret", "whsec_!", "--messenger-url", "http://127.0.0.1:1/"],
     ],
 )
-def test_bad_usage_is_2(arguments):
+def test_bad_usage_is_2(arguments: list[str]) -> None:
     with sandbox(*arguments) as process:
         assert process.wait(20) == 2

@@ -16,6 +16,7 @@ from app.stream import jetstream
 from app.stream.ledger_stream import ForeignStream
 from app.stream.relay import Relay
 from domain import events as e
+from tests.conftest import NewDatabase
 from tests.support.stream_ledger import DAY_MS, Book, differing, message, relaying, stored, until
 
 
@@ -201,7 +202,11 @@ async def test_what_grew_too_old_may_be_gone(book: Book, nats_own: PrivateNats) 
 
 @pytest.mark.parametrize(("before", "after"), [(60, 40), (60, 60), (60, 90), (60, 0)])
 async def test_a_restored_database_replaces_the_stream(
-    new_database, nats_own: PrivateNats, caplog: pytest.LogCaptureFixture, before: int, after: int
+    new_database: NewDatabase,
+    nats_own: PrivateNats,
+    caplog: pytest.LogCaptureFixture,
+    before: int,
+    after: int,
 ) -> None:
     lost = await Book(await new_database()).open()
     await lost.fill(before)

@@ -62,12 +62,12 @@ async def projected(url: str, book: Sequence[e.AnyEvent], cuts: Sequence[int] = 
 
 @laws
 @given(seed=st.integers(0, 2**32), cuts=st.lists(st.integers(0, 400), max_size=30))
-async def test_it_does_not_matter_where_pages_begin(url: str, seed: int, cuts: list[int]):
+async def test_it_does_not_matter_where_pages_begin(url: str, seed: int, cuts: list[int]) -> None:
     book = wild(seed, 200).events
     assert await projected(url, book, cuts) == await projected(url, book)
 
 
-async def test_one_event_a_page_is_the_same_as_one_page(url: str):
+async def test_one_event_a_page_is_the_same_as_one_page(url: str) -> None:
     book = wild(7, 400).events
     assert await projected(url, book, range(1, 400)) == await projected(url, book)
 
@@ -76,7 +76,7 @@ async def test_one_event_a_page_is_the_same_as_one_page(url: str):
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 25), cuts=st.lists(st.integers(0, 50), max_size=5))
 async def test_facts_in_any_order_and_repetition_give_the_same_message(
     url: str, seed: int, count: int, cuts: list[int]
-):
+) -> None:
     book = Book(seed)
     sent = book.send(book.start("conv-1"), "m-1", side="kommo")
     facts = [fact(book, sent) for _ in range(count)]
@@ -93,7 +93,7 @@ async def test_facts_in_any_order_and_repetition_give_the_same_message(
 
 @laws
 @given(seed=st.integers(0, 2**32))
-async def test_a_status_never_goes_back(url: str, seed: int):
+async def test_a_status_never_goes_back(url: str, seed: int) -> None:
     book = Book(seed)
     sent = book.send(book.start("conv-1"), "m-1", side="kommo")
     for _ in range(12):
@@ -107,7 +107,7 @@ async def test_a_status_never_goes_back(url: str, seed: int):
             shown = int(str(row[0])) if row else 0
 
 
-async def test_a_whole_exchange_in_one_page_leaves_nothing_to_deliver(url: str):
+async def test_a_whole_exchange_in_one_page_leaves_nothing_to_deliver(url: str) -> None:
     book = Book()
     book.exchange(book.start("conv-1"), "m-1")
     tables = await projected(url, book.events)
@@ -116,7 +116,7 @@ async def test_a_whole_exchange_in_one_page_leaves_nothing_to_deliver(url: str):
     assert [statement for statement, _ in deliveries.project(pages(book.events, ())[0])] == []
 
 
-async def test_a_refused_message_is_a_delivery_of_its_status_and_not_of_itself(url: str):
+async def test_a_refused_message_is_a_delivery_of_its_status_and_not_of_itself(url: str) -> None:
     book = Book()
     sent = book.send(book.start("conv-1"), "m-1", side="kommo")
     failed = book.about(e.MessageFailed, sent, code=905, text="HTTP 422 from the messenger", push="kommo")
@@ -125,7 +125,7 @@ async def test_a_refused_message_is_a_delivery_of_its_status_and_not_of_itself(u
         assert (str(row["id"]), row["destination"], row["type"]) == (failed.id, "kommo", "message.failed")
 
 
-async def test_a_delivery_remembers_its_attempts_and_why_it_waits(url: str):
+async def test_a_delivery_remembers_its_attempts_and_why_it_waits(url: str) -> None:
     book = Book()
     sent = book.send(book.start("conv-1"), "m-1")
     book.about(e.DeliveryDeferred, sent, cause=sent.id, reason="HTTP 500")
@@ -140,7 +140,7 @@ async def test_a_delivery_remembers_its_attempts_and_why_it_waits(url: str):
     assert (row["state"], row["reason"], row["attempts"]) == ("open", None, 2)
 
 
-async def test_nothing_that_an_outside_server_answers_stops_the_views(url: str):
+async def test_nothing_that_an_outside_server_answers_stops_the_views(url: str) -> None:
     book = Book()
     sent = book.send(book.start("conv-1"), "m-1", side="kommo", source="a\0b")
     book.about(e.MessageAccepted, sent, side="messenger", remote_id="x\0\U0001f600" * 400)
@@ -152,7 +152,7 @@ async def test_nothing_that_an_outside_server_answers_stops_the_views(url: str):
         assert (row["source"], row["failure_text"], row["failure_code"]) == ("a\ufffdb", "no\ufffd", 2**53)
 
 
-async def test_a_time_that_is_none_stops_them_and_names_the_page(url: str):
+async def test_a_time_that_is_none_stops_them_and_names_the_page(url: str) -> None:
     book = Book()
     book.start("conv-1")
     book.send(book.start("conv-2"), "m-1", at="yesterday")
@@ -160,7 +160,7 @@ async def test_a_time_that_is_none_stops_them_and_names_the_page(url: str):
         await projected(url, book.events)
 
 
-async def test_typing_is_never_pending(url: str):
+async def test_typing_is_never_pending(url: str) -> None:
     book = Book()
     chat = book.start("conv-1")
     book.add(
@@ -175,7 +175,7 @@ async def test_typing_is_never_pending(url: str):
     assert (await projected(url, book.events))["deliveries"] == []
 
 
-async def test_an_early_echo_of_ours_is_no_message(url: str):
+async def test_an_early_echo_of_ours_is_no_message(url: str) -> None:
     book = Book()
     chat = book.start("conv-1")
     sent = book.send(chat, "m-1", side="kommo")
@@ -189,7 +189,7 @@ async def test_an_early_echo_of_ours_is_no_message(url: str):
         assert tables["reactions"] == tables["deliveries"] == []
 
 
-async def test_a_fact_that_waits_for_its_name_is_not_shown(url: str):
+async def test_a_fact_that_waits_for_its_name_is_not_shown(url: str) -> None:
     book = Book()
     book.send(book.start("conv-1"), "m-1", side="kommo")
     book.add(e.MessageRead, message_id(WHERE, "messenger", "x-1"))
@@ -197,7 +197,7 @@ async def test_a_fact_that_waits_for_its_name_is_not_shown(url: str):
     assert row["status"] == 0
 
 
-async def test_merged_conversations_are_one_however_long_the_chain(url: str):
+async def test_merged_conversations_are_one_however_long_the_chain(url: str) -> None:
     book = Book()
     chats = [book.start(f"conv-{number}") for number in range(4)]
     for number, chat in enumerate(chats):
@@ -217,7 +217,7 @@ async def test_merged_conversations_are_one_however_long_the_chain(url: str):
         assert {str(merge["winner"]) for merge in tables["merges"]} == {chats[0]}
 
 
-async def test_a_page_read_for_another_position_is_refused_whole(url: str):
+async def test_a_page_read_for_another_position_is_refused_whole(url: str) -> None:
     book = wild(3, 20)
     (page,) = pages(book.events, ())
     async with views(url) as link:
@@ -228,6 +228,6 @@ async def test_a_page_read_for_another_position_is_refused_whole(url: str):
         assert row == (len(page),)
 
 
-def test_every_type_of_event_has_a_number_of_its_own():
+def test_every_type_of_event_has_a_number_of_its_own() -> None:
     assert len(set(events.TAGS)) == len(events.TAGS)
     assert "message.sent" in events.TAGS

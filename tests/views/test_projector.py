@@ -28,7 +28,7 @@ async def execute(url: str, statement: str) -> None:
         await connection.execute(statement)
 
 
-async def test_live_and_rebuilt_views_are_the_same(database_url: str):
+async def test_live_and_rebuilt_views_are_the_same(database_url: str) -> None:
     book = wild(11, 600)
     await prepare(database_url, book.events[:100])
     async with running(database_url, page_events=7) as projector:
@@ -46,7 +46,7 @@ async def test_live_and_rebuilt_views_are_the_same(database_url: str):
     assert seen[-1] == (len(book.events), len(book.events))
 
 
-async def test_a_commit_of_another_process_wakes_the_projector(database_url: str):
+async def test_a_commit_of_another_process_wakes_the_projector(database_url: str) -> None:
     book = wild(1, 30)
     await prepare(database_url, book.events[:10])
     async with running(database_url) as projector:
@@ -56,7 +56,7 @@ async def test_a_commit_of_another_process_wakes_the_projector(database_url: str
         assert await projector.wait_for(len(book.events), timeout_seconds=0.8)
 
 
-async def test_events_that_nobody_announced_are_found(database_url: str):
+async def test_events_that_nobody_announced_are_found(database_url: str) -> None:
     book = wild(1, 30)
     await prepare(database_url, book.events[:10])
     async with running(database_url) as projector:
@@ -65,13 +65,13 @@ async def test_events_that_nobody_announced_are_found(database_url: str):
         assert await projector.wait_for(len(book.events))
 
 
-async def test_waiting_ends_when_the_time_is_up(database_url: str):
+async def test_waiting_ends_when_the_time_is_up(database_url: str) -> None:
     await prepare(database_url)
     async with running(database_url) as projector:
         assert not await projector.wait_for(1, timeout_seconds=0.05)
 
 
-async def test_one_projects_and_the_others_stand_by(database_url: str):
+async def test_one_projects_and_the_others_stand_by(database_url: str) -> None:
     book = wild(2, 60)
     await prepare(database_url, book.events[:20])
     async with running(database_url, lead=False) as reader:
@@ -89,7 +89,7 @@ async def test_one_projects_and_the_others_stand_by(database_url: str):
             assert await reader.wait_for(len(book.events))
 
 
-async def test_a_broken_link_is_mended(database_url: str):
+async def test_a_broken_link_is_mended(database_url: str) -> None:
     book = wild(3, 40)
     await prepare(database_url, book.events[:20])
     async with running(database_url) as projector:
@@ -104,7 +104,7 @@ async def test_a_broken_link_is_mended(database_url: str):
         assert await projector.wait_for(len(book.events))
 
 
-async def test_an_event_that_cannot_be_read_stops_the_projector_before_it(database_url: str):
+async def test_an_event_that_cannot_be_read_stops_the_projector_before_it(database_url: str) -> None:
     book = wild(4, 10)
     await prepare(database_url, book.events[:10])
     await execute(
@@ -117,7 +117,7 @@ async def test_an_event_that_cannot_be_read_stops_the_projector_before_it(databa
     assert projector.position < 11
 
 
-async def test_a_gap_in_the_ledger_stops_the_projector(database_url: str):
+async def test_a_gap_in_the_ledger_stops_the_projector(database_url: str) -> None:
     book = wild(4, 10)
     await prepare(database_url, book.events[:5])
     await store(database_url, book.events[5:], first=7)
@@ -125,7 +125,7 @@ async def test_a_gap_in_the_ledger_stops_the_projector(database_url: str):
         await Projector(database_url).run()
 
 
-async def test_views_of_other_code_are_made_anew(database_url: str):
+async def test_views_of_other_code_are_made_anew(database_url: str) -> None:
     book = wild(5, 50)
     await prepare(database_url, book.events)
     async with running(database_url) as projector:
@@ -140,7 +140,7 @@ async def test_views_of_other_code_are_made_anew(database_url: str):
         assert await tables(database_url) == right
 
 
-async def test_a_rebuild_beside_a_projector_at_work_loses_nothing(database_url: str):
+async def test_a_rebuild_beside_a_projector_at_work_loses_nothing(database_url: str) -> None:
     book = wild(6, 900)
     await prepare(database_url, book.events[:300])
     async with running(database_url, page_events=3) as projector:
@@ -160,7 +160,7 @@ async def test_a_rebuild_beside_a_projector_at_work_loses_nothing(database_url: 
 
 
 @pytest.mark.parametrize("leads", [True, False])
-async def test_a_feed_has_every_event_once_it_is_in_the_views(database_url: str, leads: bool):
+async def test_a_feed_has_every_event_once_it_is_in_the_views(database_url: str, leads: bool) -> None:
     book = wild(7, 60)
     await prepare(database_url, book.events[:20])
     async with running(database_url) as projector, running(database_url, lead=False) as reader:
@@ -175,7 +175,7 @@ async def test_a_feed_has_every_event_once_it_is_in_the_views(database_url: str,
         assert seen == list(range(21, len(book.events) + 1))
 
 
-async def test_a_feed_that_nobody_reads_is_given_up(database_url: str):
+async def test_a_feed_that_nobody_reads_is_given_up(database_url: str) -> None:
     book = wild(8, 400)
     await prepare(database_url, book.events[:1])
     async with running(database_url, page_events=1) as projector:

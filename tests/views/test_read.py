@@ -55,7 +55,7 @@ async def everything(page: Callable[..., Any], pool: Pool, **fields: object) -> 
             return items
 
 
-async def test_conversations_come_with_the_latest_activity_first(of: Open):
+async def test_conversations_come_with_the_latest_activity_first(of: Open) -> None:
     book = wild(1, 300)
     reads = await of(book)
     items = await everything(list_conversations, reads, limit=2)
@@ -65,7 +65,7 @@ async def test_conversations_come_with_the_latest_activity_first(of: Open):
     assert len({item.id for item in items}) == len(items) > 2
 
 
-async def test_conversations_are_found_by_any_of_their_names(of: Open):
+async def test_conversations_are_found_by_any_of_their_names(of: Open) -> None:
     book = Book()
     chat = book.start("conv-1")
     book.start("conv-2")
@@ -82,7 +82,7 @@ async def test_conversations_are_found_by_any_of_their_names(of: Open):
     assert (await list_conversations(reads, channel="none")).items == []
 
 
-async def test_a_merged_conversation_is_read_as_the_other(of: Open):
+async def test_a_merged_conversation_is_read_as_the_other(of: Open) -> None:
     book = Book()
     winner, loser = book.start("conv-1"), book.start("conv-2")
     book.send(winner, "m-1")
@@ -99,7 +99,7 @@ async def test_a_merged_conversation_is_read_as_the_other(of: Open):
         assert [item.position for item in events.items] == list(range(1, len(book.events) + 1))
 
 
-async def test_messages_come_by_position_either_way(of: Open):
+async def test_messages_come_by_position_either_way(of: Open) -> None:
     book = Book()
     chat = book.start("conv-1")
     sent = [book.send(chat, f"m-{number}").message for number in range(7)]
@@ -110,7 +110,7 @@ async def test_messages_come_by_position_either_way(of: Open):
         assert [message.id for message in up] == sent == [message.id for message in reversed(down)]
 
 
-async def test_a_message_says_how_it_stands(of: Open):
+async def test_a_message_says_how_it_stands(of: Open) -> None:
     book = Book()
     chat = book.start("conv-1")
     content = e.Content(type="picture", text="Look", media="http://localhost/a.png", conversation_id="conv-1")
@@ -152,7 +152,7 @@ async def test_a_message_says_how_it_stands(of: Open):
     }
 
 
-async def test_a_deleted_message_keeps_its_place_and_loses_its_content(of: Open):
+async def test_a_deleted_message_keeps_its_place_and_loses_its_content(of: Open) -> None:
     book = Book()
     chat = book.start("conv-1")
     sent = book.send(chat, "m-1")
@@ -164,7 +164,7 @@ async def test_a_deleted_message_keeps_its_place_and_loses_its_content(of: Open)
     assert (conversation.last.deleted, conversation.last.text) == (True, None)
 
 
-async def test_a_failure_is_told_until_the_message_arrives_after_all(of: Open, database_url: str):
+async def test_a_failure_is_told_until_the_message_arrives_after_all(of: Open, database_url: str) -> None:
     book = Book()
     sent = book.send(book.start("conv-1"), "m-1", side="kommo")
     book.about(e.MessageFailed, sent, code=904, text="not a user", push="kommo")
@@ -184,7 +184,7 @@ async def test_a_failure_is_told_until_the_message_arrives_after_all(of: Open, d
     assert (message.timeline[1].code, message.timeline[1].push) == (904, "kommo")
 
 
-async def test_a_message_is_found_by_the_name_of_the_other_side(of: Open):
+async def test_a_message_is_found_by_the_name_of_the_other_side(of: Open) -> None:
     book = Book()
     book.exchange(book.start("conv-1"), "m-1")
     reads = await of(book)
@@ -194,7 +194,7 @@ async def test_a_message_is_found_by_the_name_of_the_other_side(of: Open):
 
 
 @pytest.mark.parametrize("unknown", ["x", NOBODY, "a" * 10_000, "\x00"])
-async def test_what_nobody_recorded_is_not_found(of: Open, unknown: str):
+async def test_what_nobody_recorded_is_not_found(of: Open, unknown: str) -> None:
     reads = await of(wild(1, 20))
     assert await get_message(reads, unknown) is None
     assert await get_conversation(reads, unknown) is None
@@ -228,7 +228,7 @@ def fits(event: e.AnyEvent, only: Filter) -> bool:
     )
 
 
-async def test_events_are_filtered_exactly_and_come_as_stored(of: Open):
+async def test_events_are_filtered_exactly_and_come_as_stored(of: Open) -> None:
     book = wild(5, 400)
     reads = await of(book)
     for only in (Filter(), *FILTERS):
@@ -244,7 +244,7 @@ async def test_events_are_filtered_exactly_and_come_as_stored(of: Open):
         assert streamed == [row for row in wanted if row[0] > 10]
 
 
-async def test_a_stream_of_events_goes_on_as_long_as_it_may(of: Open, database_url: str):
+async def test_a_stream_of_events_goes_on_as_long_as_it_may(of: Open, database_url: str) -> None:
     book = wild(5, 40)
     later = book.events[20:]
     del book.events[20:]
@@ -261,7 +261,7 @@ async def test_a_stream_of_events_goes_on_as_long_as_it_may(of: Open, database_u
     assert seen == list(range(16, 21 + len(later)))
 
 
-async def test_deliveries_are_listed_and_handed_out_in_order(of: Open):
+async def test_deliveries_are_listed_and_handed_out_in_order(of: Open) -> None:
     book = Book()
     sent = [book.send(book.start(f"conv-{number}"), f"m-{number}") for number in range(6)]
     book.about(e.DeliveryDeferred, sent[1], cause=sent[1].id, reason="HTTP 500")
@@ -277,7 +277,7 @@ async def test_deliveries_are_listed_and_handed_out_in_order(of: Open):
     assert counts.oldest_position == 2
 
 
-async def test_the_status_says_how_far_views_are(of: Open, database_url: str):
+async def test_the_status_says_how_far_views_are(of: Open, database_url: str) -> None:
     book = wild(2, 30)
     reads = await of(book)
     await store(database_url, [Book(3).send(NOBODY, "m-1")], first=len(book.events) + 1)
@@ -287,7 +287,7 @@ async def test_the_status_says_how_far_views_are(of: Open, database_url: str):
     assert len(standing.views) == 5
 
 
-async def test_channels_are_listed_with_their_connections(of: Open):
+async def test_channels_are_listed_with_their_connections(of: Open) -> None:
     book = Book()
     where = {"channel": "acme", "account": None}
     new = {"channel_id": "c-1", "url": "http://localhost/"}
@@ -305,7 +305,7 @@ async def test_channels_are_listed_with_their_connections(of: Open):
 
 
 @pytest.mark.parametrize("cursor", ["x", "!!!", "WzFd", "bnVsbA", "é", "\x00"])
-async def test_a_cursor_of_another_list_is_refused(of: Open, cursor: str):
+async def test_a_cursor_of_another_list_is_refused(of: Open, cursor: str) -> None:
     reads = await of(wild(1, 20))
     with pytest.raises(BadCursor, match="start without"):
         await list_conversations(reads, cursor=cursor)
@@ -313,7 +313,7 @@ async def test_a_cursor_of_another_list_is_refused(of: Open, cursor: str):
         await list_messages(reads, NOBODY, cursor=cursor)
 
 
-async def test_what_cannot_be_looked_for_is_refused(of: Open):
+async def test_what_cannot_be_looked_for_is_refused(of: Open) -> None:
     reads = await of(wild(1, 20))
     for bad in ({"channel": "\x00"}, {"chat_id": "a\x00"}):
         with pytest.raises(BadFilter):
@@ -323,13 +323,13 @@ async def test_what_cannot_be_looked_for_is_refused(of: Open):
             await list_events(reads, only=only)
 
 
-async def test_without_views_a_reader_is_told_to_come_back(database_url: str, reads: Pool):
+async def test_without_views_a_reader_is_told_to_come_back(database_url: str, reads: Pool) -> None:
     await prepare(database_url)
     with pytest.raises(ViewsMissing):
         await list_conversations(reads)
 
 
-async def test_reads_go_on_while_views_are_switched_and_links_break(of: Open, database_url: str):
+async def test_reads_go_on_while_views_are_switched_and_links_break(of: Open, database_url: str) -> None:
     book = wild(9, 200)
     reads = await of(book)
     before = await list_conversations(reads)

@@ -44,7 +44,7 @@ def take(book: Book, sent: e.MessageSent, copy: e.AnyEvent) -> None:
     book.add(e.MessageNamed, message_id(WHERE, "kommo", "k-1"), message=sent.message)
 
 
-async def test_a_message_and_its_copy_wait_each_for_itself(reads: Pool, database_url: str):
+async def test_a_message_and_its_copy_wait_each_for_itself(reads: Pool, database_url: str) -> None:
     book = Book()
     sent, copy = operator(book)
     reads = await of(reads, database_url, book)
@@ -52,7 +52,9 @@ async def test_a_message_and_its_copy_wait_each_for_itself(reads: Pool, database
     assert [(one.id, one.destination) for one in items] == [(sent.id, "messenger"), (copy.id, "kommo")]
 
 
-async def test_a_copy_that_is_taken_closes_itself_and_names_the_message(reads: Pool, database_url: str):
+async def test_a_copy_that_is_taken_closes_itself_and_names_the_message(
+    reads: Pool, database_url: str
+) -> None:
     book = Book()
     sent, copy = operator(book)
     take(book, sent, copy)
@@ -68,7 +70,7 @@ async def test_a_copy_that_is_taken_closes_itself_and_names_the_message(reads: P
     assert [one.id for one in (await list_deliveries(reads)).items] == [sent.id]
 
 
-async def test_a_message_that_is_taken_leaves_its_copy_open(reads: Pool, database_url: str):
+async def test_a_message_that_is_taken_leaves_its_copy_open(reads: Pool, database_url: str) -> None:
     book = Book()
     sent, copy = operator(book)
     book.accept(sent, "x-1")
@@ -83,7 +85,7 @@ async def test_a_message_that_is_taken_leaves_its_copy_open(reads: Pool, databas
 
 async def test_what_was_written_on_the_phone_is_outgoing_by_the_messengers_name(
     reads: Pool, database_url: str
-):
+) -> None:
     book = Book()
     phone = {"direction": "out", "sent_by": "messenger", "receiver": e.Party(id="u-1")}
     sent = book.send(book.start("conv-1"), "p-1", **phone)
