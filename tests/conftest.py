@@ -76,7 +76,7 @@ def nats_url(servers: Servers) -> str:
 
 @pytest.fixture
 async def nats_own(data_folder: Path) -> AsyncIterator[PrivateNats]:
-    """A nats-server of the test's own, to `stop()`, `wipe()` and `start()` again; `.url` stays the same."""
+    """A nats-server of the test's own, to `stop()` and `start()` again; `.url` stays the same."""
     own = PrivateNats(data_folder / "nats")
     await own.start()
     yield own

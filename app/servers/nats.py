@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import time
@@ -50,10 +49,6 @@ class PrivateNats(Child):
     def url(self) -> str:
         """Where clients connect, token included. Only once started."""
         return f"nats://{self.token}@127.0.0.1:{self.port}"
-
-    def wipe(self) -> None:
-        """Lose everything that is stored, as a broken disk would. Only while stopped."""
-        shutil.rmtree(self.folder / "store", ignore_errors=True)
 
     async def launch(self) -> subprocess.Popen[bytes]:
         """Start the process and wait for its port. Raises ServerFailed."""

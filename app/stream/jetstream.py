@@ -20,29 +20,35 @@ LOG = logging.getLogger("chatledger.nats")
 STREAM = "LEDGER"
 SUBJECTS = "ledger.>"
 SECOND_NS = 1_000_000_000
-ANSWER_SECONDS = 5.0
-CONNECT_SECONDS = 10.0
-RECONNECT_SECONDS = 0.25
-PING_SECONDS = 20
+ANSWER_SECONDS = 5.0  # the default of nats-py's JetStream context
+CONNECT_SECONDS = 10.0  # chosen: long enough for a cluster of three whose first servers are down
+RECONNECT_SECONDS = 0.25  # chosen: nats-py waits 2 s by default, and delivery would stand still for it
+PING_SECONDS = 20  # chosen: a broken path is noticed after two lost pings, not after nats-py's four minutes
 
+# Numbers of nats-server's list of errors, errors.json.
 STREAM_GONE = 10059
 CONSUMER_GONE = 10014
 MESSAGE_GONE = 10037
+
+# The private methods of nats-py that `NatsClient` calls or overrides: the library has no public way to send
+# protocol bytes that are ready, nor to leave headers unparsed. So pyproject pins its exact version, and a
+# test compares the signature of each: an upgrade that renames one fails there, not in production.
+NATS_PY_PRIVATE = ("_send_command", "_flush_pending", "_process_headers")
 
 _STATUS_LINE = b"NATS/1.0 "
 _Answer = TypeVar("_Answer")
 
 
 class JetStreamError(Exception):
-    """JetStream did not do what it was asked."""
+    """JetStream did not do what we asked."""
 
 
 class StreamUnavailable(JetStreamError):
-    """No connection, no answer in time, or no JetStream there; nothing is known about what was asked."""
+    """No connection, no answer in time, or no JetStream; whether the request was carried out is unknown."""
 
 
 class StreamRefused(JetStreamError):
-    """The server's answer is an error; `code` is its number in the server's list of errors."""
+    """The server answered with an error; `code` is its number in the server's list of errors."""
 
     def __init__(self, code: int, description: str) -> None:
         super().__init__(f"{description} ({code})")
@@ -50,7 +56,7 @@ class StreamRefused(JetStreamError):
 
 
 class StreamState(Struct, frozen=True):
-    """Sequences are 0 where there was never a message."""
+    """How many messages a stream holds, and from where to where; 0 if it never had a message."""
 
     messages: int
     first_seq: int
@@ -58,30 +64,30 @@ class StreamState(Struct, frozen=True):
 
 
 class StreamInfo(Struct, frozen=True):
-    """`config` is what the server answered, fields unknown to us included."""
+    """A stream; `config` is the server's own, with the fields that this program does not know."""
 
     config: dict[str, object]
     state: StreamState
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Ours and the server's own (`_nats.…`)."""
+        """Returns our metadata and the server's own (`_nats.…`)."""
         return msgspec.convert(self.config.get("metadata") or {}, dict[str, str])
 
     @property
     def configured_first(self) -> int:
-        """The sequence that the stream was made to begin with."""
+        """Returns the sequence that the stream was created to begin with."""
         return msgspec.convert(self.config.get("first_seq") or 1, int)
 
 
 class Delivered(Struct, frozen=True):
-    """The last message that a consumer has sent to somebody."""
+    """The last message that a consumer has sent."""
 
     stream_seq: int
 
 
 class ConsumerInfo(Struct, frozen=True):
-    """What a durable consumer is set to and still owes: sent and not acknowledged, and not yet sent."""
+    """A durable consumer: `num_ack_pending` messages are sent and unacknowledged, `num_pending` unsent."""
 
     config: dict[str, object]
     delivered: Delivered
@@ -116,9 +122,9 @@ class _MessageReply(Struct, frozen=True):
 
 
 class NatsClient(Client):
-    """A NATS connection that takes preformatted protocol bytes and does not parse headers nobody reads.
+    """A NATS connection that sends protocol bytes as they are and parses no headers that nobody reads.
 
-    Nothing is kept back while disconnected: what is published then fails at once.
+    Nothing is buffered while disconnected: publishing then fails at once.
     """
 
     def __init__(self) -> None:
@@ -126,32 +132,32 @@ class NatsClient(Client):
         self._watchers: set[Callable[[], None]] = set()
 
     def watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
-        """Call `watcher` after each loss and each return of the link; returns what ends that."""
+        """Call `watcher` when the connection breaks or returns; returns the function that ends the watch."""
         self._watchers.add(watcher)
         return lambda: self._watchers.discard(watcher)
 
     async def write(self, protocol: bytes) -> None:
         """Send whole protocol lines, such as HPUB with headers and payload. Raises StreamUnavailable.
 
-        `publish` formats headers for 20 µs; these bytes are ready, which nats-py has no public way to send.
-        Callers bound what is in flight by waiting for acknowledgements.
+        nats-py's `publish` takes 20 µs to format headers; these bytes are ready. The caller limits how much
+        is in flight by waiting for acknowledgements.
         """
         if not self.is_connected:
             raise StreamUnavailable("not connected to NATS")
         await self._send_command(protocol)
         await self._flush_pending()
         if (task := asyncio.current_task()) and task.cancelling():
-            raise asyncio.CancelledError  # nats-py swallows it in there.
+            raise asyncio.CancelledError  # `_flush_pending` swallows it.
 
     async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
-        # Only statuses (503, 409, heartbeats) are read here, and an event's headers take 18 of the 40 µs from
-        # socket to acknowledgement. Should nats-py rename this method, they are parsed again, no more.
+        # We read only statuses (503, 409, heartbeats), and an event's headers would take 18 of the 40 µs from
+        # socket to acknowledgement.
         if headers and headers.startswith(_STATUS_LINE):
             return await super()._process_headers(headers)
         return None
 
-    async def changed(self) -> None:
-        """The link was lost or is back: tell those who watch."""
+    async def notify_watchers(self) -> None:
+        """The connection broke or returned: log it and call the watchers."""
         if not self.is_closed:
             LOG.warning("NATS %s", "connected again" if self.is_connected else "connection lost")
         for watcher in tuple(self._watchers):
@@ -159,9 +165,9 @@ class NatsClient(Client):
 
 
 async def connect(url: str, *, name: str, seconds: float = CONNECT_SECONDS) -> NatsClient:
-    """Connect to `url` (several of a cluster with commas between), and again for ever when the link breaks.
+    """Connect to `url` (the servers of a cluster, separated by commas); reconnect for ever once connected.
 
-    Raises StreamUnavailable if no server lets us in within `seconds`.
+    Raises StreamUnavailable if no server accepts the connection within `seconds`.
     """
     connection = NatsClient()
     try:
@@ -172,10 +178,10 @@ async def connect(url: str, *, name: str, seconds: float = CONNECT_SECONDS) -> N
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=RECONNECT_SECONDS,  # type: ignore[arg-type]  # It only sleeps for it.
                 ping_interval=PING_SECONDS,
-                pending_size=0,
+                pending_size=0,  # no buffer while disconnected
                 error_cb=_on_error,
-                disconnected_cb=connection.changed,
-                reconnected_cb=connection.changed,
+                disconnected_cb=connection.notify_watchers,
+                reconnected_cb=connection.notify_watchers,
             )
     except (OSError, nats.errors.Error, TimeoutError) as error:
         reason = connection.last_error or error
@@ -186,7 +192,7 @@ async def connect(url: str, *, name: str, seconds: float = CONNECT_SECONDS) -> N
 
 async def _on_error(error: Exception) -> None:
     if isinstance(error, OSError | nats.errors.UnexpectedEOF | TimeoutError):
-        LOG.debug("NATS: %s", error)  # The loss of the link is logged once, by the connection.
+        LOG.debug("NATS: %s", error)  # `notify_watchers` logs the loss of the connection, once.
     else:
         LOG.error("NATS: %s", _text(error), exc_info=error)
 
@@ -196,7 +202,7 @@ def _text(error: Exception) -> str:
 
 
 async def call(connection: NatsClient, subject: str, body: Mapping[str, object] | None = None) -> bytes:
-    """Ask `$JS.API.<subject>`; the answer's bytes. Raises StreamUnavailable and StreamRefused."""
+    """Request `$JS.API.<subject>`; returns the answer's bytes. Raises StreamUnavailable, StreamRefused."""
     try:
         answer = await connection.request(
             f"$JS.API.{subject}", msgspec.json.encode(body) if body else b"", timeout=ANSWER_SECONDS
@@ -209,58 +215,58 @@ async def call(connection: NatsClient, subject: str, body: Mapping[str, object] 
 
 
 async def stream_info(connection: NatsClient, stream: str = STREAM) -> StreamInfo | None:
-    """The stream as it is now; None if there is none."""
-    return await _known(connection, f"STREAM.INFO.{stream}", StreamInfo, gone=STREAM_GONE)
+    """Returns the stream as it is now, None if there is none."""
+    return await _find(connection, f"STREAM.INFO.{stream}", StreamInfo, gone=STREAM_GONE)
 
 
 async def create_stream(connection: NatsClient, config: Mapping[str, object]) -> StreamInfo:
-    """Make a stream; if it is there with exactly this `config`, nothing happens."""
+    """Create a stream; does nothing if it exists with exactly this `config`."""
     return _read(await call(connection, f"STREAM.CREATE.{config['name']}", config), StreamInfo)
 
 
 async def update_stream(connection: NatsClient, config: Mapping[str, object]) -> StreamInfo:
-    """Set the whole configuration: what `config` does not name falls back to the server's defaults."""
+    """Replace the whole configuration: fields missing in `config` get the server's defaults."""
     return _read(await call(connection, f"STREAM.UPDATE.{config['name']}", config), StreamInfo)
 
 
 async def delete_stream(connection: NatsClient, stream: str = STREAM) -> None:
-    """Delete the stream with its messages and consumers; it may be gone already."""
+    """Delete the stream with its messages and consumers, if it exists."""
     await _delete(connection, f"STREAM.DELETE.{stream}", gone=STREAM_GONE)
 
 
 async def last_message(
     connection: NatsClient, stream: str = STREAM, subject: str = SUBJECTS
 ) -> StoredMessage | None:
-    """The newest message that is still stored; None if there is none."""
+    """Returns the newest message that is still stored, None if there is none."""
     body = {"last_by_subj": subject}
-    reply = await _known(connection, f"STREAM.MSG.GET.{stream}", _MessageReply, gone=MESSAGE_GONE, body=body)
+    reply = await _find(connection, f"STREAM.MSG.GET.{stream}", _MessageReply, gone=MESSAGE_GONE, body=body)
     return StoredMessage(reply.message.seq, base64.b64decode(reply.message.data)) if reply else None
 
 
 async def consumer_info(connection: NatsClient, name: str, stream: str = STREAM) -> ConsumerInfo | None:
-    """The consumer as it is now; None if there is none."""
-    return await _known(connection, f"CONSUMER.INFO.{stream}.{name}", ConsumerInfo, gone=CONSUMER_GONE)
+    """Returns the consumer as it is now, None if there is none."""
+    return await _find(connection, f"CONSUMER.INFO.{stream}.{name}", ConsumerInfo, gone=CONSUMER_GONE)
 
 
 async def create_consumer(
     connection: NatsClient, config: Mapping[str, object], stream: str = STREAM
 ) -> ConsumerInfo:
-    """Make a durable consumer; refused if it is there with another `config`."""
+    """Create a durable consumer. Raises StreamRefused if it exists with another `config`."""
     body = {"stream_name": stream, "config": config, "action": "create"}
     return _read(await call(connection, f"CONSUMER.CREATE.{stream}.{config['name']}", body), ConsumerInfo)
 
 
 async def delete_consumer(connection: NatsClient, name: str, stream: str = STREAM) -> None:
-    """Delete the consumer; it may be gone already."""
+    """Delete the consumer, if it exists."""
     await _delete(connection, f"CONSUMER.DELETE.{stream}.{name}", gone=CONSUMER_GONE)
 
 
 async def reset_consumer(connection: NatsClient, name: str, stream: str = STREAM) -> None:
-    """Deliver again, in order, everything above the acknowledged floor (ADR-60, nats-server 2.14)."""
+    """Make the server resend all above the acknowledged floor, in order (ADR-60, nats-server 2.14)."""
     await call(connection, f"CONSUMER.RESET.{stream}.{name}")
 
 
-async def _known(
+async def _find(
     connection: NatsClient,
     subject: str,
     kind: type[_Answer],

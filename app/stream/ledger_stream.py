@@ -1,7 +1,8 @@
-"""The stream LEDGER is this ledger's true copy as far as it goes, or it is made anew from the ledger.
+"""The stream LEDGER is a true copy of this ledger as far as it goes, or it is replaced by one.
 
-It begins at a ledger position (`first_seq`), chosen when it is made and never changed: so a message's
-sequence is the position of its event. Its metadata names the ledger, so that two ledgers never share it.
+The stream begins at a ledger position (`first_seq`) that is chosen when it is created and never changes, so
+the sequence of a message is the position of its event. Its metadata names the ledger, so that two ledgers
+never share a stream.
 """
 
 import logging
@@ -16,10 +17,15 @@ from app.stream.jetstream import STREAM, SUBJECTS, NatsClient, StreamInfo
 
 LOG = logging.getLogger("chatledger.relay")
 
-FORMAT = 1
+FORMAT = 1  # of the messages; a stream of an older format is replaced, a newer one is refused
 LEDGER_KEY, FORMAT_KEY = "chatledger.ledger", "chatledger.format"
+# Chosen: how far back subscribers may start without a backfill from the ledger.
 RETENTION_SECONDS = 30 * 24 * 3600
-CLOCKS_APART_SECONDS = 3600  # PostgreSQL's clock says what is recent, the NATS server's what is too old.
+# Chosen: how far apart the clocks of PostgreSQL, which decides what is recent, and of the NATS server, which
+# decides what is too old, may be.
+CLOCKS_APART_SECONDS = 3600
+# Twice EVENT_BYTES_MAX, which leaves room for headers, and below the 1 MB that nats-server accepts by
+# default.
 MESSAGE_BYTES_MAX = 768 * 1024
 
 HEAD = "SELECT coalesce(max(notification_id), 0) FROM ledger.stored_events"
@@ -33,7 +39,7 @@ OldestOpen = Callable[[], Awaitable[int | None]]
 
 
 class ForeignStream(Exception):
-    """The stream is another ledger's, or of a newer chatledger; the message says what to do."""
+    """The stream belongs to another ledger or a newer chatledger; the message says what to do."""
 
 
 class _Recorded(Struct, gc=False):
@@ -44,34 +50,34 @@ _recorded = msgspec.json.Decoder(_Recorded).decode
 
 
 class LedgerStream:
-    """The stream of the ledger `ledger_id`, as it should be on the server behind `nats`."""
+    """The stream of the ledger `ledger_id` on the server that `nats` is connected to."""
 
     def __init__(
         self, nats: NatsClient, ledger_id: str, *, replicas: int = 1, oldest_open: OldestOpen | None = None
     ) -> None:
-        """`oldest_open` gives the position of the oldest open delivery, which a new stream must hold too."""
+        """`oldest_open` returns the position of the oldest open delivery, which a new stream must contain."""
         self._nats = nats
         self._ledger_id = ledger_id
         self._replicas = replicas
         self._oldest_open = oldest_open
 
-    async def open(self, database: Db) -> int:
-        """The position up to which the stream holds the ledger; it is made, or made anew, if it does not.
+    async def open(self, db: Db) -> int:
+        """Create, replace or adjust the stream; returns the position up to which it holds the ledger.
 
-        Raises ForeignStream, and JetStreamError while the server does not do its part.
+        Raises ForeignStream, and JetStreamError if the server does not answer or refuses.
         """
         info = await jetstream.stream_info(self._nats)
         if info is None:
-            return await self._create(database)
-        self._recognise(info)
-        if reason := await self._difference(database, info):
-            LOG.error("stream %s is deleted and made anew from the ledger: %s", STREAM, reason)
+            return await self._create(db)
+        self._check_owner(info)
+        if reason := await self._difference(db, info):
+            LOG.error("stream %s is deleted and filled again from the ledger: %s", STREAM, reason)
             await jetstream.delete_stream(self._nats)
-            return await self._create(database)
+            return await self._create(db)
         await self._adjust(info)
         return info.state.last_seq
 
-    def _recognise(self, info: StreamInfo) -> None:
+    def _check_owner(self, info: StreamInfo) -> None:
         owner, number = info.metadata.get(LEDGER_KEY), info.metadata.get(FORMAT_KEY, "0")
         if owner != self._ledger_id:
             whose = f"ledger {owner}" if owner else "no ledger"
@@ -85,38 +91,36 @@ class LedgerStream:
                 f"the stream {STREAM} has format {number}, ours is {FORMAT}: upgrade chatledger"
             )
 
-    async def _difference(self, database: Db, info: StreamInfo) -> str | None:
-        """What of the stream cannot be mended by going on; None if it is a copy as far as it goes."""
+    async def _difference(self, db: Db, info: StreamInfo) -> str | None:
+        """Returns why the stream must be replaced, None if it is a true copy as far as it goes."""
         last, number = info.state.last_seq, info.metadata.get(FORMAT_KEY)
         if number != str(FORMAT):
             return f"its format is {number}, ours {FORMAT}"
-        if last and await state(database, last) is None:
-            return f"it ends at {last}, the ledger at {await head(database)}: the database was restored"
+        if last and await state(db, last) is None:
+            return f"it ends at {last}, the ledger at {await head(db)}: the database was restored"
         tail = await jetstream.last_message(self._nats)
-        if tail and await state(database, tail.seq) != tail.data:
+        if tail and await state(db, tail.seq) != tail.data:
             return f"its event {tail.seq} is not the ledger's: the database was restored"
-        if last < info.configured_first < (first := await self._first(database)):
+        if last < info.configured_first < (first := await self._first(db)):
             return f"it is empty and begins at {info.configured_first}, {first} is enough"
-        return await self._purged(database, info)
+        return await self._purged(db, info)
 
-    async def _purged(self, database: Db, info: StreamInfo) -> str | None:
-        """What is too old leaves the stream by itself; anything younger was taken out by somebody."""
+    async def _purged(self, db: Db, info: StreamInfo) -> str | None:
+        """Returns which events somebody purged: the stream itself drops only those that are too old."""
         first = info.state.first_seq
         if first <= info.configured_first or first > info.state.last_seq + 1:
             return None
-        needed = max(
-            info.configured_first, await first_recent(database, RETENTION_SECONDS - CLOCKS_APART_SECONDS)
-        )
+        needed = max(info.configured_first, await first_recent(db, RETENTION_SECONDS - CLOCKS_APART_SECONDS))
         return f"its events {needed} to {first - 1} were purged" if needed < first else None
 
-    async def _create(self, database: Db) -> int:
-        first = await self._first(database)
+    async def _create(self, db: Db) -> int:
+        first = await self._first(db)
         info = await jetstream.create_stream(self._nats, {**self._config(), "first_seq": first})
-        LOG.info("stream %s made, to begin at position %d", STREAM, first)
+        LOG.info("stream %s created, begins at position %d", STREAM, first)
         return info.state.last_seq
 
     async def _adjust(self, info: StreamInfo) -> None:
-        """Bring an older configuration to ours, all but `first_seq`, which belongs to the stream's making."""
+        """Update an older configuration to ours, except `first_seq`, which cannot change."""
         ours = self._config()
         wanted = {**info.config, **ours, "metadata": {**info.metadata, **self._metadata()}}
         if changed := [name for name in ours if wanted[name] != info.config.get(name)]:
@@ -141,24 +145,25 @@ class LedgerStream:
             "metadata": self._metadata(),
         }
 
-    async def _first(self, database: Db) -> int:
-        """Where a new stream begins: what subscribers may ask for, and what is still to be delivered."""
-        recent = await first_recent(database, RETENTION_SECONDS)
+    async def _first(self, db: Db) -> int:
+        """Returns the first position of a new stream: it holds all that is recent or not yet delivered."""
+        recent = await first_recent(db, RETENTION_SECONDS)
         oldest = await self._oldest_open() if self._oldest_open else None
         return max(1, recent if oldest is None else min(recent, oldest))
 
 
-async def first_recent(database: Db, seconds: int) -> int:
-    """The first position recorded within the last `seconds`; the head's successor if there is none.
+async def first_recent(db: Db, seconds: int) -> int:
+    """Returns the first position recorded within the last `seconds`, the head's successor if there is none.
 
-    A binary search: positions have no gaps, and `recorded_at` rises with them, but for a clock set back.
+    This is a binary search: positions have no gaps, and `recorded_at` rises with them unless a clock was set
+    back.
     """
-    row = await (await database.execute(CUTOFF, {"seconds": seconds})).fetchone()
+    row = await (await db.execute(CUTOFF, {"seconds": seconds})).fetchone()
     assert row is not None
-    low, high = 1, await head(database) + 1
+    low, high = 1, await head(db) + 1
     while low < high:
         middle = (low + high) // 2
-        body = await state(database, middle)
+        body = await state(db, middle)
         if body is not None and _recorded(body).recorded_at < str(row[0]):
             low = middle + 1
         else:
@@ -166,14 +171,14 @@ async def first_recent(database: Db, seconds: int) -> int:
     return low
 
 
-async def head(database: Db) -> int:
-    """The ledger's last position, 0 while it is empty."""
-    row = await (await database.execute(HEAD)).fetchone()
+async def head(db: Db) -> int:
+    """Returns the ledger's last position, 0 if it is empty."""
+    row = await (await db.execute(HEAD)).fetchone()
     assert row is not None
     return msgspec.convert(row[0], int)
 
 
-async def state(database: Db, position: int) -> bytes | None:
-    """The stored bytes of the event at `position`; None if there is none."""
-    row = await (await database.execute(STATE, {"position": position}, binary=True)).fetchone()
+async def state(db: Db, position: int) -> bytes | None:
+    """Returns the stored bytes of the event at `position`, None if there is none."""
+    row = await (await db.execute(STATE, {"position": position}, binary=True)).fetchone()
     return msgspec.convert(row[0], bytes) if row else None

@@ -1,10 +1,16 @@
 """Every event of the ledger is in the stream LEDGER, once, at the sequence that is its position.
 
-The relay keeps no record of what it has published: the stream's own tail says it. Every write names the
-sequence that must precede it (`Nats-Expected-Last-Sequence`; in an atomic batch, ADR-50, on its first message
-only), so whatever breaks in between, and however many relays run at once, an event is published once and in
-its place, or not at all and then again. After any error the relay goes back to the tail, and compares it with
-the ledger: a database restored to an older state would leave events in the stream that never happened.
+The relay keeps no record of what it has published, because the stream's own tail is that record. Every write
+names the sequence that must precede it (`Nats-Expected-Last-Sequence`; in an atomic batch, ADR-50, on its
+first message only). So whatever breaks in between, and however many relays run at once, an event is published
+once and in its place, or it is not published and tried again. After any error the relay goes back to the tail
+and compares it with the ledger, because a database restored to an older state would leave events in the
+stream that never happened.
+
+A relay is in one of three states: standing by, until it gets the lock (`_wait_for_turn`); opening, when it
+brings the stream and its own position in line with the ledger (`_relay`); and publishing (`_publish_from`),
+with at most `IN_FLIGHT_MAX` groups unacknowledged. A refusal and a broken connection end publishing through
+`_failure`.
 """
 
 import asyncio
@@ -41,17 +47,17 @@ LOG = logging.getLogger("chatledger.relay")
 #   pipelined  1.5   2.2   2.9   4.1   5.4   8.1  12.0  16.7  41.9
 #   atomic    11.3  10.7  10.7  10.7  11.5  11.8  10.4  11.6  13.2
 ATOMIC_MIN = 15
-BATCH_MAX = 1000
-BATCH_BYTES_MAX = 8 * 1024 * 1024
+BATCH_MAX = 1000  # the most that an atomic batch may have (ADR-50)
+BATCH_BYTES_MAX = 8 * 1024 * 1024  # chosen: with three groups in flight, the relay's memory stays flat
 LARGE_BATCH_MAX = BATCH_BYTES_MAX // EVENT_BYTES_MAX
 # Groups. With 2, catching up takes a fifth longer; 4, or any number at 200 events/s, makes no difference.
 IN_FLIGHT_MAX = 3
-ACK_SECONDS = 10.0
-POLL_SECONDS = 1.0
-CHECK_SECONDS = 10.0
-PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.02, 1.0
+ACK_SECONDS = 10.0  # chosen: a cluster elects a new leader within seconds
+POLL_SECONDS = 1.0  # chosen: how late an event may be whose notification was lost
+CHECK_SECONDS = 10.0  # chosen: how long an idle relay may overlook that its stream was deleted
+PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.02, 1.0  # chosen: an outage costs one try a second
 
-# Large events are limited by their number, so that no read is over 8 MB; a running sum would cost twice.
+# Large events are limited by their number, so that no read is over 8 MB; a running sum takes twice as long.
 READ = """
 SELECT notification_id, state FROM ledger.stored_events WHERE notification_id > %(after)s
 ORDER BY notification_id LIMIT (
@@ -72,7 +78,7 @@ class LedgerGap(Exception):
 
 
 class Envelope(Struct, gc=False):
-    """What subject and headers need of an event; the decoder skips the rest."""
+    """The fields of an event that its subject and headers are made from; the decoder skips the rest."""
 
     id: str
     type: str
@@ -92,6 +98,7 @@ class _Acknowledgement(Struct, frozen=True):
     error: _Problem | None = None
 
 
+# An answer without a body is a status: nobody listens to the subject.
 NO_JETSTREAM = _Acknowledgement(error=_Problem(503, "there is no JetStream at the server"))
 
 _open_envelope = msgspec.json.Decoder(Envelope).decode
@@ -99,10 +106,10 @@ _read_acknowledgement = msgspec.json.Decoder(_Acknowledgement).decode
 
 
 class Relay:
-    """Copies the ledger to the stream, from the stream's tail on, as long as `run` runs.
+    """Copies the ledger to the stream, from the stream's tail on, while `run` is running.
 
-    `position` is the last one known to be in the stream, `head` the ledger's last that was seen, `restarted`
-    counts the returns to the tail after an error. `active` is False while another relay does the work.
+    `position` is the last one known to be in the stream. `restarted` counts the returns to the tail after an
+    error. `active` is False while another relay does the work.
     """
 
     def __init__(
@@ -116,12 +123,11 @@ class Relay:
         exclusive: bool = True,
         check_seconds: float = CHECK_SECONDS,
     ) -> None:
-        """`oldest_open` gives the position of the oldest open delivery, which a new stream must still hold.
+        """`oldest_open` returns the position of the oldest open delivery, which a new stream must contain.
 
-        `exclusive=False` lets relays race; they stay exact and only waste work.
+        `exclusive=False` lets relays race; what they publish stays exact, they only waste work.
         """
         self.position = 0
-        self.head = 0
         self.restarted = 0
         self.active = False
         self._database_url = database_url
@@ -131,21 +137,21 @@ class Relay:
         self._check_seconds = check_seconds
         self._inbox = nats.new_inbox()
         self._session = 0
-        self._stirred = asyncio.Event()
-        self._hungry = True
+        self._woken = asyncio.Event()
+        self._has_news = True  # whether the ledger may hold more than has been read
         self._failure: JetStreamError | None = None
         self._in_flight: deque[int] = deque()
         self._sent_at = 0.0
         self._checked_at = 0.0
 
     def wake(self) -> None:
-        """There are new events: call it after a commit in this process."""
-        self._hungry = True
-        self._stirred.set()
+        """Look for new events; call it after a commit in this process."""
+        self._has_news = True
+        self._woken.set()
 
     async def run(self) -> NoReturn:
-        """Relay until cancelled. Raises ForeignStream, and StreamUnavailable once `nats` was closed."""
-        unwatch = self._nats.watch(self._link_changed)
+        """Relay until cancelled. Raises ForeignStream, and StreamUnavailable once `nats` is closed."""
+        unwatch = self._nats.watch(self._connection_changed)
         acknowledgements = await self._nats.subscribe(self._inbox + ".>", cb=self._acknowledged)
         listener = asyncio.create_task(self._listen(), name="relay listens")
         try:
@@ -162,78 +168,75 @@ class Relay:
         pause, reason, before = PAUSE_SECONDS_MIN, "", 0
         while True:
             try:
-                async with await connection.connect(self._database_url) as database:
-                    await self._relay(database)
+                async with await connection.connect(self._database_url) as db:
+                    await self._relay(db)
             except (JetStreamError, LedgerGap, psycopg.OperationalError, OSError) as error:
                 if self._nats.is_closed:
                     raise StreamUnavailable("the NATS connection was closed") from error
                 self.restarted += 1
-                if str(error) != reason:  # An outage is one line, not one a second.
+                if str(error) != reason:  # An outage is one line in the log, not one a second.
                     reason = str(error)
                     LOG.warning("relay stopped after position %d and tries again: %s", self.position, reason)
             finally:
                 self.active = False
             pause = PAUSE_SECONDS_MIN if self.position > before else min(pause * 2, PAUSE_SECONDS_MAX)
             before = self.position
-            self._stirred.clear()
+            self._woken.clear()
             await self._wait(pause * random.uniform(0.5, 1))
 
-    async def _relay(self, database: Db) -> NoReturn:
-        await self._turn(database)
+    async def _relay(self, db: Db) -> NoReturn:
+        await self._wait_for_turn(db)
         self._session += 1
         self._failure = None
         self._in_flight.clear()
-        self.position = await self._stream.open(database)
+        self.position = await self._stream.open(db)
         self._checked_at = time.monotonic()
-        self.head = await head(database)
         self.active = True
-        LOG.info("relay starts after position %d of %d", self.position, self.head)
-        await self._publish_from(database, self.position)
+        LOG.info("relay starts after position %d of %d", self.position, await head(db))
+        await self._publish_from(db, self.position)
 
-    async def _turn(self, database: Db) -> None:
-        """Wait until no other relay of this ledger works; its end releases the lock."""
-        while self._exclusive and not await _locked(database):
+    async def _wait_for_turn(self, db: Db) -> None:
+        """Wait until no other relay of this ledger is active; the end of its connection releases the lock."""
+        while self._exclusive and not await _locked(db):
             info = await jetstream.stream_info(self._nats)
             self.position = info.state.last_seq if info else 0
-            self.head = await head(database)
-            self._stirred.clear()
+            self._woken.clear()
             await asyncio.sleep(POLL_SECONDS)
 
-    # The loop: read, send, and wait for what comes first of news, an acknowledgement, a failure, a second.
+    # The loop: read and send a group, or wait for news, an acknowledgement, a failure, or POLL_SECONDS.
 
-    async def _publish_from(self, database: Db, sent: int) -> NoReturn:
+    async def _publish_from(self, db: Db, sent: int) -> NoReturn:
         poll_at = 0.0
         while True:
-            self._stirred.clear()
+            self._woken.clear()
             if self._failure:
                 raise self._failure
             if (now := time.monotonic()) >= poll_at:
                 poll_at = now + POLL_SECONDS
-                await self._poll(database, now)
-            if self._hungry and len(self._in_flight) < IN_FLIGHT_MAX:
-                self._hungry = False
-                if rows := await self._read(database, sent):
+                await self._poll(db, now)
+            if self._has_news and len(self._in_flight) < IN_FLIGHT_MAX:
+                self._has_news = False
+                if rows := await self._read(db, sent):
                     sent = await self._send(rows)
             else:
                 await self._wait(POLL_SECONDS)
 
-    async def _poll(self, database: Db, now: float) -> None:
+    async def _poll(self, db: Db, now: float) -> None:
         if self._in_flight and now - self._sent_at > ACK_SECONDS:
             raise StreamUnavailable(f"no acknowledgement within {ACK_SECONDS:.0f} s")
         if not self._in_flight and now - self._checked_at > self._check_seconds:
-            await self._check(database)
-        self.head = await head(database)
-        self._hungry = True
+            await self._check(db)
+        self._has_news = True
 
-    async def _check(self, database: Db) -> None:
-        """While nothing is to be published nobody would notice that the stream was deleted or purged."""
+    async def _check(self, db: Db) -> None:
+        """Notice that the stream was deleted or purged, while nothing is published that would fail."""
         self._checked_at = time.monotonic()
-        published, self.position = self.position, await self._stream.open(database)
+        published, self.position = self.position, await self._stream.open(db)
         if self.position != published:
             raise StreamRefused(0, f"the stream ends at {self.position}, not at {published}")
 
-    async def _read(self, database: Db, after: int) -> list[Row]:
-        cursor = database.cursor(binary=True)
+    async def _read(self, db: Db, after: int) -> list[Row]:
+        cursor = db.cursor(binary=True)
         await cursor.execute(READ, {**LIMITS, "after": after}, prepare=True)
         rows = cast(list[Row], await cursor.fetchall())
         if rows and (rows[0][0] != after + 1 or rows[-1][0] != after + len(rows)):
@@ -241,22 +244,21 @@ class Relay:
         return rows
 
     async def _send(self, rows: Sequence[Row]) -> int:
-        """Write a group of events; only its last message asks for an answer, which then speaks for all."""
+        """Write a group of events; only the last message requests an answer, which covers the whole group."""
         last = rows[-1][0]
         reply = f"{self._inbox}.{self._session}.{last}"
         lines = batch(rows, reply) if len(rows) >= ATOMIC_MIN else singles(rows, reply)
         self._in_flight.append(last)
         self._sent_at = time.monotonic()
         await self._nats.write(lines)
-        self.head = max(self.head, last)
         if len(rows) in (BATCH_MAX, LARGE_BATCH_MAX):
-            self._hungry = True  # The read may have been cut short.
+            self._has_news = True  # The read may have been cut short.
         return last
 
     async def _acknowledged(self, message: Msg) -> None:
         _, session, position = message.subject.rsplit(".", 2)
         if session != str(self._session):
-            return  # An answer to what was sent before an error; the tail has told us more since.
+            return  # It answers a write before an error; the tail has been read since.
         answer = _read_acknowledgement(message.data) if message.data else NO_JETSTREAM
         if answer.error:
             self._failure = StreamRefused(answer.error.err_code, answer.error.description)
@@ -266,20 +268,20 @@ class Relay:
             self.position = answer.seq
             while self._in_flight and self._in_flight[0] <= answer.seq:
                 self._in_flight.popleft()
-        self._stirred.set()
+        self._woken.set()
 
-    def _link_changed(self) -> None:
+    def _connection_changed(self) -> None:
         if not self._nats.is_connected:
             self._failure = StreamUnavailable("the connection to NATS was lost")
-        self._stirred.set()
+        self._woken.set()
 
     async def _wait(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._stirred.wait()
+                await self._woken.wait()
 
     async def _listen(self) -> NoReturn:
-        """Wake on other processes' commits. Should this fail, the poll still finds them."""
+        """Wake on the commits of other processes. If listening fails, the poll still finds them."""
         while True:
             with contextlib.suppress(psycopg.OperationalError, OSError):
                 async with await AsyncConnection.connect(self._database_url, autocommit=True) as listener:
@@ -289,17 +291,17 @@ class Relay:
             await asyncio.sleep(POLL_SECONDS)
 
 
-async def _locked(database: Db) -> bool:
-    row = await (await database.execute(TRY_LOCK, {"lock": names.RELAY_LOCK})).fetchone()
+async def _locked(db: Db) -> bool:
+    row = await (await db.execute(TRY_LOCK, {"lock": names.RELAY_LOCK})).fetchone()
     return row is not None and row[0] is True
 
 
-# The bytes of a message: subject, the attributes that CloudEvents 1.0 requires (binary mode; the rest is in
-# the body), W3C trace context, and what JetStream needs. An effect shares the trace of its cause.
+# A message has a subject, the attributes that CloudEvents 1.0 requires (binary mode; the others are in the
+# body), the W3C trace context, and JetStream's own headers. An effect shares the trace of its cause.
 
 
 def singles(rows: Sequence[Row], reply: str) -> bytes:
-    """Publishes that each stand alone, pipelined; the last asks for an answer at `reply`."""
+    """Returns separate publishes, to be pipelined; the last requests an answer at `reply`."""
     parts: list[bytes] = []
     last = rows[-1][0]
     for position, body in rows:
@@ -309,7 +311,7 @@ def singles(rows: Sequence[Row], reply: str) -> bytes:
 
 
 def batch(rows: Sequence[Row], reply: str) -> bytes:
-    """An atomic batch (ADR-50): stored as a whole, with one fsync, or not at all; answered at `reply`."""
+    """Returns an atomic batch (ADR-50): stored whole, with one fsync, or not at all; answered at `reply`."""
     parts: list[bytes] = []
     first, last = rows[0][0], rows[-1][0]
     name = f"Nats-Batch-Id: {os.urandom(8).hex()}\r\nNats-Batch-Sequence: "

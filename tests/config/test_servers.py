@@ -25,6 +25,7 @@ from app.servers.postgres import PrivatePostgres, installed
 from app.servers.process import ServerFailed, take_store
 from app.servers.servers import AlreadyRunning, OldServer, Servers, check_versions
 from app.servers.servers import servers as start_servers
+from tests.support.stream_ledger import wipe
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 20
@@ -260,9 +261,7 @@ async def test_a_wiped_nats_server_comes_back_empty_at_the_same_url(nats_own: Pr
     client = await nats.connect(url)
     await client.jetstream().add_stream(name="GONE", subjects=["gone"])
     await client.close()
-    await nats_own.stop()
-    nats_own.wipe()
-    await nats_own.start()
+    await wipe(nats_own)
     client = await nats.connect(url)
     assert (await client.jetstream().account_info()).streams == 0
     await client.close()

@@ -113,22 +113,6 @@ async def test_a_successor_gets_what_was_not_acknowledged_first_and_in_order(nat
     assert successor.seen[-9:] == list(range(2, 11))
 
 
-async def test_reset_gives_everything_held_again(nats: NatsClient) -> None:
-    await publish(nats, 1, 5)
-    reader = Reader(acknowledge=False)
-    consumer = Consumer(nats, "reader", ALL, 1, reader)
-    await consumer.start()
-    await until(lambda: len(reader.seen) == 5)
-    reader.acks[1]()
-    assert await all_acknowledged(nats, but=4)
-    await consumer.reset()
-    await until(lambda: reader.seen == [1, 2, 3, 4, 5, 2, 3, 4, 5])
-    for sequence in range(2, 6):
-        reader.acks[sequence]()
-    await consumer.stop()
-    assert await all_acknowledged(nats)
-
-
 async def test_acknowledgements_may_come_late_and_twice(nats: NatsClient) -> None:
     await publish(nats, 1, 3)
     reader = Reader(acknowledge=False)
@@ -229,7 +213,7 @@ async def test_a_message_that_its_reader_refuses_comes_again(nats: NatsClient) -
     await consumer.start()
     await until(lambda: seen == [1, 2])
     assert await all_acknowledged(nats, but=1)
-    await consumer.reset()
+    await jetstream.reset_consumer(nats, "reader")
     await until(lambda: seen[:3] == [1, 2, 1])
     await consumer.stop()
 

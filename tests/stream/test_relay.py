@@ -17,7 +17,7 @@ from app.stream.ledger_stream import ForeignStream
 from app.stream.relay import Relay
 from domain import events as e
 from tests.conftest import NewDatabase
-from tests.support.stream_ledger import DAY_MS, Book, differing, message, relaying, stored, until
+from tests.support.stream_ledger import DAY_MS, Book, differing, message, relaying, stored, until, wipe
 
 
 @pytest.fixture
@@ -126,12 +126,6 @@ async def test_an_old_ledger_without_news_makes_an_empty_stream(book: Book, nats
     assert list(await stored(nats_own.url)) == [6]
 
 
-async def wipe(server: PrivateNats) -> None:
-    await server.stop()
-    server.wipe()
-    await server.start()
-
-
 async def test_a_wiped_store_is_filled_to_the_same_sequences(book: Book, nats_own: PrivateNats) -> None:
     await book.fill(300)
     async with relaying(book, nats_own.url) as relay:
@@ -218,7 +212,7 @@ async def test_a_restored_database_replaces_the_stream(
         async with relaying(restored, nats_own.url) as relay:
             await until(lambda: relay.active and relay.position == after)
     assert await differing(nats_own.url, restored.rows) == []
-    assert "made anew from the ledger" in caplog.text
+    assert "filled again from the ledger" in caplog.text
     assert "restored" in caplog.text
 
 

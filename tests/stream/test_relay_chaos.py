@@ -6,7 +6,7 @@ import random
 import pytest
 
 from app.servers.nats import PrivateNats
-from tests.support.stream_ledger import Book, differing, relaying, until
+from tests.support.stream_ledger import Book, differing, relaying, until, wipe
 
 ROUNDS = 6
 BURSTS = (1, 1, 2, 3, 5, 19, 20, 60, 700)
@@ -63,9 +63,7 @@ async def test_a_store_that_is_wiped_again_and_again_is_filled_again(
         writer = asyncio.create_task(write(book, dice, stop))
         for _ in range(3):
             await asyncio.sleep(dice.uniform(0.1, 0.4))
-            await nats_own.stop()
-            nats_own.wipe()
-            await nats_own.start()
+            await wipe(nats_own)
         stop.set()
         await writer
         await until(lambda: relay.position == len(book.rows))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 import uuid
 from collections.abc import AsyncIterator, Callable
 
@@ -10,6 +11,7 @@ import psycopg
 
 from app import clock
 from app.database import names, schema
+from app.servers.nats import PrivateNats
 from app.stream import jetstream
 from app.stream.relay import Relay
 from domain import events as e
@@ -97,6 +99,13 @@ async def relaying(book: Book, nats_url: str, **options: object) -> AsyncIterato
         task.cancel()
         await asyncio.wait([task])
         await connection.close()
+
+
+async def wipe(server: PrivateNats) -> None:
+    """Restart a NATS server without all that it stored, as after the loss of its disk."""
+    await server.stop()
+    shutil.rmtree(server.folder / "store", ignore_errors=True)
+    await server.start()
 
 
 async def until(true: Callable[[], bool], seconds: float = 20) -> None:
