@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ops.sandbox.errors import Impossible
 from ops.sandbox.faults import Fault
-from ops.sandbox.world import Strangers
+from ops.sandbox.world import World
 
 Call = Request[Any, Any, State]
 Answer = tuple[int, bytes]
@@ -36,9 +36,9 @@ class Protocol(HttpToolsProtocol):
         self.scope["state"]["transport"] = self.transport
 
 
-def sandbox_of(request: Call) -> Strangers:
+def sandbox_of(request: Call) -> World:
     """The sandbox that serves this request."""
-    return cast(Strangers, request.app.state.sandbox)
+    return cast(World, request.app.state.sandbox)
 
 
 def headers_of(request: Call) -> dict[str, str]:

@@ -19,13 +19,13 @@ from ops.sandbox.errors import Impossible
 from ops.sandbox.lanes import Full
 from ops.sandbox.pages import consent, home
 from ops.sandbox.responses import Call, Protocol, json
-from ops.sandbox.world import Strangers
+from ops.sandbox.world import World
 
 STOP_SECONDS = 1
 BACKLOG = 2048
 
 
-class Sandbox(Strangers):
+class Sandbox(World):
     """`async with Sandbox(config) as sandbox:` serves on `sandbox.url` until the block ends."""
 
     async def __aenter__(self) -> "Sandbox":

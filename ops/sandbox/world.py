@@ -3,23 +3,23 @@
 import aiohttp
 
 from ops.sandbox.chats.hooks import Hooks
-from ops.sandbox.chats.manager import Desk
+from ops.sandbox.chats.manager import Managers
 from ops.sandbox.chats.rules import Kommo
 from ops.sandbox.config import Config
 from ops.sandbox.crm.consent import Consent
-from ops.sandbox.crm.rules import Office
+from ops.sandbox.crm.rules import CrmRules
 from ops.sandbox.crm.webhooks import CrmHooks
 from ops.sandbox.faults import Faults
 from ops.sandbox.feed import Feed
 from ops.sandbox.messenger.rules import Messenger
 from ops.sandbox.rate_limit import Rate
 from ops.sandbox.state.chats import Crm
-from ops.sandbox.state.crm import Books
-from ops.sandbox.state.messenger import Phone
+from ops.sandbox.state.crm import CrmState
+from ops.sandbox.state.messenger import MessengerState
 from ops.sandbox.state.store import Store
 
 
-class Strangers:
+class World:
     """Made from a config; `url` is empty until they listen, and `session` calls whom they call."""
 
     session: aiohttp.ClientSession
@@ -32,15 +32,15 @@ class Strangers:
         """Make all parts, with what the store has kept."""
         self.store = Store(self.config.state)
         self.feed, self.faults = Feed(), Faults()
-        self.crm, self.phone = Crm(self.store), Phone(self.store)
-        self.hooks = Hooks(self.config, self.crm, self.faults, self.feed)
-        self.books = Books(self.store)
-        self.consent = Consent(self.config, self.crm, self.books)
-        self.crm_hooks = CrmHooks(self.config, self.books, self.faults)
-        self.office = Office(self.config, self.crm, self.books, self.crm_hooks, self.feed)
-        self.hooks.source_of = self.office.source
-        self.kommo = Kommo(self.config, self.crm, self.hooks, self.feed, self.office)
-        self.desk = Desk(self.config, self.crm, self.hooks, self.feed, self.office)
+        self.chat_state, self.messenger_state = Crm(self.store), MessengerState(self.store)
+        self.hooks = Hooks(self.config, self.chat_state, self.faults, self.feed)
+        self.crm_state = CrmState(self.store)
+        self.consent = Consent(self.config, self.chat_state, self.crm_state)
+        self.crm_hooks = CrmHooks(self.config, self.crm_state, self.faults)
+        self.crm_rules = CrmRules(self.config, self.chat_state, self.crm_state, self.crm_hooks, self.feed)
+        self.hooks.source_of = self.crm_rules.source
+        self.kommo = Kommo(self.config, self.chat_state, self.hooks, self.feed, self.crm_rules)
+        self.managers = Managers(self.config, self.chat_state, self.hooks, self.feed, self.crm_rules)
         self.crm_rate = Rate(self.config.crm_per_second)
         self.chats_rate = Rate(self.config.chats_per_second)
-        self.messenger = Messenger(self.config, self.phone, self.feed)
+        self.messenger = Messenger(self.config, self.messenger_state, self.feed)

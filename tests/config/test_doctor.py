@@ -79,7 +79,7 @@ async def clinic(servers: Servers) -> AsyncIterator[Clinic]:
         clinic.setup = clinic.file(ACCOUNT)
         async with running(settings, clinic.setup) as run:
             story.run = run
-            await until(lambda: LINK.scope_id in story.sandbox.crm.connections)
+            await until(lambda: LINK.scope_id in story.sandbox.chat_state.connections)
             await story.api("GET", f"/v1/events?at_least={2}")
             yield clinic
 
@@ -313,21 +313,21 @@ async def test_an_account_that_is_not_connected_yet_is_tried_and_left_as_it_was(
     name = f"channel acme, account {OTHER}"
     check = (await clinic.examined(clinic.file(ACCOUNT, OTHER), port=9))[name]  # Nobody runs there.
     assert (check.ok, "the next start does it" in check.says) == (True, True), check
-    assert not clinic.story.sandbox.crm.connections[f"{CHANNEL}_{OTHER}"].active
+    assert not clinic.story.sandbox.chat_state.connections[f"{CHANNEL}_{OTHER}"].active
 
 
 async def test_what_the_service_may_just_have_connected_is_not_disconnected(clinic: Clinic) -> None:
     name = f"channel acme, account {OTHER}"
     check = (await clinic.examined(clinic.file(ACCOUNT, OTHER)))[name]
     assert (check.ok, "a start records that" in check.says) == (True, True), check
-    assert clinic.story.sandbox.crm.connections[f"{CHANNEL}_{OTHER}"].active
+    assert clinic.story.sandbox.chat_state.connections[f"{CHANNEL}_{OTHER}"].active
 
 
 async def test_a_connection_that_kommo_dropped_is_made_again(clinic: Clinic) -> None:
-    clinic.story.sandbox.crm.connections[LINK.scope_id].active = False
+    clinic.story.sandbox.chat_state.connections[LINK.scope_id].active = False
     check = (await clinic.examined())[ACME]
     assert (check.ok, "dropped" in check.says, "/v1/deliveries/resume" in check.todo) == (True, True, True)
-    assert clinic.story.sandbox.crm.connections[LINK.scope_id].active
+    assert clinic.story.sandbox.chat_state.connections[LINK.scope_id].active
 
 
 async def test_what_an_operator_disconnected_is_not_connected_by_looking(clinic: Clinic) -> None:
@@ -336,7 +336,7 @@ async def test_what_an_operator_disconnected_is_not_connected_by_looking(clinic:
     await story.api("DELETE", f"/v1/channels/acme/connections/{OTHER}")
     check = (await clinic.examined(clinic.file(ACCOUNT, OTHER)))[f"channel acme, account {OTHER}"]
     assert (check.ok, "disconnected" in check.says) == (True, True), check
-    assert not story.sandbox.crm.connections[f"{CHANNEL}_{OTHER}"].active
+    assert not story.sandbox.chat_state.connections[f"{CHANNEL}_{OTHER}"].active
 
 
 CHECKS = [Check("database", True, "answers"), Check("nats", False, "[b]is away", "start it")]

@@ -39,7 +39,7 @@ async def test_an_account_is_followed_from_the_first_consent_to_its_end(office: 
     assert (await office.ask("POST", f"/v1/accounts/{ACCOUNT}/webhooks")).status == 201
     _, crm = await crm_of(office)
     assert (crm.ok, crm.todo) == (True, ""), crm
-    [subscription] = office.sandbox.books.subscriptions.of(ACCOUNT)
+    [subscription] = office.sandbox.crm_state.subscriptions.of(ACCOUNT)
     subscription.disabled = True
     _, crm = await crm_of(office)
     assert (crm.ok, "disabled" in crm.says, "public url" in crm.todo) == (False, True, True), crm

@@ -120,7 +120,7 @@ async def test_views_that_are_made_anew_disturb_no_delivery(servers: Servers, tm
         await traffic.end()
         await all_is_well(story, traffic)
         assert traffic.refused == []
-        assert all(one.repeats == 0 for one in story.sandbox.crm.messages.values())
+        assert all(one.repeats == 0 for one in story.sandbox.chat_state.messages.values())
 
 
 def deliverer(folder: Path, **given: str) -> Process:

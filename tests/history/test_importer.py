@@ -283,7 +283,7 @@ async def test_one_account_that_cannot_import_holds_up_no_other(servers: Servers
         await story.fault("kommo.new_message", "503", times=None, conversation_id=stuck)
         await report(story, [line(stuck, n) for n in range(2 * LANE_MAX)], account_id=LINK.account)
         await report(story, [line(free, n) for n in range(3)], account_id=other)
-        crm = story.sandbox.crm
+        crm = story.sandbox.chat_state
         found = await until(lambda: crm.chat(there.scope_id, free), 5)
         await until(lambda: len(crm.timelines[found.id]) == 3, 5)
         assert feed(story, stuck) == []

@@ -178,7 +178,7 @@ async def test_a_template_that_does_not_fit_never_reaches_kommo(office: Office, 
 
 async def test_a_talk_is_read_and_closed_once(office: Office) -> None:
     chat = await office.customer("conv-talk")
-    talk = next(one for one in office.sandbox.books.talks if one.chat_id == chat.id)
+    talk = next(one for one in office.sandbox.crm_state.talks if one.chat_id == chat.id)
     told = await done(office, "GET", f"/talks/{talk.id}")
     assert (told["talk_id"], told["chat_id"], told["is_in_work"]) == (talk.id, chat.id, True)
     assert await done(office, "POST", f"/talks/{talk.id}/close", {}, 202) is None
@@ -231,7 +231,7 @@ async def test_a_user_who_is_not_there_cannot_accept(office: Office) -> None:
 async def arriving(office: Office, conversation: str) -> Any:
     """The incoming lead of a new chat."""
     chat = await office.customer(conversation)
-    return next(one for one in office.sandbox.books.incoming if one.chat_id == chat.id)
+    return next(one for one in office.sandbox.crm_state.incoming if one.chat_id == chat.id)
 
 
 # Links.

@@ -31,11 +31,11 @@ async def office(shared: Office) -> AsyncIterator[Office]:
 
 def tokens(office: Office) -> int:
     """How many access tokens Kommo gave out."""
-    return sum(one.kind == "access" for one in office.sandbox.books.tokens)
+    return sum(one.kind == "access" for one in office.sandbox.crm_state.tokens)
 
 
 def sources(office: Office) -> list[str]:
-    return [one.external_id for one in office.sandbox.books.sources]
+    return [one.external_id for one in office.sandbox.crm_state.sources]
 
 
 async def call(office: Office, method: str, path: str, payload: object = None) -> Any:

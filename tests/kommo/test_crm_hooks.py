@@ -438,7 +438,7 @@ async def test_what_the_crm_of_the_sandbox_tells_links_its_chats(crm: Crm) -> No
     await story.customer(name)
     await story.arrived(name)
     await story.manager(name)
-    found = story.sandbox.books.waiting(story.sandbox.crm.chat(LINK.scope_id, name).id)
+    found = story.sandbox.crm_state.waiting(story.sandbox.chat_state.chat(LINK.scope_id, name).id)
     await until(
         lambda: story.sandbox.crm_hooks.sent and not any(h.waiting for h in story.sandbox.crm_hooks.sent)
     )

@@ -137,7 +137,7 @@ async def test_tokens_are_sealed_at_rest_and_in_no_log(
             await link.execute("SELECT t::text, encode(sealed, 'escape') FROM ledger.tokens t")
         ).fetchall()
     kept = str(rows)
-    for token in office.sandbox.books.tokens:
+    for token in office.sandbox.crm_state.tokens:
         assert token.id not in kept
         assert token.id not in caplog.text
     assert CLIENT_SECRET not in kept + caplog.text

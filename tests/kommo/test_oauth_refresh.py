@@ -103,7 +103,7 @@ async def test_a_token_is_refreshed_five_minutes_ahead_and_not_before(processes:
 
 async def test_while_kommo_is_away_the_old_token_is_used_to_its_end(processes: Processes) -> None:
     await processes.consent(60)
-    old = processes.sandbox.books.tokens.of(processes.account)[0].id
+    old = processes.sandbox.crm_state.tokens.of(processes.account)[0].id
     await processes.fault("500", times=None)
     for _ in range(3):
         assert (await processes.all[0].access(processes.account)).token == old

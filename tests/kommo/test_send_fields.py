@@ -73,7 +73,7 @@ async def told(story: Story, action: dict[str, Any]) -> str:
 
 
 def outgoing(story: Story, name: str) -> list[KommoMessage]:
-    crm = story.sandbox.crm
+    crm = story.sandbox.chat_state
     found = crm.chat(LINK.scope_id, name)
     return [one for one in crm.timelines[found.id] if one.direction == "out"] if found else []
 
@@ -209,7 +209,7 @@ async def test_typing_lasts_as_long_as_was_told(story: Story) -> None:
     sender = {"id": f"u-{name}", "name": "Ann"}
     typing = {"type": "typing", "conversation_id": name, "sender": sender, "duration_ms": 9000}
     status, _ = await story.tell(typing)
-    typings = story.sandbox.crm.typings
+    typings = story.sandbox.chat_state.typings
     [typing] = await until(lambda: [one for one in typings if one.conversation_id == name])
     assert (status, typing.duration_ms) == (200, 9000)
 
@@ -233,7 +233,7 @@ async def test_what_was_written_on_the_phone_shows_in_kommo_in_the_bots_name(sto
     name = chat()
     ours = await told(story, phoned(name, silent=True))
     [message] = await at_kommo(story, name)
-    person = story.sandbox.crm.people[message.receiver]
+    person = story.sandbox.chat_state.people[message.receiver]
     assert (message.sender, message.sender_name, message.client_id) == (BOT, "Acme", ours)
     assert (person.client_id, person.name, message.silent) == (f"u-{name}", "Ann", True)
     await story.until_recorded(ours, "message.accepted")
@@ -257,7 +257,7 @@ async def test_both_sides_of_a_phone_keep_their_order(story: Story) -> None:
         await told(story, (phoned if n % 2 else sent)(name, f"{name}-{n}", str(n)))
     await at_kommo(story, name, 3)
     await story.arrived(name, 3)
-    found = story.sandbox.crm.timelines[story.sandbox.crm.chat(LINK.scope_id, name).id]
+    found = story.sandbox.chat_state.timelines[story.sandbox.chat_state.chat(LINK.scope_id, name).id]
     assert [one.message["text"] for one in found] == list("012345")
     moments = [one.msec_timestamp for one in found]
     assert moments == sorted(set(moments))
@@ -309,7 +309,7 @@ async def test_the_time_window_may_be_disabled_and_stays_so(story: Story) -> Non
     path, body = "/v1/channels/acme/connections", {"account_id": ACCOUNT, "title": "Acme"}
     first = await story.api("POST", path, body | {"is_time_window_disabled": True})
     again = await story.api("POST", path, body)
-    connection = story.sandbox.crm.connections[LINK.scope_id]
+    connection = story.sandbox.chat_state.connections[LINK.scope_id]
     assert (first["is_time_window_disabled"], again["is_time_window_disabled"]) == (True, True)
     assert connection.is_time_window_disabled
     [event] = [
@@ -318,7 +318,7 @@ async def test_the_time_window_may_be_disabled_and_stays_so(story: Story) -> Non
     assert event["is_time_window_disabled"] is True
     last = await story.api("POST", path, body | {"is_time_window_disabled": False})
     assert last["is_time_window_disabled"] is False
-    assert not story.sandbox.crm.connections[LINK.scope_id].is_time_window_disabled
+    assert not story.sandbox.chat_state.connections[LINK.scope_id].is_time_window_disabled
 
 
 async def test_a_channel_without_a_bot_says_what_to_do(servers: Servers) -> None:

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from ops.sandbox import Channel
-from ops.sandbox.chats.hook_queue import IN_A_ROW, SLOW_ANSWER_SECONDS, Pace
+from ops.sandbox.chats.hook_queue import IN_A_ROW, SLOW_ANSWER_SECONDS, HookQueue
 from tests.support.crm_client import CLIENT, Office, fresh_office, office
 from tests.support.sandbox_client import BOT, CHANNEL, MARIA, ORIGIN, SCOPE, SECRET
 
@@ -177,7 +177,7 @@ async def test_the_chats_api_can_be_limited_too() -> None:
 
 
 def test_bad_hooks_in_a_row_lead_into_the_slow_queue_and_good_ones_out() -> None:
-    pace = Pace()
+    pace = HookQueue()
     for _ in range(IN_A_ROW - 1):
         pace.tell("s", 500, 0.0)
     pace.tell("s", 200, 0.0)

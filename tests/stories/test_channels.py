@@ -72,7 +72,7 @@ async def test_another_address_of_the_messenger_is_used_at_once(story: Story, se
 
 async def test_a_scope_that_kommo_forgot_is_connected_again_once(story: Story) -> None:
     names = [chat() for _ in range(8)]
-    story.sandbox.crm.connections[LINK.scope_id].active = False
+    story.sandbox.chat_state.connections[LINK.scope_id].active = False
     for name in names:
         await story.customer(name)
     for name in names:
@@ -100,7 +100,7 @@ async def test_what_kommo_never_knows_is_parked_and_resumed_by_an_operator(story
 
 async def test_a_connect_that_fails_for_now_parks_nothing(story: Story) -> None:
     name = chat()
-    story.sandbox.crm.connections[LINK.scope_id].active = False
+    story.sandbox.chat_state.connections[LINK.scope_id].active = False
     await story.fault("kommo.connect", "503", times=2)
     await story.customer(name)
     await story.arrived(name)

@@ -57,10 +57,10 @@ class House:
 
     def dropped(self) -> None:
         """The integration is installed again: Kommo says nothing, and forgets the connection."""
-        self.sandbox.crm.connections.clear()
+        self.sandbox.chat_state.connections.clear()
 
     def connected(self, account: str = ACCOUNT) -> bool:
-        found = self.sandbox.crm.connections.get(f"{CHANNEL}_{account}")
+        found = self.sandbox.chat_state.connections.get(f"{CHANNEL}_{account}")
         return found is not None and found.active
 
     def file(self, *accounts: str, **changed: Any) -> Setup:
@@ -124,7 +124,7 @@ async def test_what_the_file_says_of_a_connection_is_told_to_kommo(
             await logged(caplog, f"account {ACCOUNT}: connected")
             events = await types(story)
         caplog.clear()
-        there = house.sandbox.crm.connections[LINK.scope_id]
+        there = house.sandbox.chat_state.connections[LINK.scope_id]
         assert there.title == title
     assert there.is_time_window_disabled
     assert events == ["channel.registered", "channel.connected", "channel.connected"]

@@ -48,7 +48,7 @@ async def send(story: Story, conversation: str, own: str, text: str = "Hi", **mo
 
 def copies(story: Story, name: str) -> list[KommoMessage]:
     """The messages to the customer that Kommo has."""
-    crm = story.sandbox.crm
+    crm = story.sandbox.chat_state
     found = crm.chat(LINK.scope_id, name)
     return [one for one in crm.timelines[found.id] if one.direction == "out"] if found else []
 
@@ -70,11 +70,11 @@ async def test_a_chat_is_created_before_any_message(story: Story) -> None:
     user = order(name)["user"] | {"email": "ann@example.com", "profile_link": "https://example.com/ann"}
     body = order(name, user=user, source={"external_id": "shop 1"})
     status, told = await ask(story, "/v1/conversations", body)
-    found = story.sandbox.crm.chat(LINK.scope_id, name)
+    found = story.sandbox.chat_state.chat(LINK.scope_id, name)
     assert found
     assert (status, told["chat_id"], told["conversation_id"]) == (201, found.id, name)
     assert (told["messages"], found.source) == (0, "shop 1")
-    person = story.sandbox.crm.people[found.client]
+    person = story.sandbox.chat_state.people[found.client]
     assert (person.client_id, person.phone, person.email) == (f"u-{name}", "+15550100", "ann@example.com")
     events = await story.events(conversation=told["id"])
     assert [one["type"] for one in events if one["stream"] == told["id"]] == [
@@ -124,7 +124,7 @@ async def test_the_first_message_of_a_created_chat_can_be_ours(story: Story) -> 
     [push] = await story.pushed(name)
     [copy] = await copied(story, name)
     assert push.body["receiver"] == {"id": f"u-{name}", "phone": "+15550100"}
-    assert copy.receiver == story.sandbox.crm.chat(LINK.scope_id, name).client
+    assert copy.receiver == story.sandbox.chat_state.chat(LINK.scope_id, name).client
 
 
 # A message.
@@ -349,7 +349,7 @@ async def test_a_failure_told_by_api_reaches_kommo_with_its_code(story: Story, c
     status, answer = await ask(story, f"/v1/messages/{told['id']}/status", body)
     assert (status, answer["id"], answer["duplicate"]) == (200, told["id"], False)
     await until(lambda: story.statuses(copy.id) == [-1])
-    call = story.sandbox.crm.messages[copy.id].statuses[0]
+    call = story.sandbox.chat_state.messages[copy.id].statuses[0]
     assert (call.error_code, call.error) == (code, "gone")
     assert (await ask(story, f"/v1/messages/{told['id']}/status", body))[1]["duplicate"] is True
 
@@ -407,5 +407,5 @@ async def test_a_customer_whom_nobody_named_must_be_named(story: Story) -> None:
     await story.order("DELETE", "/faults")
     mine = ids.message_id(LINK, "operator", "first")
     await story.until_recorded(mine, "message.accepted", 2)
-    [copy] = [one for one in story.sandbox.crm.messages.values() if one.client_id == mine]
+    [copy] = [one for one in story.sandbox.chat_state.messages.values() if one.client_id == mine]
     assert copy.chat_id == told["chat_id"]

@@ -55,7 +55,7 @@ async def test_what_else_a_customer_tells_arrives_unchanged(story: Story) -> Non
     more = {"source": {"external_id": "shop 1"}, "silent": True, "at": at}
     ours = await story.customer(name, sender=sender, message_id=f"m {name}", **more)
     [message] = await story.arrived(name)
-    person = story.sandbox.crm.people[message.sender]
+    person = story.sandbox.chat_state.people[message.sender]
     assert (person.client_id, person.name, person.phone) == ("u-9", "Ann Ö", "+15550100")
     assert (message.client_id, message.source, message.silent) == (ours, "shop 1", True)
     assert (message.msec_timestamp, message.timestamp) == (1_767_323_045_678, 1_767_323_045)
@@ -67,7 +67,7 @@ async def test_a_customers_address_and_picture_arrive(story: Story) -> None:
     action = {"type": "message.sent", "conversation_id": name, "message_id": name, "sender": sender}
     status, _ = await story.tell(action | {"message": {"type": "text", "text": "Hello"}})
     [message] = await story.arrived(name)
-    person = story.sandbox.crm.people[message.sender]
+    person = story.sandbox.chat_state.people[message.sender]
     assert (status, person.email, person.avatar) == (200, "ann@example.com", PHOTO)
 
 
@@ -195,4 +195,4 @@ async def test_an_edit_of_a_message_that_we_sent_is_recorded_and_not_told(story:
     status, _ = await story.tell(edit | {"message": {"type": "text", "text": "Other"}})
     assert (status, (await story.shown(told["ours"]))["edited"]) == (200, True)
     await story.settled()
-    assert story.sandbox.crm.messages[told["id"]].edits == []
+    assert story.sandbox.chat_state.messages[told["id"]].edits == []

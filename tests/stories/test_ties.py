@@ -60,7 +60,7 @@ async def test_a_failure_reaches_kommo_with_its_code_and_text(story: Story) -> N
     told, push = await sent(story, name)
     await status(story, name, "failed", message_id=push.answer["message_id"], code=904, text="not a user")
     await until(lambda: story.statuses(told["id"]) == [-1])
-    call = story.sandbox.crm.messages[told["id"]].statuses[0]
+    call = story.sandbox.chat_state.messages[told["id"]].statuses[0]
     assert (call.error_code, call.error) == (904, "not a user")
 
 
@@ -145,7 +145,7 @@ async def test_a_customers_reaction_reaches_kommo_and_can_be_taken_back(story: S
     for message_id, kommo_id in ((push.answer["message_id"], told["id"]), (name, own.id)):
         order = {"message_id": message_id, "sender": {"id": f"u-{name}", "name": "Ann"}}
         await story.order("POST", "/customer/reactions?wait=1", order | {"emoji": "👍"})
-        shown = story.sandbox.crm.messages[kommo_id]
+        shown = story.sandbox.chat_state.messages[kommo_id]
         await until(lambda shown=shown: [one.emoji for one in shown.reactions] == ["👍"])
         await story.order("POST", "/customer/reactions?wait=1", order)
         await until(lambda shown=shown: shown.reactions == [])
@@ -174,7 +174,7 @@ async def test_a_customers_typing_reaches_kommo(story: Story) -> None:
     await story.customer(name)
     await story.arrived(name)
     await story.order("POST", "/customer/typing?wait=1", {"conversation_id": name, "sender": {"id": "u-1"}})
-    typings = story.sandbox.crm.typings
+    typings = story.sandbox.chat_state.typings
     [typing] = await until(lambda: [one for one in typings if one.conversation_id == name])
     assert (typing.sender_id, typing.duration_ms) == ("u-1", 5000)
 
@@ -212,7 +212,7 @@ async def test_typing_that_waited_too_long_is_dropped(story: Story) -> None:
     await story.arrived(name, 3)
     await story.settled()
     assert told["results"][0]["position"]
-    assert not [one for one in story.sandbox.crm.typings if one.conversation_id == name]
+    assert not [one for one in story.sandbox.chat_state.typings if one.conversation_id == name]
 
 
 async def test_typing_before_the_messenger_knows_the_chat_is_not_told(story: Story) -> None:
@@ -220,10 +220,14 @@ async def test_typing_before_the_messenger_knows_the_chat_is_not_told(story: Sto
     await story.fault("messenger.hook.message", "503", times=2)
     told = await story.order("POST", "/manager/messages", {"phone": phone, "message": {"text": "Hi"}})
     await story.order("POST", "/manager/typing", {"chat_id": told["chat_id"]})
-    await until(lambda: [push for push in story.sandbox.phone.pushes.values() if phone in str(push.body)])
+    await until(
+        lambda: [push for push in story.sandbox.messenger_state.pushes.values() if phone in str(push.body)]
+    )
     await story.settled()
     assert not [
-        one for one in story.sandbox.phone.pushes.values() if one.type == "typing" and not one.conversation_id
+        one
+        for one in story.sandbox.messenger_state.pushes.values()
+        if one.type == "typing" and not one.conversation_id
     ]
 
 
@@ -232,7 +236,7 @@ async def test_typing_before_the_messenger_knows_the_chat_is_not_told(story: Sto
 
 def echo(story: Story, name: str, kommo_id: str, text: str = "Hello") -> dict[str, Any]:
     """The hook of a message that Kommo already has."""
-    known = story.sandbox.crm.chat(LINK.scope_id, name)
+    known = story.sandbox.chat_state.chat(LINK.scope_id, name)
     now = clock.now_ms()
     message = {
         "receiver": {"id": known.client if known else "p-1", "client_id": f"u-{name}"},
@@ -311,13 +315,13 @@ async def first(story: Story, phone: str, text: str = "Hi") -> tuple[dict[str, A
     order = {"phone": phone, "receiver": receiver, "message": {"type": "text", "text": text}}
     told = await story.order("POST", "/manager/messages?wait=1", order)
     told["ours"] = ids.message_id(LINK, "kommo", told["id"])
-    pushes = story.sandbox.phone.pushes
+    pushes = story.sandbox.messenger_state.pushes
     [push] = await until(lambda: [one for one in pushes.values() if one.id == told["ours"]])
     return told, push
 
 
 def at_kommo(story: Story, told: dict[str, Any]) -> Chat:
-    return story.sandbox.crm.chats[told["chat_id"]]
+    return story.sandbox.chat_state.chats[told["chat_id"]]
 
 
 async def test_who_is_written_to_first_is_named_by_phone(story: Story) -> None:
@@ -340,7 +344,7 @@ async def test_two_first_messages_at_once_name_one_chat(story: Story) -> None:
     await story.order(
         "POST", "/manager/messages", {"chat_id": told["chat_id"], "message": {"text": "There?"}}
     )
-    pushes = story.sandbox.phone.pushes
+    pushes = story.sandbox.messenger_state.pushes
     found = await until(lambda: [p for p in pushes.values() if "+15550103" in str(p.body)])
     await story.pushed(found[0].conversation_id, 2)
 
@@ -357,11 +361,13 @@ async def test_the_reply_to_a_first_message_is_bound_to_its_chat(story: Story) -
 
 async def test_chats_that_began_apart_become_one(story: Story) -> None:
     name, phone = chat(), "+15550105"
-    story.sandbox.phone.conversation(name, story.sandbox.phone.customer("u-apart", "Ann", phone).id, "")
+    story.sandbox.messenger_state.conversation(
+        name, story.sandbox.messenger_state.customer("u-apart", "Ann", phone).id, ""
+    )
     await story.fault("messenger.hook.message", "slow", seconds=1)
     told = await story.order("POST", "/manager/messages", {"phone": phone, "message": {"text": "Hi"}})
     ours = ids.message_id(LINK, "kommo", told["id"])
-    pushes = story.sandbox.phone.pushes
+    pushes = story.sandbox.messenger_state.pushes
     [push] = await until(lambda: [one for one in pushes.values() if one.id == ours])
     await story.customer(push.conversation_id)
     await story.until_recorded(ours, "message.accepted")
@@ -375,7 +381,7 @@ async def test_messages_still_arrive_after_chats_became_one(story: Story) -> Non
     await story.fault("messenger.hook.message", "slow", seconds=1)
     told = await story.order("POST", "/manager/messages", {"phone": phone, "message": {"text": "Hi"}})
     ours = ids.message_id(LINK, "kommo", told["id"])
-    pushes = story.sandbox.phone.pushes
+    pushes = story.sandbox.messenger_state.pushes
     [push] = await until(lambda: [one for one in pushes.values() if one.id == ours])
     name = push.conversation_id
     await story.customer(name, "before")

@@ -168,7 +168,7 @@ async def first(story: Story, phone: str) -> tuple[dict[str, Any], Any]:
     order = {"phone": phone, "receiver": {"name": "Ann", "phone": phone}, "message": {"text": "Hi"}}
     told = await story.order("POST", "/manager/messages?wait=1", order)
     ours = ids.message_id(LINK, "kommo", told["id"])
-    pushes = story.sandbox.phone.pushes
+    pushes = story.sandbox.messenger_state.pushes
     [push] = await until(lambda: [one for one in pushes.values() if one.id == ours])
     await story.until_recorded(ours, "message.accepted")
     return told, push
@@ -190,10 +190,10 @@ async def test_two_replies_at_once_bind_one_chat_and_one_person(story: Story) ->
     actions = [reply(name, f"{name}-{n}", person) for n in range(2)]
     assert [status for status, _ in await asyncio.gather(*map(story.tell, actions))] == [200, 200]
     found = await story.arrived(name, 2)
-    chat = story.sandbox.crm.chats[told["chat_id"]]
+    chat = story.sandbox.chat_state.chats[told["chat_id"]]
     assert {one.chat_id for one in found} == {told["chat_id"]}
-    assert (chat.client_id, story.sandbox.crm.people[chat.client].client_id) == (name, person)
-    assert len([one for one in story.sandbox.crm.chats.values() if one.client_id == name]) == 1
+    assert (chat.client_id, story.sandbox.chat_state.people[chat.client].client_id) == (name, person)
+    assert len([one for one in story.sandbox.chat_state.chats.values() if one.client_id == name]) == 1
 
 
 async def test_an_operator_may_answer_in_a_chat_that_kommo_began(story: Story) -> None:
@@ -205,10 +205,10 @@ async def test_an_operator_may_answer_in_a_chat_that_kommo_began(story: Story) -
     await story.api("POST", f"/v1/conversations/{conversation}/messages", body)
     mine = ids.message_id(LINK, "operator", "o-202")
     await story.until_recorded(mine, "message.accepted", 2)
-    [copy] = [one for one in story.sandbox.crm.messages.values() if one.client_id == mine]
-    chat = story.sandbox.crm.chats[told["chat_id"]]
+    [copy] = [one for one in story.sandbox.chat_state.messages.values() if one.client_id == mine]
+    chat = story.sandbox.chat_state.chats[told["chat_id"]]
     assert (copy.chat_id, chat.client_id) == (told["chat_id"], push.conversation_id)
-    assert story.sandbox.crm.people[chat.client].client_id == receiver["id"]
+    assert story.sandbox.chat_state.people[chat.client].client_id == receiver["id"]
 
 
 async def test_a_copy_waits_for_the_messengers_name_of_the_chat(story: Story) -> None:
@@ -222,7 +222,7 @@ async def test_a_copy_waits_for_the_messengers_name_of_the_chat(story: Story) ->
     await story.api("POST", f"/v1/conversations/{conversation}/messages", body)
     mine = ids.message_id(LINK, "operator", "o-203")
     await story.until_recorded(mine, "message.accepted", 2)
-    [copy] = [one for one in story.sandbox.crm.messages.values() if one.client_id == mine]
+    [copy] = [one for one in story.sandbox.chat_state.messages.values() if one.client_id == mine]
     assert copy.chat_id == told["chat_id"]
     assert "the messenger has not named the chat yet" in {
         one["reason"] for one in await story.until_recorded(mine, "delivery.deferred")

@@ -82,7 +82,7 @@ class Office(Served):
         kommo = self.run.services.kommo
         answer = await kommo.call(Credentials(CHANNEL_ID, SECRET), "POST", SCOPE, order)
         assert answer.status == 200, answer
-        return self.sandbox.crm.chat(SCOPE, conversation)
+        return self.sandbox.chat_state.chat(SCOPE, conversation)
 
     async def chat(self, conversation: str) -> tuple[str, str]:
         """A chat with a manager's answer, known to both: our id and Kommo's."""

@@ -77,7 +77,7 @@ async def report(story: Story, lines: Iterable[Json | str], **query: Any) -> Jso
 
 def feed(story: Story, conversation: str) -> list[KommoMessage]:
     """A chat as Kommo shows it: by msec_timestamp."""
-    crm = story.sandbox.crm
+    crm = story.sandbox.chat_state
     found = crm.chat(LINK.scope_id, conversation)
     return sorted(crm.timelines[found.id], key=lambda one: one.msec_timestamp) if found else []
 

@@ -125,7 +125,7 @@ async def _crm(office: Office) -> Things:
     leads, talks = [], []
     for number in range(3 * TIMES + 1):
         chat = await office.customer(f"conv-{number}-of-crm")
-        books = office.sandbox.books
+        books = office.sandbox.crm_state
         leads.append(next(one for one in books.incoming if one.chat_id == chat.id))
         talks.append(next(one for one in books.talks if one.chat_id == chat.id))
     first, *leads = leads

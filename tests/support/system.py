@@ -152,18 +152,18 @@ class Story:
 
     def kommo(self, conversation: str) -> list[KommoMessage]:
         """The customer's messages that Kommo has, in the order of their arrival."""
-        crm = self.sandbox.crm
+        crm = self.sandbox.chat_state
         found = crm.chat(LINK.scope_id, conversation)
         return [one for one in crm.timelines[found.id] if one.direction == "in"] if found else []
 
     def pushes(self, conversation: str, kind: str = "message.send") -> list[Push]:
         """What the messenger was told, in the order of arrival."""
-        pushes = self.sandbox.phone.pushes.values()
+        pushes = self.sandbox.messenger_state.pushes.values()
         return [one for one in pushes if one.type == kind and one.conversation_id == conversation]
 
     def statuses(self, kommo_id: str) -> list[int]:
         """What Kommo was told of a manager's message."""
-        return [one.status for one in self.sandbox.crm.messages[kommo_id].statuses]
+        return [one.status for one in self.sandbox.chat_state.messages[kommo_id].statuses]
 
     async def arrived(self, conversation: str, many: int = 1) -> list[KommoMessage]:
         """The customer's messages, once so many are with Kommo."""

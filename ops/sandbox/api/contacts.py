@@ -35,7 +35,7 @@ async def list_contacts(request: Call) -> Response[bytes]:
     """The contacts, without those that wait inside an incoming lead."""
 
     def work(caller: Caller) -> Reply:
-        found = [one for one in caller.sandbox.books.contacts.of(caller.amojo_id) if not one.hidden]
+        found = [one for one in caller.sandbox.crm_state.contacts.of(caller.amojo_id) if not one.hidden]
         return page_of(caller, "contacts", "contacts", [_shown(caller, one) for one in found], PARTS_MAX)
 
     return await answer(request, "contacts", work)
@@ -76,7 +76,7 @@ ROUTES = [list_contacts, read_contact, create_contacts, link_chats, list_links]
 def _create(caller: Caller) -> Reply:
     made = []
     now = int(time.time())
-    table = caller.sandbox.books.contacts
+    table = caller.sandbox.crm_state.contacts
     for index, order in enumerate(few(caller.read(list[NewContact]), PARTS_MAX)):
         contact = Contact(
             id=table.next(),
@@ -103,10 +103,10 @@ def _link(caller: Caller) -> Reply:
     bad = []
     for index, order in enumerate(orders):
         named = request_id(index, order.request_id)
-        chat = sandbox.crm.chats.get(order.chat_id)
-        if chat is None or sandbox.office.account(chat).amojo_id != caller.amojo_id:
+        chat = sandbox.chat_state.chats.get(order.chat_id)
+        if chat is None or sandbox.crm_rules.account(chat).amojo_id != caller.amojo_id:
             bad.append(BadPart("NotFound", "chat_id", "There is no such chat.", named))
-        elif (channel := sandbox.office.channel(chat)) and channel.client not in ("", caller.client):
+        elif (channel := sandbox.crm_rules.channel(chat)) and channel.client not in ("", caller.client):
             raise Wrong(403, "The settings of the chat's channel name another integration")
         if _contact(caller, order.contact_id) is None:
             bad.append(BadPart("NotFound", "contact_id", "There is no such contact.", named))
@@ -114,7 +114,7 @@ def _link(caller: Caller) -> Reply:
         raise Wrong(400, "Request validation failed", tuple(bad))
     made: list[dict[str, object]] = []
     for index, order in enumerate(orders):
-        link = sandbox.office.link(sandbox.crm.chats[order.chat_id], order.contact_id)
+        link = sandbox.crm_rules.link(sandbox.chat_state.chats[order.chat_id], order.contact_id)
         made.append(_shown_link(link) | {"request_id": request_id(index, order.request_id)})
     return Reply(200, {"_total_items": len(made), "_embedded": {"chats": made}})
 
@@ -127,7 +127,7 @@ def _links(caller: Caller) -> Reply:
         )
     found = [
         _shown_link(one)
-        for one in caller.sandbox.books.links.of(caller.amojo_id)
+        for one in caller.sandbox.crm_state.links.of(caller.amojo_id)
         if one.id in chats or str(one.contact_id) in contacts
     ]
     if not found:
@@ -140,7 +140,7 @@ def _shown_link(link: Link) -> dict[str, object]:
 
 
 def _contact(caller: Caller, contact_id: int) -> Contact | None:
-    found = caller.sandbox.books.contacts.get(contact_id)
+    found = caller.sandbox.crm_state.contacts.get(contact_id)
     return found if found is not None and found.account == caller.amojo_id else None
 
 

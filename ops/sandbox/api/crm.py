@@ -11,7 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 from ops.sandbox.config import CrmAccount
 from ops.sandbox.faults import Fault
 from ops.sandbox.responses import HTML, Call, behave, sandbox_of
-from ops.sandbox.world import Strangers
+from ops.sandbox.world import World
 
 PROBLEM_TITLES = {
     400: "Bad Request",
@@ -54,7 +54,7 @@ class Reply(NamedTuple):
 class Caller(Struct, frozen=True):
     """Who asks for what: an integration for an account."""
 
-    sandbox: Strangers
+    sandbox: World
     account: CrmAccount
     client: str
     request: Call

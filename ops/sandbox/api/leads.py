@@ -71,7 +71,7 @@ async def list_incoming(request: Call) -> Response[bytes]:
         uids = [value for value in caller.all("filter") if len(value) == 32]
         found = [
             one
-            for one in caller.sandbox.books.incoming.of(caller.amojo_id)
+            for one in caller.sandbox.crm_state.incoming.of(caller.amojo_id)
             if not one.action and (not uids or one.id in uids)
         ]
         told = [_shown(caller, one) for one in found]
@@ -85,7 +85,7 @@ async def read_incoming(request: Call, uid: FromPath[str]) -> Response[bytes]:
     """One incoming lead; 204 when there is none, or no more."""
 
     def work(caller: Caller) -> Reply:
-        found = caller.sandbox.books.incoming.get(uid)
+        found = caller.sandbox.crm_state.incoming.get(uid)
         if found is None or found.account != caller.amojo_id or found.action:
             return Reply(204)
         return Reply(200, _shown(caller, found))
@@ -100,7 +100,7 @@ async def accept(request: Call, uid: FromPath[str]) -> Response[bytes]:
     def work(caller: Caller) -> Reply:
         order = caller.read(Accept) if caller.body else Accept()
         found = _waiting(caller, uid, order.user_id)
-        caller.sandbox.office.accept(found, order.user_id, order.status_id)
+        caller.sandbox.crm_rules.accept(found, order.user_id, order.status_id)
         return Reply(200, _settled(caller, found))
 
     return await answer(request, "unsorted", work)
@@ -113,7 +113,7 @@ async def decline(request: Call, uid: FromPath[str]) -> Response[bytes]:
     def work(caller: Caller) -> Reply:
         order = caller.read(Decline) if caller.body else Decline()
         found = _waiting(caller, uid, order.user_id)
-        caller.sandbox.office.decline(found, order.user_id)
+        caller.sandbox.crm_rules.decline(found, order.user_id)
         return Reply(200, _settled(caller, found))
 
     return await answer(request, "unsorted", work)
@@ -136,7 +136,7 @@ async def list_leads(request: Call) -> Response[bytes]:
     """The leads."""
 
     def work(caller: Caller) -> Reply:
-        told = [_shown_lead(caller, one) for one in caller.sandbox.books.leads.of(caller.amojo_id)]
+        told = [_shown_lead(caller, one) for one in caller.sandbox.crm_state.leads.of(caller.amojo_id)]
         return page_of(caller, "leads", "leads", told, PARTS_MAX)
 
     return await answer(request, "leads", work)
@@ -147,7 +147,7 @@ async def read_lead(request: Call, lead_id: FromPath[int]) -> Response[bytes]:
     """One lead; 204 when there is none."""
 
     def work(caller: Caller) -> Reply:
-        found = caller.sandbox.books.leads.get(lead_id)
+        found = caller.sandbox.crm_state.leads.get(lead_id)
         if found is None or found.account != caller.amojo_id:
             return Reply(204)
         return Reply(200, _shown_lead(caller, found))
@@ -161,22 +161,22 @@ ROUTES = [list_incoming, read_incoming, accept, decline, join, create_leads, lis
 def _join(caller: Caller, uid: str) -> Reply:
     order = caller.read(Join)
     found = _waiting(caller, uid, order.user_id)
-    books = caller.sandbox.books
-    lead = books.leads.get(order.link.entity_id)
+    state = caller.sandbox.crm_state
+    lead = state.leads.get(order.link.entity_id)
     if order.link.entity_type != "leads" or lead is None or lead.account != caller.amojo_id:
         bad = BadPart("NotFound", "link.entity_id", "There is no such lead.")
         raise Wrong(400, "Request validation failed", (bad,))
     contact_id = order.link.metadata.contact_id or lead.contact_id or found.contact_id
-    contact = books.contacts.get(contact_id)
+    contact = state.contacts.get(contact_id)
     if contact is None or contact.account != caller.amojo_id:
         bad = BadPart("NotFound", "link.metadata.contact_id", "There is no such contact.")
         raise Wrong(400, "Request validation failed", (bad,))
-    caller.sandbox.office.join(found, lead, contact_id, order.user_id)
+    caller.sandbox.crm_rules.join(found, lead, contact_id, order.user_id)
     return Reply(200, _settled(caller, found))
 
 
 def _waiting(caller: Caller, uid: str, user_id: int) -> Incoming:
-    found = caller.sandbox.books.incoming.get(uid)
+    found = caller.sandbox.crm_state.incoming.get(uid)
     if found is None or found.account != caller.amojo_id or found.action:
         raise Wrong(404, "There is no such incoming lead, or it is settled")
     users = {user_number(one) for one in caller.sandbox.config.managers}
@@ -202,7 +202,7 @@ def _settled(caller: Caller, incoming: Incoming) -> dict[str, object]:
 
 
 def _shown(caller: Caller, incoming: Incoming) -> dict[str, object]:
-    crm = caller.sandbox.crm
+    crm = caller.sandbox.chat_state
     chat = crm.chats.get(incoming.chat_id)
     client = crm.client(chat) if chat else None
     newest = crm.timelines[chat.id][-1] if chat and crm.timelines[chat.id] else None
@@ -222,7 +222,7 @@ def _shown(caller: Caller, incoming: Incoming) -> dict[str, object]:
 
 def _create(caller: Caller) -> Reply:
     orders = few(caller.read(list[NewLead]), PARTS_MAX)
-    known = {one.id for one in caller.sandbox.books.contacts.of(caller.amojo_id)}
+    known = {one.id for one in caller.sandbox.crm_state.contacts.of(caller.amojo_id)}
     for index, order in enumerate(orders):
         if not {one.id for one in order.embedded.contacts} <= known:
             named = request_id(index, order.request_id)
@@ -231,12 +231,12 @@ def _create(caller: Caller) -> Reply:
     made = []
     for index, order in enumerate(orders):
         contact_id = order.embedded.contacts[0].id if order.embedded.contacts else 0
-        lead = caller.sandbox.office.new_lead(caller.amojo_id, order.name, contact_id)
+        lead = caller.sandbox.crm_rules.new_lead(caller.amojo_id, order.name, contact_id)
         lead.name, lead.price = order.name or f"Lead #{lead.id}", order.price
         lead.status_id = order.status_id or lead.status_id
         source = order.embedded.source
         lead.source_external_id = source.external_id if isinstance(source, OfSource) else ""
-        caller.sandbox.books.leads.save(lead)
+        caller.sandbox.crm_state.leads.save(lead)
         links = caller.link(f"leads/{lead.id}")
         made.append({"id": lead.id, "request_id": request_id(index, order.request_id), "_links": links})
     return Reply(200, collection(caller, "leads", "leads", made))

@@ -10,7 +10,7 @@ from ops.sandbox.api.crm import Caller, Reply, Wrong, answer
 from ops.sandbox.config import CrmAccount
 from ops.sandbox.crm.webhooks import CrmHooks, Sent
 from ops.sandbox.responses import Call
-from ops.sandbox.state.crm import Books, Review, Source, Template
+from ops.sandbox.state.crm import CrmState, Review, Source, Template
 
 PATH = "/api/v4/chats/templates/{template_id:int}/review"
 
@@ -26,7 +26,7 @@ async def send_to_review(request: Call, template_id: FromPath[int]) -> Response[
 
     def work(caller: Caller) -> Reply:
         template, sandbox = _template(caller, template_id), caller.sandbox
-        reviews, _ = begin(sandbox.books, sandbox.crm_hooks, caller.account, template)
+        reviews, _ = begin(sandbox.crm_state, sandbox.crm_hooks, caller.account, template)
         return Reply(200, {"_embedded": {"reviews": [shown_review(one) for one in reviews]}})
 
     return await answer(request, "templates", work)
@@ -41,7 +41,7 @@ async def set_review(request: Call, template_id: FromPath[int], review_id: FromP
         for review in template.reviews:
             if review.id == review_id:
                 review.status, review.reject_reason = order.status, order.reject_reason
-                caller.sandbox.books.templates.save(template)
+                caller.sandbox.crm_state.templates.save(template)
                 return Reply(200, shown_review(review))
         raise Wrong(404, "There is no such review of this template")
 
@@ -52,19 +52,19 @@ ROUTES = [send_to_review, set_review]
 
 
 def begin(
-    books: Books, hooks: CrmHooks, account: CrmAccount, template: Template
+    state: CrmState, hooks: CrmHooks, account: CrmAccount, template: Template
 ) -> tuple[list[Review], list[Sent]]:
     """Send a template out for review. Wrong 400 when nobody could review it."""
     if template.told["type"] != "waba":
         raise Wrong(400, "Only a template of type waba can be reviewed")
-    sources = [one for one in books.sources.of(template.account) if _is_whatsapp(one)]
+    sources = [one for one in state.sources.of(template.account) if _is_whatsapp(one)]
     if not sources:
         raise Wrong(400, "No source has services[].params.waba: make one first")
     template.reviews = []
     for source in sources:
-        books.reviews += 1
-        template.reviews.append(Review(id=books.reviews, source_id=source.id))
-    books.templates.save(template)
+        state.reviews += 1
+        template.reviews.append(Review(id=state.reviews, source_id=source.id))
+    state.templates.save(template)
     told: dict[str, object] = {"add": [hook_fields(template) | {"account_id": account.id}]}
     return template.reviews, hooks.tell(account, "add_chat_template_review", "template", told)
 
@@ -106,7 +106,7 @@ def shown_review(review: Review) -> dict[str, object]:
 
 
 def _template(caller: Caller, template_id: int) -> Template:
-    found = caller.sandbox.books.templates.get(template_id)
+    found = caller.sandbox.crm_state.templates.get(template_id)
     if found is None or (found.account, found.client) != (caller.amojo_id, caller.client):
         raise Wrong(404, "There is no such template")
     return found

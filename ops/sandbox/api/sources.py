@@ -148,7 +148,9 @@ ROUTES = [
 
 def own(caller: Caller) -> list[Source]:
     """The integration's sources in the account."""
-    return [one for one in caller.sandbox.books.sources.of(caller.amojo_id) if one.client == caller.client]
+    return [
+        one for one in caller.sandbox.crm_state.sources.of(caller.amojo_id) if one.client == caller.client
+    ]
 
 
 def own_by_id(caller: Caller) -> dict[int, Source]:
@@ -172,7 +174,7 @@ def shown(caller: Caller, source: Source) -> dict[str, object]:
 
 def _create(caller: Caller) -> Reply:
     orders = few(caller.read(list[NewSource]), PARTS_MAX)
-    table = caller.sandbox.books.sources
+    table = caller.sandbox.crm_state.sources
     taken = {one.external_id for one in own(caller)}
     bad = []
     for index, order in enumerate(orders):
@@ -199,7 +201,7 @@ def _create(caller: Caller) -> Reply:
         )
         table.save(source)
         if source.default:
-            caller.sandbox.office.default(source)
+            caller.sandbox.crm_rules.default(source)
         made.append((source, request_id(index, order.request_id)))
     told_ = [shown(caller, source) | {"request_id": named} for source, named in made]
     return Reply(200, collection(caller, "sources", "sources", told_))
@@ -223,9 +225,9 @@ def _change(caller: Caller, orders: "list[tuple[int, ChangeOf]] | list[tuple[int
                 setattr(source, name, value)
         if order.services is not UNSET:
             source.services = _services(order.services)
-        caller.sandbox.books.sources.save(source)
+        caller.sandbox.crm_state.sources.save(source)
         if order.default is True:
-            caller.sandbox.office.default(source)
+            caller.sandbox.crm_rules.default(source)
     changed = [
         shown(caller, known[id]) | {"request_id": request_id(index, order.request_id)}
         for index, (id, order) in enumerate(orders)
@@ -238,7 +240,7 @@ def _delete(caller: Caller, ids: list[int]) -> Reply:
     errors = []
     for index, id in enumerate(ids):
         if id in known:
-            caller.sandbox.books.sources.delete(known[id])
+            caller.sandbox.crm_state.sources.delete(known[id])
         else:
             part = {"code": "EntityNotFound", "path": "id", "detail": "There is no such source."}
             errors.append({"request_id": str(index), "errors": part})

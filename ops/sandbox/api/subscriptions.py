@@ -68,7 +68,7 @@ async def unsubscribe(request: Call) -> Response[bytes]:
         order = caller.read(Unsubscribe)
         for one in _all(caller):
             if one.destination == order.destination:
-                caller.sandbox.books.subscriptions.delete(one)
+                caller.sandbox.crm_state.subscriptions.delete(one)
                 return Reply(204)
         raise Wrong(404, "There is no webhook with this destination")
 
@@ -83,7 +83,7 @@ def _subscribe(caller: Caller) -> Reply:
     if unknown := sorted(set(order.settings) - SETTINGS):
         bad = tuple(BadPart("NotSupportedChoice", "settings", f"There is no event {one}.") for one in unknown)
         raise Wrong(400, "Request validation failed", bad)
-    table, now = caller.sandbox.books.subscriptions, int(time.time())
+    table, now = caller.sandbox.crm_state.subscriptions, int(time.time())
     known = next((one for one in _all(caller) if one.destination == order.destination), None)
     if known is None and len(_all(caller)) >= DESTINATIONS_MAX:
         raise Wrong(422, f"An account has at most {DESTINATIONS_MAX} webhooks: delete some first")
@@ -103,7 +103,7 @@ def _subscribe(caller: Caller) -> Reply:
 
 
 def _all(caller: Caller) -> list[Subscription]:
-    return caller.sandbox.books.subscriptions.of(caller.amojo_id)
+    return caller.sandbox.crm_state.subscriptions.of(caller.amojo_id)
 
 
 def _shown(caller: Caller, one: Subscription) -> dict[str, object]:

@@ -34,7 +34,7 @@ async def close_talk(request: Call, talk_id: FromPath[int]) -> Response[bytes]:
         talk = _talk(caller, talk_id)
         if not talk.is_in_work:
             raise Wrong(422, "The talk is closed already")
-        caller.sandbox.office.change(talk, is_in_work=False)
+        caller.sandbox.crm_rules.change(talk, is_in_work=False)
         return Reply(202)
 
     return await answer(request, "talks", work)
@@ -44,7 +44,7 @@ ROUTES = [read_talk, close_talk]
 
 
 def _talk(caller: Caller, talk_id: int) -> Talk:
-    found = caller.sandbox.books.talks.get(talk_id)
+    found = caller.sandbox.crm_state.talks.get(talk_id)
     if found is None or found.account != caller.amojo_id:
         raise Wrong(404, "There is no such talk")
     return found

@@ -152,7 +152,7 @@ ROUTES = [
 
 def own(caller: Caller) -> list[Template]:
     """The integration's templates in the account; it sees no others."""
-    mine = caller.sandbox.books.templates.of(caller.amojo_id)
+    mine = caller.sandbox.crm_state.templates.of(caller.amojo_id)
     return [one for one in mine if one.client == caller.client]
 
 
@@ -171,7 +171,7 @@ def shown(caller: Caller, template: Template) -> dict[str, object]:
 
 def _create(caller: Caller) -> Reply:
     orders = few(caller.read(list[NewTemplate]), PARTS_MAX)
-    table, now = caller.sandbox.books.templates, int(time.time())
+    table, now = caller.sandbox.crm_state.templates, int(time.time())
     _check([(request_id(index, one.request_id), one) for index, one in enumerate(orders)])
     if len(own(caller)) + len(orders) > TEMPLATES_MAX:
         raise Wrong(422, f"An integration has at most {TEMPLATES_MAX} templates: delete some first")
@@ -209,7 +209,7 @@ def _change(
         template = known[id]
         template.told |= order.told()
         template.updated_at = int(time.time())
-        caller.sandbox.books.templates.save(template)
+        caller.sandbox.crm_state.templates.save(template)
         changed.append(shown(caller, template) | {"request_id": request_id(index, order.request_id)})
     return changed
 
@@ -236,5 +236,5 @@ def _delete(caller: Caller, ids: list[int]) -> Reply:
     if bad:
         raise Wrong(400, "Request validation failed", tuple(bad))
     for id in ids:
-        caller.sandbox.books.templates.delete(known[id])
+        caller.sandbox.crm_state.templates.delete(known[id])
     return Reply(204)

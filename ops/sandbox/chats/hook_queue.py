@@ -17,7 +17,7 @@ class Standing(Struct, kw_only=True):
     moves: int = 0
 
 
-class Pace:
+class HookQueue:
     """The queue of each scope."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ import aiohttp
 import msgspec
 from msgspec import Struct
 
-from ops.sandbox.chats.hook_queue import Pace
+from ops.sandbox.chats.hook_queue import HookQueue
 from ops.sandbox.chats.signatures import hook_signature
 from ops.sandbox.config import HOOK_SECONDS, HOOK_WORKERS, RECORDS_MAX, WAITING_MAX, Config
 from ops.sandbox.faults import Faults
@@ -58,7 +58,7 @@ class Hooks:
         self.source_of: Callable[[Chat], str] = _own_source
         self.secrets = {channel.id: channel.secret for channel in config.channels}
         self.sent: deque[Hook] = deque(maxlen=RECORDS_MAX)
-        self.lanes, self.pace = Lanes(WAITING_MAX), Pace()
+        self.lanes, self.pace = Lanes(WAITING_MAX), HookQueue()
         self._numbers = count(1)
         self._workers = asyncio.Semaphore(HOOK_WORKERS)
         self._session: aiohttp.ClientSession | None = None

@@ -7,7 +7,7 @@ from msgspec import Struct
 from ops.sandbox.chats.hooks import Hooks, Sent
 from ops.sandbox.chats.rules import react
 from ops.sandbox.config import Config
-from ops.sandbox.crm.rules import Office
+from ops.sandbox.crm.rules import CrmRules
 from ops.sandbox.errors import Impossible
 from ops.sandbox.feed import Feed
 from ops.sandbox.state.chats import Chat, Connection, Crm, Message, Person, new_id, now_ms
@@ -36,11 +36,11 @@ class Address(Struct, frozen=True, kw_only=True):
     source: str = ""
 
 
-class Desk:
+class Managers:
     """The manager's side of the fake Kommo."""
 
-    def __init__(self, config: Config, crm: Crm, hooks: Hooks, feed: Feed, office: Office) -> None:
-        self.config, self.crm, self.hooks, self.feed, self.office = config, crm, hooks, feed, office
+    def __init__(self, config: Config, crm: Crm, hooks: Hooks, feed: Feed, rules: CrmRules) -> None:
+        self.config, self.crm, self.hooks, self.feed, self.crm_rules = config, crm, hooks, feed, rules
         self._typed: dict[str, float] = {}
 
     def connection(self, scope_id: str) -> Connection:
@@ -100,7 +100,7 @@ class Desk:
         if message.id not in self.crm.messages:
             self.crm.append(message)
         chat.unread = 0
-        self.office.answered(chat, message)
+        self.crm_rules.answered(chat, message)
         self.feed.publish("manager", "message", chat=chat.id, message=message.id)
         return message, sent
 
@@ -131,7 +131,7 @@ class Desk:
 
     def from_template(self, template_id: int, params: dict[str, str]) -> dict[str, object]:
         """What a template says with these meanings of its markers (`{"contact.name": "Ann"}`)."""
-        template = self.office.books.templates.get(template_id)
+        template = self.crm_rules.crm_state.templates.get(template_id)
         if template is None:
             raise Impossible(404, "template_id: no such template; POST /api/v4/chats/templates makes one")
         text = content = str(template.told["content"])
@@ -157,7 +157,7 @@ class Desk:
 
     def _start(self, connection: Connection, address: Address) -> Chat:
         told = address.receiver or Receiver()
-        if address.source and not self.office.knows(connection.account_id, address.source):
+        if address.source and not self.crm_rules.knows(connection.account_id, address.source):
             raise Impossible(404, "source: no such source; POST /api/v4/sources makes one")
         client = Person(
             id=new_id(),

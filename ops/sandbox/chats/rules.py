@@ -10,7 +10,7 @@ from ops.sandbox.chats import schemas
 from ops.sandbox.chats.checks import Refused, quoted_problem, read, required, status_problem
 from ops.sandbox.chats.hooks import Hooks
 from ops.sandbox.config import Channel, Config
-from ops.sandbox.crm.rules import Office
+from ops.sandbox.crm.rules import CrmRules
 from ops.sandbox.feed import Feed
 from ops.sandbox.state.chats import (
     Chat,
@@ -32,8 +32,8 @@ HISTORY_MAX = 50
 class Kommo:
     """The calls an integration may make; each takes the raw body and gives what the answer holds."""
 
-    def __init__(self, config: Config, crm: Crm, hooks: Hooks, feed: Feed, office: Office) -> None:
-        self.config, self.crm, self.hooks, self.feed, self.office = config, crm, hooks, feed, office
+    def __init__(self, config: Config, crm: Crm, hooks: Hooks, feed: Feed, rules: CrmRules) -> None:
+        self.config, self.crm, self.hooks, self.feed, self.crm_rules = config, crm, hooks, feed, rules
         self.channels = {channel.id: channel for channel in config.channels}
         self.managers = {manager.id: manager.name for manager in config.managers}
         self.bots = {channel.bot_id for channel in config.channels}
@@ -113,7 +113,7 @@ class Kommo:
         person = self._client(scope_id, order.user)
         if chat is None:
             chat = Chat(id=new_id(), scope_id=scope_id, client=person.id, client_id=order.conversation_id)
-            self.office.bind(
+            self.crm_rules.bind(
                 chat, order.source.external_id if isinstance(order.source, schemas.Source) else ""
             )
             self.crm.save_chat(chat)
@@ -166,12 +166,12 @@ class Kommo:
             silent=order.silent,
             arrived_ns=monotonic_ns(),
         )
-        self.office.bind(chat, message.source)
+        self.crm_rules.bind(chat, message.source)
         self.crm.append(message)
         if outgoing:
-            self.office.answered(chat, message)
+            self.crm_rules.answered(chat, message)
         else:
-            self.office.heard(chat, message)
+            self.crm_rules.heard(chat, message)
         self.feed.publish("manager", "message", chat=chat.id, message=message.id)
         if outgoing and self.config.echo and sender in self.managers:
             self.hooks.message(self.connected(scope_id), chat, message)

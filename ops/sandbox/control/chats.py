@@ -31,7 +31,7 @@ from ops.sandbox.faults import FAULTS_MAX, Fault
 from ops.sandbox.messenger.rules import Messenger, react
 from ops.sandbox.responses import Call, json, same_origin, sandbox_of
 from ops.sandbox.state.chats import Message
-from ops.sandbox.state.messenger import Action, Customer, Letter, Push, new_id
+from ops.sandbox.state.messenger import Action, Customer, MessengerMessage, Push, new_id
 
 WAIT_SECONDS_MAX = 60
 T = TypeVar("T")
@@ -81,7 +81,7 @@ async def manager_message(request: Call) -> Response[bytes]:
         receiver=order.receiver,
         source=order.source,
     )
-    desk = sandbox_of(request).desk
+    desk = sandbox_of(request).managers
     if not order.message and not order.template_id:
         raise Impossible(400, "message: required without template_id")
     said = order.message
@@ -101,7 +101,9 @@ async def manager_typing(request: Call) -> Response[bytes]:
         conversation_id=order.conversation_id,
         phone=order.phone,
     )
-    return await _hooked(request, sandbox_of(request).desk.type(address, order.sender_id, order.variant), {})
+    return await _hooked(
+        request, sandbox_of(request).managers.type(address, order.sender_id, order.variant), {}
+    )
 
 
 @post("/control/manager/reactions", status_code=201)
@@ -109,11 +111,11 @@ async def manager_reaction(request: Call) -> Response[bytes]:
     """A manager reacts."""
     sandbox = sandbox_of(request)
     order = await _order(request, ManagerReaction)
-    scope_id = sandbox.desk.connection(order.scope_id).scope_id
-    message = sandbox.crm.message(scope_id, id=order.id, client_id=order.msgid)
+    scope_id = sandbox.managers.connection(order.scope_id).scope_id
+    message = sandbox.chat_state.message(scope_id, id=order.id, client_id=order.msgid)
     if message is None:
         raise Impossible(404, "id, msgid: no such message")
-    sent = sandbox.desk.react(message, order.emoji, order.sender_id, order.variant)
+    sent = sandbox.managers.react(message, order.emoji, order.sender_id, order.variant)
     return await _hooked(request, sent, {"id": message.id})
 
 
@@ -124,7 +126,7 @@ async def raw_hook(request: Call) -> Response[bytes]:
     order = await _order(request, RawHook)
     body = order.raw.encode() if order.body is None else msgspec.json.encode(order.body)
     return await _hooked(
-        request, sandbox.hooks.send_raw("raw", sandbox.desk.connection(order.scope_id), body), {}
+        request, sandbox.hooks.send_raw("raw", sandbox.managers.connection(order.scope_id), body), {}
     )
 
 
@@ -136,7 +138,7 @@ async def customer_message(request: Call) -> Response[bytes]:
     """A customer writes; `?wait=1` answers when chatledger has taken or refused it."""
     messenger = _telling(request)
     order = await _order(request, CustomerMessage)
-    who = messenger.phone.customer(order.sender.id, order.sender.name, order.sender.phone)
+    who = messenger.state.customer(order.sender.id, order.sender.name, order.sender.phone)
     more: dict[str, object] = {}
     if order.source is not None:
         more["source"] = order.source
@@ -176,7 +178,7 @@ async def customer_status(request: Call) -> Response[bytes]:
     """The messenger says what became of a message it was pushed."""
     messenger = _telling(request)
     order = await _order(request, CustomerStatus)
-    letter = messenger.phone.letters.get(order.message_id)
+    letter = messenger.state.letters.get(order.message_id)
     conversation = order.conversation_id or (letter.conversation_id if letter else "")
     if not conversation:
         raise Impossible(404, "message_id: no such message; name conversation_id to tell it all the same")
@@ -206,13 +208,13 @@ async def customer_reaction(request: Call) -> Response[bytes]:
     """A customer reacts."""
     messenger = _telling(request)
     order = await _order(request, CustomerReaction)
-    letter = messenger.phone.letters.get(order.message_id)
+    letter = messenger.state.letters.get(order.message_id)
     conversation = order.conversation_id or (letter.conversation_id if letter else "")
     if not conversation:
         raise Impossible(404, "message_id: no such message; name conversation_id to tell it all the same")
     if letter is not None:
         react(letter, order.sender.id, order.emoji)
-        messenger.phone.save_letter(letter)
+        messenger.state.save_letter(letter)
     action, done = messenger.tell_reaction(
         conversation,
         order.message_id,
@@ -240,7 +242,7 @@ async def customer_actions(request: Call) -> Response[bytes]:
 @get("/control/kommo")
 async def read_kommo(request: Call) -> Response[bytes]:
     """What Kommo has. `?after=n&limit=m` pages the messages, `?only=messages` leaves the rest out."""
-    sandbox, crm = sandbox_of(request), sandbox_of(request).crm
+    sandbox, crm = sandbox_of(request), sandbox_of(request).chat_state
     messages = _page(request, list(crm.messages.values()))
     shown: dict[str, object] = {"messages": [_shown(one) for one in messages]}
     if request.query_params.get("only") != "messages":
@@ -260,7 +262,7 @@ async def read_kommo(request: Call) -> Response[bytes]:
 @get("/control/messenger")
 async def read_messenger(request: Call) -> Response[bytes]:
     """What the messenger has. `?after=n&limit=m` pages the pushes, `?only=pushes` leaves the rest out."""
-    phone = sandbox_of(request).phone
+    phone = sandbox_of(request).messenger_state
     shown: dict[str, object] = {"pushes": _page(request, list(phone.pushes.values()))}
     if request.query_params.get("only") != "pushes":
         shown |= {
@@ -285,11 +287,11 @@ async def clear_state(request: Call) -> None:
     """Forget chats, messages, records and faults; `?keep=connections` stays connected and allowed."""
     sandbox = sandbox_of(request)
     keep = request.query_params.get("keep") == "connections"
-    sandbox.crm.clear(keep_connections=keep)
-    sandbox.books.clear(keep_consent=keep)
+    sandbox.chat_state.clear(keep_connections=keep)
+    sandbox.crm_state.clear(keep_consent=keep)
     sandbox.crm_rate.clear()
     sandbox.chats_rate.clear()
-    sandbox.phone.clear()
+    sandbox.messenger_state.clear()
     sandbox.faults.clear()
     sandbox.hooks.sent.clear()
     sandbox.hooks.pace.standings.clear()
@@ -382,8 +384,8 @@ def _telling(request: Call) -> Messenger:
     return sandbox.messenger
 
 
-def _letter(request: Call, message_id: str) -> Letter:
-    letter = sandbox_of(request).phone.letters.get(message_id)
+def _letter(request: Call, message_id: str) -> MessengerMessage:
+    letter = sandbox_of(request).messenger_state.letters.get(message_id)
     if letter is None:
         raise Impossible(404, "message_id: no such message")
     return letter

@@ -121,9 +121,9 @@ class RepeatOrder(Struct, forbid_unknown_fields=True):
 @post("/control/crm/talks", status_code=201)
 async def talk(request: Call) -> Response[bytes]:
     """A manager reads or closes a talk, or its client rates it."""
-    order, office = await ordered(request, TalkOrder), sandbox_of(request).office
-    books = sandbox_of(request).books
-    found = books.talks.get(order.talk_id) if order.talk_id else books.talk(order.chat_id)
+    order, rules = await ordered(request, TalkOrder), sandbox_of(request).crm_rules
+    state = sandbox_of(request).crm_state
+    found = state.talks.get(order.talk_id) if order.talk_id else state.talk(order.chat_id)
     if found is None:
         raise Impossible(404, "talk_id, chat_id: no such talk")
     fields: dict[str, bool | int] = {}
@@ -133,32 +133,32 @@ async def talk(request: Call) -> Response[bytes]:
         fields["rate"] = order.rate
     if order.close:
         fields["is_in_work"] = False
-    return await _hooked(request, office.change(found, **fields), {"talk_id": found.id})
+    return await _hooked(request, rules.change(found, **fields), {"talk_id": found.id})
 
 
 @post("/control/crm/incoming", status_code=201)
 async def incoming(request: Call) -> Response[bytes]:
     """A manager accepts, declines or links an incoming lead."""
     order, sandbox = await ordered(request, IncomingOrder), sandbox_of(request)
-    books, office = sandbox.books, sandbox.office
-    found = books.incoming.get(order.uid) if order.uid else books.waiting(order.chat_id)
+    state, rules = sandbox.crm_state, sandbox.crm_rules
+    found = state.incoming.get(order.uid) if order.uid else state.waiting(order.chat_id)
     if found is None:
         raise Impossible(404, "uid, chat_id: no such incoming lead")
     if found.action:
         raise Impossible(409, f"the incoming lead is settled: {found.action}")
     match order.action:
         case "accept":
-            sent = office.accept(found, order.user_id)[1]
+            sent = rules.accept(found, order.user_id)[1]
         case "decline":
-            sent = office.decline(found, order.user_id)
+            sent = rules.decline(found, order.user_id)
         case "update":
-            sent = office.update(found)
+            sent = rules.update(found)
         case "link":
-            lead = books.leads.get(order.lead_id)
+            lead = state.leads.get(order.lead_id)
             if lead is None:
                 raise Impossible(404, "lead_id: no such lead; make one with POST /api/v4/leads")
             contact_id = order.contact_id or lead.contact_id or found.contact_id
-            sent = office.join(found, lead, contact_id, order.user_id)
+            sent = rules.join(found, lead, contact_id, order.user_id)
     return await _hooked(request, sent, {"uid": found.id, "lead_id": found.lead_id})
 
 
@@ -166,12 +166,12 @@ async def incoming(request: Call) -> Response[bytes]:
 async def review(request: Call) -> Response[bytes]:
     """A manager sends a WhatsApp template out for review."""
     order, sandbox = await ordered(request, ReviewOrder), sandbox_of(request)
-    found = sandbox.books.templates.get(order.template_id)
+    found = sandbox.crm_state.templates.get(order.template_id)
     if found is None:
         raise Impossible(404, "template_id: no such template")
     account = sandbox.consent.account(found.account)
     try:
-        reviews, sent = begin(sandbox.books, sandbox.crm_hooks, account, found)
+        reviews, sent = begin(sandbox.crm_state, sandbox.crm_hooks, account, found)
     except Wrong as wrong:
         raise Impossible(409, wrong.detail) from wrong
     return await _hooked(request, sent, {"reviews": reviews})
@@ -198,10 +198,10 @@ async def repeat(request: Call) -> Response[bytes]:
 async def read_crm(request: Call) -> Response[bytes]:
     """What the CRM has, of all accounts; tokens are named by their last characters only."""
     sandbox = sandbox_of(request)
-    books = sandbox.books
+    state = sandbox.crm_state
     tokens = [
         {"kind": one.kind, "account": one.account, "client": one.client, "expires": one.expires}
-        for one in books.tokens
+        for one in state.tokens
     ]
     return json(
         200,
@@ -211,15 +211,15 @@ async def read_crm(request: Call) -> Response[bytes]:
                 for one in sandbox.consent.accounts()
             ],
             "tokens": tokens,
-            "disabled": [one.id for one in books.disabled],
-            "contacts": list(books.contacts),
-            "links": list(books.links),
-            "sources": list(books.sources),
-            "templates": list(books.templates),
-            "talks": list(books.talks),
-            "incoming": list(books.incoming),
-            "leads": list(books.leads),
-            "subscriptions": list(books.subscriptions),
+            "disabled": [one.id for one in state.disabled],
+            "contacts": list(state.contacts),
+            "links": list(state.links),
+            "sources": list(state.sources),
+            "templates": list(state.templates),
+            "talks": list(state.talks),
+            "incoming": list(state.incoming),
+            "leads": list(state.leads),
+            "subscriptions": list(state.subscriptions),
         },
     )
 

@@ -8,7 +8,7 @@ from msgspec import Struct
 from ops.sandbox.config import Config, CrmAccount, OAuthClient, crm_account
 from ops.sandbox.errors import Impossible
 from ops.sandbox.state.chats import Crm
-from ops.sandbox.state.crm import Books, Disabled, Token
+from ops.sandbox.state.crm import CrmState, Disabled, Token
 
 CODE_SECONDS = 20 * 60
 REFRESH_SECONDS = 90 * 24 * 60 * 60
@@ -37,8 +37,8 @@ class TokenOrder(Struct, kw_only=True):
 class Consent:
     """Which integration may use which account, as the account's admin has agreed."""
 
-    def __init__(self, config: Config, crm: Crm, books: Books) -> None:
-        self.config, self.crm, self.books = config, crm, books
+    def __init__(self, config: Config, crm: Crm, state: CrmState) -> None:
+        self.config, self.crm, self.crm_state = config, crm, state
 
     def accounts(self) -> list[CrmAccount]:
         """The accounts with a CRM: those told, the whitelist, and all that ever connected."""
@@ -76,8 +76,8 @@ class Consent:
 
     def code(self, client: OAuthClient, account: CrmAccount, redirect_uri: str) -> str:
         """The account's admin agrees: a code for one exchange. A disabled integration is enabled by it."""
-        if known := self.books.disabled.get(f"{account.amojo_id}/{client.id}"):
-            self.books.disabled.delete(known)
+        if known := self.crm_state.disabled.get(f"{account.amojo_id}/{client.id}"):
+            self.crm_state.disabled.delete(known)
         return self._issue("code", account.amojo_id, client.id, CODE_SECONDS, redirect_uri)
 
     def exchange(self, order: TokenOrder) -> dict[str, object]:
@@ -102,7 +102,7 @@ class Consent:
     def bearer(self, header: str) -> Token | None:
         """The consent behind an Authorization header; none when it is unknown, expired or withdrawn."""
         kind, _, value = header.partition(" ")
-        token = self.books.tokens.get(value.strip())
+        token = self.crm_state.tokens.get(value.strip())
         if kind.lower() != "bearer" or token is None or token.kind != "access":
             return None
         return token if token.expires > time.time() else None
@@ -112,23 +112,23 @@ class Consent:
         found = [one for one in self._of(account, client) if one.kind == "access"]
         for token in found:
             token.expires = 0.0
-            self.books.tokens.save(token)
+            self.crm_state.tokens.save(token)
         return len(found)
 
     def revoke(self, account: CrmAccount, client: OAuthClient) -> int:
         """The consent is withdrawn: no code and no token works any more; how many there were."""
         found = self._of(account, client)
         for token in found:
-            self.books.tokens.delete(token)
+            self.crm_state.tokens.delete(token)
         return len(found)
 
     def disable(self, account: CrmAccount, client: OAuthClient) -> None:
         """The account switches the integration off, which withdraws the consent too."""
         self.revoke(account, client)
-        self.books.disabled.save(Disabled(id=f"{account.amojo_id}/{client.id}"))
+        self.crm_state.disabled.save(Disabled(id=f"{account.amojo_id}/{client.id}"))
 
     def _of(self, account: CrmAccount, client: OAuthClient) -> list[Token]:
-        return [one for one in self.books.tokens.of(account.amojo_id) if one.client == client.id]
+        return [one for one in self.crm_state.tokens.of(account.amojo_id) if one.client == client.id]
 
     def _authenticate(self, order: TokenOrder) -> None:
         for name in ("client_id", "client_secret", "grant_type", "redirect_uri"):
@@ -143,21 +143,21 @@ class Consent:
     def _spend(self, kind: str, name: str, value: str, client_id: str) -> Token:
         if not value:
             raise Denied(400, f"Check the `{'code' if kind == 'code' else 'refresh_token'}` parameter")
-        token = self.books.tokens.get(value)
+        token = self.crm_state.tokens.get(value)
         if token is None or token.kind != kind:
             raise Denied(400, f"The {name} is unknown, used or revoked")
         if token.client != client_id:
             raise Denied(400, f"The {name} was not issued to this client")
-        self.books.tokens.delete(token)
+        self.crm_state.tokens.delete(token)
         if token.expires <= time.time():
             raise Denied(400, f"The {name} has expired")
         return token
 
     def _issue(self, kind: str, account: str, client: str, seconds: float, redirect_uri: str = "") -> str:
         now = time.time()
-        for old in self.books.tokens:
+        for old in self.crm_state.tokens:
             if old.expires and old.expires < now - FORGET_SECONDS:
-                self.books.tokens.delete(old)
+                self.crm_state.tokens.delete(old)
         token = Token(
             id=secrets.token_urlsafe(48),
             kind=kind,
@@ -166,4 +166,4 @@ class Consent:
             expires=now + seconds,
             redirect_uri=redirect_uri,
         )
-        return self.books.tokens.save(token).id
+        return self.crm_state.tokens.save(token).id

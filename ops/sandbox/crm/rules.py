@@ -4,27 +4,24 @@ The CRM is there as soon as the sandbox has an integration (`--oauth`); without 
 """
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from ops.sandbox.config import Channel, Config, CrmAccount, crm_account
 from ops.sandbox.crm.payloads import incoming_hook, message_hook, talk_hook
 from ops.sandbox.crm.webhooks import CrmHooks, Sent
 from ops.sandbox.feed import Feed
 from ops.sandbox.state.chats import Chat, Crm, Message, new_id
-from ops.sandbox.state.crm import Books, Contact, Incoming, Lead, Link, Source, Talk
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from ops.sandbox.state.crm import Contact, CrmState, Incoming, Lead, Link, Source, Talk
 
 PIPELINE = 3_100_001  # Every account has one pipeline, with one stage for what was accepted.
 STATUS = 143_100
 
 
-class Office:
+class CrmRules:
     """The rules between chats and the CRM, and the webhooks that tell of them."""
 
-    def __init__(self, config: Config, crm: Crm, books: Books, hooks: CrmHooks, feed: Feed) -> None:
-        self.config, self.crm, self.books, self.hooks, self.feed = config, crm, books, hooks, feed
+    def __init__(self, config: Config, crm: Crm, state: CrmState, hooks: CrmHooks, feed: Feed) -> None:
+        self.config, self.crm, self.crm_state, self.hooks, self.feed = config, crm, state, hooks, feed
         self._accounts = {one.amojo_id: one for one in config.crm_accounts}
         self._channels = {one.id: one for one in config.channels}
 
@@ -51,29 +48,29 @@ class Office:
         """The external_id that hooks of a chat carry: its own source, else the default one, else none."""
         if not self.is_open:
             return chat.source
-        known = self.books.sources.of(self.account(chat).amojo_id)
+        known = self.crm_state.sources.of(self.account(chat).amojo_id)
         if chat.source and any(one.external_id == chat.source for one in known):
             return chat.source
         return next((one.external_id for one in known if one.default), "")
 
     def knows(self, amojo_id: str, external_id: str) -> bool:
         """Is there such a source? Without a CRM there may be any."""
-        known = self.books.sources.of(amojo_id)
+        known = self.crm_state.sources.of(amojo_id)
         return not self.is_open or any(one.external_id == external_id for one in known)
 
     def heard(self, chat: Chat, message: Message) -> None:
         """A client has written. Silently: nothing happens here."""
         if not self.is_open or message.silent:
             return
-        link = self.books.link(chat.id)
+        link = self.crm_state.link(chat.id)
         if link is None:
             link = self._incoming(chat, message)
         post = post_of(message.message)
-        talk = self.books.talk(chat.id, post)
+        talk = self.crm_state.talk(chat.id, post)
         now = int(time.time())
         if talk is None or not talk.is_in_work:
             talk = Talk(
-                id=self.books.talks.next(),
+                id=self.crm_state.talks.next(),
                 account=link.account,
                 chat_id=chat.id,
                 contact_id=link.contact_id,
@@ -83,7 +80,7 @@ class Office:
                 entity_id=self._lead_of(link.contact_id),
                 post=post,
             )
-            self.books.save_talk(talk)
+            self.crm_state.save_talk(talk)
             self._tell_talk(talk, "add")
         elif talk.is_read:
             self.change(talk, is_read=False)
@@ -93,7 +90,7 @@ class Office:
 
     def answered(self, chat: Chat, message: Message) -> None:
         """A manager has answered: the open talk is read."""
-        talk = self.books.talk(chat.id, post_of(message.message))
+        talk = self.crm_state.talk(chat.id, post_of(message.message))
         if talk is not None and talk.is_in_work and not talk.is_read:
             self.change(talk, is_read=True)
 
@@ -102,16 +99,16 @@ class Office:
         for name, value in fields.items():
             setattr(talk, name, value)
         talk.updated_at = max(int(time.time()), talk.updated_at + 1)  # A later change shows as later.
-        self.books.save_talk(talk)
+        self.crm_state.save_talk(talk)
         self.feed.publish("manager", "chats")
         return self._tell_talk(talk, "update")
 
     def link(self, chat: Chat, contact_id: int) -> Link:
         """The chat belongs to this contact from now on; the link is a new one."""
         account = self.account(chat).amojo_id
-        link = Link(id=chat.id, account=account, number=self.books.number(), contact_id=contact_id)
-        self.books.links.save(link)
-        for talk in self.books.talks_of(chat.id):
+        link = Link(id=chat.id, account=account, number=self.crm_state.number(), contact_id=contact_id)
+        self.crm_state.links.save(link)
+        for talk in self.crm_state.talks_of(chat.id):
             if talk.contact_id != contact_id:
                 self.change(talk, contact_id=contact_id, entity_id=self._lead_of(contact_id))
         self.feed.publish("manager", "chats")
@@ -122,17 +119,17 @@ class Office:
         lead = self.new_lead(incoming.account, f"Lead from a chat #{incoming.number}", incoming.contact_id)
         lead.source_external_id = incoming.source_external_id
         lead.status_id = status_id or lead.status_id
-        self.books.leads.save(lead)
+        self.crm_state.leads.save(lead)
         return lead, self._settle(incoming, "accept", lead.id, user_id)
 
     def decline(self, incoming: Incoming, user_id: int = 0) -> list[Sent]:
         """An incoming lead is nothing: its contact is gone, and the next message makes another."""
-        link = self.books.link(incoming.chat_id)
+        link = self.crm_state.link(incoming.chat_id)
         sent = self._settle(incoming, "decline", 0, user_id)
-        contact = self.books.contacts.get(incoming.contact_id)
+        contact = self.crm_state.contacts.get(incoming.contact_id)
         if link is not None and contact is not None and contact.hidden:
-            self.books.links.delete(link)
-            self.books.contacts.delete(contact)
+            self.crm_state.links.delete(link)
+            self.crm_state.contacts.delete(contact)
         return sent
 
     def join(self, incoming: Incoming, lead: Lead, contact_id: int, user_id: int = 0) -> list[Sent]:
@@ -141,17 +138,17 @@ class Office:
         if contact_id != incoming.contact_id:
             if chat is not None:
                 self.link(chat, contact_id)
-            if (hidden := self.books.contacts.get(incoming.contact_id)) is not None:
-                self.books.contacts.delete(hidden)
+            if (hidden := self.crm_state.contacts.get(incoming.contact_id)) is not None:
+                self.crm_state.contacts.delete(hidden)
             incoming.contact_id = contact_id
         return self._settle(incoming, "link", lead.id, user_id)
 
     def new_lead(self, account: str, name: str, contact_id: int) -> Lead:
         """A lead in the first stage."""
         now = int(time.time())
-        return self.books.leads.save(
+        return self.crm_state.leads.save(
             Lead(
-                id=self.books.leads.next(),
+                id=self.crm_state.leads.next(),
                 account=account,
                 name=name,
                 contact_id=contact_id,
@@ -164,17 +161,17 @@ class Office:
 
     def default(self, source: Source) -> None:
         """This source is the default one, and no other of the integration is."""
-        for other in self.books.sources.of(source.account):
+        for other in self.crm_state.sources.of(source.account):
             if other.default and other.client == source.client and other.id != source.id:
                 other.default = False
-                self.books.sources.save(other)
+                self.crm_state.sources.save(other)
 
     def _incoming(self, chat: Chat, message: Message) -> Link:
         client, account = self.crm.client(chat), self.account(chat)
         now = int(time.time())
-        contact = self.books.contacts.save(
+        contact = self.crm_state.contacts.save(
             Contact(
-                id=self.books.contacts.next(),
+                id=self.crm_state.contacts.next(),
                 account=account.amojo_id,
                 name=client.name,
                 phone=client.phone,
@@ -187,7 +184,7 @@ class Office:
         link = self.link(chat, contact.id)
         incoming = Incoming(
             id=new_id().replace("-", ""),
-            number=self.books.number(),
+            number=self.crm_state.number(),
             account=account.amojo_id,
             chat_id=chat.id,
             contact_id=contact.id,
@@ -196,19 +193,19 @@ class Office:
             source_external_id=message.source or self.source(chat),
             message_id=message.id,
         )
-        self.books.incoming.save(incoming)
+        self.crm_state.incoming.save(incoming)
         self._tell_incoming(incoming, "add")
         return link
 
     def _settle(self, incoming: Incoming, action: str, lead_id: int, user_id: int) -> list[Sent]:
         incoming.action, incoming.lead_id, incoming.user_id = action, lead_id, user_id
-        self.books.incoming.save(incoming)
-        contact = self.books.contacts.get(incoming.contact_id)
+        self.crm_state.incoming.save(incoming)
+        contact = self.crm_state.contacts.get(incoming.contact_id)
         if contact is not None and action != "decline":
             contact.hidden = False
-            self.books.contacts.save(contact)
+            self.crm_state.contacts.save(contact)
         sent = self._tell_incoming(incoming, "delete")
-        for talk in self.books.talks_of(incoming.chat_id):
+        for talk in self.crm_state.talks_of(incoming.chat_id):
             if lead_id:
                 sent += self.change(talk, entity_id=lead_id)
         self.feed.publish("manager", "chats")
@@ -233,7 +230,7 @@ class Office:
         return self._accounts.get(amojo_id) or crm_account(amojo_id)
 
     def _lead_of(self, contact_id: int) -> int:
-        leads: Iterable[Lead] = self.books.leads
+        leads: Iterable[Lead] = self.crm_state.leads
         return max((one.id for one in leads if one.contact_id == contact_id), default=0)
 
 

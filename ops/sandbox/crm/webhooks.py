@@ -13,7 +13,7 @@ from msgspec import Struct, field
 from ops.sandbox.config import RECORDS_MAX, WAITING_MAX, Config, CrmAccount
 from ops.sandbox.faults import Faults
 from ops.sandbox.lanes import Lanes
-from ops.sandbox.state.crm import Books, Subscription
+from ops.sandbox.state.crm import CrmState, Subscription
 
 AGENT = "amoCRM-Webhooks/3.0"
 SECONDS = 2.0
@@ -59,8 +59,8 @@ Sent = tuple[CrmHook, "asyncio.Future[None]"]
 class CrmHooks:
     """Tells the subscribers of an account what happened there; first tries in order, repeats when due."""
 
-    def __init__(self, config: Config, books: Books, faults: Faults) -> None:
-        self.config, self.books, self.faults = config, books, faults
+    def __init__(self, config: Config, state: CrmState, faults: Faults) -> None:
+        self.config, self.crm_state, self.faults = config, state, faults
         self.sent: deque[CrmHook] = deque(maxlen=RECORDS_MAX)
         self.lanes = Lanes(WAITING_MAX)
         self._numbers = count(1)
@@ -75,7 +75,7 @@ class CrmHooks:
     def tell(self, account: CrmAccount, event: str, kind: str, content: dict[str, object]) -> list[Sent]:
         """Queue what happened (`event` as subscribed, `kind` as faults name it) to all who want it."""
         found = []
-        for one in self.books.subscriptions.of(account.amojo_id):
+        for one in self.crm_state.subscriptions.of(account.amojo_id):
             if event in one.settings and not one.disabled:
                 hook = CrmHook(
                     n=next(self._numbers),
@@ -157,10 +157,10 @@ class CrmHooks:
             moments.popleft()
         if len(moments) > INVALID_MAX:
             subscription.disabled = True
-            self.books.subscriptions.save(subscription)
+            self.crm_state.subscriptions.save(subscription)
 
     def _subscription(self, hook: CrmHook) -> Subscription | None:
-        found = self.books.subscriptions.get(hook.subscription)
+        found = self.crm_state.subscriptions.get(hook.subscription)
         return found if found is not None and not found.disabled else None
 
 

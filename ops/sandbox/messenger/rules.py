@@ -17,9 +17,9 @@ from ops.sandbox.state.messenger import (
     Action,
     Conversation,
     Customer,
-    Letter,
-    LetterReaction,
-    Phone,
+    MessengerMessage,
+    MessengerReaction,
+    MessengerState,
     Push,
     instant,
     new_id,
@@ -33,8 +33,8 @@ TYPING_SECONDS = 3.0
 class Messenger:
     """Both directions of the messenger, over the tables of the phone."""
 
-    def __init__(self, config: Config, phone: Phone, feed: Feed) -> None:
-        self.config, self.phone, self.feed = config, phone, feed
+    def __init__(self, config: Config, state: MessengerState, feed: Feed) -> None:
+        self.config, self.state, self.feed = config, state, feed
         self.webhooks = Webhooks(config.messenger_secret)
         self.lanes = Lanes(WAITING_MAX)
         self._workers = asyncio.Semaphore(ACTION_WORKERS)
@@ -44,14 +44,14 @@ class Messenger:
     def start(self, session: aiohttp.ClientSession) -> None:
         """Use this session, and go on telling what was not taken before a restart."""
         self._session = session
-        for action in self.phone.pending:
+        for action in self.state.pending:
             self._queue(action)
 
     # What comes in.
 
     def take(self, webhook_id: str, body: bytes) -> dict[str, object]:
         """Take a push; a repeated webhook-id changes nothing and is answered the same. Raises Unfit."""
-        known = self.phone.pushes.get(webhook_id)
+        known = self.state.pushes.get(webhook_id)
         if known is not None:
             known.repeats += 1
             return known.answer
@@ -67,7 +67,7 @@ class Messenger:
             case _:
                 answer = self._take_reaction(pushed)
         push = Push(
-            n=next(self.phone.arrivals),
+            n=next(self.state.arrivals),
             webhook_id=webhook_id,
             type=pushed.type,
             id=pushed.id,
@@ -76,7 +76,7 @@ class Messenger:
             answer=answer,
             arrived_ns=time.monotonic_ns(),
         )
-        self.phone.save_push(push)
+        self.state.save_push(push)
         return answer
 
     def _take_message(self, pushed: Pushed) -> dict[str, object]:
@@ -85,7 +85,7 @@ class Messenger:
         if pushed.conversation_id is None and not pushed.receiver.phone:
             raise Unfit(422, "message.send needs conversation_id or receiver.phone")
         conversation = self._addressed(pushed, pushed.receiver)
-        letter = Letter(
+        letter = MessengerMessage(
             id=new_id("x"),
             conversation_id=conversation.id,
             mine=False,
@@ -96,7 +96,7 @@ class Messenger:
             at=pushed.at,
             reply_to=pushed.reply_to.message_id if pushed.reply_to else "",
         )
-        self.phone.add_letter(letter)
+        self.state.add_letter(letter)
         self._show(letter)
         answer: dict[str, object] = {"message_id": letter.id}
         if pushed.conversation_id is None:
@@ -107,13 +107,13 @@ class Messenger:
 
     def _addressed(self, pushed: Pushed, receiver: Receiver) -> Conversation:
         if pushed.conversation_id is None:
-            customer = self.phone.by_phone(receiver.phone)
-            return self.phone.conversation(new_id("conv"), customer.id, pushed.account_id)
-        known = self.phone.conversations.get(pushed.conversation_id)
+            customer = self.state.by_phone(receiver.phone)
+            return self.state.conversation(new_id("conv"), customer.id, pushed.account_id)
+        known = self.state.conversations.get(pushed.conversation_id)
         if known is not None:
             return known
-        customer = self.phone.customer(receiver.id or new_id("u"), receiver.phone, receiver.phone)
-        return self.phone.conversation(pushed.conversation_id, customer.id, pushed.account_id)
+        customer = self.state.customer(receiver.id or new_id("u"), receiver.phone, receiver.phone)
+        return self.state.conversation(pushed.conversation_id, customer.id, pushed.account_id)
 
     def _take_typing(self, pushed: Pushed) -> dict[str, object]:
         if pushed.conversation_id is None or not pushed.expires_at:
@@ -126,13 +126,13 @@ class Messenger:
         return {}
 
     def _take_reaction(self, pushed: Pushed) -> dict[str, object]:
-        letter = self.phone.letters.get(pushed.message_id)
+        letter = self.state.letters.get(pushed.message_id)
         if letter is None or letter.conversation_id != pushed.conversation_id:
             raise Unfit(404, "no such message in this conversation")
         if pushed.type == "reaction.added" and not pushed.emoji:
             raise Unfit(422, "reaction.added needs emoji")
         react(letter, pushed.sender.id, pushed.emoji if pushed.type == "reaction.added" else "")
-        self.phone.save_letter(letter)
+        self.state.save_letter(letter)
         self._show(letter)
         return {}
 
@@ -148,11 +148,11 @@ class Messenger:
         at: str = "",
         reply_to: str = "",
         more: dict[str, object] | None = None,
-    ) -> tuple[Letter, Action, "asyncio.Future[None]"]:
+    ) -> tuple[MessengerMessage, Action, "asyncio.Future[None]"]:
         """A customer's message: shown at once, told until it is taken. Raises lanes.Full."""
-        conversation = self.phone.conversation(conversation_id, customer.id, self.config.messenger_account)
+        conversation = self.state.conversation(conversation_id, customer.id, self.config.messenger_account)
         at = at or instant()
-        letter = Letter(
+        letter = MessengerMessage(
             id=message_id or new_id("m"),
             conversation_id=conversation.id,
             mine=True,
@@ -172,7 +172,7 @@ class Messenger:
         if reply_to:
             body["reply_to"] = {"message_id": reply_to}
         action, done = self.tell("message.sent", conversation.id, body)
-        self.phone.add_letter(letter)
+        self.state.add_letter(letter)
         self._show(letter)
         return letter, action, done
 
@@ -183,7 +183,7 @@ class Messenger:
         account = self.config.messenger_account
         head: dict[str, object] = {"type": type, "conversation_id": conversation_id}
         action = Action(
-            n=next(self.phone.numbers),
+            n=next(self.state.numbers),
             type=type,
             conversation_id=conversation_id,
             body=head | ({"account_id": account} if account else {}) | {"at": instant()} | body,
@@ -191,24 +191,24 @@ class Messenger:
             queued_ns=time.monotonic_ns(),
         )
         done = self._queue(action)
-        self.phone.actions.append(action)
-        self.phone.save_action(action)
+        self.state.actions.append(action)
+        self.state.save_action(action)
         return action, done
 
     def edit(
-        self, letter: Letter, message: dict[str, object], at: str = ""
+        self, letter: MessengerMessage, message: dict[str, object], at: str = ""
     ) -> tuple[Action, "asyncio.Future[None]"]:
         """The message says something else from now on."""
         letter.message, letter.edited = letter.message | message, True
-        self.phone.save_letter(letter)
+        self.state.save_letter(letter)
         self._show(letter)
         body: dict[str, object] = {"message_id": letter.id, "message": letter.message}
         return self.tell("message.edited", letter.conversation_id, body | ({"at": at} if at else {}))
 
-    def delete(self, letter: Letter, at: str = "") -> tuple[Action, "asyncio.Future[None]"]:
+    def delete(self, letter: MessengerMessage, at: str = "") -> tuple[Action, "asyncio.Future[None]"]:
         """The message is gone."""
         letter.deleted = True
-        self.phone.save_letter(letter)
+        self.state.save_letter(letter)
         self._show(letter)
         body: dict[str, object] = {"message_id": letter.id}
         return self.tell("message.deleted", letter.conversation_id, body | ({"at": at} if at else {}))
@@ -226,7 +226,7 @@ class Messenger:
         type = "reaction.added" if emoji else "reaction.removed"
         return self.tell(type, conversation_id, body | ({"at": at} if at else {}))
 
-    def tell_status(self, letter: Letter, type: str) -> None:
+    def tell_status(self, letter: MessengerMessage, type: str) -> None:
         """Tell what became of a received message, if there is anybody to tell."""
         if self.config.messenger_url:
             self.tell(type, letter.conversation_id, {"message_id": letter.id})
@@ -244,25 +244,25 @@ class Messenger:
 
     def read(self, conversation_id: str) -> int:
         """The customer sees the conversation: everything received in it is read."""
-        conversation = self.phone.conversations[conversation_id]
+        conversation = self.state.conversations[conversation_id]
         if not conversation.unread:
             return 0
         unread = [
-            one for one in self.phone.timelines[conversation_id] if not one.mine and one.status == "delivered"
+            one for one in self.state.timelines[conversation_id] if not one.mine and one.status == "delivered"
         ]
         for letter in unread:
             letter.status = "read"
-            self.phone.save_letter(letter)
+            self.state.save_letter(letter)
             if self.config.receipts:
                 self.tell_status(letter, "message.read")
         conversation.unread = 0
-        self.phone.save_conversation(conversation)
+        self.state.save_conversation(conversation)
         self.feed.publish("customer", "chats")
         return len(unread)
 
-    def again(self, letter: Letter) -> None:
+    def again(self, letter: MessengerMessage) -> None:
         """Tell a refused message once more, under the same id."""
-        for action in reversed(self.phone.actions):
+        for action in reversed(self.state.actions):
             if action.message_id == letter.id and action.type == "message.sent":
                 letter.status, letter.problem = "sending", ""
                 self._show(letter)
@@ -301,7 +301,7 @@ class Messenger:
                 self._show_action(action)
                 await asyncio.sleep(wait_seconds * random.uniform(0.5, 1.0))
                 wait_seconds = min(wait_seconds * 2, RETRY_SECONDS_MAX)
-        self.phone.save_action(action)
+        self.state.save_action(action)
         self._show_action(action)
 
     def _settle(self, action: Action) -> None:
@@ -317,7 +317,7 @@ class Messenger:
 
     def _show_action(self, action: Action) -> None:
         """A customer's own message shows what became of it."""
-        letter = self.phone.letters.get(action.message_id)
+        letter = self.state.letters.get(action.message_id)
         if letter is None or action.type != "message.sent":
             return
         before = (letter.status, letter.problem)
@@ -329,18 +329,18 @@ class Messenger:
         else:
             letter.problem = f"not taken yet ({reason}), trying again"
         if before != (letter.status, letter.problem):
-            self.phone.save_letter(letter)
+            self.state.save_letter(letter)
             self._show(letter)
 
-    def _show(self, letter: Letter) -> None:
+    def _show(self, letter: MessengerMessage) -> None:
         self.feed.publish("customer", "message", chat=letter.conversation_id, message=letter.id)
 
 
-def react(letter: Letter, by: str, emoji: str) -> None:
+def react(letter: MessengerMessage, by: str, emoji: str) -> None:
     """Set the one reaction of a person, or take it away with an empty emoji."""
     letter.reactions = [one for one in letter.reactions if one.by != by]
     if emoji:
-        letter.reactions.append(LetterReaction(by=by, emoji=emoji))
+        letter.reactions.append(MessengerReaction(by=by, emoji=emoji))
 
 
 def _refusal(action: Action) -> str:

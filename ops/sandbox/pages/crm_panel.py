@@ -9,7 +9,7 @@ from ops.sandbox.errors import Impossible
 from ops.sandbox.pages.forms import Short, form, page
 from ops.sandbox.responses import Call, sandbox_of
 from ops.sandbox.state.chats import Chat
-from ops.sandbox.state.crm import Books
+from ops.sandbox.state.crm import CrmState
 
 
 class File(Struct, frozen=True):
@@ -31,8 +31,8 @@ class Settled(Struct):
 async def manager_crm(request: Call) -> Response[str]:
     """The line alone; empty where there is no CRM."""
     sandbox = sandbox_of(request)
-    chat = sandbox.crm.chats.get(request.query_params.get("chat", ""))
-    return page("_crm.html", file=file_of(sandbox.books, chat) if chat else None)
+    chat = sandbox.chat_state.chats.get(request.query_params.get("chat", ""))
+    return page("_crm.html", file=file_of(sandbox.crm_state, chat) if chat else None)
 
 
 @post("/manager/crm", status_code=204)
@@ -40,30 +40,30 @@ async def manager_settle(request: Call) -> None:
     """The manager accepts or declines the incoming lead, or closes the talk."""
     order, sandbox = await form(request, Settled), sandbox_of(request)
     if order.action == "close":
-        talk = sandbox.books.talk(order.chat)
+        talk = sandbox.crm_state.talk(order.chat)
         if talk is None or not talk.is_in_work:
             raise Impossible(409, "The talk is closed already")
-        sandbox.office.change(talk, is_in_work=False)
+        sandbox.crm_rules.change(talk, is_in_work=False)
         return
-    incoming = sandbox.books.waiting(order.chat)
+    incoming = sandbox.crm_state.waiting(order.chat)
     if incoming is None:
         raise Impossible(409, "The incoming lead is settled already")
     if order.action == "accept":
-        sandbox.office.accept(incoming)
+        sandbox.crm_rules.accept(incoming)
     else:
-        sandbox.office.decline(incoming)
+        sandbox.crm_rules.decline(incoming)
 
 
 ROUTES = [manager_crm, manager_settle]
 
 
-def file_of(books: Books, chat: Chat) -> File | None:
+def file_of(state: CrmState, chat: Chat) -> File | None:
     """What there is to show; None when the CRM knows nothing of the chat."""
-    link, talk = books.link(chat.id), books.talk(chat.id)
+    link, talk = state.link(chat.id), state.talk(chat.id)
     if link is None and talk is None:
         return None
-    contact = books.contacts.get(link.contact_id) if link else None
-    lead = books.leads.get(talk.entity_id) if talk else None
+    contact = state.contacts.get(link.contact_id) if link else None
+    lead = state.leads.get(talk.entity_id) if talk else None
     words = ""
     if talk is not None:
         words = "Talk open, answered" if talk.is_read else "Talk open, unread"
@@ -74,10 +74,10 @@ def file_of(books: Books, chat: Chat) -> File | None:
         lead=lead.name if lead else "",
         talk=words,
         talk_open=bool(talk and talk.is_in_work),
-        incoming=books.waiting(chat.id) is not None,
+        incoming=state.waiting(chat.id) is not None,
     )
 
 
-def templates_of(books: Books, account: str) -> list[tuple[int, str]]:
+def templates_of(state: CrmState, account: str) -> list[tuple[int, str]]:
     """The templates of an account to choose from, by name."""
-    return [(one.id, str(one.told["name"])) for one in books.templates.of(account)]
+    return [(one.id, str(one.told["name"])) for one in state.templates.of(account)]

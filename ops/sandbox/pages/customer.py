@@ -7,13 +7,13 @@ from ops.sandbox.messenger.rules import react
 from ops.sandbox.pages import formatting
 from ops.sandbox.pages.forms import Chosen, NewCustomer, Opened, Picked, Written, form, go, page
 from ops.sandbox.responses import Call, sandbox_of
-from ops.sandbox.state.messenger import Conversation, Customer, Letter, new_id
+from ops.sandbox.state.messenger import Conversation, Customer, MessengerMessage, new_id
 
 
 @get("/customer")
 async def customer(request: Call) -> Response[str]:
     """The phone of one customer, with a chat open or none."""
-    phone = sandbox_of(request).phone
+    phone = sandbox_of(request).messenger_state
     chat = phone.conversations.get(request.query_params.get("chat", ""))
     who = chat.customer_id if chat else request.query_params.get("who", "")
     if not chat and not who and phone.customers:
@@ -37,7 +37,9 @@ async def customer(request: Call) -> Response[str]:
 async def customer_list(request: Call) -> Response[str]:
     """The list of chats alone."""
     query = request.query_params
-    lines = formatting.customer_lines(sandbox_of(request).phone, query.get("who", ""), query.get("chat", ""))
+    lines = formatting.customer_lines(
+        sandbox_of(request).messenger_state, query.get("who", ""), query.get("chat", "")
+    )
     return page("_lines.html", side="customer", lines=lines)
 
 
@@ -45,7 +47,7 @@ async def customer_list(request: Call) -> Response[str]:
 async def customer_messages(request: Call) -> Response[str]:
     """The messages of a chat alone."""
     chat = _conversation(request, request.query_params.get("chat", ""))
-    bubbles = formatting.customer_bubbles(sandbox_of(request).phone, chat)
+    bubbles = formatting.customer_bubbles(sandbox_of(request).messenger_state, chat)
     return page("_bubbles.html", side="customer", bubbles=bubbles)
 
 
@@ -53,7 +55,7 @@ async def customer_messages(request: Call) -> Response[str]:
 async def customer_message(request: Call) -> Response[str]:
     """One message alone."""
     letter = _letter(request, request.query_params.get("id", ""))
-    bubble = formatting.customer_bubble(sandbox_of(request).phone, letter)
+    bubble = formatting.customer_bubble(sandbox_of(request).messenger_state, letter)
     return page("_bubbles.html", side="customer", bubbles=[bubble])
 
 
@@ -61,7 +63,7 @@ async def customer_message(request: Call) -> Response[str]:
 async def customer_new(request: Call) -> Response[None]:
     """A new customer with a first chat."""
     order = await form(request, NewCustomer)
-    phone = sandbox_of(request).phone
+    phone = sandbox_of(request).messenger_state
     made = phone.customer(new_id("u"), order.name.strip(), order.phone.strip())
     return go(formatting.customer_href(_new_chat(request, made)))
 
@@ -70,7 +72,7 @@ async def customer_new(request: Call) -> Response[None]:
 async def customer_chat(request: Call) -> Response[None]:
     """Another chat of the same customer."""
     order = await form(request, Chosen)
-    known = sandbox_of(request).phone.customers.get(order.who)
+    known = sandbox_of(request).messenger_state.customers.get(order.who)
     if known is None:
         raise Impossible(404, "No such customer")
     return go(formatting.customer_href(_new_chat(request, known)))
@@ -86,7 +88,7 @@ async def customer_send(request: Call) -> None:
     if order.editing:
         sandbox.messenger.edit(_letter(request, order.editing), {"text": order.message()["text"]})
     else:
-        sandbox.messenger.write(sandbox.phone.customer(chat.customer_id), chat.id, order.message())
+        sandbox.messenger.write(sandbox.messenger_state.customer(chat.customer_id), chat.id, order.message())
 
 
 @post("/customer/delete", status_code=204)
@@ -108,12 +110,12 @@ async def customer_react(request: Call) -> None:
     """The customer reacts, or takes the same reaction away."""
     order = await form(request, Picked)
     sandbox, letter = sandbox_of(request), _letter(request, order.id)
-    chat = sandbox.phone.conversations[letter.conversation_id]
-    who = sandbox.phone.customer(chat.customer_id)
+    chat = sandbox.messenger_state.conversations[letter.conversation_id]
+    who = sandbox.messenger_state.customer(chat.customer_id)
     standing = any(one.by == who.id and one.emoji == order.emoji for one in letter.reactions)
     emoji = "" if standing else order.emoji
     react(letter, who.id, emoji)
-    sandbox.phone.save_letter(letter)
+    sandbox.messenger_state.save_letter(letter)
     sandbox.messenger.tell_reaction(chat.id, letter.id, who, emoji)
     sandbox.feed.publish("customer", "message", chat=chat.id, message=letter.id)
 
@@ -123,8 +125,8 @@ async def customer_typing(request: Call) -> None:
     """The customer types; a chat nobody has seen yet has nobody to show it to."""
     order = await form(request, Opened)
     sandbox, chat = sandbox_of(request), _conversation(request, order.chat)
-    if sandbox.config.messenger_url and sandbox.phone.timelines[chat.id]:
-        sandbox.messenger.tell_typing(sandbox.phone.customer(chat.customer_id), chat.id)
+    if sandbox.config.messenger_url and sandbox.messenger_state.timelines[chat.id]:
+        sandbox.messenger.tell_typing(sandbox.messenger_state.customer(chat.customer_id), chat.id)
 
 
 @post("/customer/seen", status_code=204)
@@ -151,14 +153,14 @@ ROUTES = [
 
 
 def _conversation(request: Call, conversation_id: str) -> Conversation:
-    conversation = sandbox_of(request).phone.conversations.get(conversation_id)
+    conversation = sandbox_of(request).messenger_state.conversations.get(conversation_id)
     if conversation is None:
         raise Impossible(404, "No such chat")
     return conversation
 
 
-def _letter(request: Call, message_id: str) -> Letter:
-    letter = sandbox_of(request).phone.letters.get(message_id)
+def _letter(request: Call, message_id: str) -> MessengerMessage:
+    letter = sandbox_of(request).messenger_state.letters.get(message_id)
     if letter is None:
         raise Impossible(404, "No such message")
     return letter
@@ -166,4 +168,4 @@ def _letter(request: Call, message_id: str) -> Letter:
 
 def _new_chat(request: Call, customer: Customer) -> Conversation:
     account = sandbox_of(request).config.messenger_account
-    return sandbox_of(request).phone.conversation(new_id("conv"), customer.id, account)
+    return sandbox_of(request).messenger_state.conversation(new_id("conv"), customer.id, account)

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 from msgspec import Struct
 
 from ops.sandbox.state.chats import Chat, Crm, Message
-from ops.sandbox.state.messenger import Conversation, Customer, Letter, Phone, instant
+from ops.sandbox.state.messenger import Conversation, Customer, MessengerMessage, MessengerState, instant
 
 LIST_MAX = 100  # chats in a list
 SHOWN_MAX = 200  # messages of an open chat
@@ -138,13 +138,13 @@ def manager_bubble(crm: Crm, message: Message) -> Bubble:
     )
 
 
-def customers(phone: Phone, who: str) -> list[Customer]:
+def customers(phone: MessengerState, who: str) -> list[Customer]:
     """The customers to choose from: the chosen one and the newest."""
     newest = list(phone.customers.values())[-LIST_MAX:]
     return sorted(newest, key=lambda one: one.id != who)
 
 
-def customer_lines(phone: Phone, who: str, open_id: str) -> list[Line]:
+def customer_lines(phone: MessengerState, who: str, open_id: str) -> list[Line]:
     """The chats of one customer, most recently active first."""
     own = [one for one in phone.conversations.values() if one.customer_id == who]
     return [
@@ -168,12 +168,12 @@ def customer_href(chat: Conversation) -> str:
     return "/customer?" + urlencode({"who": chat.customer_id, "chat": chat.id})
 
 
-def customer_bubbles(phone: Phone, chat: Conversation) -> list[Bubble]:
+def customer_bubbles(phone: MessengerState, chat: Conversation) -> list[Bubble]:
     """The newest messages of a chat, oldest first."""
     return [customer_bubble(phone, letter) for letter in phone.timelines[chat.id][-SHOWN_MAX:]]
 
 
-def customer_bubble(phone: Phone, letter: Letter) -> Bubble:
+def customer_bubble(phone: MessengerState, letter: MessengerMessage) -> Bubble:
     """A message as the customer sees it."""
     words = {"sending": "Sending", "sent": "Sent", "failed": "Not sent"}
     quoted = phone.letters.get(letter.reply_to)

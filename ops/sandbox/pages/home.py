@@ -22,7 +22,7 @@ STATIC = {
 async def home(request: Call) -> Response[str]:
     """What this is."""
     sandbox = sandbox_of(request)
-    active = [one for one in sandbox.crm.connections.values() if one.active]
+    active = [one for one in sandbox.chat_state.connections.values() if one.active]
     return page("home.html", side="home", connections=active, config=sandbox.config)
 
 

@@ -16,19 +16,19 @@ from ops.sandbox.state.chats import Chat, Message
 async def manager(request: Call) -> Response[str]:
     """The inbox, with a chat open or none."""
     sandbox = sandbox_of(request)
-    chat = sandbox.crm.chats.get(request.query_params.get("chat", ""))
+    chat = sandbox.chat_state.chats.get(request.query_params.get("chat", ""))
     return page(
         "manager.html",
         side="manager",
         who="",
         chat=chat.id if chat else "",
-        face=formatting.manager_face(sandbox.crm, chat) if chat else None,
-        bubbles=formatting.manager_bubbles(sandbox.crm, chat) if chat else [],
-        lines=formatting.manager_lines(sandbox.crm, chat.id if chat else ""),
-        connections=[one for one in sandbox.crm.connections.values() if one.active],
+        face=formatting.manager_face(sandbox.chat_state, chat) if chat else None,
+        bubbles=formatting.manager_bubbles(sandbox.chat_state, chat) if chat else [],
+        lines=formatting.manager_lines(sandbox.chat_state, chat.id if chat else ""),
+        connections=[one for one in sandbox.chat_state.connections.values() if one.active],
         hook_url=sandbox.config.hook_url,
-        file=crm_panel.file_of(sandbox.books, chat) if chat else None,
-        templates=crm_panel.templates_of(sandbox.books, sandbox.office.account(chat).amojo_id)
+        file=crm_panel.file_of(sandbox.crm_state, chat) if chat else None,
+        templates=crm_panel.templates_of(sandbox.crm_state, sandbox.crm_rules.account(chat).amojo_id)
         if chat
         else [],
         me=sandbox.config.managers[0].name if sandbox.config.managers else "Manager",
@@ -38,7 +38,7 @@ async def manager(request: Call) -> Response[str]:
 @get("/manager/list")
 async def manager_list(request: Call) -> Response[str]:
     """The list of chats alone."""
-    lines = formatting.manager_lines(sandbox_of(request).crm, request.query_params.get("chat", ""))
+    lines = formatting.manager_lines(sandbox_of(request).chat_state, request.query_params.get("chat", ""))
     return page("_lines.html", side="manager", lines=lines)
 
 
@@ -47,7 +47,9 @@ async def manager_messages(request: Call) -> Response[str]:
     """The messages of a chat alone."""
     chat = _chat(request, request.query_params.get("chat", ""))
     return page(
-        "_bubbles.html", side="manager", bubbles=formatting.manager_bubbles(sandbox_of(request).crm, chat)
+        "_bubbles.html",
+        side="manager",
+        bubbles=formatting.manager_bubbles(sandbox_of(request).chat_state, chat),
     )
 
 
@@ -55,7 +57,7 @@ async def manager_messages(request: Call) -> Response[str]:
 async def manager_message(request: Call) -> Response[str]:
     """One message alone."""
     message = _message(request, request.query_params.get("id", ""))
-    bubble = formatting.manager_bubble(sandbox_of(request).crm, message)
+    bubble = formatting.manager_bubble(sandbox_of(request).chat_state, message)
     return page("_bubbles.html", side="manager", bubbles=[bubble])
 
 
@@ -63,7 +65,7 @@ async def manager_message(request: Call) -> Response[str]:
 async def manager_send(request: Call) -> None:
     """The manager answers."""
     order = await form(request, Written)
-    desk, chat = sandbox_of(request).desk, _chat(request, order.chat)
+    desk, chat = sandbox_of(request).managers, _chat(request, order.chat)
     said: dict[str, object] = {}
     if order.template:
         said = desk.from_template(int(order.template), {"contact.name": desk.crm.client(chat).name})
@@ -78,7 +80,7 @@ async def manager_first(request: Call) -> Response[None]:
     order = await form(request, First)
     receiver = Receiver(name=order.name, phone=order.phone)
     content: dict[str, object] = {"type": "text", "text": order.text}
-    message, _ = sandbox_of(request).desk.write(Address(phone=order.phone, receiver=receiver), content)
+    message, _ = sandbox_of(request).managers.write(Address(phone=order.phone, receiver=receiver), content)
     return go("/manager?" + urlencode({"chat": message.chat_id}))
 
 
@@ -86,7 +88,7 @@ async def manager_first(request: Call) -> Response[None]:
 async def manager_typing(request: Call) -> None:
     """The manager types."""
     order = await form(request, Opened)
-    desk = sandbox_of(request).desk
+    desk = sandbox_of(request).managers
     desk.type_sometimes(_chat(request, order.chat).id, "")
 
 
@@ -97,7 +99,7 @@ async def manager_seen(request: Call) -> None:
     chat = _chat(request, order.chat)
     if chat.unread:
         chat.unread = 0
-        sandbox_of(request).crm.save_chat(chat)
+        sandbox_of(request).chat_state.save_chat(chat)
         sandbox_of(request).feed.publish("manager", "chats")
 
 
@@ -108,7 +110,7 @@ async def manager_react(request: Call) -> None:
     sandbox, message = sandbox_of(request), _message(request, order.id)
     own = {one.id for one in sandbox.config.managers}
     standing = any(one.by in own and one.emoji == order.emoji for one in message.reactions)
-    sandbox.desk.react(message, "" if standing else order.emoji)
+    sandbox.managers.react(message, "" if standing else order.emoji)
 
 
 ROUTES = [
@@ -125,14 +127,14 @@ ROUTES = [
 
 
 def _chat(request: Call, chat_id: str) -> Chat:
-    chat = sandbox_of(request).crm.chats.get(chat_id)
+    chat = sandbox_of(request).chat_state.chats.get(chat_id)
     if chat is None:
         raise Impossible(404, "No such chat")
     return chat
 
 
 def _message(request: Call, message_id: str) -> Message:
-    message = sandbox_of(request).crm.messages.get(message_id)
+    message = sandbox_of(request).chat_state.messages.get(message_id)
     if message is None:
         raise Impossible(404, "No such message")
     return message

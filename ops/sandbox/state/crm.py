@@ -204,7 +204,7 @@ class Table(Generic[Row]):
             self.delete(next(iter(self.rows.values())))
 
 
-class Books:
+class CrmState:
     """The tables of the CRM."""
 
     def __init__(self, store: Store) -> None:

@@ -29,12 +29,12 @@ class Conversation(Struct, kw_only=True):
     unread: int = 0
 
 
-class LetterReaction(Struct, kw_only=True):
+class MessengerReaction(Struct, kw_only=True):
     by: str
     emoji: str
 
 
-class Letter(Struct, kw_only=True):
+class MessengerMessage(Struct, kw_only=True):
     """A message on the customer's phone; `mine` is the customer's own, else it came by a push.
 
     Status of one's own: sending, sent, failed; of a received one: delivered, read.
@@ -52,7 +52,7 @@ class Letter(Struct, kw_only=True):
     edited: bool = False
     deleted: bool = False
     reply_to: str = ""
-    reactions: list[LetterReaction] = field(default_factory=list)
+    reactions: list[MessengerReaction] = field(default_factory=list)
 
 
 class Push(Struct, kw_only=True):
@@ -86,7 +86,7 @@ class Action(Struct, kw_only=True):
     answer: str = ""
 
 
-class Phone:
+class MessengerState:
     """The tables of the demo messenger, in memory and in the store."""
 
     def __init__(self, store: Store) -> None:
@@ -96,7 +96,7 @@ class Phone:
             self.customers[customer.id] = customer
         for conversation in store.load("conversation", Conversation):
             self.conversations[conversation.id] = conversation
-        for letter in store.load("letter", Letter):
+        for letter in store.load("letter", MessengerMessage):
             self._index(letter)
         for push in store.load("push", Push):
             self.pushes[push.webhook_id] = push
@@ -108,8 +108,8 @@ class Phone:
         """Start empty, in memory."""
         self.customers: dict[str, Customer] = {}
         self.conversations: dict[str, Conversation] = {}
-        self.letters: dict[str, Letter] = {}
-        self.timelines: dict[str, list[Letter]] = defaultdict(list)
+        self.letters: dict[str, MessengerMessage] = {}
+        self.timelines: dict[str, list[MessengerMessage]] = defaultdict(list)
         self.pushes: dict[str, Push] = {}
         self.actions: deque[Action] = deque(maxlen=RECORDS_MAX)
         self.pending: list[Action] = []
@@ -160,7 +160,7 @@ class Phone:
         if len(self.conversations) > CHATS_MAX:
             self._forget(next(iter(self.conversations.values())))
 
-    def save_letter(self, letter: Letter) -> None:
+    def save_letter(self, letter: MessengerMessage) -> None:
         """Keep a message, new or changed; beyond the limit the oldest is forgotten."""
         self._index(letter)
         self.store.save("letter", letter.id, letter)
@@ -170,7 +170,7 @@ class Phone:
             self.timelines[oldest.conversation_id].remove(oldest)
             self.store.delete("letter", oldest.id)
 
-    def add_letter(self, letter: Letter) -> None:
+    def add_letter(self, letter: MessengerMessage) -> None:
         """A new message at the end of its conversation."""
         conversation = self.conversations[letter.conversation_id]
         conversation.touched_ms = time.time_ns() // 1_000_000
@@ -201,7 +201,7 @@ class Phone:
         del self.conversations[conversation.id]
         self.store.delete("conversation", conversation.id)
 
-    def _index(self, letter: Letter) -> None:
+    def _index(self, letter: MessengerMessage) -> None:
         if letter.id not in self.letters:
             self.timelines[letter.conversation_id].append(letter)
         self.letters[letter.id] = letter
