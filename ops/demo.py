@@ -17,10 +17,9 @@ from yarl import URL
 
 from app.config import file as setup
 from app.config.settings import Settings, prepare_folder
-from app.http.api.kommo_answers import ask
 from app.kommo.crm.hooks import hook_path
-from app.operations import startup
-from app.problems import ProblemError
+from app.operations import crm, startup
+from app.operations.errors import OperationError
 from app.service.service import Running, running
 from app.vault import WrongMasterKey
 from ops.sandbox import Channel, Config, OAuthClient, Sandbox
@@ -89,7 +88,7 @@ async def demo(settings: Settings, stop_on_signals: Callable[[], asyncio.Event])
         try:
             await _connect(run, sandbox.url, kept)
             await _let_in(run, url, sandbox.url)
-        except (ProblemError, WrongMasterKey) as error:
+        except (OperationError, WrongMasterKey) as error:
             raise DemoFailed(f"the demo was not connected: {error}") from None
         run.services.demo_links = {
             "Customer": f"{sandbox.url}/customer",
@@ -160,7 +159,7 @@ async def _let_in(run: Running, url: str, sandbox_url: str) -> None:
         known = {one["destination"]: one["disabled"] for one in told["items"]}
         for old in known.keys() - {url + path}:
             if old.endswith(path):
-                await ask(run.services, ACCOUNT_ID, "DELETE", "webhooks", {"destination": old})
+                await crm.call(run.services, ACCOUNT_ID, "DELETE", "webhooks", {"destination": old})
         if known.get(url + path, True):
             await _call(session, "POST", f"{account}/webhooks", headers=key)
 
@@ -183,7 +182,7 @@ def _greet(run: Running, sandbox_url: str) -> None:
         f"""
   Write as the customer     {sandbox_url}/customer
   Answer as the manager     {sandbox_url}/manager
-  See what is recorded      {run.services.login_link(run.url or "")}
+  See what is recorded      {run.services.login_links.make(run.url or "")}
 
 chatledger ready on {run.url}
 Ctrl-C stops everything.""",

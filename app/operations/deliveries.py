@@ -1,67 +1,38 @@
-"""DOC"""
+"""Deliveries of a connection are parked when it ends, and resumed when it is made again or someone asks."""
+
+from collections.abc import AsyncIterator
 
 from app import clock
 from app.delivery.job import DISCONNECTED
 from app.ledger.writer import Recorded
 from app.operations.services import Services, record
-from app.views import deliveries
-from app.views.deliveries import list_deliveries
+from app.views.deliveries import Delivery, list_deliveries
 from domain import commands as c
 from domain import ids
 from domain.ids import OPERATOR, Scope
 
-DELIVERIES_PAGE = 1000
-PARKED_AT_ONCE = 100
-# Why a delivery is parked that a new connection can help, as the reasons begin.
+PAGE = 1000  # The largest page that the view gives.
+PARKED_AT_ONCE = 100  # Chosen: the directory is asked this seldom whether the scope is connected again.
+# How the reasons begin of deliveries that were parked because Kommo did not know the connection.
 LOST = ("Kommo does not know it (404)", "not found (404)", "connecting again failed")
 
 
-async def resume_one(
-    services: Services, scope: Scope, delivery: deliveries.Delivery, *, by: str = OPERATOR
-) -> Recorded:
-    """Take up a parked delivery again."""
-    given = _stamp(scope, delivery, by)
-    stream = delivery.message or delivery.id
-    return await record(services, c.Resume(**given, stream=stream, cause=delivery.id))
-
-
-async def _open(services: Services, scope: Scope, states: tuple[str, ...]) -> list[deliveries.Delivery]:
-    found: list[deliveries.Delivery] = []
-    for state in states:
-        cursor = None
-        while True:
-            page = await list_deliveries(
-                services.pool,
-                state=state,
-                channel=scope.channel,
-                account_id=scope.account,
-                limit=DELIVERIES_PAGE,
-                cursor=cursor,
-            )
-            found += page.items
-            if (cursor := page.next) is None:
-                break
-    return found
-
-
-async def _park(services: Services, scope: Scope, by: str) -> None:
-    for number, delivery in enumerate(await _open(services, scope, ("open", "deferred"))):
+async def park_open(services: Services, scope: Scope, by: str) -> None:
+    """Park what is not delivered yet over a connection that has ended, unless it is made again meanwhile."""
+    deliveries = [one for state in ("open", "deferred") async for one in _of_scope(services, scope, state)]
+    for number, delivery in enumerate(deliveries):
         if number % PARKED_AT_ONCE == 0 and await services.channels.scope(scope.scope_id):
-            return  # Connected again meanwhile.
-        given = _stamp(scope, delivery, by)
+            return
         stream = delivery.message or delivery.id
-        await record(services, c.Park(**given, stream=stream, cause=delivery.id, reason=DISCONNECTED))
+        stamp = _stamp(scope, delivery, by)
+        await record(services, c.Park(**stamp, stream=stream, cause=delivery.id, reason=DISCONNECTED))
 
 
-async def _resume(services: Services, scope: Scope, reasons: tuple[str, ...], by: str) -> None:
-    for delivery in await _open(services, scope, ("parked",)):
+async def resume_of_scope(services: Services, scope: Scope, reasons: tuple[str, ...], by: str) -> None:
+    """Resume the parked deliveries of a connection whose reason begins with one of `reasons`."""
+    for delivery in [one async for one in _of_scope(services, scope, "parked")]:
         if (delivery.reason or "").startswith(reasons):
-            await resume_one(services, scope, delivery, by=by)
-
-
-def _stamp(scope: Scope, delivery: deliveries.Delivery, by: str) -> c.Stamp:
-    lane = delivery.conversation or delivery.id
-    return clock.stamp(scope, lane, by, now=clock.now_ms())
+            await _resume(services, scope, delivery, by)
 
 
 async def resume_parked(
@@ -71,24 +42,37 @@ async def resume_parked(
     account_id: str | None = None,
     conversation: str | None = None,
 ) -> tuple[int, int]:
-    """Take up what is parked; returns how many, and the last position."""
-    count, last, cursor = 0, 0, None
+    """Resume every parked delivery that fits; returns how many, and the last position written."""
+    count, last = 0, 0
+    only = {"channel": channel, "account_id": account_id, "conversation": conversation}
+    async for delivery in _pages(services, state="parked", **only):
+        known = await services.channels.channel(delivery.channel)
+        scope = ids.scope_of(delivery.channel, known.channel_id if known else "", delivery.account_id or "")
+        recorded = await _resume(services, scope, delivery, OPERATOR)
+        count, last = count + 1, max(last, recorded.position or 0)
+    return count, last
+
+
+def _of_scope(services: Services, scope: Scope, state: str) -> AsyncIterator[Delivery]:
+    return _pages(services, state=state, channel=scope.channel, account_id=scope.account)
+
+
+async def _pages(services: Services, **only: str | None) -> AsyncIterator[Delivery]:
+    """Every delivery that fits, page after page."""
+    cursor = None
     while True:
-        page = await list_deliveries(
-            services.pool,
-            state="parked",
-            channel=channel,
-            account_id=account_id,
-            conversation=conversation,
-            limit=1000,
-            cursor=cursor,
-        )
+        page = await list_deliveries(services.pool, **only, limit=PAGE, cursor=cursor)
         for delivery in page.items:
-            known = await services.channels.channel(delivery.channel)
-            where = ids.scope_of(
-                delivery.channel, known.channel_id if known else "", delivery.account_id or ""
-            )
-            recorded = await resume_one(services, where, delivery)
-            count, last = count + 1, max(last, recorded.position or 0)
+            yield delivery
         if (cursor := page.next) is None:
-            return count, last
+            return
+
+
+async def _resume(services: Services, scope: Scope, delivery: Delivery, by: str) -> Recorded:
+    stream = delivery.message or delivery.id
+    return await record(services, c.Resume(**_stamp(scope, delivery, by), stream=stream, cause=delivery.id))
+
+
+def _stamp(scope: Scope, delivery: Delivery, by: str) -> c.Stamp:
+    lane = delivery.conversation or delivery.id
+    return clock.stamp(scope, lane, by, now=clock.now_ms())

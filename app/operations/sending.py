@@ -1,40 +1,50 @@
-"""DOC"""
+"""Messages sent to a customer by API, and their status where the messenger has no webhooks to report it.
+
+A message's id is made of the caller's own `message_id`, so the same request again sends nothing.
+"""
+
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from app import clock
 from app.channels.directory import Channel, Connection
 from app.config.file import Uuid
-from app.http_client import Unreached
-from app.kommo.chats.signature import Credentials
 from app.ledger.writer import Recorded
-from app.messengers import commands
+from app.messengers import checks, commands
+from app.messengers.checks import ActionRefused
 from app.messengers.contract import Message, Moment, Name, Source, Words
-from app.operations.services import Services, record
-from app.problems import ProblemError
-from app.views import conversations
-from app.views.events import Filter, list_events
+from app.operations import channels, conversations
+from app.operations.channels import ConnectionNeeded
+from app.operations.errors import InvalidInput, NotFound, StateConflict
+from app.operations.services import Services, record, views_reach
+from app.views.conversations import Conversation
+from app.views.events import ledger_head
+from app.views.messages import History, get_message
 from domain import commands as c
 from domain import events as e
 from domain import ids
-from domain.ids import KOMMO, MESSENGER, OPERATOR
+from domain.ids import OPERATOR
 
 NO_BOT = (
     "the channel has no bot to send as: name a manager (sender.user_id, his amojo id), or give the channel "
     "its bot with PUT /v1/channels/{name}, kommo.bot_id"
 )
-NO_CUSTOMER = (
-    "the messenger's name of the customer is not known, for he has not written yet: give it as receiver, "
-    "with id and name, or create the conversation with POST /v1/conversations"
-)
-# The customer as the messenger calls him: who wrote last, else whom somebody wrote to.
-CUSTOMER = """
-SELECT m.outgoing, m.sent_by, m.sender, m.receiver FROM (
-  SELECT outgoing, sent_by, sender, receiver, position FROM messages WHERE conversation = %(id)s::uuid
-  ORDER BY position DESC LIMIT 50) AS m ORDER BY m.outgoing, m.sent_by = 'kommo', m.position DESC LIMIT 1
-"""
-_party = msgspec.json.Decoder(e.Party).decode
+
+
+class UnknownMessage(NotFound):
+    """No message has this id."""
+
+    MESSAGE = "no message has this id"
+
+
+class ContentDiffers(StateConflict):
+    """The `message_id` is recorded with other content, at `position`."""
+
+    def __init__(self, position: int | None) -> None:
+        message = f"this message_id is recorded with other content at position {position}, which stands"
+        super().__init__(message, position=position)
 
 
 class AuthorTold(Struct, frozen=True):
@@ -70,122 +80,117 @@ class NewMessage(Struct, frozen=True):
     source: Source | None = None
 
 
-async def begin(
-    services: Services,
-    channel: Channel,
-    connection: Connection,
-    conversation_id: str,
-    user: e.Party,
-    source: str | None = None,
-) -> tuple[str, Recorded]:
-    """Kommo's id of a conversation's chat, which it makes if there is none, and the record of both names.
+class StatusNow(Struct, frozen=True):
+    """How far a message has come; `code` (901..905) and `text` are of a failure."""
 
-    `user` is the customer as the messenger calls him. Raises ProblemError (502, 503).
+    status: Literal["delivered", "read", "failed"]
+    code: Annotated[int, Meta(ge=901, le=905)] = 905
+    text: Words = ""
+    at: Moment | None = None
+
+
+async def send(services: Services, conversation: str, message: NewMessage) -> tuple[str, Recorded]:
+    """Record a message to a conversation's customer; returns our id of the message.
+
+    Raises InvalidInput, UnknownConversation, ConnectionNeeded, ContentDiffers, EventTooLarge, LedgerBusy, and
+    StateConflict where nobody is known to send as or to.
     """
-    scope = connection.scope
-    who = Credentials(channel.channel_id, channel.secrets.kommo)
-    chat_id, user_id = await _chat_of(services, who, scope.scope_id, conversation_id, user, source)
-    own = ids.conversation_id(scope, MESSENGER, conversation_id)
-    theirs = ids.conversation_id(scope, KOMMO, chat_id)
-    command = c.Begin(
-        **clock.stamp(scope, own, OPERATOR, now=clock.now_ms()),
-        ends=(
-            c.End("messenger", own, e.Ends(conversation_id=conversation_id)),
-            c.End("kommo", theirs, e.Ends(chat_id=chat_id)),
-        ),
-        receiver=msgspec.structs.replace(user, ref_id=user_id),
+    _check(message)
+    chat = await conversations.known(services, conversation)
+    channel = await channels.named(services, chat.channel)
+    connection = channel.connections.get(chat.account_id or "")
+    if connection is None or not connection.connected:
+        raise ConnectionNeeded
+    sender = _sender(channel, message.sender)
+    receiver = await _receiver(services, chat, message.receiver)
+    command = _command(connection, chat, message, sender, receiver)
+    recorded = await record(services, command)
+    if recorded.conflict:
+        raise ContentDiffers(recorded.position)
+    return command.stream, recorded
+
+
+async def confirm(services: Services, message: str, status: StatusNow) -> tuple[str, Recorded]:
+    """Record how far a message that we sent has come; returns our id of the message.
+
+    Raises InvalidInput, UnknownMessage, LedgerBusy, and decide.OwnMessage for a message that we did not send.
+    """
+    _check(status)
+    found = await _message(services, message)
+    channel = await channels.named(services, found.channel)
+    scope = ids.scope_of(found.channel, channel.channel_id, found.account_id or "")
+    now = clock.now_ms()
+    at = clock.milliseconds(status.at) if status.at else now
+    failed = status.status == "failed"
+    command = c.Confirm(
+        **clock.stamp(scope, found.conversation, OPERATOR, now=now, at=at),
+        stream=found.id,
+        status=status.status,
+        code=status.code if failed else 0,
+        text=status.text if failed else "",
     )
-    return chat_id, await record(services, command)
+    return found.id, await record(services, command)
 
 
-async def _chat_of(
-    services: Services,
-    who: Credentials,
-    scope_id: str,
-    conversation_id: str,
-    user: e.Party,
-    source: str | None,
-) -> tuple[str, str | None]:
-    """Kommo's ids of the chat and of the customer; raises ProblemError (502)."""
+def _check(body: NewMessage | StatusNow) -> None:
+    """Check what types cannot express; raises InvalidInput."""
     try:
-        answer = await services.kommo.new_chat(who, scope_id, conversation_id, user, source)
-    except Unreached as error:
-        raise ProblemError(502, f"Kommo could not be reached ({error.reason}); nothing is recorded") from None
-    told = answer.json()
-    chat_id, person = told.get("id"), told.get("user")
-    if answer.html or answer.status != 200 or not isinstance(chat_id, str) or not chat_id:
-        said = answer.text or "no reason given"
-        raise ProblemError(502, f"Kommo answered HTTP {answer.status}: {said}; nothing is recorded")
-    user_id = person.get("id") if isinstance(person, dict) else None
-    return chat_id, user_id if isinstance(user_id, str) else None
+        checks.refuse_nul(msgspec.to_builtins(body), "$")
+        if body.at:
+            checks.check_moment(body.at)
+        if isinstance(body, NewMessage):
+            checks.check_printable(body.message_id, "$.message_id")
+            checks.check_message(body.message)
+    except ActionRefused as error:
+        raise InvalidInput.at(error.path, error.message) from None
 
 
-def _sender(channel: Channel, told: AuthorTold | None) -> e.Party:
+def _sender(channel: Channel, author: AuthorTold | None) -> e.Party:
     """Who sends, as Kommo knows them: the manager, else the channel's bot."""
-    if told is not None:
-        return e.Party(id=told.user_id, name=told.name, ref_id=told.user_id)
+    if author is not None:
+        return e.Party(id=author.user_id, name=author.name, ref_id=author.user_id)
     if channel.bot_id is None:
-        raise ProblemError(409, NO_BOT)
+        raise StateConflict(NO_BOT)
     return e.Party(id=channel.bot_id, name="Bot", ref_id=channel.bot_id)
 
 
-class _Row(Struct):
-    outgoing: bool
-    sent_by: str
-    sender: bytes
-    receiver: bytes | None
-
-
-async def customer_of(services: Services, conversation: str, told: Receiver | None = None) -> e.Party:
-    """The customer as the messenger calls him, `told` or known; raises ProblemError (409)."""
-    if told is not None:
-        return e.Party(id=told.id, name=told.name, phone=told.phone)
-    rows = await services.pool.fetch(_Row, CUSTOMER, {"id": conversation})
-    for row in rows:
-        raw = row.receiver if row.outgoing else row.sender
-        known = _party(raw) if raw else e.Party()
-        if named := _by_messenger(known, kommo=row.sent_by == "kommo"):
-            return named
-    only = Filter(type="conversation.started", conversation=conversation)
-    for stored in (await list_events(services.pool, only=only)).items:
-        event = e.decode(bytes(stored.event))
-        if isinstance(event, e.ConversationStarted) and event.receiver:
-            named = _by_messenger(event.receiver, kommo=event.side == "kommo")
-            if named:
-                return named
-    raise ProblemError(409, NO_CUSTOMER)
-
-
-def _by_messenger(party: e.Party, *, kommo: bool) -> e.Party | None:
-    """The same with the messenger's id alone: Kommo gives its own beside that."""
-    name = party.client_id if kommo else party.id
-    return e.Party(id=name, name=party.name, phone=party.phone) if name else None
+async def _receiver(services: Services, chat: Conversation, receiver: Receiver | None) -> e.Party:
+    if receiver is None:
+        return await conversations.customer_of(services, chat.id)
+    return e.Party(id=receiver.id, name=receiver.name, phone=receiver.phone)
 
 
 def _command(
-    connection: Connection,
-    chat: conversations.Conversation,
-    data: NewMessage,
-    sender: e.Party,
-    receiver: e.Party,
+    connection: Connection, chat: Conversation, message: NewMessage, sender: e.Party, receiver: e.Party
 ) -> c.Send:
     scope, now = connection.scope, clock.now_ms()
-    at = clock.milliseconds(data.at) if data.at else now
-    reply = data.reply_to.id.lower() if data.reply_to else None
+    at = clock.milliseconds(message.at) if message.at else now
+    reply = message.reply_to.id.lower() if message.reply_to else None
     return c.Send(
         **clock.stamp(scope, chat.id, OPERATOR, now=now, at=at),
-        stream=ids.message_id(scope, OPERATOR, data.message_id),
+        stream=ids.message_id(scope, OPERATOR, message.message_id),
         side="operator",
-        own_id=data.message_id,
+        own_id=message.message_id,
         msec=at,
         ends=(c.End("messenger", chat.id, e.Ends(conversation_id=chat.conversation_id)),),
         sender=sender,
         receiver=receiver,
         content=commands.content_of(
-            data.message,
+            message.message,
             conversation_id=chat.conversation_id,
             reply=e.Reply(reply) if reply else None,
         ),
         reply_stream=reply,
-        source=data.source.external_id if data.source else None,
+        source=message.source.external_id if message.source else None,
     )
+
+
+async def _message(services: Services, message: str) -> History:
+    """The message, once the views have it; raises UnknownMessage."""
+    found = await get_message(services.pool, message)
+    if found is None:
+        await views_reach(services, await ledger_head(services.pool))
+        found = await get_message(services.pool, message)
+    if found is None:
+        raise UnknownMessage
+    return found

@@ -1,35 +1,36 @@
-"""At start the ledger comes to what the file says, and Kommo to what the ledger says, once.
+"""At start the ledger is brought to what the file says, and Kommo to what the ledger says, once.
 
-The file's channels are registered, or changed as PUT does: the file wins over what was changed through the
-API. Then Kommo is asked to connect every account that is recorded as connected, for a reinstallation of the
-integration drops the connection without a word, and every account that the file names, unless an operator
-disconnected it: that stays in force until an operator connects it again. Nothing is disconnected for not
-being in the file.
+The file's channels are registered, or changed as PUT does: the file wins over changes made through the API.
+Then Kommo is asked to connect every account that is recorded as connected, because reinstalling the
+integration silently drops the connections, and every account that the file names, unless an operator
+disconnected it: that stays in force until an operator connects it again. Nothing is disconnected for being
+absent from the file.
 
-It happens behind the service, which takes requests meanwhile, in whichever process delivers and is first.
-What may pass (Kommo is down, the ledger is busy) is tried again for about two hours; what Kommo refuses is
-not. Each outcome is one line in the log; what failed is also in GET /v1/status.
+This happens beside the service, which already takes requests, in the first process that delivers. A failure
+that may pass (Kommo is down, the ledger is busy) is tried again for about two hours; a refusal by Kommo is
+not. Each outcome is one line in the log; failures are also in GET /v1/status.
 """
 
 import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import psycopg
 from msgspec import Struct
 
 from app.channels.directory import Channel, Connection
-from app.config.file import Channel as Named
+from app.config import file
 from app.database.pool import ViewsMissing
 from app.delivery.reconnect import OPERATOR_SECONDS
 from app.http_client import Unreached
 from app.kommo.chats.client import ask_scope
 from app.kommo.chats.signature import Credentials
 from app.operations import channels
-from app.operations.channels import NewChannel, NotDone
+from app.operations.channels import NewChannel
+from app.operations.errors import KommoFailed, NotYet, OperationError, StateConflict
 from app.operations.services import Services
-from app.problems import ProblemError
 from app.vault import WrongMasterKey
 from app.views.events import EventRow
 from app.views.messages import STREAM
@@ -37,15 +38,15 @@ from domain import events as e
 from domain import ids
 
 SYSTEM = "system"
-ROUNDS_MAX = 30
+ROUNDS_MAX = 30  # With the delays below: about two hours.
 DELAY_FIRST_SECONDS = 1.0
 DELAY_SECONDS_MAX = 300.0
-AT_ONCE = 8
+AT_ONCE = 8  # Chosen: hundreds of accounts are connected in seconds, and Kommo is not flooded.
 log = logging.getLogger("chatledger.start")
 
 
 class Wanted(Struct, frozen=True):
-    """A channel that shall be connected to an account, which `connected` says it is by the ledger."""
+    """A connection that has to be made; `connected` says whether the ledger has it already."""
 
     channel: str
     account: str
@@ -55,10 +56,10 @@ class Wanted(Struct, frozen=True):
 
 
 class Start:
-    """What a start has to do; `run` does it."""
+    """The work of one start; `run` does it."""
 
     def __init__(self, services: Services, *, delay_seconds: float = DELAY_FIRST_SECONDS) -> None:
-        """`delay_seconds`: how long the first pause is before what failed is tried again; each is doubled."""
+        """`delay_seconds` is the first pause before failures are tried again; each later one is doubled."""
         self._services = services
         self._delay_seconds = delay_seconds
         self._settled: set[tuple[str, str]] = set()
@@ -66,7 +67,7 @@ class Start:
         self._since = 0.0
 
     async def run(self) -> None:
-        """Until everything is settled, or has failed for about two hours."""
+        """Return once everything is settled, or has failed for about two hours."""
         delay = self._delay_seconds
         for _ in range(ROUNDS_MAX):
             try:
@@ -74,7 +75,7 @@ class Start:
                 async with self._services.attempts.startup_turn():
                     if await self._round():
                         return
-            except (psycopg.Error, ViewsMissing) as error:  # No reason to stop what runs well without us.
+            except (psycopg.Error, ViewsMissing) as error:  # The service runs well without this work.
                 log.warning("trying again from time to time: %s", str(error).strip() or type(error).__name__)
             await asyncio.sleep(random.uniform(delay / 2, delay))
             delay = min(delay * 2, DELAY_SECONDS_MAX)
@@ -82,11 +83,11 @@ class Start:
             log.error("%s: given up until the next start: %s", _name(*key), reason)
 
     async def _round(self) -> bool:
-        """Try what is not settled; whether nothing is left."""
+        """Try what is not settled; returns whether nothing is left."""
         services = self._services
         try:
-            for named in services.setup.channels:
-                await self._try(named.name, "", lambda named=named: register(services, named))  # type: ignore[misc]
+            for channel in services.setup.channels:
+                await self._try(channel.name, "", partial(register, services, channel))
             wanted = await self._wanted()
         except WrongMasterKey as error:
             log.error("no channel can be connected: %s", error)
@@ -96,73 +97,73 @@ class Start:
                 del self._failing[key]
         places = asyncio.Semaphore(AT_ONCE)
 
-        async def one(want: Wanted) -> None:
+        async def connect(want: Wanted) -> None:
             async with places:
-                await self._try(want.channel, want.account, lambda: self._connect(want))
+                await self._try(want.channel, want.account, partial(self._connect, want))
 
-        await asyncio.gather(*(one(want) for want in wanted))
+        await asyncio.gather(*(connect(want) for want in wanted))
         return not self._failing
 
     async def _try(self, channel: str, account: str, work: Callable[[], Awaitable[str]]) -> None:
-        """Do it unless it is settled, and tell how that ended: once, however often it is tried."""
+        """Do the work unless it is settled, and log how it ended: once, however often it is tried."""
         key = (channel, account)
         if key in self._settled:
             return
         try:
-            told = await work()
-        except ProblemError as wrong:
-            reason = wrong.problem.detail
-            passing = wrong.passing if isinstance(wrong, NotDone) else wrong.status == 503
+            outcome = await work()
+        except OperationError as error:
             if not account:
-                await self._services.attempts.record(channel, problem=reason)
-            if passing:
+                await self._services.attempts.record(channel, problem=str(error))
+            if _may_pass(error):
                 if key not in self._failing:
-                    log.warning("%s: trying again from time to time: %s", _name(*key), reason)
-                self._failing[key] = reason
+                    log.warning("%s: trying again from time to time: %s", _name(*key), error)
+                self._failing[key] = str(error)
                 return
-            log.error("%s: %s", _name(*key), reason)
+            log.error("%s: %s", _name(*key), error)
         else:
-            log.info("%s: %s", _name(*key), told)
+            log.info("%s: %s", _name(*key), outcome)
         self._settled.add(key)
         self._failing.pop(key, None)
 
     async def _wanted(self) -> list[Wanted]:
         """What is recorded as connected, and what the file names unless an operator disconnected it."""
-        found = []
-        named = {channel.name: channel for channel in self._services.setup.channels}
+        found: list[Wanted] = []
+        in_file = {channel.name: channel for channel in self._services.setup.channels}
         for channel in (await self._services.channels.all()).values():
-            wishes = {}
-            if channel.name in named:
-                wishes = {wish.account_id: wish for wish in named[channel.name].connections}
-            elif named:
-                self._say(channel.name, "", "is not in the file: it stays registered and connected")
+            wishes: dict[str, file.Connected] = {}
+            if channel.name in in_file:
+                wishes = {wish.account_id: wish for wish in in_file[channel.name].connections}
+            elif in_file:
+                self._warn_once(channel.name, "", "is not in the file: it stays registered and connected")
             for account in sorted(channel.connections.keys() | wishes.keys()):
                 before, wish = channel.connections.get(account), wishes.get(account)
                 connected = before is not None and before.connected
-                if connected and wish is None and channel.name in named:
-                    self._say(channel.name, account, "is not in the file: it stays connected until DELETE")
+                if connected and wish is None and channel.name in in_file:
+                    note = "is not in the file: it stays connected until DELETE"
+                    self._warn_once(channel.name, account, note)
                 if not connected and wish and before and await by_operator(self._services, before):
-                    self._say(channel.name, account, "an operator disconnected it: it stays so until POST")
+                    note = "an operator disconnected it: it stays so until POST"
+                    self._warn_once(channel.name, account, note)
                 elif connected or wish:
                     title = (wish.title if wish else "") or (before.title if before else "")
                     window = wish.is_time_window_disabled if wish else None
                     found.append(Wanted(channel.name, account, title, connected, window))
         return found
 
-    def _say(self, channel: str, account: str, what: str) -> None:
-        """Once a start."""
+    def _warn_once(self, channel: str, account: str, note: str) -> None:
         if (key := (channel, f"{account} ")) not in self._settled:
             self._settled.add(key)
-            log.warning("%s: %s", _name(channel, account), what)
+            log.warning("%s: %s", _name(channel, account), note)
 
     async def _connect(self, want: Wanted) -> str:
-        """Ask Kommo; what it answers is the outcome. Raises ProblemError."""
+        """Ask Kommo to connect; returns the outcome in words. Raises OperationError."""
         services = self._services
         if await services.attempts.succeeded(want.channel, want.account, since=self._since):
             return "another process has connected it"
         channel = await channels.named(services, want.channel)
-        lost = not want.connected or await self._lost(channel, want)
-        if lost and want.connected:
+        was_lost = not want.connected or await self._is_lost(channel, want)
+        if was_lost and want.connected:
+            # An operator's disconnection reaches Kommo before the ledger: what looks lost may be that.
             await asyncio.sleep(OPERATOR_SECONDS)
             now = (await channels.named(services, want.channel)).connections[want.account]
             if not now.connected:
@@ -173,59 +174,58 @@ class Start:
             want.account,
             want.title,
             by=SYSTEM,
-            anew=lost,
+            was_lost=was_lost,
             is_time_window_disabled=want.is_time_window_disabled,
         )
-        if lost and want.connected:
+        if was_lost and want.connected:
             return "Kommo had dropped the connection, as a reinstallation does: connected again"
         return "connected, as it was" if done.again else "connected"
 
-    async def _lost(self, channel: Channel, want: Wanted) -> bool:
-        """Whether Kommo does not know the scope any more: it says 404 to whatever is asked of it."""
-        where = ids.scope_of(channel.name, channel.channel_id, want.account)
-        who = Credentials(channel.channel_id, channel.secrets.kommo)
+    async def _is_lost(self, channel: Channel, want: Wanted) -> bool:
+        """Whether Kommo no longer knows the scope: it answers every call of it with 404."""
+        scope = ids.scope_of(channel.name, channel.channel_id, want.account)
+        credentials = Credentials(channel.channel_id, channel.secrets.kommo)
         try:
-            answer = await ask_scope(self._services.kommo, who, where.scope_id)
+            answer = await ask_scope(self._services.kommo, credentials, scope.scope_id)
         except Unreached as error:
-            detail = f"Kommo could not be reached ({error.reason})"
-            await self._services.attempts.record(want.channel, want.account, detail)
-            raise NotDone(detail) from None
+            message = f"Kommo could not be reached ({error.reason})"
+            await self._services.attempts.record(want.channel, want.account, message)
+            raise KommoFailed(message) from None
         return answer.status == 404 and not answer.html
 
 
-async def register(services: Services, named: Named) -> str:
-    """Bring a channel to what the file says; how, in words. Raises ProblemError."""
-    before = await services.channels.channel(named.name)
-    kommo, messenger = named.kommo, named.messenger
+async def register(services: Services, wanted: file.Channel) -> str:
+    """Bring a channel to what the file says; returns the outcome in words. Raises OperationError."""
+    before = await services.channels.channel(wanted.name)
+    kommo, messenger = wanted.kommo, wanted.messenger
     if before and before.channel_id != kommo.channel_id:
-        raise ProblemError(
-            409,
-            f"it is registered with channel_id {before.channel_id}, and keeps it: name the other one anew",
+        raise StateConflict(
+            f"it is registered with channel_id {before.channel_id}, and keeps it: name the other one anew"
         )
     if before is None:
-        await channels.register(services, NewChannel(named.name, kommo, messenger), by=SYSTEM)
-        told = "registered"
+        await channels.register(services, NewChannel(wanted.name, kommo, messenger), by=SYSTEM)
+        outcome = "registered"
     else:
         secrets = (kommo.secret, messenger.secret)
         done = await channels.change(
-            services, named.name, secrets=secrets, url=messenger.url, bot_id=kommo.bot_id, by=SYSTEM
+            services, wanted.name, secrets=secrets, url=messenger.url, bot_id=kommo.bot_id, by=SYSTEM
         )
-        told = "registered, as it was" if done.recorded is None else "changed to what the file says"
-    await services.attempts.record(named.name)
-    return told
+        outcome = "registered, as it was" if done.recorded is None else "changed to what the file says"
+    await services.attempts.record(wanted.name)
+    return outcome
 
 
-async def bring(services: Services, named: Named) -> None:
-    """Register a channel and connect its accounts now, whatever was before. Raises ProblemError."""
-    await register(services, named)
-    for one in named.connections:
+async def bring(services: Services, wanted: file.Channel) -> None:
+    """Register a channel and connect its accounts now, whatever was before. Raises OperationError."""
+    await register(services, wanted)
+    for one in wanted.connections:
         await channels.connect(
             services,
-            named.name,
+            wanted.name,
             one.account_id,
             one.title,
             by=SYSTEM,
-            anew=False,
+            was_lost=False,
             is_time_window_disabled=one.is_time_window_disabled,
         )
 
@@ -238,7 +238,7 @@ async def bring_back(services: Services, account: str) -> None:
     try:
         await _bring_back(services, account)
     except (psycopg.Error, ViewsMissing, WrongMasterKey) as error:  # The consent itself is kept.
-        log.error("account %s: not connected again, but by the next start: %s", account, str(error).strip())
+        log.error("account %s: not connected again until the next start: %s", account, str(error).strip())
 
 
 async def _bring_back(services: Services, account: str) -> None:
@@ -248,10 +248,10 @@ async def _bring_back(services: Services, account: str) -> None:
             continue
         try:
             await channels.connect(services, channel.name, account, before.title, by=SYSTEM)
-        except ProblemError as wrong:
-            log.error("%s: %s", _name(channel.name, account), wrong.problem.detail)
+        except OperationError as error:
+            log.error("%s: %s", _name(channel.name, account), error)
         else:
-            log.info("%s: connected again, for the account consents again", _name(channel.name, account))
+            log.info("%s: connected again because the account consents again", _name(channel.name, account))
 
 
 async def by_operator(services: Services, connection: Connection) -> bool:
@@ -259,6 +259,10 @@ async def by_operator(services: Services, connection: Connection) -> bool:
     stream = ids.connection_stream(connection.scope)
     rows = await services.pool.fetch(EventRow, STREAM, {"stream": stream})
     return bool(rows) and e.decode(rows[-1].event).by == ids.OPERATOR
+
+
+def _may_pass(error: OperationError) -> bool:
+    return isinstance(error, NotYet) or (isinstance(error, KommoFailed) and error.is_transient)
 
 
 def _name(channel: str, account: str) -> str:

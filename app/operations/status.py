@@ -1,4 +1,4 @@
-"""DOC"""
+"""Where everything stands: ledger, views, relay, deliveries and connections, as this process knows it."""
 
 from msgspec import Struct
 
@@ -32,8 +32,8 @@ class Status(Struct, frozen=True):
     connections: list[attempts.Problem] = []
 
 
-async def standing(services: Services) -> Status:
-    """Where everything stands, as this process knows it."""
+async def read_status(services: Services) -> Status:
+    """The status at this moment. Raises ViewsMissing, psycopg.OperationalError."""
     now = await view_status(services.pool)
     relay = services.relay
     relayed = Relayed(relay.active, relay.position, max(0, now.head - relay.position)) if relay else None

@@ -1,18 +1,17 @@
-"""One ASGI application: the webhooks in front, then the API, the console and what an operator's tools ask.
+"""The ASGI application: every route, and the one table from errors to problems (RFC 9457).
 
-Every error is an RFC 9457 problem that says what to do; whose fault it is decides the status: theirs 4xx,
-ours 5xx, not yet 503.
+Whose fault an error is decides the status: theirs 4xx, Kommo's 502, ours 5xx, not yet 503. Each problem says
+what to do, in the error's own words or, for errors that know nothing of callers, in those of the table.
 """
 
 import logging
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import psycopg
 from litestar import Litestar, Response, Router
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException, ValidationException
-from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components
 
@@ -24,6 +23,7 @@ from app.http.api import (
     consent,
     crm_webhooks,
     events,
+    health,
     history,
     imports,
     operation,
@@ -31,17 +31,22 @@ from app.http.api import (
     sources,
     templates,
 )
-from app.http.api.health import healthz, measures, readyz
 from app.http.console import pages
+from app.http.console import routes as console
 from app.http.guard import guard
 from app.http.openapi import document
-from app.http.webhooks import crm
+from app.http.request import Call
+from app.http.webhooks import crm as crm_webhook
+from app.http.webhooks import routes as webhooks
 from app.http.webhooks.body import refuse
 from app.http.webhooks.front import App, Front
-from app.http.webhooks.routes import kommo, messenger
-from app.operations.services import Call, Services
+from app.ledger.writer import EventTooLarge
+from app.operations import errors
+from app.operations.errors import OperationError
+from app.operations.services import Services
 from app.problems import Fault, ProblemError
 from app.views.cursor import BadCursor
+from domain.decide import OwnMessage
 
 Failure = Response[bytes] | Response[str]
 log = logging.getLogger("chatledger.web")
@@ -50,30 +55,134 @@ DESCRIPTION = """Every chat action between a messenger and Kommo, as immutable e
 Read with `Authorization: Bearer KEY`. Writes answer with `Ledger-Position: n`; a read with `?at_least=n`
 waits until its view has seen n. Errors are problem details (RFC 9457)."""
 
+KEYED = [
+    *channels.routes,
+    *history.routes,
+    *events.routes,
+    *operation.routes,
+    *sending.routes,
+    *consent.routes,
+    *accounts.routes,
+    *sources.routes,
+    *templates.routes,
+    *crm_webhooks.routes,
+    *imports.routes,
+]
+OPEN = [*webhooks.routes, *crm_webhook.routes, *health.routes, *consent.open_routes]
 
-def _wrong(request: Call, wrong: ProblemError, more: Mapping[str, str] = {}) -> Failure:
-    if shown := pages.failure(request, wrong):
-        return shown
-    answer = refuse(wrong)
-    asked = {"WWW-Authenticate": "Bearer"} if wrong.status == 401 else {}
-    return Response(answer.body, status_code=answer.status, headers={**answer.headers, **asked, **more})
+
+class Rule(NamedTuple):
+    """An error's status, `advice` in place of its own message, and seconds after which to ask again."""
+
+    status: int
+    advice: str = ""
+    retry_after: int | None = None
 
 
-def _http(request: Call, error: HTTPException) -> Failure:
+NOT_NOW = Rule(503, "the database or the views are not there yet: ask again", retry_after=1)
+PROBLEMS: dict[type[Exception], Rule] = {
+    errors.InvalidInput: Rule(400),
+    errors.AccessDenied: Rule(403),
+    errors.NotFound: Rule(404),
+    errors.StateConflict: Rule(409),
+    errors.NotPossible: Rule(422),
+    errors.KommoFailed: Rule(502),
+    errors.NotYet: Rule(503),
+    errors.NoRoom: Rule(507),
+    BadCursor: Rule(400),
+    BadFilter: Rule(400),
+    OwnMessage: Rule(
+        400, "this is a message of the messenger's own: only messages that we sent have a status"
+    ),
+    EventTooLarge: Rule(400, "the event would be over 384 KB: send less"),
+    RecursionError: Rule(400, "the body is nested too deep: send less"),
+    ViewsMissing: NOT_NOW,
+    psycopg.OperationalError: NOT_NOW,
+    Exception: Rule(500, problems.OURS),
+}
+
+
+def application(services: Services) -> Front:
+    """Every route over these services, behind the fast path of the two webhooks."""
+    key: list[dict[str, list[str]]] = [{document.KEY: []}]
+    app = Litestar(
+        route_handlers=[
+            *OPEN,
+            Router("/v1", route_handlers=KEYED, guards=[guard], security=key),
+            *console.routes,
+        ],
+        state=State({"services": services}),
+        exception_handlers={
+            **dict.fromkeys(PROBLEMS, _by_table),
+            ProblemError: _respond,
+            HTTPException: _by_litestar,
+        },
+        openapi_config=_openapi(),
+        logging_config=None,
+        request_max_body_size=problems.BODY_BYTES_MAX,
+    )
+    return Front(cast("App", app), services)
+
+
+def _openapi() -> OpenAPIConfig:
+    router = Router("/schema", route_handlers=[], include_in_schema=False, after_request=_no_page)
+    return OpenAPIConfig(
+        title="chatledger",
+        version="1",
+        description=DESCRIPTION,
+        openapi_router=router,
+        render_plugins=[document.DocumentPlugin("/")],
+        components=Components(security_schemes=document.SECURITY),
+    )
+
+
+def _no_page(response: Response[Any]) -> Response[Any]:
+    """Litestar answers what is not under /schema with a page: ours is a problem, as everywhere."""
+    if response.status_code == 404:
+        raise HTTPException(status_code=404)
+    return response
+
+
+def _by_table(request: Call, error: Exception) -> Failure:
+    rule = next(PROBLEMS[kind] for kind in type(error).__mro__ if kind in PROBLEMS)
+    if rule.status == 500:
+        log.exception("500 at %s", request.url.path, exc_info=error)
+    elif rule is NOT_NOW:
+        log.warning("not now: %s", str(error).strip())
+    message, retry_after = rule.advice or str(error), rule.retry_after
+    if (
+        isinstance(error, BadFilter) and "uuid" in message
+    ):  # The first line of PostgreSQL's is about the value.
+        message = f"{message.splitlines()[0]}: give an id as a list shows it, a UUID in lower case"
+    if isinstance(error, errors.NotYet):
+        retry_after = error.retry_after
+    faults, position = [], None
+    if isinstance(error, OperationError):
+        faults, position = [Fault(*fault) for fault in error.faults], error.position
+    problem = ProblemError(rule.status, message, errors=faults, position=position, retry_after=retry_after)
+    return _respond(request, problem)
+
+
+def _by_litestar(request: Call, error: HTTPException) -> Failure:
     """Litestar's own refusals: unknown paths, wrong methods, bodies and parameters that do not fit."""
-    if not isinstance(error, ValidationException):
-        detail = error.detail
-        if error.status_code == 404:
-            detail = "there is nothing at this path: /schema lists what there is"
-        elif error.status_code == 500:
-            log.error("500 at %s: %s", request.url.path, error.detail)
-            detail = problems.OURS
-        allowed = (error.headers or {}).get("allow")
-        return _wrong(request, ProblemError(error.status_code, detail), {"Allow": allowed} if allowed else {})
+    if isinstance(error, ValidationException):
+        return _respond(request, _validation(error))
+    detail = error.detail
+    if error.status_code == 404:
+        detail = "there is nothing at this path: /schema lists what there is"
+    elif error.status_code == 500:
+        log.error("500 at %s: %s", request.url.path, error.detail)
+        detail = problems.OURS
+    allowed = (error.headers or {}).get("allow")
+    headers = {"Allow": allowed} if allowed else {}
+    return _respond(request, ProblemError(error.status_code, detail), headers)
+
+
+def _validation(error: ValidationException) -> ProblemError:
     extra = error.extra if isinstance(error.extra, list) else []
     faults = [Fault(_place(each), str(each.get("message", ""))) for each in extra if isinstance(each, dict)]
-    said = "; ".join(f"{fault.path}: {fault.message}" for fault in faults) or error.detail
-    return _wrong(request, ProblemError(400, said, errors=faults))
+    detail = "; ".join(f"{fault.path}: {fault.message}" for fault in faults) or error.detail
+    return ProblemError(400, detail, errors=faults)
 
 
 def _place(extra: dict[str, Any]) -> str:
@@ -83,87 +192,12 @@ def _place(extra: dict[str, Any]) -> str:
     return key or "$"
 
 
-def _asked_wrong(request: Call, error: ValueError) -> Failure:
-    detail = str(error)
-    if "uuid" in detail:  # PostgreSQL's words, of which the first line is about the value.
-        detail = f"{detail.splitlines()[0]}: give an id as a list shows it, a UUID in lower case"
-    return _wrong(request, ProblemError(400, detail))
-
-
-def _no_page(response: Response[Any]) -> Response[Any]:
-    """Litestar's own page for what is not under /schema is HTML: ours is a problem, as everywhere."""
-    if response.status_code == 404:
-        raise HTTPException(status_code=404)
-    return response
-
-
-def _too_deep(request: Call, _: RecursionError) -> Failure:
-    return _wrong(request, ProblemError(400, "the body is nested too deep: send less"))
-
-
-def _not_now(request: Call, error: Exception) -> Failure:
-    log.warning("not now: %s", str(error).strip())
-    return _wrong(
-        request, ProblemError(503, "the database or the views are not there yet: ask again", retry_after=1)
+def _respond(request: Call, error: ProblemError, headers: Mapping[str, str] = {}) -> Failure:
+    """The problem as a page for a browser, else as JSON."""
+    if page := pages.failure(request, error):
+        return page
+    answer = refuse(error)
+    challenge = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    return Response(
+        answer.body, status_code=answer.status, headers={**answer.headers, **challenge, **headers}
     )
-
-
-def _ours(request: Call, error: Exception) -> Failure:
-    log.exception("500 at %s", request.url.path, exc_info=error)
-    return _wrong(request, ProblemError(500, problems.OURS))
-
-
-def application(services: Services, *more: Any) -> Front:
-    """The application; `more` are further route handlers, such as the console's."""
-    secured: list[dict[str, list[str]]] = [{document.KEY: []}]
-    keyed: list[HTTPRouteHandler] = [
-        *channels.routes,
-        *history.routes,
-        *events.routes,
-        *operation.routes,
-        *sending.routes,
-        *consent.routes,
-        *accounts.routes,
-        *sources.routes,
-        *templates.routes,
-        *crm_webhooks.routes,
-        *imports.routes,
-    ]
-    v1 = Router("/v1", route_handlers=keyed, guards=[guard], security=secured)
-    app = Litestar(
-        route_handlers=[
-            kommo,
-            messenger,
-            *crm.routes,
-            healthz,
-            readyz,
-            measures,
-            *consent.open_routes,
-            v1,
-            *more,
-        ],
-        state=State({"services": services}),
-        exception_handlers={
-            ProblemError: _wrong,
-            HTTPException: _http,
-            BadCursor: _asked_wrong,
-            BadFilter: _asked_wrong,
-            ViewsMissing: _not_now,
-            psycopg.OperationalError: _not_now,
-            RecursionError: _too_deep,
-            Exception: _ours,
-        },
-        openapi_config=OpenAPIConfig(
-            title="chatledger",
-            version="1",
-            description=DESCRIPTION,
-            openapi_router=Router(
-                "/schema", route_handlers=[], include_in_schema=False, after_request=_no_page
-            ),
-            render_plugins=[document.Described("/")],
-            components=Components(security_schemes=document.SECURITY),
-        ),
-        logging_config=None,
-        request_max_body_size=problems.BODY_BYTES_MAX,
-    )
-    return Front(cast("App", app), services)

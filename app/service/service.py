@@ -12,6 +12,7 @@ import psycopg
 import uvicorn
 from psycopg import sql
 
+from app.access.sessions import Sessions
 from app.channels.attempts import Attempts
 from app.channels.directory import Channels
 from app.config.file import Setup
@@ -21,18 +22,17 @@ from app.database.connection import connect
 from app.database.pool import Pool
 from app.delivery.deliverer import Deliverer
 from app.delivery.prepare import Pusher
-from app.http.console import routes
 from app.http_client import Client
 from app.kommo.budget import Budget
 from app.kommo.chats.client import Kommo
 from app.kommo.crm import contact_links
 from app.kommo.crm.client import Crm
-from app.kommo.crm.oauth import OAuth
+from app.kommo.crm.oauth import OAuth, States
 from app.kommo.crm.tokens import Tokens
 from app.kommo.crm.users import Users
 from app.ledger.writer import Ledger
 from app.messengers.kinds import messengers
-from app.operations import startup as reconnect
+from app.operations import startup
 from app.operations.services import Services
 from app.servers.servers import Servers, check_versions, servers
 from app.service import application
@@ -181,9 +181,11 @@ async def _services(
         kommo=Kommo(client, settings.kommo_url, budget),
         messengers=messengers(client),
         oauth=oauth,
+        states=States(keys.master),
         tokens=tokens,
         crm=crm,
         users=users,
+        sessions=Sessions(keys),
     )
 
 
@@ -220,7 +222,7 @@ async def _working(run: Running, where: Servers, hub: _Hub) -> AsyncIterator[Non
             deliverer = services.deliverer = Deliverer(where.database_url, nats, services.ledger, pusher)
             hub.listeners.append(deliverer.wake)
             stack.push_async_callback(_start(run, "deliver", deliverer.run()))
-            stack.push_async_callback(_start(run, "start", reconnect.Start(services).run()))
+            stack.push_async_callback(_start(run, "start", startup.Start(services).run()))
         yield
 
 
@@ -293,7 +295,7 @@ class _Server(uvicorn.Server):
 @contextlib.asynccontextmanager
 async def _serving(run: Running, listener: socket.socket) -> AsyncIterator[None]:
     config = uvicorn.Config(
-        application.application(run.services, *routes.routes),
+        application.application(run.services),
         http="httptools",
         ws="none",
         lifespan="off",

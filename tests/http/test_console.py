@@ -95,7 +95,7 @@ async def test_after_ten_wrong_keys_an_address_has_to_wait(system: System) -> No
 
 
 async def test_a_login_link_works_once(system: System, stranger: Browser) -> None:
-    link = URL(system.run.services.login_link(system.url))
+    link = URL(system.run.services.login_links.make(system.url))
     answer, _ = await stranger.get(link.path_qs)
     assert answer.status == 200
     assert (await stranger.get("/"))[0].status == 200
@@ -106,10 +106,10 @@ async def test_a_login_link_works_once(system: System, stranger: Browser) -> Non
 
 
 async def test_a_login_link_is_good_for_ten_minutes(system: System, stranger: Browser) -> None:
-    link = URL(system.run.services.login_link(system.url))
-    tokens = system.run.services.login_tokens
-    assert 590 < tokens[link.query["token"]] - time.monotonic() <= 600
-    tokens[link.query["token"]] = time.monotonic() - 0.001
+    link = URL(system.run.services.login_links.make(system.url))
+    expiries = system.run.services.login_links.expiries
+    assert 590 < expiries[link.query["token"]] - time.monotonic() <= 600
+    expiries[link.query["token"]] = time.monotonic() - 0.001
     assert (await stranger.get(link.path_qs))[0].status == 403
 
 
@@ -144,7 +144,7 @@ async def test_a_link_from_another_site_does_not_sign_out(browser: Browser) -> N
 async def test_a_cookie_that_is_forged_or_cut_or_too_old_is_none(browser: Browser) -> None:
     (good,) = [one for one in browser.client.cookie_jar if "_visit" not in one.key]
     services = browser.system.run.services
-    old = services.sessions.start(time.time() - SESSION_SECONDS - 1)
+    old = Sessions(services.keys, clock=lambda: time.time() - SESSION_SECONDS - 1).start()
     other_key = Sessions(Keys("another key", services.keys.master)).start()
     swapped = ("A" if good.value[0] != "A" else "B") + good.value[1:]
     for forged in (old, other_key, swapped, good.value[:-8], "x", "é", "A" * 5000, ""):

@@ -74,7 +74,7 @@ class Watched:
 
     async def console(self) -> Page:
         """The console, signed in by a one-time link."""
-        page = await self.page(self.system.run.services.login_link(self.system.url))
+        page = await self.page(self.system.run.services.login_links.make(self.system.url))
         await expect(page.locator("#chats")).to_be_visible()
         return page
 

@@ -13,6 +13,7 @@ import pytest
 
 from app.http.console.formatting import reason, web_link
 from app.http.security import POLICY
+from app.operations.services import views_reach
 from app.views.events import ledger_head
 from tests.support.console import (
     ACCOUNT,
@@ -226,7 +227,7 @@ async def hook(system: System, conversation: str, message: dict[str, object]) ->
     }
     sent = await system.order("POST", "/hooks?wait=1", {"body": body})
     assert "200" in str(sent), sent
-    await system.run.services.views_reach(await ledger_head(system.run.services.pool))
+    await views_reach(system.run.services, await ledger_head(system.run.services.pool))
 
 
 async def test_a_message_tells_everything_that_happened_to_it(browser: Browser) -> None:

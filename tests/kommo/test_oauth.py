@@ -274,7 +274,7 @@ async def test_a_consent_is_kept_though_nothing_can_be_connected_again(
         finally:
             await link.execute(rename.format("away", "channels").encode())
     assert (answer.status, b"Connected" in answer.raw) == (200, True)
-    assert "not connected again, but by the next start" in caplog.text
+    assert "not connected again until the next start" in caplog.text
     assert (await office.account())["state"] == "authorized"
 
 

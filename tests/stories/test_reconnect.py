@@ -240,7 +240,7 @@ async def test_what_kommo_disconnected_is_tried_again_because_the_file_names_it(
         assert story.run
         services = story.run.services
         channel = await channels.named(services, "acme")
-        await channels.dropped(services, channels.connected(channel, ACCOUNT), by="kommo")
+        await channels.record_disconnected(services, channels.connected(channel, ACCOUNT), by="kommo")
     caplog.clear()
     async with house.started(house.file(ACCOUNT)) as story:
         await logged(caplog, f"account {ACCOUNT}: connected")

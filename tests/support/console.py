@@ -16,6 +16,7 @@ import aiohttp
 from standardwebhooks import Webhook
 
 from app.config.settings import load_settings
+from app.operations.services import views_reach
 from app.service.service import Running, running
 from ops.sandbox import Channel, Config, Sandbox
 
@@ -62,7 +63,7 @@ class System:
             told = await answer.json()
             assert answer.status == 200, told
         results: list[dict[str, Any]] = told["results"]
-        await self.run.services.views_reach(max(one["position"] for one in results))
+        await views_reach(self.run.services, max(one["position"] for one in results))
         return results
 
     async def chat_of(self, conversation_id: str) -> str:

@@ -8,31 +8,17 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import Struct, to_builtins
 
-from app import clock
-from app.http.api import sending
-from app.http.api.kommo_answers import ask, listed, told
-from app.http.api.parameters import REFUSALS, Number
+from app.http.api.parameters import NOT_TO_LEDGER, REFUSALS, Number, ledger_position
 from app.http.openapi.responses import answers
-from app.kommo.crm.users import PAGE, PAGES_MAX, User
-from app.operations.sending import begin, customer_of
-from app.operations.services import Call, Services, record, services_of
+from app.http.request import Call, services_of
+from app.kommo.crm.users import User
+from app.operations import accounts as operations
+from app.operations import crm
+from app.operations.accounts import AccountShown, LinkShown
+from app.operations.channels import ConnectionNeeded
 from app.problems import ProblemError
-from app.views import conversations
-from app.views.conversations import get_conversation
-from domain import commands as c
-from domain.ids import OPERATOR
 
 UID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-
-
-class AccountShown(Struct, frozen=True):
-    """An account. `state` says whether its administrator let us into its CRM, `advice` what to do if not."""
-
-    account_id: str
-    crm_id: int | None
-    crm_url: str | None
-    state: Literal["authorized", "withdrawn", "none"]
-    advice: str | None
 
 
 class AccountsShown(Struct, frozen=True):
@@ -119,44 +105,16 @@ class LinkChat(Struct, frozen=True):
     contact_id: Number
 
 
-class LinkShown(Struct, frozen=True):
-    """A conversation, its chat in Kommo and the contact it belongs to."""
-
-    id: str
-    chat_id: str
-    contact_id: int
-
-
 @get("/accounts", summary="Accounts, and whether they let us in", tags=["accounts"])
 async def accounts(request: Call) -> AccountsShown:
     """By account id."""
-    services = services_of(request)
-    found: dict[str, AccountShown] = {}
-    for channel in (await services.channels.all()).values():
-        for account in channel.connections:
-            found[account] = AccountShown(account, None, None, "none", _advice(account))
-    for named in services.setup.accounts:
-        account = named.account_id.lower()
-        found[account] = AccountShown(account, None, named.crm_url, "none", _advice(account))
-    for known in await services.tokens.all():
-        account = known.account_id
-        advice = _advice(account, known.reason) if known.state == "withdrawn" else None
-        found[account] = AccountShown(account, known.crm_id, known.crm_url, known.state, advice)
-    return AccountsShown([found[account] for account in sorted(found)])
+    return AccountsShown(await operations.list_accounts(services_of(request)))
 
 
 @get("/accounts/{account_id:str}/users", summary="The users", tags=["accounts"], responses=REFUSALS)
 async def users(request: Call, account_id: FromPath[str]) -> UsersShown:
     """All of them, with their amojo ids, by which chats name them."""
-    services = services_of(request)
-    found: list[User] = []
-    for page in range(1, PAGES_MAX + 1):
-        query = {"with": "amojo_id", "page": str(page), "limit": str(PAGE)}
-        more = listed(await ask(services, account_id, "GET", "users", query=query), "users", User)
-        found += more
-        if len(more) < PAGE:
-            break
-    return UsersShown(found)
+    return UsersShown(await crm.list_users(services_of(request), account_id))
 
 
 @get(
@@ -164,7 +122,8 @@ async def users(request: Call, account_id: FromPath[str]) -> UsersShown:
 )
 async def talk(request: Call, account_id: FromPath[str], talk_id: FromPath[int]) -> TalkShown:
     """How it stands in Kommo now."""
-    return told(await ask(services_of(request), account_id, "GET", f"talks/{talk_id}"), TalkShown)
+    answer = await crm.call(services_of(request), account_id, "GET", f"talks/{talk_id}")
+    return crm.content(answer, TalkShown)
 
 
 @post(
@@ -172,14 +131,14 @@ async def talk(request: Call, account_id: FromPath[str], talk_id: FromPath[int])
     status_code=202,
     summary="Close a talk",
     tags=["accounts"],
-    opt={"writes": False},
+    opt=NOT_TO_LEDGER,
     responses=REFUSALS,
 )
 async def close_talk(
     request: Call, account_id: FromPath[str], talk_id: FromPath[int], data: JSONBody[CloseTalk]
 ) -> Response[None]:
     """202 when Kommo will close it; 422 if it is closed or being closed."""
-    await ask(services_of(request), account_id, "POST", f"talks/{talk_id}/close", data)
+    await crm.call(services_of(request), account_id, "POST", f"talks/{talk_id}/close", data)
     return Response(None, status_code=202)
 
 
@@ -188,7 +147,7 @@ async def close_talk(
     status_code=200,
     summary="Accept an incoming lead",
     tags=["accounts"],
-    opt={"writes": False},
+    opt=NOT_TO_LEDGER,
     responses=REFUSALS,
 )
 async def accept_lead(
@@ -203,7 +162,7 @@ async def accept_lead(
     status_code=200,
     summary="Decline an incoming lead",
     tags=["accounts"],
-    opt={"writes": False},
+    opt=NOT_TO_LEDGER,
     responses=REFUSALS,
 )
 async def decline_lead(
@@ -218,7 +177,7 @@ async def decline_lead(
     status_code=200,
     summary="Join an incoming lead with one that is there",
     tags=["accounts"],
-    opt={"writes": False},
+    opt=NOT_TO_LEDGER,
     responses=REFUSALS,
 )
 async def link_lead(
@@ -249,8 +208,8 @@ async def links(
     query |= {"contact_id[]": str(contact_id)} if contact_id is not None else {}
     if not query:
         raise ProblemError(400, "chat_id or contact_id: give one of them")
-    answer = await ask(services_of(request), account_id, "GET", "contacts/chats", query=query)
-    return ChatLinks(listed(answer, "chats", ChatLink))
+    answer = await crm.call(services_of(request), account_id, "GET", "contacts/chats", query=query)
+    return ChatLinks(crm.contents(answer, "chats", ChatLink))
 
 
 @post(
@@ -258,46 +217,20 @@ async def links(
     status_code=201,
     summary="Say which contact a chat belongs to",
     tags=["accounts"],
-    responses=answers(404, 422, 502, said={409: sending.NOT_CONNECTED}, also={200: LinkShown}),
+    responses=answers(404, 422, 502, said={409: ConnectionNeeded.MESSAGE}, also={200: LinkShown}),
 )
 async def link_chat(
     request: Call, conversation: FromPath[str], data: JSONBody[LinkChat]
 ) -> Response[LinkShown]:
     """201 when Kommo has linked it, 200 if it was so before; if Kommo refuses, no link is recorded."""
-    services = services_of(request)
-    found = await get_conversation(services.pool, conversation)
-    if found is None:
-        raise ProblemError(404, "no conversation has this id")
-    command, chat_id = await _linking(services, found, data.contact_id)
-    order = [{"contact_id": data.contact_id, "chat_id": chat_id, "request_id": "0"}]
-    await ask(services, command.scope.account, "POST", "contacts/chats", order)
-    recorded = await record(services, command)
-    return Response(
-        LinkShown(found.id, chat_id, data.contact_id),
-        status_code=200 if recorded.duplicate else 201,
-        headers={"Ledger-Position": str(recorded.position)},
-    )
-
-
-async def _linking(
-    services: Services, found: conversations.Conversation, contact_id: int
-) -> tuple[c.LinkContact, str]:
-    """What is to be recorded, and the chat's id: Kommo is asked for that if it has not told it yet."""
-    channel = await services.channels.channel(found.channel)
-    connection = channel.connections.get(found.account_id or "") if channel else None
-    if channel is None or connection is None:
-        raise ProblemError(409, sending.NOT_CONNECTED)
-    chat_id = found.chat_id
-    if chat_id is None:
-        customer = await customer_of(services, found.id)
-        chat_id, _ = await begin(services, channel, connection, found.conversation_id or "", customer)
-    given = clock.stamp(connection.scope, found.id, OPERATOR, now=clock.now_ms())
-    return c.LinkContact(**given, stream=found.id, contact_id=contact_id), chat_id
+    link, recorded = await operations.link_contact(services_of(request), conversation, data.contact_id)
+    return Response(link, status_code=200 if recorded.duplicate else 201, headers=ledger_position(recorded))
 
 
 async def _settle(request: Call, account_id: str, method: str, path: str, order: object) -> LeadShown:
-    answer = await ask(services_of(request), account_id, method, f"leads/unsorted/{path}", to_builtins(order))
-    return told(answer, LeadShown)
+    path = f"leads/unsorted/{path}"
+    answer = await crm.call(services_of(request), account_id, method, path, to_builtins(order))
+    return crm.content(answer, LeadShown)
 
 
 def _part(uid: str) -> str:
@@ -305,10 +238,6 @@ def _part(uid: str) -> str:
     if not UID.fullmatch(uid):
         raise ProblemError(404, "there is no such incoming lead: give the uid that lead.received tells")
     return uid
-
-
-def _advice(account: str, reason: str = "its administrator has not let us into its CRM") -> str:
-    return f"{reason}: open the address that POST /v1/accounts/{account}/authorize gives"
 
 
 routes: list[HTTPRouteHandler] = [

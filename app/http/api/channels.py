@@ -8,14 +8,13 @@ from msgspec import Meta, Struct
 
 from app.channels.directory import Channel, Connection
 from app.config.file import Kind, Secret, Url, Uuid
+from app.http.api.parameters import ledger_position
 from app.http.openapi.responses import answers
-from app.ledger.writer import Recorded
-from app.operations import channels as registry
-from app.operations.channels import NewChannel as NewChannel  # A route's shape, for who documents routes.
-from app.operations.services import Call, services_of
-from app.problems import ProblemError
+from app.http.request import Call, services_of
+from app.operations import channels as operations
+from app.operations.channels import NewChannel, NotConnected, UnknownChannel
 
-NO_CHANNEL = {404: "no channel has this name: register it with POST /v1/channels"}
+NO_CHANNEL = {404: UnknownChannel.MESSAGE}
 
 
 class KommoChange(Struct, frozen=True):
@@ -100,9 +99,9 @@ class ChannelsShown(Struct, frozen=True):
 )
 async def register(request: Call, data: JSONBody[NewChannel]) -> Response[ChannelShown]:
     """201 when it is registered, 200 when it was so already; 409 if the name or channel id is taken."""
-    done = await registry.register(services_of(request), data)
+    done = await operations.register(services_of(request), data)
     status = 200 if done.recorded is None else 201
-    return Response(_shown(done.channel), status_code=status, headers=_position(done.recorded))
+    return Response(_shown(done.channel), status_code=status, headers=ledger_position(done.recorded))
 
 
 @put(
@@ -113,14 +112,16 @@ async def register(request: Call, data: JSONBody[NewChannel]) -> Response[Channe
 )
 async def change(request: Call, name: FromPath[str], data: JSONBody[ChannelChange]) -> Response[ChannelShown]:
     """200 when the change is in force."""
-    services = services_of(request)
-    channel = await registry.named(services, name)
     kommo, messenger = data.kommo, data.messenger
-    if kommo.channel_id and kommo.channel_id.lower() != channel.channel_id:
-        raise ProblemError(409, "a channel keeps its channel_id: register another channel for another id")
-    secrets = (kommo.secret, messenger.secret)
-    done = await registry.change(services, name, secrets=secrets, url=messenger.url, bot_id=kommo.bot_id)
-    return Response(_shown(done.channel), headers=_position(done.recorded))
+    done = await operations.change(
+        services_of(request),
+        name,
+        channel_id=kommo.channel_id,
+        secrets=(kommo.secret, messenger.secret),
+        url=messenger.url,
+        bot_id=kommo.bot_id,
+    )
+    return Response(_shown(done.channel), headers=ledger_position(done.recorded))
 
 
 @get("/channels", summary="All channels", tags=["channels"])
@@ -142,28 +143,24 @@ async def connect(
 ) -> Response[ConnectionShown]:
     """201 when Kommo has connected it, 200 when it was connected; 502 with Kommo's answer if it refuses."""
     disabled = data.is_time_window_disabled
-    done = await registry.connect(
+    done = await operations.connect(
         services_of(request), name, data.account_id, data.title, is_time_window_disabled=disabled
     )
     now = done.channel.connections[data.account_id.lower()]
     status = 200 if done.again else 201
-    return Response(_connection(now), status_code=status, headers=_position(done.recorded))
+    return Response(_connection(now), status_code=status, headers=ledger_position(done.recorded))
 
 
 @delete(
     "/channels/{name:str}/connections/{account_id:str}",
     summary="Disconnect an account",
     tags=["channels"],
-    responses=answers(502, said={404: "the channel is not connected to this account"}),
+    responses=answers(502, said={404: NotConnected.MESSAGE}),
 )
 async def disconnect(request: Call, name: FromPath[str], account_id: FromPath[str]) -> Response[None]:
     """204 when Kommo has disconnected it: its hooks get 404, and its open deliveries are parked."""
-    done = await registry.disconnect(services_of(request), name, account_id)
-    return Response(None, status_code=204, headers=_position(done.recorded))
-
-
-def _position(recorded: Recorded | None) -> dict[str, str]:
-    return {"Ledger-Position": str(recorded.position)} if recorded else {}
+    done = await operations.disconnect(services_of(request), name, account_id)
+    return Response(None, status_code=204, headers=ledger_position(done.recorded))
 
 
 def _shown(channel: Channel) -> ChannelShown:

@@ -11,10 +11,11 @@ from litestar.response import Stream
 from msgspec import Meta
 
 from app import clock
-from app.http.api.parameters import POSITION_MAX, AtLeast, _link
+from app.http.api.parameters import POSITION_MAX, AtLeast, next_link
 from app.http.openapi import examples
 from app.http.openapi.responses import answers
-from app.operations.services import Call, Services, services_of
+from app.http.request import Call, services_of
+from app.operations.services import Services, views_reach
 from app.problems import ProblemError
 from app.views.events import Events, Filter, list_events, stream_events
 
@@ -46,7 +47,7 @@ async def events(
     as they happen, and resume after `Last-Event-ID`.
     """
     services = services_of(request)
-    await services.views_reach(at_least)
+    await views_reach(services, at_least)
     only = Filter(
         type=type_,
         conversation=conversation,
@@ -64,7 +65,7 @@ async def events(
     if "application/x-ndjson" in accept:
         return Stream(_lines(services, after, only, limit), media_type="application/x-ndjson")
     page = await list_events(services.pool, after=after, limit=limit or 50, only=only)
-    return Response(page, headers=_link(request, "after", page.next))
+    return Response(page, headers=next_link(request, "after", page.next))
 
 
 async def _lines(services: Services, after: int, only: Filter, limit: int | None) -> AsyncIterator[bytes]:

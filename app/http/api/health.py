@@ -1,4 +1,4 @@
-"""DOC"""
+"""Whether the process lives and can take requests, and its metrics for Prometheus."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from app import metrics
 from app.http.guard import guard
 from app.http.openapi import document, examples
 from app.http.openapi.responses import answers
-from app.operations.services import Call, services_of
+from app.http.request import Call, services_of
 from app.problems import ProblemError
 from app.views.events import ledger_head
 from app.views.status import view_status
@@ -55,3 +55,6 @@ async def measures(request: Call) -> Response[bytes]:
     if services.relay:
         metrics.RELAY_POSITION.set(services.relay.position)
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+routes = [healthz, readyz, measures]

@@ -7,9 +7,10 @@ from litestar.params import FromPath, FromQuery
 from litestar.response import Redirect
 from litestar.status_codes import HTTP_307_TEMPORARY_REDIRECT
 
-from app.http.api.parameters import AtLeast, Limit, _link
+from app.http.api.parameters import AtLeast, Limit, next_link
 from app.http.openapi.responses import answers
-from app.operations.services import Call, services_of
+from app.http.request import Call, services_of
+from app.operations.services import views_reach
 from app.problems import ProblemError
 from app.views.conversations import Conversation, Conversations, get_conversation, list_conversations
 from app.views.messages import History, Messages, get_message, list_messages
@@ -30,7 +31,7 @@ async def conversations(
 ) -> Response[Conversations]:
     """A page of conversations; `next` is the cursor of the next page, or null."""
     services = services_of(request)
-    await services.views_reach(at_least)
+    await views_reach(services, at_least)
     page = await list_conversations(
         services.pool,
         channel=channel,
@@ -40,7 +41,7 @@ async def conversations(
         limit=limit,
         cursor=cursor,
     )
-    return Response(page, headers=_link(request, "cursor", page.next))
+    return Response(page, headers=next_link(request, "cursor", page.next))
 
 
 @get("/conversations/{conversation:str}", summary="One conversation", tags=["history"], responses=UNKNOWN)
@@ -73,7 +74,7 @@ async def messages(
     services = services_of(request)
     page = await list_messages(services.pool, conversation, limit=limit, cursor=cursor, order=order)
     page = Messages(await services.users.named(page.items), page.next)
-    return Response(page, headers=_link(request, "cursor", page.next))
+    return Response(page, headers=next_link(request, "cursor", page.next))
 
 
 @get(
@@ -85,7 +86,7 @@ async def messages(
 async def message(request: Call, message: FromPath[str], at_least: AtLeast = None) -> History:
     """The message as it stands, and every transition with its evidence."""
     services = services_of(request)
-    await services.views_reach(at_least)
+    await views_reach(services, at_least)
     found = await get_message(services.pool, message)
     if found is None:
         raise ProblemError(404, "no message has this id")
@@ -94,7 +95,7 @@ async def message(request: Call, message: FromPath[str], at_least: AtLeast = Non
 
 async def _conversation(request: Call, conversation: str, at_least: int | None) -> Conversation:
     services = services_of(request)
-    await services.views_reach(at_least)
+    await views_reach(services, at_least)
     found = await get_conversation(services.pool, conversation)
     if found is None:
         raise ProblemError(404, "no conversation has this id")

@@ -7,11 +7,12 @@ from litestar import Response, get, post
 from litestar.params import FromQuery, QueryParameter
 from msgspec import Struct
 
-from app.http.api.parameters import AtLeast, Limit, _link
+from app.http.api.parameters import AtLeast, Limit, next_link
+from app.http.request import Call, services_of
 from app.http.webhooks.refused import list_refused
 from app.operations.deliveries import resume_parked
-from app.operations.services import Call, services_of
-from app.operations.status import Status, standing
+from app.operations.services import views_reach
+from app.operations.status import Status, read_status
 from app.views.deliveries import Deliveries, list_deliveries
 
 
@@ -40,7 +41,7 @@ class Resumed(Struct, frozen=True):
 @get("/status", summary="Where everything stands", tags=["operation"])
 async def status(request: Call) -> Status:
     """The ledger's head, each view's position and lag, the relay's, and the deliveries."""
-    return await standing(services_of(request))
+    return await read_status(services_of(request))
 
 
 @get("/deliveries", summary="What is not delivered", tags=["operation"])
@@ -57,7 +58,7 @@ async def deliveries(
 ) -> Response[Deliveries]:
     """The oldest first, with the reason; what is parked waits for `POST /v1/deliveries/resume`."""
     services = services_of(request)
-    await services.views_reach(at_least)
+    await views_reach(services, at_least)
     page = await list_deliveries(
         services.pool,
         state=state_,
@@ -68,7 +69,7 @@ async def deliveries(
         limit=limit,
         cursor=cursor,
     )
-    return Response(page, headers=_link(request, "cursor", page.next))
+    return Response(page, headers=next_link(request, "cursor", page.next))
 
 
 @post("/deliveries/resume", status_code=200, summary="Take up parked deliveries", tags=["operation"])

@@ -1,4 +1,4 @@
-"""DOC"""
+"""Parameters and headers that several routes of the API share."""
 
 from typing import Annotated
 from urllib.parse import urlencode
@@ -7,16 +7,16 @@ from litestar.params import QueryParameter
 from msgspec import Meta
 
 from app.http.openapi.responses import answers
-from app.operations.services import Call
+from app.http.request import Call
+from app.ledger.writer import Recorded
 
-REFUSALS = answers(404, 409, 422, 502)
-READS = {"writes": False}  # the ledger
-AT_ONCE = 50
-Number = Annotated[int, Meta(ge=1, le=2**53)]
+POSITION_MAX = 2**53  # The largest whole number that every JSON reader takes exactly.
+AT_ONCE = 50  # Kommo takes at most so many sources or templates in one call.
+REFUSALS = answers(404, 409, 422, 502)  # Of routes that call the CRM.
+NOT_TO_LEDGER = {"writes": False}  # Of routes that write to the CRM alone: no Ledger-Position.
+Number = Annotated[int, Meta(ge=1, le=POSITION_MAX)]
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Link = Annotated[str, Meta(max_length=4096)]
-
-POSITION_MAX = 2**53
 Limit = Annotated[int, QueryParameter(ge=1, le=1000, description="how many at most")]
 AtLeast = Annotated[
     int | None,
@@ -24,10 +24,17 @@ AtLeast = Annotated[
 ]
 
 
-def _link(request: Call, name: str, following: str | int | None) -> dict[str, str]:
-    """RFC 8288: where the next page is."""
+def next_link(request: Call, name: str, following: str | int | None) -> dict[str, str]:
+    """The header Link (RFC 8288) to the page whose parameter `name` is `following`; none on the last page."""
     if following is None:
         return {}
     kept = [(key, value) for key, value in request.query_params.multi_items() if key != name]
     url = f"{request.url.path}?{urlencode([*kept, (name, str(following))])}"
     return {"Link": f'<{url}>; rel="next"'}
+
+
+def ledger_position(recorded: Recorded | None) -> dict[str, str]:
+    """The header Ledger-Position: the last event that a write made or met; none if it made none."""
+    if recorded is None:
+        return {}
+    return {"Ledger-Position": str(max(recorded.position or 0, recorded.last or 0))}

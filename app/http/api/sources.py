@@ -7,9 +7,9 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import Meta, Struct
 
-from app.http.api.kommo_answers import ask, listed, told
-from app.http.api.parameters import AT_ONCE, READS, REFUSALS, Link, Name, Number
-from app.operations.services import Call, services_of
+from app.http.api.parameters import AT_ONCE, NOT_TO_LEDGER, REFUSALS, Link, Name, Number
+from app.http.request import Call, services_of
+from app.operations import crm
 from app.problems import ProblemError
 from domain.events import Json
 
@@ -102,41 +102,48 @@ async def sources(
 ) -> SourcesShown:
     """All of our integration, or the one that messages name so."""
     query = {"filter[external_id]": external_id} if external_id else None
-    answer = await ask(services_of(request), account_id, "GET", "sources", query=query)
-    return SourcesShown(listed(answer, "sources", SourceShown))
+    answer = await crm.call(services_of(request), account_id, "GET", "sources", query=query)
+    return SourcesShown(crm.contents(answer, "sources", SourceShown))
 
 
 @get(SOURCE, summary="A source", tags=["sources"], responses=REFUSALS)
 async def source(request: Call, account_id: FromPath[str], source_id: FromPath[int]) -> SourceShown:
     """As Kommo has it."""
-    answer = await ask(services_of(request), account_id, "GET", f"sources/{source_id}")
-    return told(answer, SourceShown)
+    answer = await crm.call(services_of(request), account_id, "GET", f"sources/{source_id}")
+    return crm.content(answer, SourceShown)
 
 
-@post(SOURCES, opt=READS, status_code=201, summary="Create sources", tags=["sources"], responses=REFUSALS)
+@post(
+    SOURCES,
+    opt=NOT_TO_LEDGER,
+    status_code=201,
+    summary="Create sources",
+    tags=["sources"],
+    responses=REFUSALS,
+)
 async def create_sources(
     request: Call, account_id: FromPath[str], data: JSONBody[NewSources]
 ) -> SourcesShown:
     """With the ids that Kommo gave them."""
     _one_default(data.items)
-    answer = await ask(services_of(request), account_id, "POST", "sources", data.items)
-    return SourcesShown(listed(answer, "sources", SourceShown))
+    answer = await crm.call(services_of(request), account_id, "POST", "sources", data.items)
+    return SourcesShown(crm.contents(answer, "sources", SourceShown))
 
 
-@patch(SOURCES, opt=READS, summary="Change sources", tags=["sources"], responses=REFUSALS)
+@patch(SOURCES, opt=NOT_TO_LEDGER, summary="Change sources", tags=["sources"], responses=REFUSALS)
 async def change_sources(
     request: Call, account_id: FromPath[str], data: JSONBody[SourceChanges]
 ) -> SourcesShown:
     """As they are then."""
     _one_default(data.items)
-    answer = await ask(services_of(request), account_id, "PATCH", "sources", data.items)
-    return SourcesShown(listed(answer, "sources", SourceShown))
+    answer = await crm.call(services_of(request), account_id, "PATCH", "sources", data.items)
+    return SourcesShown(crm.contents(answer, "sources", SourceShown))
 
 
-@delete(SOURCE, opt=READS, summary="Delete a source", tags=["sources"], responses=REFUSALS)
+@delete(SOURCE, opt=NOT_TO_LEDGER, summary="Delete a source", tags=["sources"], responses=REFUSALS)
 async def delete_source(request: Call, account_id: FromPath[str], source_id: FromPath[int]) -> None:
     """Messages that name it go to the default source from then on."""
-    await ask(services_of(request), account_id, "DELETE", f"sources/{source_id}")
+    await crm.call(services_of(request), account_id, "DELETE", f"sources/{source_id}")
 
 
 def _one_default(items: list[NewSource] | list[SourceChange]) -> None:

@@ -7,9 +7,9 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import Meta, Struct, field
 
-from app.http.api.kommo_answers import ask, listed, told
-from app.http.api.parameters import AT_ONCE, READS, REFUSALS, Link, Name, Number
-from app.operations.services import Call, services_of
+from app.http.api.parameters import AT_ONCE, NOT_TO_LEDGER, REFUSALS, Link, Name, Number
+from app.http.request import Call, services_of
+from app.operations import crm
 from domain.events import Json
 
 Text = Annotated[str, Meta(min_length=1, max_length=65_535)]
@@ -156,21 +156,21 @@ async def templates(
     """A page of those that our integration made, with their reviews."""
     query = {"with": "reviews", "page": str(page), "limit": str(limit)}
     query |= {"filter[external_id]": external_id} if external_id else {}
-    answer = await ask(services_of(request), account_id, "GET", "chats/templates", query=query)
-    return TemplatesShown(listed(answer, "chat_templates", TemplateShown))
+    answer = await crm.call(services_of(request), account_id, "GET", "chats/templates", query=query)
+    return TemplatesShown(crm.contents(answer, "chat_templates", TemplateShown))
 
 
 @get(TEMPLATE, summary="A chat template", tags=["templates"], responses=REFUSALS)
 async def template(request: Call, account_id: FromPath[str], template_id: FromPath[int]) -> TemplateShown:
     """With its reviews."""
     path = f"chats/templates/{template_id}"
-    answer = await ask(services_of(request), account_id, "GET", path, query={"with": "reviews"})
-    return told(answer, TemplateShown)
+    answer = await crm.call(services_of(request), account_id, "GET", path, query={"with": "reviews"})
+    return crm.content(answer, TemplateShown)
 
 
 @post(
     TEMPLATES,
-    opt=READS,
+    opt=NOT_TO_LEDGER,
     status_code=201,
     summary="Create chat templates",
     tags=["templates"],
@@ -180,28 +180,28 @@ async def create_templates(
     request: Call, account_id: FromPath[str], data: JSONBody[NewTemplates]
 ) -> TemplatesShown:
     """With the ids that Kommo gave them; 422 if the account has too many."""
-    answer = await ask(services_of(request), account_id, "POST", "chats/templates", data.items)
-    return TemplatesShown(listed(answer, "chat_templates", TemplateShown))
+    answer = await crm.call(services_of(request), account_id, "POST", "chats/templates", data.items)
+    return TemplatesShown(crm.contents(answer, "chat_templates", TemplateShown))
 
 
-@patch(TEMPLATES, opt=READS, summary="Change chat templates", tags=["templates"], responses=REFUSALS)
+@patch(TEMPLATES, opt=NOT_TO_LEDGER, summary="Change chat templates", tags=["templates"], responses=REFUSALS)
 async def change_templates(
     request: Call, account_id: FromPath[str], data: JSONBody[TemplateChanges]
 ) -> TemplatesShown:
     """As they are then."""
-    answer = await ask(services_of(request), account_id, "PATCH", "chats/templates", data.items)
-    return TemplatesShown(listed(answer, "chat_templates", TemplateShown))
+    answer = await crm.call(services_of(request), account_id, "PATCH", "chats/templates", data.items)
+    return TemplatesShown(crm.contents(answer, "chat_templates", TemplateShown))
 
 
-@delete(TEMPLATE, opt=READS, summary="Delete a chat template", tags=["templates"], responses=REFUSALS)
+@delete(TEMPLATE, opt=NOT_TO_LEDGER, summary="Delete a chat template", tags=["templates"], responses=REFUSALS)
 async def delete_template(request: Call, account_id: FromPath[str], template_id: FromPath[int]) -> None:
     """It can be sent no more."""
-    await ask(services_of(request), account_id, "DELETE", f"chats/templates/{template_id}")
+    await crm.call(services_of(request), account_id, "DELETE", f"chats/templates/{template_id}")
 
 
 @post(
     TEMPLATE + "/review",
-    opt=READS,
+    opt=NOT_TO_LEDGER,
     status_code=200,
     summary="Send a template to review",
     tags=["templates"],
@@ -210,13 +210,13 @@ async def delete_template(request: Call, account_id: FromPath[str], template_id:
 async def review(request: Call, account_id: FromPath[str], template_id: FromPath[int]) -> ReviewsShown:
     """One review for each source of WhatsApp; Kommo's webhook asks us to hand it in there."""
     path = f"chats/templates/{template_id}/review"
-    answer = await ask(services_of(request), account_id, "POST", path, {})
-    return ReviewsShown(listed(answer, "reviews", ReviewShown))
+    answer = await crm.call(services_of(request), account_id, "POST", path, {})
+    return ReviewsShown(crm.contents(answer, "reviews", ReviewShown))
 
 
 @post(
     TEMPLATE + "/review/{review_id:int}",
-    opt=READS,
+    opt=NOT_TO_LEDGER,
     status_code=200,
     summary="Say how a review ended",
     tags=["templates"],
@@ -231,7 +231,8 @@ async def review_status(
 ) -> ReviewShown:
     """The review as it is then."""
     path = f"chats/templates/{template_id}/review/{review_id}"
-    return told(await ask(services_of(request), account_id, "POST", path, data), ReviewShown)
+    answer = await crm.call(services_of(request), account_id, "POST", path, data)
+    return crm.content(answer, ReviewShown)
 
 
 routes: list[HTTPRouteHandler] = [

@@ -13,7 +13,8 @@ from msgspec import Struct
 
 from app import clock
 from app.http.console import formatting
-from app.operations.services import Call, Services, services_of
+from app.http.request import Call, services_of
+from app.operations.services import Services
 from app.problems import ProblemError
 from app.views.conversations import get_conversation, merged_into
 from app.views.events import Filter, stream_events

@@ -9,10 +9,11 @@ from litestar import Response, get, post
 from litestar.params import FromQuery
 from litestar.response import Redirect
 
-from app.access.sessions import TRIES_SECONDS
+from app.access.tries import TRIES_SECONDS
 from app.http.console.pages import address_of, cookie, cookie_name, is_page, page, session_of
+from app.http.guard import is_admin_key
+from app.http.request import Call, services_of
 from app.http.security import HEADERS
-from app.operations.services import Call, services_of
 from app.problems import ProblemError
 
 WRONG_KEY_SECONDS = 0.5
@@ -65,7 +66,7 @@ async def login(request: Call, token: FromQuery[str | None] = None) -> Response[
     services = services_of(request)
     to = local(request.query_params.get("next"))
     if token is not None:
-        if services.use_login_token(token):
+        if services.login_links.use(token):
             return _welcome(request, "/")
         return _form(request, "/", problem=USED, status=403)
     if session_of(request):
@@ -86,7 +87,7 @@ async def enter(request: Call) -> Response[str]:
     if seconds := services.tries.wait_seconds(address):
         problem = f"Too many wrong keys. Wait {seconds} seconds and try again."
         return _form(request, to, problem=problem, status=429, retry_after=seconds)
-    if not services.is_admin(fields.get("key", "").strip()):
+    if not is_admin_key(services, fields.get("key", "").strip()):
         services.tries.failed(address)
         await asyncio.sleep(WRONG_KEY_SECONDS)
         return _form(request, to, problem=WRONG, status=401)

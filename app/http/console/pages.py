@@ -12,8 +12,8 @@ from litestar.datastructures import Cookie
 
 from app.access.sessions import SESSION_SECONDS, Session
 from app.http.console import formatting
+from app.http.request import Call, services_of
 from app.http.security import HEADERS
-from app.operations.services import Call, services_of
 from app.problems import ProblemError
 
 ASSETS: dict[str, tuple[str, Traversable]] = {

@@ -3,15 +3,17 @@
 from urllib.parse import urlencode
 
 from litestar import Response, Router, get, post
+from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery
 from litestar.response import Redirect
 
 from app.http.console import formatting, live, login
 from app.http.console.login import checked_form, signed_in
 from app.http.console.pages import ASSETS, asset, page
+from app.http.request import Call, services_of
 from app.operations.deliveries import resume_parked
-from app.operations.services import Call, Services, services_of
-from app.operations.status import standing as standing_
+from app.operations.services import Services, views_reach
+from app.operations.status import read_status
 from app.problems import ProblemError
 from app.views import conversations
 from app.views.conversations import customers, get_conversation, list_conversations
@@ -161,7 +163,7 @@ async def resume(request: Call) -> Redirect:
     count, position = await resume_parked(
         services_of(request), conversation=fields.get("conversation") or None
     )
-    await services_of(request).views_reach(position)
+    await views_reach(services_of(request), position)
     return Redirect(f"/deliveries?resumed={count}", status_code=303)
 
 
@@ -175,7 +177,7 @@ async def channels(request: Call) -> Response[str]:
 @get("/status")
 async def status(request: Call) -> Response[str]:
     """Where everything stands."""
-    standing = await standing_(services_of(request))
+    standing = await read_status(services_of(request))
     template = "_status.html" if "hx-request" in request.headers else "status.html"
     return page(request, template, {"here": "status", "standing": standing})
 
@@ -302,4 +304,4 @@ ROUTER = Router(
     before_request=signed_in,
     include_in_schema=False,
 )
-routes = [static, *login.routes, ROUTER]
+routes: list[HTTPRouteHandler | Router] = [static, *login.routes, ROUTER]

@@ -79,7 +79,7 @@ HEADERS: dict[str, Json] = {
 }
 
 
-class Described(JsonRenderPlugin):
+class DocumentPlugin(JsonRenderPlugin):
     """Renders the document; it is made once."""
 
     def __init__(self, path: str) -> None:

@@ -20,6 +20,7 @@ from litestar.params import FromPath
 from app import metrics
 from app.database.pool import ViewsMissing
 from app.http.openapi.responses import answers, takes
+from app.http.request import Call, services_of
 from app.http.webhooks import refused
 from app.http.webhooks.body import BUSY, RETRY_AFTER_SECONDS, HangUp, Receive
 from app.http.webhooks.body import read as read_body
@@ -27,7 +28,7 @@ from app.kommo.crm import contact_links
 from app.kommo.crm.hooks import Told, commands, hook_path
 from app.kommo.crm.php_form import BadForm, read
 from app.ledger.writer import LedgerFull, LedgerUnavailable
-from app.operations.services import Call, Services, services_of
+from app.operations.services import Services
 from app.problems import ProblemError
 from domain import commands as c
 

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from app.http.openapi import document, examples
 from app.http.openapi.responses import answers, takes
+from app.http.request import Call, services_of
 from app.http.webhooks import kommo as kommo_webhook
 from app.http.webhooks import messenger as messenger_webhook
 from app.http.webhooks.body import UNSIGNED, Receive, as_text, read
@@ -16,7 +17,6 @@ from app.kommo.chats.hooks import Hook
 from app.messengers.adapter import Request
 from app.messengers.checks import ACTIONS_MAX
 from app.messengers.contract import Action
-from app.operations.services import Call, services_of
 
 Actions = Annotated[list[Action], Meta(min_length=1, max_length=ACTIONS_MAX)]
 REFUSALS = {
@@ -62,3 +62,6 @@ async def messenger(request: Call, channel: FromPath[str]) -> Response[bytes]:
 async def _raw(request: Call) -> tuple[dict[bytes, bytes], bytes]:
     headers = dict(request.scope["headers"])
     return headers, await read(headers, cast("Receive", request.receive))
+
+
+routes = [kommo, messenger]

@@ -1,0 +1,179 @@
+"""A chat is created in Kommo before anybody writes in it, under the names that both sides use for it."""
+
+import msgspec
+from msgspec import Struct
+
+from app import clock
+from app.channels.directory import Channel, Connection
+from app.config.file import Uuid
+from app.http_client import Unreached
+from app.kommo.chats.signature import Credentials
+from app.ledger.writer import Recorded
+from app.messengers import checks
+from app.messengers.checks import ActionRefused
+from app.messengers.contract import Name, Source, Url, Words
+from app.operations import channels
+from app.operations.errors import InvalidInput, KommoFailed, NotFound, NotYet, StateConflict
+from app.operations.services import Services, record, views_reach
+from app.views.conversations import Conversation, get_conversation, list_conversations
+from app.views.events import Filter, list_events
+from domain import commands as c
+from domain import events as e
+from domain import ids
+from domain.ids import KOMMO, MESSENGER, OPERATOR
+
+# The latest message decides; one of the customer's own counts before one that was sent to the customer.
+CUSTOMER = """
+SELECT m.outgoing, m.sent_by, m.sender, m.receiver FROM (
+  SELECT outgoing, sent_by, sender, receiver, position FROM messages WHERE conversation = %(id)s::uuid
+  ORDER BY position DESC LIMIT 50) AS m ORDER BY m.outgoing, m.sent_by = 'kommo', m.position DESC LIMIT 1
+"""
+_decode_party = msgspec.json.Decoder(e.Party).decode
+
+
+class UnknownConversation(NotFound):
+    """No conversation has this id."""
+
+    MESSAGE = "no conversation has this id"
+
+
+class CustomerUnknown(StateConflict):
+    """Nobody has told the messenger's id of the customer."""
+
+    MESSAGE = (
+        "the messenger's name of the customer is not known, for he has not written yet: give it as receiver, "
+        "with id and name, or create the conversation with POST /v1/conversations"
+    )
+
+
+class Customer(Struct, frozen=True):
+    """A customer, as the messenger calls him; addresses must be downloadable by Kommo."""
+
+    id: Name
+    name: Words
+    phone: Words | None = None
+    email: Words | None = None
+    avatar: Url | None = None
+    profile_link: Url | None = None
+
+
+class NewConversation(Struct, frozen=True):
+    """A chat to create in Kommo before anybody writes, for example to link it to a contact."""
+
+    channel: Name
+    account_id: Uuid
+    conversation_id: Name
+    user: Customer
+    source: Source | None = None
+
+
+class _MessageRow(Struct):
+    outgoing: bool
+    sent_by: str
+    sender: bytes
+    receiver: bytes | None
+
+
+async def create(services: Services, wanted: NewConversation) -> tuple[Conversation, Recorded]:
+    """Create a chat, unless it is there; returns it as the views have it.
+
+    Raises InvalidInput, UnknownChannel, NotConnected, KommoFailed, NotYet.
+    """
+    _check(wanted)
+    channel = await channels.named(services, wanted.channel)
+    connection = channels.connected(channel, wanted.account_id.lower())
+    customer = msgspec.convert(wanted.user, e.Party, from_attributes=True)
+    source = wanted.source.external_id if wanted.source else None
+    chat_id, recorded = await begin(services, channel, connection, wanted.conversation_id, customer, source)
+    await views_reach(services, max(recorded.position or 0, recorded.last or 0))
+    return await _found(services, connection, wanted.conversation_id, chat_id), recorded
+
+
+async def begin(
+    services: Services,
+    channel: Channel,
+    connection: Connection,
+    conversation_id: str,
+    customer: e.Party,
+    source: str | None = None,
+) -> tuple[str, Recorded]:
+    """Kommo's id of a conversation's chat, created if there is none, and the record of both names.
+
+    `customer` is as the messenger calls them. Raises KommoFailed, LedgerBusy.
+    """
+    scope = connection.scope
+    credentials = Credentials(channel.channel_id, channel.secrets.kommo)
+    try:
+        answer = await services.kommo.new_chat(credentials, scope.scope_id, conversation_id, customer, source)
+    except Unreached as error:
+        raise KommoFailed(f"Kommo could not be reached ({error.reason}); nothing is recorded") from None
+    body = answer.json()
+    chat_id, user = body.get("id"), body.get("user")
+    if answer.html or answer.status != 200 or not isinstance(chat_id, str) or not chat_id:
+        reason = answer.text or "no reason given"
+        raise KommoFailed(f"Kommo answered HTTP {answer.status}: {reason}; nothing is recorded", answer)
+    user_id = user.get("id") if isinstance(user, dict) else None
+    own = ids.conversation_id(scope, MESSENGER, conversation_id)
+    theirs = ids.conversation_id(scope, KOMMO, chat_id)
+    command = c.Begin(
+        **clock.stamp(scope, own, OPERATOR, now=clock.now_ms()),
+        ends=(
+            c.End("messenger", own, e.Ends(conversation_id=conversation_id)),
+            c.End("kommo", theirs, e.Ends(chat_id=chat_id)),
+        ),
+        receiver=msgspec.structs.replace(customer, ref_id=user_id if isinstance(user_id, str) else None),
+    )
+    return chat_id, await record(services, command)
+
+
+async def known(services: Services, conversation: str) -> Conversation:
+    """The conversation of an id, also of one that was merged into another; raises UnknownConversation."""
+    found = await get_conversation(services.pool, conversation)
+    if found is None:
+        raise UnknownConversation
+    return found
+
+
+async def customer_of(services: Services, conversation: str) -> e.Party:
+    """The customer as the messenger calls them; raises CustomerUnknown."""
+    for row in await services.pool.fetch(_MessageRow, CUSTOMER, {"id": conversation}):
+        raw = row.receiver if row.outgoing else row.sender
+        party = _decode_party(raw) if raw else e.Party()
+        if customer := _by_messenger(party, is_kommos=row.sent_by == "kommo"):
+            return customer
+    only = Filter(type="conversation.started", conversation=conversation)
+    for stored in (await list_events(services.pool, only=only)).items:
+        event = e.decode(bytes(stored.event))
+        if isinstance(event, e.ConversationStarted) and event.receiver:
+            customer = _by_messenger(event.receiver, is_kommos=event.side == "kommo")
+            if customer:
+                return customer
+    raise CustomerUnknown
+
+
+def _by_messenger(party: e.Party, *, is_kommos: bool) -> e.Party | None:
+    """The same party by the messenger's id alone: Kommo writes its own id beside the messenger's."""
+    id_ = party.client_id if is_kommos else party.id
+    return e.Party(id=id_, name=party.name, phone=party.phone) if id_ else None
+
+
+def _check(wanted: NewConversation) -> None:
+    """Check what types cannot express; raises InvalidInput."""
+    try:
+        checks.refuse_nul(msgspec.to_builtins(wanted), "$")
+        checks.check_printable(wanted.conversation_id, "$.conversation_id")
+        checks.check_printable(wanted.user.id, "$.user.id")
+    except ActionRefused as error:
+        raise InvalidInput.at(error.path, error.message) from None
+
+
+async def _found(
+    services: Services, connection: Connection, conversation_id: str, chat_id: str
+) -> Conversation:
+    """The conversation by either name: one that was merged goes by the first that each side gave."""
+    channel, account = connection.scope.channel, connection.scope.account
+    for name in ({"conversation_id": conversation_id}, {"chat_id": chat_id}):
+        page = await list_conversations(services.pool, channel=channel, account_id=account, limit=1, **name)
+        if page.items:
+            return page.items[0]
+    raise NotYet("the views do not show the conversation yet: ask again")
