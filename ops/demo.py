@@ -1,4 +1,4 @@
-"""The service with a sandbox beside it, connected to each other as an integrator would do it."""
+"""The demo: the service and a sandbox, connected to each other as an integrator connects them."""
 
 import asyncio
 import base64
@@ -36,7 +36,7 @@ class DemoFailed(OSError):
 
 
 class Kept(Struct, frozen=True):
-    """What a start needs of those before: the secrets, and the port of the sandbox, to which consent belongs.
+    """What the demo keeps between starts: the secrets, and the sandbox's port, to which the consent belongs.
 
     Each is made when it is missing. `sandbox_port` 0: none yet.
     """
@@ -100,7 +100,7 @@ async def demo(settings: Settings, stop_on_signals: Callable[[], asyncio.Event])
 
 
 def _free_port(host: str, wanted: int) -> int:
-    """The wanted port, or a free one if that is taken: each half must know the other's beforehand."""
+    """The wanted port, or a free one if that is taken, because each half must know the other's beforehand."""
     for port in (wanted, 0):
         with contextlib.suppress(OSError), socket.create_server((host, port)) as listener:
             return int(listener.getsockname()[1])
@@ -124,14 +124,14 @@ def _config(folder: Path, kept: Kept, url: str) -> Config:
 
 
 def _setup(kept: Kept, url: str, sandbox_url: str) -> setup.Setup:
-    """What an integrator would write down of the sandbox's integration and account."""
+    """The setup that an integrator would write for the sandbox's integration and account."""
     secrets = (kept.client_id, kept.client_secret)
     oauth = setup.OAuthApp(*secrets, url + setup.CALLBACK, authorize_url=f"{sandbox_url}/oauth")
     return setup.Setup(oauth=oauth, accounts=(setup.Account(ACCOUNT_ID, sandbox_url),))
 
 
 async def _connect(run: Running, sandbox_url: str, kept: Kept) -> None:
-    """Register the channel and connect the account, as a start does for the file: no news the second time."""
+    """Register the channel and connect the account, as a start does for the file; idempotent."""
     bot_id = Channel(CHANNEL_ID, kept.kommo).bot_id
     kommo = setup.KommoSide(CHANNEL_ID, kept.kommo, bot_id)
     messenger = setup.MessengerSide("webhook", f"{sandbox_url}/messenger/hook", kept.messenger)
@@ -140,9 +140,9 @@ async def _connect(run: Running, sandbox_url: str, kept: Kept) -> None:
 
 
 async def _let_in(run: Running, url: str, sandbox_url: str) -> None:
-    """The account's administrator lets us into its CRM, which tells us what happens there: once.
+    """The account's administrator gives consent once, and the CRM's webhooks are subscribed.
 
-    Again if the sandbox has forgotten it or lives elsewhere now; what it tells an earlier port of ours ends.
+    Done again if the sandbox lost it or has moved; subscriptions for an earlier port of ours are removed.
     """
     key = {"Authorization": f"Bearer {run.services.keys.admin}"}
     account, path = f"{url}/v1/accounts/{ACCOUNT_ID}", hook_path(run.services.keys.master, ACCOUNT_ID)
@@ -165,7 +165,7 @@ async def _let_in(run: Running, url: str, sandbox_url: str) -> None:
 
 
 async def _call(session: aiohttp.ClientSession, method: str, url: str, **more: Any) -> dict[str, Any]:
-    """The answer where it leads to, which must be a success: its JSON. Raises DemoFailed."""
+    """The JSON of the answer, after redirects, which must be a success. Raises DemoFailed."""
     try:
         async with session.request(method, url, **more) as answer:
             found = await answer.json() if "json" in answer.content_type else {}

@@ -1,1 +1,1 @@
-"""How fast it is, measured on this machine against something else on this machine in the same run."""
+"""Benchmarks: each figure is measured beside a baseline on the same machine in the same run."""

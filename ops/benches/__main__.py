@@ -24,7 +24,7 @@ BENCHES: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
 
 
 async def run(names: list[str]) -> bool:
-    """Measure and print; whether all targets hold."""
+    """Measure and print; returns whether all targets hold."""
     good = True
     settle_memory()  # as a service does
     for name in names:

@@ -1,4 +1,4 @@
-"""append and append_limit: the ledger against the library's own save, and against bare inserts."""
+"""append and append_limit: the ledger beside the library's own save, and beside bare inserts."""
 
 import asyncio
 import time
@@ -84,7 +84,7 @@ def _environment(where: Servers) -> dict[str, str]:
 
 
 class Message(Aggregate):
-    """The least that the library stores as one event."""
+    """The smallest event that the library can store."""
 
     def __init__(self, text: str) -> None:
         self.text = text

@@ -1,4 +1,4 @@
-"""The least that Litestar can do with a POST, under the same server with the same settings."""
+"""An empty Litestar POST handler under the same server and settings: the baseline of `ingest`."""
 
 import socket
 

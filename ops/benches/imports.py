@@ -1,4 +1,4 @@
-"""import: messages of history made durable by one process with every role, and what its memory grows by."""
+"""import: history made durable by one process with every role, and the growth of its memory."""
 
 import time
 from collections.abc import AsyncIterator, Iterator

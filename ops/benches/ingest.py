@@ -13,7 +13,7 @@ SECONDS = 1.2
 
 
 async def asked(url: str) -> float:
-    """Answers of 200 a second, from the load process."""
+    """Responses with status 200 per second, as the load process counts them."""
     parts = urlsplit(url)
     path = f"/kommo/{samples.LINK.scope_id}"
     child = await asyncio.create_subprocess_exec(
@@ -28,7 +28,7 @@ async def asked(url: str) -> float:
 
 
 async def ingest() -> list[Figure]:
-    """The web role in a process of its own; whoever projects and relays runs elsewhere."""
+    """The web role in a process of its own; the projector and the relay run in another."""
     async with private_servers() as (where, folder):
         url = await new_database(where, "ingest")
         async with service.process("ops.benches.strangers") as (_, strangers):

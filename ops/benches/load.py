@@ -1,4 +1,4 @@
-"""The other side of the wire, in a process of its own: 64 connections that ask again as soon as answered.
+"""The client of the benchmarks, a process of its own: 64 connections, each sending as soon as it is answered.
 
 `python -m ops.benches.load HOST PORT PATH SECONDS` makes signed hooks before its clock starts, posts them,
 and prints one JSON object: how many were answered 200, in how many seconds, and how many were not.
@@ -30,7 +30,7 @@ class Asker(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask for the first time."""
+        """Send the first request."""
         self._transport = cast("asyncio.WriteTransport", transport)
         self._ask()
 
@@ -67,7 +67,7 @@ def requests(host: str, path: str, count: int) -> list[bytes]:
 
 
 async def load(host: str, port: int, path: str, seconds: float) -> dict[str, float]:
-    """Ask for so long, or until what was made is used up."""
+    """Send for so many seconds, or until the prepared requests are used up."""
     source = iter(requests(host, path, int(seconds * RATE_MAX)))
     count, ended = {"good": 0, "bad": 0}, asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""A figure is a median of rounds in which both sides took turns, for machines drift."""
+"""A figure is a median of rounds in which both sides take turns, because machines drift."""
 
 import contextlib
 import shutil
@@ -35,7 +35,7 @@ def show(figure: Figure) -> None:
 
 
 def say(text: str) -> None:
-    """Tell people how far it is."""
+    """Print progress to stderr."""
     print(f"  {text}", file=sys.stderr, flush=True)
 
 

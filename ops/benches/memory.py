@@ -1,4 +1,4 @@
-"""memory: what our process holds after hooks at full speed, their delivery, and reads of it all."""
+"""memory: the resident size of one process after hooks at full speed, delivery, and reads of everything."""
 
 import asyncio
 import random
@@ -17,7 +17,7 @@ DRAIN_SECONDS_MAX = 180.0
 
 
 async def memory() -> list[Figure]:
-    """Resident megabytes of one process with every role, when all it took is delivered."""
+    """Resident megabytes of one process with every role, once all it accepted is delivered."""
     async with private_servers() as (where, folder):
         url = await new_database(where, "memory")
         async with service.process("ops.benches.strangers") as (_, strangers):

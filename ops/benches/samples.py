@@ -1,4 +1,4 @@
-"""Chats as they are: the same messages, hooks and events for every figure."""
+"""Samples: the same realistic messages, hooks and events for every figure."""
 
 import hashlib
 import hmac
@@ -81,7 +81,7 @@ def hook(conversation: int) -> tuple[bytes, str]:
 
 
 def history(messages: int, per_chat: int = 100) -> Iterator[e.AnyEvent]:
-    """Messages and what becomes of them: sent, accepted, named; every other one delivered and read."""
+    """Messages and their facts: sent, accepted, named; every other one delivered and read."""
     states: dict[str, State] = {}
     now = clock.now_ms() - messages * 10
     for number in range(messages):

@@ -1,4 +1,4 @@
-"""chatledger as it is run: processes of its own, a registered channel, and strangers that answer at once."""
+"""chatledger as it runs in production: its own processes, a registered channel, and fast counterparts."""
 
 import asyncio
 import base64
@@ -35,7 +35,7 @@ def environment(where: Servers, url: str, folder: Path, kommo_url: str) -> dict[
 async def process(
     *arguments: str, settings: Mapping[str, str] | None = None
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """A Python process that says `… ready on URL`; it is stopped at the end."""
+    """A Python process that prints `… ready on URL`; it is stopped at the end."""
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", *arguments, stdout=asyncio.subprocess.PIPE, env=settings
     )

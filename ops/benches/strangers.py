@@ -1,4 +1,4 @@
-"""Kommo and a messenger that take everything at once and remember when: the far end of every latency.
+"""A Kommo and a messenger that accept everything at once and remember when: the far end of each latency.
 
 `python -m ops.benches.strangers` answers on one free port. `GET /arrived` gives, and forgets, the id of each
 message (Kommo's `msgid`, the messenger's `id`) and the monotonic time in nanoseconds at which it came.

@@ -1,4 +1,4 @@
-"""Two strangers for chatledger to talk to: a strict fake Kommo, chats and CRM, and a demo messenger."""
+"""The two counterparts of chatledger: a strict fake Kommo (Chats API and CRM) and a demo messenger."""
 
 from ops.sandbox.config import Channel, Config, CrmAccount, Manager, OAuthClient, crm_account
 from ops.sandbox.server import Sandbox

@@ -1,4 +1,4 @@
-"""`sandbox` on the command line says one line when it is ready and stops when it is told to."""
+"""The command `sandbox` prints one line when it is ready and stops on a signal."""
 
 import asyncio
 import logging
@@ -125,7 +125,7 @@ def sandbox(
     slow_seconds: float,
     state: str,
 ) -> None:
-    """Play both strangers until told to stop; `guide.py` is the help."""
+    """Run the fake Kommo and the demo messenger until a signal; the help is in `help_text.py`."""
     config = Config(
         host=host,
         port=port,

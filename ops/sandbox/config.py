@@ -1,4 +1,4 @@
-"""Everything a sandbox may be told, complete and typed before it starts."""
+"""The settings of a sandbox, complete and typed before it starts."""
 
 from uuid import NAMESPACE_URL, uuid5
 from zlib import crc32
@@ -10,7 +10,7 @@ CHATS_MAX = 100_000  # per side, likewise
 CALLS_MAX = 1_000  # statuses and edits kept of one message
 RECORDS_MAX = 100_000  # statuses, pushes, hooks and other calls kept for reading
 WAITING_MAX = 20_000  # hooks and actions that wait to be sent
-HOOK_SECONDS = 5.0  # Kommo waits no longer for an answer
+HOOK_SECONDS = 5.0  # as long as Kommo waits for an answer
 HOOK_WORKERS = 16
 ACTION_WORKERS = 16
 ACTION_SECONDS = 15.0
@@ -45,7 +45,7 @@ class Channel(Struct, frozen=True):
 
     @property
     def bot_id(self) -> str:
-        """The `sender.ref_id` of messages written outside the CRM by nobody known."""
+        """The `sender.ref_id` of messages that were written outside the CRM by no known user."""
         return self.bot or str(uuid5(NAMESPACE_URL, f"bot:{self.id}"))
 
     @property
@@ -67,7 +67,7 @@ class OAuthClient(Struct, frozen=True):
 
 
 class CrmAccount(Struct, frozen=True):
-    """An account by its names: `amojo_id` in chats, `id` and `subdomain` in the CRM."""
+    """An account: `amojo_id` in the Chats API, `id` and `subdomain` in the CRM."""
 
     amojo_id: str
     id: int
@@ -75,13 +75,13 @@ class CrmAccount(Struct, frozen=True):
 
 
 def crm_account(amojo_id: str, id: int = 0, subdomain: str = "") -> CrmAccount:
-    """An account; the names that are not given are derived from the first and never change."""
+    """An account; ids that are not given are derived from the amojo id and never change."""
     id = id or 10_000_000 + crc32(amojo_id.encode()) % 20_000_000
     return CrmAccount(amojo_id, id, subdomain or f"acme{id}")
 
 
 class Config(Struct, frozen=True, kw_only=True):
-    """What to play. `accounts` is the whitelist of the channels; empty: every account may connect.
+    """The settings of a sandbox. `accounts` is the channels' whitelist; empty: every account may connect.
 
     `hook_url` may contain `:scope_id`. `messenger_url` is where customers' actions are posted, and
     `messenger_secret` (`whsec_…`) signs both directions. `duplicates` is `accept` or `refuse`.

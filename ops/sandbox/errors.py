@@ -1,4 +1,4 @@
-"""DOC"""
+"""Orders that cannot be carried out."""
 
 
 class Impossible(Exception):

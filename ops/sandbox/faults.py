@@ -1,4 +1,4 @@
-"""What goes wrong on request goes wrong exactly as often as it was asked to, and nowhere else."""
+"""Ordered faults: each occurs exactly as often as ordered, and only where ordered."""
 
 from msgspec import Struct
 
@@ -32,7 +32,7 @@ class Fault(Struct, kw_only=True):
     hits: int = 0
 
     def problem(self) -> str:
-        """Why it cannot be had, or nothing."""
+        """Why the fault is not possible; empty if it is."""
         side = self.where.split(".")[0]
         if side not in ("kommo", "messenger", "hook", "crm", "crmhook"):
             return "where: kommo, messenger, hook, crm or crmhook, and after a dot what of it"
@@ -49,7 +49,7 @@ class Fault(Struct, kw_only=True):
 
     @property
     def is_status(self) -> bool:
-        """Is the action an HTTP status that refuses or fails?"""
+        """Whether the action is an HTTP status of a refusal or failure."""
         return self.action.isascii() and self.action.isdigit() and 400 <= int(self.action) <= 599
 
 
@@ -78,7 +78,7 @@ class Faults:
         return None
 
     def clear(self) -> None:
-        """Everything works again."""
+        """Remove all faults."""
         self.faults.clear()
 
 

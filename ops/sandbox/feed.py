@@ -1,4 +1,4 @@
-"""What changes is told to every open page, and a page that cannot follow is told to reload its view."""
+"""Every open page learns of changes; a page that falls behind is told to reload its view."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ class Feed:
         self._closed = False
 
     def publish(self, side: str, event: str, **data: object) -> None:
-        """Tell the open pages of one side (`manager` or `customer`)."""
+        """Notify the open pages of one side (`manager` or `customer`)."""
         if not self._queues:
             return
         line = _event(event, data)

@@ -1,4 +1,4 @@
-"""What `sandbox --help` says: every call an integrator can make, in any language."""
+"""The text of `sandbox --help`: every call an integrator can make, in any language."""
 
 GUIDE = """Play a strict fake Kommo (Chats API, CRM, both kinds of hooks) and a demo messenger on one port.
 

@@ -8,7 +8,7 @@ Job = Callable[[], Awaitable[None]]
 
 
 class Full(Exception):
-    """Too much is waiting to be sent."""
+    """Too many jobs are queued."""
 
 
 class Lanes:
@@ -51,7 +51,7 @@ class Lanes:
                     del self._lanes[lane]
 
     async def close(self) -> None:
-        """Drop what waits and cut what runs."""
+        """Drop what is queued and cancel what runs."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

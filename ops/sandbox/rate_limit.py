@@ -1,4 +1,4 @@
-"""An account may ask so many times a second; who goes on asking all the same is shut out for a while."""
+"""Rate limit per account: over it 429, and whoever goes on regardless is blocked for a while."""
 
 import time
 from collections import defaultdict, deque
@@ -9,14 +9,14 @@ BLOCK_SECONDS = 10.0
 
 
 class Rate:
-    """The requests of the last second of each account; 0 a second means without limit."""
+    """Each account's requests of the last second; 0 per second means no limit."""
 
     def __init__(self, per_second: int) -> None:
         self.per_second = per_second
         self.clear()
 
     def clear(self) -> None:
-        """Nobody has asked yet, and nobody is blocked."""
+        """Forget all requests and blocks."""
         self._asked: defaultdict[str, deque[float]] = defaultdict(deque)
         self._refused: defaultdict[str, deque[float]] = defaultdict(deque)
         self._blocked: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""How every answer leaves the sandbox: by its rules, by a fault that was ordered, or not at all."""
+"""Answers leave the sandbox by its rules, by an ordered fault, or not at all."""
 
 from asyncio import BaseTransport, sleep
 from collections.abc import Callable
@@ -28,10 +28,10 @@ TITLES = {
 
 
 class Protocol(HttpToolsProtocol):
-    """Lets an answer be withheld by cutting its connection."""
+    """Allows an answer to be withheld by cutting its connection."""
 
     def on_message_begin(self) -> None:
-        """Hand the connection to whoever answers the request."""
+        """Make the connection available to the route that answers the request."""
         super().on_message_begin()
         self.scope["state"]["transport"] = self.transport
 
@@ -47,20 +47,20 @@ def headers_of(request: Call) -> dict[str, str]:
 
 
 def same_origin(request: Call) -> None:
-    """Pages of other sites may not give orders here."""
+    """Refuses orders from pages of other sites."""
     origin = request.headers.get("origin")
     if origin and urlsplit(origin).netloc != request.headers.get("host", ""):
         raise Impossible(403, "orders are taken from the sandbox's own pages only")
 
 
 def json(status: int, content: object) -> Response[bytes]:
-    """An answer of JSON; nothing to say is an empty body."""
+    """An answer of JSON; without content the body is empty."""
     body = msgspec.json.encode(content) if content else b""
     return Response(body, status_code=status, media_type="application/json")
 
 
 async def behave(request: Call, fault: Fault | None, work: Callable[[], Response[bytes]]) -> Response[bytes]:
-    """Do the work and answer, unless the fault says otherwise; `slow` and those `_after` do it first."""
+    """Do the work and answer, unless a fault forbids it; `slow` and the `_after` faults do the work first."""
     if fault is None:
         return work()
     if fault.action == "drop":
@@ -79,7 +79,7 @@ async def behave(request: Call, fault: Fault | None, work: Callable[[], Response
 
 
 def failure(fault: Fault) -> Response[bytes]:
-    """The status that was ordered, with its Retry-After and body."""
+    """The ordered status, with its Retry-After and body."""
     status = int(fault.action)
     body = fault.body or {
         "error_code": status,
@@ -93,7 +93,7 @@ def failure(fault: Fault) -> Response[bytes]:
 
 
 def _page(fault: Fault) -> Response[bytes]:
-    """What a firewall (403) or a gateway (502, 504) answers in place of who stands behind it."""
+    """The page of a firewall (403) or gateway (502, 504) in place of the application's answer."""
     return Response(HTML, status_code=fault.status, media_type="text/html")
 
 

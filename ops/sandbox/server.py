@@ -1,4 +1,4 @@
-"""One loopback port on which both strangers live, from the ready line to a clean stop."""
+"""The fake Kommo and the demo messenger on one loopback port, from the ready line to a clean stop."""
 
 import asyncio
 import socket
@@ -50,7 +50,7 @@ class Sandbox(World):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop within 2 s: open pages end, what waits to be sent is cut."""
+        """Stop within 2 s: open pages end, queued hooks are dropped."""
         self.feed.close()
         self._server.should_exit = True
         await self.hooks.lanes.close()
@@ -90,7 +90,7 @@ class Sandbox(World):
 
 
 class _Server(uvicorn.Server):
-    """Leaves the signals to whoever runs the event loop."""
+    """Leaves signal handling to the owner of the event loop."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

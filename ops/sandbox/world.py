@@ -1,4 +1,4 @@
-"""Both strangers with all they know and do, without an address: routes see them, the server opens them."""
+"""The fake Kommo and the demo messenger with their state and rules, without an address."""
 
 import aiohttp
 
@@ -20,7 +20,7 @@ from ops.sandbox.state.store import Store
 
 
 class World:
-    """Made from a config; `url` is empty until they listen, and `session` calls whom they call."""
+    """Made from a config; `url` is empty until the server listens, `session` makes the outgoing calls."""
 
     session: aiohttp.ClientSession
 

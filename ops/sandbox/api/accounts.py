@@ -1,4 +1,4 @@
-"""`/api/v4/account` and `/api/v4/users`: the numbers of the CRM and their names in chats."""
+"""`/api/v4/account` and `/api/v4/users`: accounts and users by their CRM ids and their amojo ids."""
 
 from zlib import crc32
 
@@ -16,7 +16,7 @@ CREATED_AT = 1_600_000_000
 
 @get("/api/v4/account")
 async def account(request: Call) -> Response[bytes]:
-    """The account the token is for."""
+    """The account that the token belongs to."""
     return await answer(request, "account", _account)
 
 

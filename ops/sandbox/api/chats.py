@@ -1,4 +1,4 @@
-"""Kommo's address: nothing reaches the rules before its signature fits its raw bytes."""
+"""Routes of the Chats API: a request reaches the rules only if its signature fits its raw bytes."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -47,7 +47,7 @@ async def chats(request: Call, origin: FromPath[str]) -> Response[bytes]:
 
 @post(ORIGIN + "/{message_id:str}/delivery_status", status_code=200)
 async def delivery_status(request: Call, origin: FromPath[str], message_id: FromPath[str]) -> Response[bytes]:
-    """What became of a message to the client."""
+    """Report the delivery status of a message to the client."""
     kommo = sandbox_of(request).kommo
     return await _answer(
         request, "delivery_status", origin, lambda body: kommo.delivery_status(origin, message_id, body)
@@ -56,21 +56,21 @@ async def delivery_status(request: Call, origin: FromPath[str], message_id: From
 
 @post(ORIGIN + "/typing", status_code=200)
 async def typing(request: Call, origin: FromPath[str]) -> Response[bytes]:
-    """The client types."""
+    """Report that the client is typing."""
     kommo = sandbox_of(request).kommo
     return await _answer(request, "typing", origin, lambda body: kommo.typing(origin, body), empty=204)
 
 
 @post(ORIGIN + "/react", status_code=200)
 async def react(request: Call, origin: FromPath[str]) -> Response[bytes]:
-    """Somebody reacts to a message."""
+    """Add or remove a reaction."""
     kommo = sandbox_of(request).kommo
     return await _answer(request, "react", origin, lambda body: kommo.react(origin, body))
 
 
 @get(ORIGIN + "/chats/{chat_id:str}/history")
 async def history(request: Call, origin: FromPath[str], chat_id: FromPath[str]) -> Response[bytes]:
-    """The messages of a chat, newest first."""
+    """A chat's messages, newest first."""
     kommo = sandbox_of(request).kommo
 
     def work(_: bytes) -> object:
@@ -87,7 +87,7 @@ ROUTES = [connect, disconnect, message, chats, delivery_status, typing, react, h
 async def _answer(
     request: Call, endpoint: str, origin: str, work: Work, *, empty: int = 200
 ) -> Response[bytes]:
-    """Check, do, answer; `origin` is a channel's id, or a scope's that begins with one."""
+    """Check, do the work and answer; `origin` is a channel id, or a scope id, which begins with one."""
     sandbox = sandbox_of(request)
     body = await request.body()
     fault = None
@@ -120,7 +120,7 @@ def _refused(status: int, text: str) -> Response[bytes]:
 
 
 def _limited(status: int) -> Response[bytes]:
-    """Too many: 429 and when to ask again, then the page of the firewall."""
+    """Too many requests: 429 with `Retry-After`, and after a while the firewall's page."""
     if status == 403:
         return Response(HTML, status_code=403, media_type="text/html")
     answered = _refused(429, "too many requests")
@@ -129,12 +129,12 @@ def _limited(status: int) -> Response[bytes]:
 
 
 def _path(request: Call) -> str:
-    """The path as it was sent, which is what was signed."""
+    """The path exactly as sent, because the signature covers it."""
     return request.scope["raw_path"].decode("latin-1")
 
 
 def _named(endpoint: str, body: bytes) -> tuple[str, str]:
-    """Which endpoint and conversation a fault would have to name."""
+    """The endpoint and conversation by which an ordered fault finds this request."""
     try:
         told = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""Contacts, as many of their fields as a chat needs, and the links between chats and contacts (§4.1)."""
+"""Contacts, with the fields that a chat needs, and the links between chats and contacts (§4.1)."""
 
 import time
 from typing import Annotated
@@ -32,7 +32,7 @@ class NewLink(Struct, kw_only=True):
 
 @get("/api/v4/contacts")
 async def list_contacts(request: Call) -> Response[bytes]:
-    """The contacts, without those that wait inside an incoming lead."""
+    """The contacts, except those that are still inside an incoming lead."""
 
     def work(caller: Caller) -> Reply:
         found = [one for one in caller.sandbox.crm_state.contacts.of(caller.amojo_id) if not one.hidden]
@@ -60,7 +60,7 @@ async def create_contacts(request: Call) -> Response[bytes]:
 
 @post("/api/v4/contacts/chats", status_code=200)
 async def link_chats(request: Call) -> Response[bytes]:
-    """Chats belong to these contacts from now on, all or none of them. It fails with a cookie."""
+    """Link chats to contacts, all or none of them. As at Kommo, a request with a cookie is refused."""
     return await answer(request, "links", _link)
 
 

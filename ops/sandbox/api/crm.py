@@ -1,4 +1,4 @@
-"""The CRM's address: nothing reaches a rule without a token that is still good, nor faster than allowed."""
+"""Routes of the CRM: a request reaches the rules only with a valid token and within the rate limit."""
 
 import re
 from collections.abc import Callable
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Wrong(Exception):
-    """The answer is a problem with this status; `errors` say which part of the body is meant."""
+    """The answer is a problem with this status; `errors` names the parts of the body at fault."""
 
     def __init__(self, status: int, detail: str, errors: "tuple[BadPart, ...]" = ()) -> None:
         super().__init__(detail)
@@ -36,7 +36,7 @@ class Wrong(Exception):
 
 
 class BadPart(Struct, frozen=True):
-    """What is wrong with one part of a body; `request_id` names the part."""
+    """The fault of one part of a body; `request_id` names the part."""
 
     code: str
     path: str
@@ -45,14 +45,14 @@ class BadPart(Struct, frozen=True):
 
 
 class Reply(NamedTuple):
-    """A status and what the answer holds."""
+    """The status and the body of an answer."""
 
     status: int
     content: object = None
 
 
 class Caller(Struct, frozen=True):
-    """Who asks for what: an integration for an account."""
+    """A request of an integration for an account."""
 
     sandbox: World
     account: CrmAccount
@@ -95,7 +95,7 @@ Work = Callable[[Caller], Reply]
 
 
 async def answer(request: Call, where: str, work: Work) -> Response[bytes]:
-    """Check the token and the rate, do the work, answer; `crm.{where}` is the name of its faults."""
+    """Check the token and the rate, do the work and answer; faults name this route `crm.{where}`."""
     sandbox, body = sandbox_of(request), await request.body()
     token = sandbox.consent.bearer(request.headers.get("authorization", ""))
     if token is None:
@@ -121,7 +121,7 @@ async def answer(request: Call, where: str, work: Work) -> Response[bytes]:
 
 
 def faulty(fault: Fault | None) -> Response[bytes] | None:
-    """The status that was ordered, as a problem; None when the fault is of another kind."""
+    """The ordered status as a problem; None if the fault is of another kind."""
     if fault is None or not fault.is_status:
         return None
     status = int(fault.action)
@@ -172,7 +172,7 @@ def _bad_part(message: str) -> BadPart:
 def collection(
     caller: Caller, path: str, name: str, items: list[dict[str, object]], total: int = -1
 ) -> dict[str, object]:
-    """Things of one kind, as every list of the v4 API has them."""
+    """A collection in the shape that every list of the v4 API has."""
     return {
         "_total_items": len(items) if total < 0 else total,
         "_links": caller.link(path),
@@ -181,7 +181,7 @@ def collection(
 
 
 def page_of(caller: Caller, path: str, name: str, items: list[dict[str, object]], most: int) -> Reply:
-    """One page of a list (`page`, `limit`); 204 when there is nothing on it."""
+    """One page of a list (`page`, `limit`); 204 if the page is empty."""
     page, limit = caller.number("page", 1, 1_000_000), caller.number("limit", most, most)
     shown = items[(page - 1) * limit : page * limit]
     if not shown:
@@ -190,12 +190,12 @@ def page_of(caller: Caller, path: str, name: str, items: list[dict[str, object]]
 
 
 def few(parts: list[T], most: int) -> list[T]:
-    """The parts of a body, if there are some and not too many; Wrong 400 otherwise."""
+    """The parts of a body; raises Wrong (400) if there are none or too many."""
     if not 1 <= len(parts) <= most:
         raise Wrong(400, f"The body holds {len(parts)} things: send 1..{most}")
     return parts
 
 
 def request_id(index: int, told: str | int | UnsetType) -> str:
-    """What the answer calls a part of the body: as told, else by its place."""
+    """The name of a part of the body in the answer: its `request_id`, else its index."""
     return str(index) if told is UNSET else str(told)

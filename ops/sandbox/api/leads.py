@@ -65,7 +65,7 @@ class NewLead(Struct, kw_only=True):
 
 @get(UNSORTED)
 async def list_incoming(request: Call) -> Response[bytes]:
-    """The incoming leads that wait; 204 without any."""
+    """The incoming leads that are not settled; 204 if there are none."""
 
     def work(caller: Caller) -> Reply:
         uids = [value for value in caller.all("filter") if len(value) == 32]
@@ -95,7 +95,7 @@ async def read_incoming(request: Call, uid: FromPath[str]) -> Response[bytes]:
 
 @post(UNSORTED + "/{uid:str}/accept", status_code=200)
 async def accept(request: Call, uid: FromPath[str]) -> Response[bytes]:
-    """An incoming lead becomes a lead."""
+    """Accept an incoming lead: it becomes a lead."""
 
     def work(caller: Caller) -> Reply:
         order = caller.read(Accept) if caller.body else Accept()
@@ -108,7 +108,7 @@ async def accept(request: Call, uid: FromPath[str]) -> Response[bytes]:
 
 @delete(UNSORTED + "/{uid:str}/decline", status_code=200)
 async def decline(request: Call, uid: FromPath[str]) -> Response[bytes]:
-    """An incoming lead is nothing."""
+    """Decline an incoming lead."""
 
     def work(caller: Caller) -> Reply:
         order = caller.read(Decline) if caller.body else Decline()
@@ -121,7 +121,7 @@ async def decline(request: Call, uid: FromPath[str]) -> Response[bytes]:
 
 @post(UNSORTED + "/{uid:str}/link", status_code=200)
 async def join(request: Call, uid: FromPath[str]) -> Response[bytes]:
-    """An incoming lead belongs to a lead that was there already."""
+    """Link an incoming lead to an existing lead."""
     return await answer(request, "unsorted", lambda caller: _join(caller, uid))
 
 

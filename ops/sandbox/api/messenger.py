@@ -1,4 +1,4 @@
-"""The demo messenger's address: only what its own secret signed is taken."""
+"""Route of the demo messenger: it accepts only pushes signed with its own secret."""
 
 import msgspec
 from litestar import Response, post

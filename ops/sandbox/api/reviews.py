@@ -1,4 +1,4 @@
-"""WhatsApp's review of a template: one of each of its sources, asked for by a webhook."""
+"""WhatsApp's review of a template: one review per WhatsApp source, requested by a webhook."""
 
 from typing import Annotated, Literal
 
@@ -22,7 +22,7 @@ class Reviewed(Struct):
 
 @post(PATH, status_code=200)
 async def send_to_review(request: Call, template_id: FromPath[int]) -> Response[bytes]:
-    """A WhatsApp template goes out for review, to every WhatsApp source; the subscribers are told."""
+    """Send a WhatsApp template out for review to every WhatsApp source, and notify the subscribers."""
 
     def work(caller: Caller) -> Reply:
         template, sandbox = _template(caller, template_id), caller.sandbox
@@ -34,7 +34,7 @@ async def send_to_review(request: Call, template_id: FromPath[int]) -> Response[
 
 @post(PATH + "/{review_id:int}", status_code=200)
 async def set_review(request: Call, template_id: FromPath[int], review_id: FromPath[int]) -> Response[bytes]:
-    """What WhatsApp said of a template, for one source."""
+    """Set the verdict of one source's review."""
 
     def work(caller: Caller) -> Reply:
         order, template = caller.read(Reviewed), _template(caller, template_id)
@@ -54,7 +54,7 @@ ROUTES = [send_to_review, set_review]
 def begin(
     state: CrmState, hooks: CrmHooks, account: CrmAccount, template: Template
 ) -> tuple[list[Review], list[Sent]]:
-    """Send a template out for review. Wrong 400 when nobody could review it."""
+    """Send a template out for review; raises Wrong (400) if the account has no WhatsApp source."""
     if template.told["type"] != "waba":
         raise Wrong(400, "Only a template of type waba can be reviewed")
     sources = [one for one in state.sources.of(template.account) if _is_whatsapp(one)]
@@ -70,7 +70,7 @@ def begin(
 
 
 def hook_fields(template: Template) -> dict[str, object]:
-    """What a webhook tells of a template."""
+    """A template as a webhook reports it."""
     told = template.told
     return {
         "id": template.id,
@@ -89,7 +89,7 @@ def hook_fields(template: Template) -> dict[str, object]:
 
 
 def review_status(template: Template) -> str:
-    """The least good of its reviews; `draft` before any."""
+    """The worst of the reviews; `draft` before the first."""
     statuses = {one.status for one in template.reviews}
     order = ("review", "rejected", "paused", "approved")
     return next((one for one in order if one in statuses), "draft")

@@ -47,7 +47,7 @@ class NewSource(Struct, kw_only=True):
 
 
 class Change(Struct, kw_only=True):
-    """What is told is changed; the external_id may only be told as it is."""
+    """The given fields are changed; an `external_id` must be the present one."""
 
     name: Text | UnsetType = UNSET
     external_id: str | UnsetType = UNSET
@@ -121,7 +121,7 @@ async def change_source(request: Call, source_id: FromPath[int]) -> Response[byt
 
 @delete(PATH, status_code=200)
 async def delete_sources(request: Call) -> Response[bytes]:
-    """Sources are gone; 404 names those that were not there, the others are gone all the same."""
+    """Delete sources; 404 names those that do not exist, and the others are deleted nevertheless."""
 
     def work(caller: Caller) -> Reply:
         return _delete(caller, [one.id for one in few(caller.read(list[Named]), PARTS_MAX)])
@@ -131,7 +131,7 @@ async def delete_sources(request: Call) -> Response[bytes]:
 
 @delete(PATH + "/{source_id:int}", status_code=200)
 async def delete_source(request: Call, source_id: FromPath[int]) -> Response[bytes]:
-    """One source is gone."""
+    """Delete one source."""
     return await answer(request, "sources", lambda caller: _delete(caller, [source_id]))
 
 

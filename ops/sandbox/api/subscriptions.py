@@ -1,4 +1,4 @@
-"""Who wants to be told what (§5.2): at most 100 addresses of an account, each of them once."""
+"""CRM webhook subscriptions (§5.2): at most 100 destinations per account, each of them once."""
 
 import time
 from typing import Annotated
@@ -12,7 +12,7 @@ from ops.sandbox.state.crm import Subscription
 
 PATH = "/api/v4/webhooks"
 DESTINATIONS_MAX = 100
-# What the sandbox tells. The CRM has many more events, of tasks and the like; they may be subscribed to.
+# The events that the sandbox sends. The CRM has many more, of tasks and the like, which may be subscribed to.
 CHATS = {
     "add_talk",
     "update_talk",
@@ -62,7 +62,7 @@ async def subscribe(request: Call) -> Response[bytes]:
 
 @delete(PATH, status_code=200)
 async def unsubscribe(request: Call) -> Response[bytes]:
-    """A subscription is gone."""
+    """Delete a subscription."""
 
     def work(caller: Caller) -> Reply:
         order = caller.read(Unsubscribe)

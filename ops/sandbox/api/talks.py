@@ -26,7 +26,7 @@ async def read_talk(request: Call, talk_id: FromPath[int]) -> Response[bytes]:
 
 @post(PATH + "/close", status_code=202)
 async def close_talk(request: Call, talk_id: FromPath[int]) -> Response[bytes]:
-    """A talk is closed; 422 when it is so already."""
+    """Close a talk; 422 if it is closed already."""
 
     def work(caller: Caller) -> Reply:
         if caller.body:

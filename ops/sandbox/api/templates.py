@@ -36,7 +36,7 @@ class Attachment(Struct):
 
 
 class Fields(Struct, kw_only=True):
-    """What a template may have; nothing is required here."""
+    """The fields that a template may have; none is required here."""
 
     name: Text | UnsetType = UNSET
     content: Content | UnsetType = UNSET
@@ -125,7 +125,7 @@ async def change_template(request: Call, template_id: FromPath[int]) -> Response
 
 @delete(PATH, status_code=200)
 async def delete_templates(request: Call) -> Response[bytes]:
-    """Templates are gone, all or none of them."""
+    """Delete templates, all or none of them."""
 
     def work(caller: Caller) -> Reply:
         return _delete(caller, [one.id for one in few(caller.read(list[Named]), PARTS_MAX)])
@@ -135,7 +135,7 @@ async def delete_templates(request: Call) -> Response[bytes]:
 
 @delete(PATH + "/{template_id:int}", status_code=200)
 async def delete_template(request: Call, template_id: FromPath[int]) -> Response[bytes]:
-    """One template is gone."""
+    """Delete one template."""
     return await answer(request, "templates", lambda caller: _delete(caller, [template_id]))
 
 

@@ -1,4 +1,4 @@
-"""What a request of the Chats API must hold beyond its shape; what does not is refused with a reason."""
+"""Checks of a Chats API request beyond its shape; a request that fails one is refused with a reason."""
 
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Refused(Exception):
-    """The answer is an error with this status and text."""
+    """The request is refused with this status and text."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -35,7 +35,7 @@ def required(value: str | UnsetType, name: str) -> str:
 
 
 def quoted_problem(order: schemas.NewMessage) -> str:
-    """What is missing in a message that is quoted or forwarded, or nothing."""
+    """What a quoted or forwarded message lacks; empty if nothing."""
     if isinstance(order.reply_to, schemas.ReplyTo) and (problem := order.reply_to.quoted.problem()):
         return f"reply_to.message.{problem}"
     if isinstance(order.forwards, schemas.Forwards):
@@ -46,7 +46,7 @@ def quoted_problem(order: schemas.NewMessage) -> str:
 
 
 def status_problem(order: schemas.DeliveryStatus) -> str:
-    """What does not fit in a delivery status, or nothing; the status is in `status_code`."""
+    """The fault of a delivery status, whose code is in `status_code`; empty if there is none."""
     status = order.status_code
     if status not in (1, 2, -1):
         return "delivery_status: must be 1, 2 or -1"

@@ -1,15 +1,15 @@
-"""Who takes hooks slowly or not at all waits in the slow queue, until he takes them well again."""
+"""A scope that answers hooks slowly or badly is moved to the slow queue until it answers well again."""
 
 from collections import defaultdict
 
 from msgspec import Struct
 
 SLOW_ANSWER_SECONDS = 2.0
-IN_A_ROW = 5  # so many bad hooks lead into the slow queue, so many good ones out of it
+IN_A_ROW = 5  # bad hooks in a row lead into the slow queue, good ones out of it: Kommo documents no number
 
 
 class Standing(Struct, kw_only=True):
-    """How the hooks of a scope went of late."""
+    """How a scope's latest hooks were answered."""
 
     queue: str = "fast"
     good_in_a_row: int = 0
@@ -28,7 +28,7 @@ class HookQueue:
         return self.standings[scope_id].queue
 
     def tell(self, scope_id: str, status: int | None, seconds: float) -> None:
-        """A hook was answered so, after so long."""
+        """Record how a hook was answered, and after how many seconds."""
         standing = self.standings[scope_id]
         if status == 200 and seconds < SLOW_ANSWER_SECONDS:
             standing.good_in_a_row, standing.bad_in_a_row = standing.good_in_a_row + 1, 0

@@ -23,7 +23,7 @@ EMPTY = {"markup": None, "tag": "", "media": "", "thumbnail": "", "file_name": "
 
 
 class Hook(Struct, kw_only=True):
-    """One hook and what became of it; `status` is what the receiver answered, `error` why it did not."""
+    """One hook and its outcome: `status` is the receiver's answer, `error` the reason why there is none."""
 
     n: int
     kind: str

@@ -1,4 +1,4 @@
-"""What a manager does in Kommo becomes a message in its chat and one hook to the integration."""
+"""A manager's action in Kommo becomes a message in its chat and one hook to the integration."""
 
 import time
 
@@ -26,7 +26,7 @@ class Receiver(Struct, forbid_unknown_fields=True):
 
 
 class Address(Struct, frozen=True, kw_only=True):
-    """Whom a manager means: a chat by either id, or a phone number (write first)."""
+    """The chat that a manager addresses, by either id, or a phone number to write to first."""
 
     scope_id: str = ""
     chat_id: str = ""
@@ -37,14 +37,14 @@ class Address(Struct, frozen=True, kw_only=True):
 
 
 class Managers:
-    """The manager's side of the fake Kommo."""
+    """What managers do in the fake Kommo."""
 
     def __init__(self, config: Config, crm: Crm, hooks: Hooks, feed: Feed, rules: CrmRules) -> None:
         self.config, self.crm, self.hooks, self.feed, self.crm_rules = config, crm, hooks, feed, rules
         self._typed: dict[str, float] = {}
 
     def connection(self, scope_id: str) -> Connection:
-        """The connection named, or the only one; Impossible 409 without one."""
+        """The named connection, or the only one; raises Impossible (409) if there is none."""
         active = [one for one in self.crm.connections.values() if one.active]
         if scope_id:
             active = [one for one in active if one.scope_id == scope_id]
@@ -55,7 +55,7 @@ class Managers:
         return active[0]
 
     def chat(self, address: Address) -> tuple[Connection, Chat]:
-        """The chat that is meant. A phone or a conversation that is new to Kommo starts a chat."""
+        """The addressed chat. A phone number or conversation that is new to Kommo starts a chat."""
         if address.chat_id:
             known = self.crm.chats.get(address.chat_id)
             if known is None or (address.scope_id and known.scope_id != address.scope_id):
@@ -105,12 +105,12 @@ class Managers:
         return message, sent
 
     def type(self, address: Address, sender_id: str = "", variant: str = "sample") -> Sent:
-        """A manager types; as often as asked."""
+        """A manager is typing: one hook per call."""
         connection, chat = self.chat(address)
         return self.hooks.typing(connection, chat, sender_id or self.config.managers[0].id, variant=variant)
 
     def type_sometimes(self, chat_id: str, sender_id: str) -> bool:
-        """A manager types on the page: a hook at most every 5 s."""
+        """A manager is typing on the page: at most one hook in 5 s."""
         now = time.monotonic()
         if now - self._typed.get(chat_id, -TYPING_SECONDS) < TYPING_SECONDS:
             return False
@@ -130,7 +130,7 @@ class Managers:
         return sent
 
     def from_template(self, template_id: int, params: dict[str, str]) -> dict[str, object]:
-        """What a template says with these meanings of its markers (`{"contact.name": "Ann"}`)."""
+        """A template's text with its markers replaced (`{"contact.name": "Ann"}`)."""
         template = self.crm_rules.crm_state.templates.get(template_id)
         if template is None:
             raise Impossible(404, "template_id: no such template; POST /api/v4/chats/templates makes one")

@@ -1,4 +1,4 @@
-"""The Chats API answers what its documentation says, and refuses what it says with the code it says."""
+"""The Chats API as documented: it answers, and refuses, with the documented codes."""
 
 import time
 from typing import Any
@@ -30,7 +30,7 @@ HISTORY_MAX = 50
 
 
 class Kommo:
-    """The calls an integration may make; each takes the raw body and gives what the answer holds."""
+    """The calls of an integration; each takes the raw body and returns the body of the answer."""
 
     def __init__(self, config: Config, crm: Crm, hooks: Hooks, feed: Feed, rules: CrmRules) -> None:
         self.config, self.crm, self.hooks, self.feed, self.crm_rules = config, crm, hooks, feed, rules
@@ -46,7 +46,7 @@ class Kommo:
         return channel
 
     def connect(self, channel_id: str, body: bytes) -> dict[str, object]:
-        """§3.1. Again is the same; an account off the whitelist is 403."""
+        """§3.1. Repeating it changes nothing; an account that is not on the whitelist gets 403."""
         order = read(schemas.CONNECT, body)
         if order.hook_api_version != "v2":
             raise Refused(400, "hook_api_version: only v2 is supported")
@@ -85,7 +85,7 @@ class Kommo:
         return {}
 
     def switch_off(self, account_id: str, channels: set[str]) -> list[str]:
-        """A disabled integration's channels disconnect by themselves; the scopes that did."""
+        """Disconnects the channels of a disabled integration; returns their scope ids."""
         stopped = []
         for connection in self.crm.connections.values():
             if (
@@ -107,7 +107,7 @@ class Kommo:
         return connection
 
     def new_chat(self, scope_id: str, body: bytes) -> dict[str, object]:
-        """§3.3. A known conversation gives its id, a known user itself."""
+        """§3.3. A known conversation is answered with its id, a known user with itself."""
         order = read(schemas.NEW_CHAT, body)
         chat = self.crm.chat(scope_id, order.conversation_id)
         person = self._client(scope_id, order.user)
@@ -178,7 +178,7 @@ class Kommo:
         return self._accepted(message)
 
     def _elsewhere(self, scope_id: str, order: schemas.NewMessage) -> str:
-        """A quoted message that is known is one of the same chat."""
+        """A quoted message, if it is known, must be in the same chat."""
         if not isinstance(order.reply_to, schemas.ReplyTo):
             return ""
         quoted, chat = order.reply_to.quoted, self.crm.chat(scope_id, order.conversation_id)
@@ -230,7 +230,7 @@ class Kommo:
         }
 
     def _client(self, scope_id: str, told: schemas.Person) -> Person:
-        """The client as told: found by our id, bound by Kommo's, else new; what is told anew is kept."""
+        """The client of a request: found by our id, bound by Kommo's, else new; its fields are updated."""
         person = self.crm.person(scope_id, told.id)
         if person is None and isinstance(told.ref_id, str):
             person = self.crm.people.get(told.ref_id)
@@ -249,7 +249,7 @@ class Kommo:
         return person
 
     def _conversation(self, scope_id: str, order: schemas.NewMessage, person: Person) -> Chat:
-        """The chat as told: found by our id, bound by Kommo's (write first), else new."""
+        """The chat of a request: found by our id, bound by Kommo's (write first), else new."""
         chat = self.crm.chat(scope_id, order.conversation_id)
         ref = order.conversation_ref_id
         if ref is UNSET:
@@ -289,7 +289,7 @@ class Kommo:
         return {}
 
     def _told_status(self, message: Message, order: schemas.DeliveryStatus) -> str:
-        """Keep what became of a message to the client, or say why it cannot be."""
+        """Keep a delivery status of a message to the client, or refuse it with a reason."""
         if problem := status_problem(order):
             return problem
         if message.direction != "out":
@@ -396,7 +396,7 @@ def react(message: Message, by: str, type: str, emoji: str) -> None:
 
 
 def monotonic_ns() -> int:
-    """When something arrived, comparable over the processes of one machine."""
+    """The time of an arrival, comparable across the processes of one machine."""
     return time.monotonic_ns()
 
 

@@ -90,7 +90,7 @@ class Post(Struct):
 
 
 class Content(Struct, omit_defaults=True):
-    """`message`: what is said."""
+    """The content of a message, `message` in the documents."""
 
     type: Kind
     text: str | UnsetType = UNSET
@@ -107,7 +107,7 @@ class Content(Struct, omit_defaults=True):
     post: Post | UnsetType = UNSET
 
     def problem(self, *, edit: bool = False) -> str:
-        """The field its type needs and that is missing, or nothing."""
+        """The missing field that its type needs; empty if there is none."""
         if self.type == "text" and not self.text:
             return "message.text: required for text"
         if self.type in MEDIA and self.media is UNSET and not edit:
@@ -128,7 +128,7 @@ class EmbeddedSender(Struct):
 
 
 class Embedded(Struct, omit_defaults=True):
-    """The message that is quoted or forwarded: by an id, or told whole."""
+    """The quoted or forwarded message: by an id, or in full."""
 
     id: Id | UnsetType = UNSET
     msgid: Id | UnsetType = UNSET
@@ -145,7 +145,7 @@ class Embedded(Struct, omit_defaults=True):
     contact: Contact | UnsetType = UNSET
 
     def problem(self) -> str:
-        """What is missing when it is told whole, or nothing."""
+        """What it lacks if it is given in full; empty if nothing."""
         if self.id is not UNSET or self.msgid is not UNSET:
             return ""
         for name in ("type", "timestamp", "msec_timestamp", "sender"):
@@ -157,7 +157,7 @@ class Embedded(Struct, omit_defaults=True):
 
 
 class ReplyTo(Embedded, omit_defaults=True):
-    """The quoted message is in `message`, or, as in one of the documents, here itself."""
+    """The quoted message is in `message`, or, in one of the documents, stands here itself."""
 
     message: Embedded | UnsetType = UNSET
 

@@ -1,4 +1,4 @@
-"""A request is believed only if all four signed headers fit its raw bytes and the present time."""
+"""A request is accepted only if all four signed headers fit its raw bytes and the present time."""
 
 import base64
 import hashlib
@@ -29,7 +29,7 @@ def hook_signature(secret: str, body: bytes) -> str:
 
 
 def refusal(secret: str, method: str, path: str, headers: dict[str, str], body: bytes, now: datetime) -> str:
-    """Why Kommo refuses the request's signature (403), or nothing."""
+    """Why Kommo refuses the request's signature (403); empty if it does not."""
     md5, kind = headers.get("content-md5", ""), headers.get("content-type", "")
     date, signature = headers.get("date", ""), headers.get("x-signature", "")
     if kind != "application/json":
@@ -58,13 +58,13 @@ def _instant(date: str) -> datetime | None:
 
 
 class Webhooks:
-    """Standard Webhooks with one secret, both ways; without a secret nothing is believed."""
+    """Standard Webhooks with one secret in both directions; without a secret nothing is accepted."""
 
     def __init__(self, secret: str) -> None:
         self._webhook = Webhook(secret) if secret else None
 
     def believes(self, headers: dict[str, str], body: bytes) -> bool:
-        """Is the signature of these bytes right and fresh?"""
+        """Whether the signature of these bytes is right and fresh."""
         if self._webhook is None:
             return False
         try:
@@ -87,7 +87,7 @@ class Webhooks:
 
 
 def is_secret(text: str) -> bool:
-    """Can this be a Standard Webhooks secret?"""
+    """Whether this can be a Standard Webhooks secret."""
     try:
         return bool(base64.b64decode(text.removeprefix("whsec_") + "==", validate=False))
     except ValueError:

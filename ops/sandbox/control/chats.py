@@ -1,4 +1,4 @@
-"""Tests and integrators may order everything that strangers do, and read everything they saw.
+"""Tests and integrators order what Kommo's and the messenger's people do, and read what both sides received.
 
 JSON over HTTP on the sandbox's own port, without a key. A bad order is 400 `{"error": …}`, one that cannot be
 carried out now 404, 409 or 503. `sandbox --help` lists the calls; the shapes are in `orders.py`.
@@ -56,13 +56,13 @@ async def add_fault(request: Call) -> Response[bytes]:
 
 @get("/control/faults")
 async def list_faults(request: Call) -> Response[bytes]:
-    """The faults that are still to come."""
+    """The faults that have not been used up."""
     return json(200, {"faults": sandbox_of(request).faults.faults})
 
 
 @delete("/control/faults", status_code=204)
 async def clear_faults(request: Call) -> None:
-    """Everything works again."""
+    """Remove all faults."""
     sandbox_of(request).faults.clear()
 
 
@@ -175,7 +175,7 @@ async def customer_delete(request: Call) -> Response[bytes]:
 
 @post("/control/customer/statuses", status_code=201)
 async def customer_status(request: Call) -> Response[bytes]:
-    """The messenger says what became of a message it was pushed."""
+    """The messenger reports the status of a message that was pushed to it."""
     messenger = _telling(request)
     order = await _order(request, CustomerStatus)
     letter = messenger.state.letters.get(order.message_id)
@@ -195,7 +195,7 @@ async def customer_status(request: Call) -> Response[bytes]:
 
 @post("/control/customer/typing", status_code=201)
 async def customer_typing(request: Call) -> Response[bytes]:
-    """A customer types: told once, not repeated."""
+    """A customer is typing: reported once, not repeated."""
     order = await _order(request, CustomerTyping)
     sender = {"id": order.sender.id, "name": order.sender.name or order.sender.id}
     at: dict[str, object] = {"at": order.at} if order.at else {}
@@ -241,7 +241,7 @@ async def customer_actions(request: Call) -> Response[bytes]:
 
 @get("/control/kommo")
 async def read_kommo(request: Call) -> Response[bytes]:
-    """What Kommo has. `?after=n&limit=m` pages the messages, `?only=messages` leaves the rest out."""
+    """The state of Kommo. `?after=n&limit=m` pages the messages, `?only=messages` leaves the rest out."""
     sandbox, crm = sandbox_of(request), sandbox_of(request).chat_state
     messages = _page(request, list(crm.messages.values()))
     shown: dict[str, object] = {"messages": [_shown(one) for one in messages]}
@@ -261,7 +261,7 @@ async def read_kommo(request: Call) -> Response[bytes]:
 
 @get("/control/messenger")
 async def read_messenger(request: Call) -> Response[bytes]:
-    """What the messenger has. `?after=n&limit=m` pages the pushes, `?only=pushes` leaves the rest out."""
+    """The state of the messenger. `?after=n&limit=m` pages the pushes, `?only=pushes` leaves the rest out."""
     phone = sandbox_of(request).messenger_state
     shown: dict[str, object] = {"pushes": _page(request, list(phone.pushes.values()))}
     if request.query_params.get("only") != "pushes":
@@ -276,7 +276,7 @@ async def read_messenger(request: Call) -> Response[bytes]:
 
 @get("/control/hooks")
 async def read_hooks(request: Call) -> Response[bytes]:
-    """The hooks in the order they were made, with what became of them."""
+    """The hooks in the order in which they were made, with their outcomes."""
     hooks = sandbox_of(request).hooks
     told: dict[str, object] = {"hooks": _page(request, list(hooks.sent)), "waiting": hooks.lanes.waiting}
     return json(200, told | {"queues": hooks.pace.standings})
@@ -337,7 +337,7 @@ async def _order(request: Call, shape: type[T]) -> T:
 
 
 async def _hooked(request: Call, sent: Sent, ids: dict[str, object]) -> Response[bytes]:
-    """201 at once, or when the hook has been tried with what it was answered."""
+    """201 at once, or, once the hook has been tried, with its answer."""
     hook, done = sent
     told: dict[str, object] = {**ids, "hook": hook.n}
     if await _waited(request, done):

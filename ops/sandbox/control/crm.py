@@ -1,4 +1,4 @@
-"""Orders to the CRM side: consent without a browser, and everything that its people would do there.
+"""Orders to the CRM: consent without a browser, and everything that users do there.
 
 `account_id` is an account's amojo id or its CRM id, `client_id` an integration; either may be left out where
 there is only one.
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class ConsentOrder(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Whose consent; `deliver` leads to the redirect_uri as a browser would, `url` is told of a disabling."""
+    """An account's consent; `deliver` follows the redirect like a browser, `url` is notified of the end."""
 
     account_id: str | int = ""
     client_id: str = ""
@@ -68,7 +68,7 @@ async def revoke(request: Call) -> Response[bytes]:
 
 @post("/control/crm/disable", status_code=200)
 async def disable(request: Call) -> Response[bytes]:
-    """The integration is switched off in the account: its channels disconnect, its address is told."""
+    """The account disables the integration: its channels are disconnected and its address is notified."""
     order = await ordered(request, ConsentOrder)
     sandbox = sandbox_of(request)
     consent, account, client = whose(request, order)
@@ -196,7 +196,7 @@ async def repeat(request: Call) -> Response[bytes]:
 
 @get("/control/crm")
 async def read_crm(request: Call) -> Response[bytes]:
-    """What the CRM has, of all accounts; tokens are named by their last characters only."""
+    """The state of the CRM, of all accounts; of tokens only the last characters."""
     sandbox = sandbox_of(request)
     state = sandbox.crm_state
     tokens = [
@@ -243,7 +243,7 @@ ROUTER = Router(
 
 
 async def ordered(request: Call, shape: type[T]) -> T:
-    """The order in its shape; an empty body orders nothing in particular. Impossible 400 otherwise."""
+    """The order in its shape; an empty body is an order without fields. Raises Impossible (400)."""
     try:
         return msgspec.json.decode(await request.body() or b"{}", type=shape)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -251,7 +251,7 @@ async def ordered(request: Call, shape: type[T]) -> T:
 
 
 def whose(request: Call, order: ConsentOrder) -> tuple[Consent, CrmAccount, OAuthClient]:
-    """The account and the integration that are meant."""
+    """The account and the integration that an order names."""
     consent = sandbox_of(request).consent
     return consent, consent.account(str(order.account_id)), consent.client(order.client_id)
 
@@ -265,7 +265,7 @@ async def _hooked(request: Call, sent: list[Sent], told: dict[str, object]) -> R
 
 
 async def _visit(request: Call, url: str) -> dict[str, object]:
-    """What the integration's address answered: `status`, or `error`."""
+    """The answer of the integration's address: `status`, or `error`."""
     timeout = aiohttp.ClientTimeout(total=CALL_SECONDS)
     session = sandbox_of(request).session
     try:

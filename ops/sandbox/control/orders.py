@@ -1,4 +1,4 @@
-"""What the control API takes: misspelt and missing fields are refused by name."""
+"""The orders of the control API; misspelt and missing fields are refused by name."""
 
 from typing import Annotated, Literal
 

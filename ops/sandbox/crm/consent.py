@@ -12,11 +12,11 @@ from ops.sandbox.state.crm import CrmState, Disabled, Token
 
 CODE_SECONDS = 20 * 60
 REFRESH_SECONDS = 90 * 24 * 60 * 60
-FORGET_SECONDS = 60 * 60  # an expired token is known as expired for so long
+FORGET_SECONDS = 60 * 60  # an expired token is answered as expired, not as unknown, for so long
 
 
 class Denied(Exception):
-    """No token: an HTTP status, and what is wrong in words."""
+    """No token is given; with the HTTP status and the reason."""
 
     def __init__(self, status: int, hint: str) -> None:
         super().__init__(hint)
@@ -24,7 +24,7 @@ class Denied(Exception):
 
 
 class TokenOrder(Struct, kw_only=True):
-    """What `/oauth2/access_token` takes."""
+    """The body of `/oauth2/access_token`."""
 
     client_id: str = ""
     client_secret: str = ""
@@ -35,13 +35,13 @@ class TokenOrder(Struct, kw_only=True):
 
 
 class Consent:
-    """Which integration may use which account, as the account's admin has agreed."""
+    """The consents: which integration may use which account."""
 
     def __init__(self, config: Config, crm: Crm, state: CrmState) -> None:
         self.config, self.crm, self.crm_state = config, crm, state
 
     def accounts(self) -> list[CrmAccount]:
-        """The accounts with a CRM: those told, the whitelist, and all that ever connected."""
+        """The accounts with a CRM: the configured ones, the whitelist, and all that ever connected."""
         found = {one.amojo_id: one for one in self.config.crm_accounts}
         connected = [one.account_id for one in self.crm.connections.values()]
         for amojo_id in (*self.config.accounts, *connected):
@@ -49,7 +49,7 @@ class Consent:
         return list(found.values())
 
     def account(self, named: str) -> CrmAccount:
-        """The account by its amojo id or CRM id, or the only one; Impossible otherwise."""
+        """The account by its amojo id or CRM id, or the only one; raises Impossible."""
         known = self.accounts()
         if not known:
             raise Impossible(409, "no account: start the sandbox with --account or --crm-account")
@@ -63,7 +63,7 @@ class Consent:
         return known[0]
 
     def client(self, named: str) -> OAuthClient:
-        """The integration by its id, or the only one; Impossible otherwise."""
+        """The integration by its id, or the only one; raises Impossible."""
         known = self.config.oauth
         if not known:
             raise Impossible(409, "no integration: start the sandbox with --oauth CLIENT_ID:SECRET")
@@ -81,7 +81,7 @@ class Consent:
         return self._issue("code", account.amojo_id, client.id, CODE_SECONDS, redirect_uri)
 
     def exchange(self, order: TokenOrder) -> dict[str, object]:
-        """Tokens for a code or a refresh token, which is dead from then on. Raises Denied."""
+        """Tokens for a code or a refresh token, which is spent by it. Raises Denied."""
         self._authenticate(order)
         if order.grant_type == "authorization_code":
             spent = self._spend("code", "authorization code", order.code, order.client_id)
@@ -100,7 +100,7 @@ class Consent:
         }
 
     def bearer(self, header: str) -> Token | None:
-        """The consent behind an Authorization header; none when it is unknown, expired or withdrawn."""
+        """The consent behind an Authorization header; None if it is unknown, expired or withdrawn."""
         kind, _, value = header.partition(" ")
         token = self.crm_state.tokens.get(value.strip())
         if kind.lower() != "bearer" or token is None or token.kind != "access":
@@ -108,7 +108,7 @@ class Consent:
         return token if token.expires > time.time() else None
 
     def expire(self, account: CrmAccount, client: OAuthClient) -> int:
-        """The access tokens are too old now; how many."""
+        """Expires all access tokens; returns how many."""
         found = [one for one in self._of(account, client) if one.kind == "access"]
         for token in found:
             token.expires = 0.0
@@ -116,14 +116,14 @@ class Consent:
         return len(found)
 
     def revoke(self, account: CrmAccount, client: OAuthClient) -> int:
-        """The consent is withdrawn: no code and no token works any more; how many there were."""
+        """Withdraws the consent, so that no code or token works any more; returns how many there were."""
         found = self._of(account, client)
         for token in found:
             self.crm_state.tokens.delete(token)
         return len(found)
 
     def disable(self, account: CrmAccount, client: OAuthClient) -> None:
-        """The account switches the integration off, which withdraws the consent too."""
+        """Disables the integration in the account, which withdraws its consent too."""
         self.revoke(account, client)
         self.crm_state.disabled.save(Disabled(id=f"{account.amojo_id}/{client.id}"))
 

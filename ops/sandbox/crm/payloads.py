@@ -1,4 +1,4 @@
-"""How talks, incoming leads and messages look in the CRM: in its answers and in its webhooks."""
+"""The payloads of talks, incoming leads and messages in the CRM's answers and webhooks."""
 
 from ops.sandbox.config import CrmAccount
 from ops.sandbox.state.chats import Message, Person
@@ -8,7 +8,7 @@ LEAD_ELEMENT = 2  # What the CRM's older fields call a lead.
 
 
 def account_head(account: CrmAccount) -> dict[str, object]:
-    """Who tells it: the head of a webhook."""
+    """The head of a webhook: the account that sends it."""
     return {
         "subdomain": account.subdomain,
         "id": account.id,
@@ -17,7 +17,7 @@ def account_head(account: CrmAccount) -> dict[str, object]:
 
 
 def talk_fields(talk: Talk) -> dict[str, object]:
-    """What the API and the webhook both tell of a talk (§4.4)."""
+    """The fields of a talk that API and webhook share (§4.4)."""
     return {
         "talk_id": talk.id,
         "created_at": talk.created_at,
@@ -39,7 +39,7 @@ def talk_hook(account: CrmAccount, talk: Talk, action: str) -> dict[str, object]
 
 
 def message_hook(account: CrmAccount, talk: Talk, message: Message, client: Person) -> dict[str, object]:
-    """`message[add][0]…` of an incoming message; what it belongs to is missing until there is a lead."""
+    """`message[add][0]…` of an incoming message; `entity_id` is missing until there is a lead."""
     said = message.message
     shown: dict[str, object] = {
         "id": message.id,
@@ -75,7 +75,7 @@ def message_hook(account: CrmAccount, talk: Talk, message: Message, client: Pers
 
 
 def metadata(incoming: Incoming, client: Person | None, message: Message | None) -> dict[str, object]:
-    """What an incoming lead of a chat tells of its first message."""
+    """The part of an incoming lead that describes its first message."""
     return {
         "from": client.name if client else "",
         "to": incoming.source_external_id,
@@ -94,7 +94,7 @@ def metadata(incoming: Incoming, client: Person | None, message: Message | None)
 def incoming_hook(
     account: CrmAccount, incoming: Incoming, client: Person | None, message: Message | None, action: str
 ) -> dict[str, object]:
-    """`unsorted[add|update|delete][0]…`; a delete says what became of it."""
+    """`unsorted[add|update|delete][0]…`; a delete states the outcome."""
     shown: dict[str, object] = {
         "uid": incoming.id,
         "source_uid": incoming.chat_id,

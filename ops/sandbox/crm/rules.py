@@ -1,6 +1,6 @@
-"""What a chat's message means to the CRM: an incoming lead, a talk, a contact, and a webhook of each.
+"""A message in a chat gives the CRM an incoming lead, a talk and a contact, each with a webhook.
 
-The CRM is there as soon as the sandbox has an integration (`--oauth`); without one, chats are all there is.
+There is a CRM once the sandbox has an integration (`--oauth`); without one there are only chats.
 """
 
 import time
@@ -13,12 +13,12 @@ from ops.sandbox.feed import Feed
 from ops.sandbox.state.chats import Chat, Crm, Message, new_id
 from ops.sandbox.state.crm import Contact, CrmState, Incoming, Lead, Link, Source, Talk
 
-PIPELINE = 3_100_001  # Every account has one pipeline, with one stage for what was accepted.
+PIPELINE = 3_100_001  # Every account has one pipeline, with one stage for accepted leads.
 STATUS = 143_100
 
 
 class CrmRules:
-    """The rules between chats and the CRM, and the webhooks that tell of them."""
+    """The rules between chats and the CRM, and the webhooks that report them."""
 
     def __init__(self, config: Config, crm: Crm, state: CrmState, hooks: CrmHooks, feed: Feed) -> None:
         self.config, self.crm, self.crm_state, self.hooks, self.feed = config, crm, state, hooks, feed
@@ -27,7 +27,7 @@ class CrmRules:
 
     @property
     def is_open(self) -> bool:
-        """Is there a CRM beside the chats?"""
+        """Whether there is a CRM beside the chats."""
         return bool(self.config.oauth)
 
     def account(self, chat: Chat) -> CrmAccount:
@@ -40,7 +40,7 @@ class CrmRules:
         return self._channels.get(chat.scope_id.partition("_")[0])
 
     def bind(self, chat: Chat, external_id: str) -> None:
-        """A chat that was written by a source of the account's stays with it."""
+        """Binds a chat to the source of the account that it was written by."""
         if external_id and (not self.is_open or self.knows(self.account(chat).amojo_id, external_id)):
             chat.source = external_id
 
@@ -54,12 +54,12 @@ class CrmRules:
         return next((one.external_id for one in known if one.default), "")
 
     def knows(self, amojo_id: str, external_id: str) -> bool:
-        """Is there such a source? Without a CRM there may be any."""
+        """Whether the source exists; without a CRM any does."""
         known = self.crm_state.sources.of(amojo_id)
         return not self.is_open or any(one.external_id == external_id for one in known)
 
     def heard(self, chat: Chat, message: Message) -> None:
-        """A client has written. Silently: nothing happens here."""
+        """A client has written; a silent message changes nothing in the CRM."""
         if not self.is_open or message.silent:
             return
         link = self.crm_state.link(chat.id)
@@ -95,7 +95,7 @@ class CrmRules:
             self.change(talk, is_read=True)
 
     def change(self, talk: Talk, **fields: bool | int) -> list[Sent]:
-        """Change a talk, and tell of it."""
+        """Change a talk and send its webhook."""
         for name, value in fields.items():
             setattr(talk, name, value)
         talk.updated_at = max(int(time.time()), talk.updated_at + 1)  # A later change shows as later.
@@ -123,7 +123,7 @@ class CrmRules:
         return lead, self._settle(incoming, "accept", lead.id, user_id)
 
     def decline(self, incoming: Incoming, user_id: int = 0) -> list[Sent]:
-        """An incoming lead is nothing: its contact is gone, and the next message makes another."""
+        """Decline an incoming lead: its contact is deleted, and the next message makes another lead."""
         link = self.crm_state.link(incoming.chat_id)
         sent = self._settle(incoming, "decline", 0, user_id)
         contact = self.crm_state.contacts.get(incoming.contact_id)
@@ -133,7 +133,7 @@ class CrmRules:
         return sent
 
     def join(self, incoming: Incoming, lead: Lead, contact_id: int, user_id: int = 0) -> list[Sent]:
-        """An incoming lead belongs to a lead that was there already."""
+        """Link an incoming lead to an existing lead."""
         chat = self.crm.chats.get(incoming.chat_id)
         if contact_id != incoming.contact_id:
             if chat is not None:
@@ -160,7 +160,7 @@ class CrmRules:
         )
 
     def default(self, source: Source) -> None:
-        """This source is the default one, and no other of the integration is."""
+        """Make this source the default one of its integration."""
         for other in self.crm_state.sources.of(source.account):
             if other.default and other.client == source.client and other.id != source.id:
                 other.default = False
@@ -212,7 +212,7 @@ class CrmRules:
         return sent
 
     def update(self, incoming: Incoming) -> list[Sent]:
-        """Something about an incoming lead is told anew."""
+        """Send an incoming lead's webhook again because it changed."""
         return self._tell_incoming(incoming, "update")
 
     def _tell_talk(self, talk: Talk, action: str) -> list[Sent]:

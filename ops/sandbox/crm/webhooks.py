@@ -1,4 +1,4 @@
-"""A CRM webhook is a form as PHP builds it, unsigned; it has 2 s to be taken, and five tries at most."""
+"""CRM webhooks: unsigned forms as PHP builds them, with 2 s for an answer and at most five tries."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ TIMED_OUT = 499
 
 
 class Try(Struct, kw_only=True):
-    """`status` is what was answered; 499 not in time, 0 not at all."""
+    """`status` is the answer's; 499: not in time, 0: no answer at all."""
 
     status: int
     sent_ns: int
@@ -33,7 +33,7 @@ class Try(Struct, kw_only=True):
 
 
 class CrmHook(Struct, kw_only=True):
-    """One webhook to one subscriber, and what became of it."""
+    """One webhook to one subscriber, and its outcome."""
 
     n: int
     account: str
@@ -57,7 +57,7 @@ Sent = tuple[CrmHook, "asyncio.Future[None]"]
 
 
 class CrmHooks:
-    """Tells the subscribers of an account what happened there; first tries in order, repeats when due."""
+    """Sends webhooks to the subscribers of an account: first tries in order, repeats when due."""
 
     def __init__(self, config: Config, state: CrmState, faults: Faults) -> None:
         self.config, self.crm_state, self.faults = config, state, faults
@@ -73,7 +73,7 @@ class CrmHooks:
         self._session = session
 
     def tell(self, account: CrmAccount, event: str, kind: str, content: dict[str, object]) -> list[Sent]:
-        """Queue what happened (`event` as subscribed, `kind` as faults name it) to all who want it."""
+        """Queue an event (`event` as subscribed, `kind` as faults name it) for all its subscribers."""
         found = []
         for one in self.crm_state.subscriptions.of(account.amojo_id):
             if event in one.settings and not one.disabled:
@@ -91,15 +91,15 @@ class CrmHooks:
         return found
 
     def repeat(self, hook: CrmHook) -> Sent:
-        """Send it once more, as Kommo does when it believes that the first did not arrive."""
+        """Send it once more, as Kommo does if it believes that the first did not arrive."""
         return self._queue(hook)
 
     def enabled(self, subscription: int) -> None:
-        """The count of invalid answers begins anew."""
+        """Reset the count of invalid answers."""
         self._invalid.pop(subscription, None)
 
     async def close(self) -> None:
-        """Drop what waits."""
+        """Drop what is queued."""
         for task in list(self._later):
             task.cancel()
         await asyncio.gather(*self._later, return_exceptions=True)
@@ -165,12 +165,12 @@ class CrmHooks:
 
 
 def valid(status: int) -> bool:
-    """Does Kommo take this answer for a success?"""
+    """Whether Kommo counts this answer as a success."""
     return 100 <= status <= 299
 
 
 def wait_seconds(tries: list[Try]) -> float | None:
-    """How long until the next try; None when there is none."""
+    """Seconds until the next try; None if there is none."""
     if not tries or len(tries) > len(WAITS):
         return None
     last = tries[-1].status

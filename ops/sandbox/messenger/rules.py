@@ -1,4 +1,4 @@
-"""The demo messenger takes every push once, and tells what its customers do until it has been taken."""
+"""The demo messenger accepts every push once, and repeats what its customers do until it is accepted."""
 
 import asyncio
 import random
@@ -31,7 +31,7 @@ TYPING_SECONDS = 3.0
 
 
 class Messenger:
-    """Both directions of the messenger, over the tables of the phone."""
+    """Both directions of the messenger, over its tables."""
 
     def __init__(self, config: Config, state: MessengerState, feed: Feed) -> None:
         self.config, self.state, self.feed = config, state, feed
@@ -42,7 +42,7 @@ class Messenger:
         self._typed: dict[str, float] = {}
 
     def start(self, session: aiohttp.ClientSession) -> None:
-        """Use this session, and go on telling what was not taken before a restart."""
+        """Use this session, and resume what was not accepted before a restart."""
         self._session = session
         for action in self.state.pending:
             self._queue(action)
@@ -50,7 +50,7 @@ class Messenger:
     # What comes in.
 
     def take(self, webhook_id: str, body: bytes) -> dict[str, object]:
-        """Take a push; a repeated webhook-id changes nothing and is answered the same. Raises Unfit."""
+        """Accept a push; a repeated webhook-id changes nothing and gets the same answer. Raises Unfit."""
         known = self.state.pushes.get(webhook_id)
         if known is not None:
             known.repeats += 1
@@ -149,7 +149,7 @@ class Messenger:
         reply_to: str = "",
         more: dict[str, object] | None = None,
     ) -> tuple[MessengerMessage, Action, "asyncio.Future[None]"]:
-        """A customer's message: shown at once, told until it is taken. Raises lanes.Full."""
+        """A customer's message: shown at once, posted until it is accepted. Raises lanes.Full."""
         conversation = self.state.conversation(conversation_id, customer.id, self.config.messenger_account)
         at = at or instant()
         letter = MessengerMessage(
@@ -179,7 +179,7 @@ class Messenger:
     def tell(
         self, type: str, conversation_id: str, body: dict[str, object]
     ) -> tuple[Action, "asyncio.Future[None]"]:
-        """Tell chatledger something, after all that was to be told before in this conversation."""
+        """Post an action to chatledger, after the earlier ones of its conversation."""
         account = self.config.messenger_account
         head: dict[str, object] = {"type": type, "conversation_id": conversation_id}
         action = Action(
@@ -198,7 +198,7 @@ class Messenger:
     def edit(
         self, letter: MessengerMessage, message: dict[str, object], at: str = ""
     ) -> tuple[Action, "asyncio.Future[None]"]:
-        """The message says something else from now on."""
+        """Edit a customer's message."""
         letter.message, letter.edited = letter.message | message, True
         self.state.save_letter(letter)
         self._show(letter)
@@ -206,7 +206,7 @@ class Messenger:
         return self.tell("message.edited", letter.conversation_id, body | ({"at": at} if at else {}))
 
     def delete(self, letter: MessengerMessage, at: str = "") -> tuple[Action, "asyncio.Future[None]"]:
-        """The message is gone."""
+        """Delete a customer's message."""
         letter.deleted = True
         self.state.save_letter(letter)
         self._show(letter)
@@ -216,7 +216,7 @@ class Messenger:
     def tell_reaction(
         self, conversation_id: str, message_id: str, customer: Customer, emoji: str, at: str = ""
     ) -> tuple[Action, "asyncio.Future[None]"]:
-        """Tell that the customer reacted, or with an empty emoji that he no longer does."""
+        """Report that the customer reacted, or with an empty emoji that the reaction is gone."""
         body: dict[str, object] = {
             "message_id": message_id,
             "sender": {"id": customer.id, "name": customer.name},
@@ -227,12 +227,12 @@ class Messenger:
         return self.tell(type, conversation_id, body | ({"at": at} if at else {}))
 
     def tell_status(self, letter: MessengerMessage, type: str) -> None:
-        """Tell what became of a received message, if there is anybody to tell."""
+        """Report the status of a received message, if a messenger URL is set."""
         if self.config.messenger_url:
             self.tell(type, letter.conversation_id, {"message_id": letter.id})
 
     def tell_typing(self, customer: Customer, conversation_id: str) -> bool:
-        """Tell that the customer types: tried once, at most every 3 s."""
+        """Report that the customer is typing: tried once, at most every 3 s."""
         now = time.monotonic()
         if now - self._typed.get(conversation_id, -TYPING_SECONDS) < TYPING_SECONDS:
             return False
@@ -243,7 +243,7 @@ class Messenger:
         return True
 
     def read(self, conversation_id: str) -> int:
-        """The customer sees the conversation: everything received in it is read."""
+        """The customer opens the conversation: everything received in it is read."""
         conversation = self.state.conversations[conversation_id]
         if not conversation.unread:
             return 0
@@ -261,7 +261,7 @@ class Messenger:
         return len(unread)
 
     def again(self, letter: MessengerMessage) -> None:
-        """Tell a refused message once more, under the same id."""
+        """Post a refused message once more, under the same id."""
         for action in reversed(self.state.actions):
             if action.message_id == letter.id and action.type == "message.sent":
                 letter.status, letter.problem = "sending", ""
@@ -316,7 +316,7 @@ class Messenger:
             action.state, action.error = "refused", "no messenger url"
 
     def _show_action(self, action: Action) -> None:
-        """A customer's own message shows what became of it."""
+        """Update the status of a customer's own message."""
         letter = self.state.letters.get(action.message_id)
         if letter is None or action.type != "message.sent":
             return

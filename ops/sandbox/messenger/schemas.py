@@ -1,4 +1,4 @@
-"""The pushes of chatledger, as its contract has them; what does not fit is refused with a reason."""
+"""The pushes of chatledger as its contract defines them; one that does not fit is refused with a reason."""
 
 import re
 from typing import Annotated, Literal
@@ -26,7 +26,7 @@ class Quoted(Struct):
 
 
 class Pushed(Struct, kw_only=True):
-    """What chatledger pushes, as its contract has it."""
+    """A push of chatledger as its contract defines it."""
 
     type: Literal["message.send", "typing", "reaction.added", "reaction.removed"]
     account_id: Id
@@ -46,7 +46,7 @@ PUSHED = msgspec.json.Decoder(Pushed)
 
 
 class Unfit(Exception):
-    """The push cannot be taken: HTTP status, code and text for the one who pushed."""
+    """The push is refused with this HTTP status, code and text."""
 
     def __init__(self, status: int, text: str, code: int = 905) -> None:
         super().__init__(text)

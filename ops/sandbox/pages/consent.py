@@ -1,4 +1,4 @@
-"""OAuth 2.0 as Kommo speaks it: a page to agree on, then tokens for a code, then tokens for a token."""
+"""OAuth 2.0 as Kommo implements it: a consent page, then tokens for a code or for a refresh token."""
 
 from typing import Annotated, Literal
 from urllib.parse import urlencode, urlsplit
@@ -20,7 +20,7 @@ Short = Annotated[str, Meta(max_length=2000)]
 
 
 class Decided(Struct):
-    """What the consent page's form holds."""
+    """The consent page's form."""
 
     client_id: Short
     account_id: Short
@@ -50,7 +50,7 @@ async def ask(request: Call) -> Response[str]:
 
 @post("/oauth", status_code=302)
 async def decide(request: Call) -> Response[None]:
-    """Agreed or refused: back to the integration with a code, or with error=access_denied."""
+    """Redirect to the integration with a code, or with error=access_denied."""
     sandbox, order = sandbox_of(request), await form(request, Decided)
     client = sandbox.consent.client(order.client_id)
     where = redirect_of(client, order.redirect_uri)
@@ -84,7 +84,7 @@ async def access_token(request: Call) -> Response[bytes]:
 def granted(
     request: Call, client: OAuthClient, account: CrmAccount, redirect_uri: str, state: str
 ) -> dict[str, str]:
-    """What goes back to the integration when the admin has agreed; `referer` is the account's address."""
+    """The parameters of the redirect after consent; `referer` is the account's address."""
     return {
         "code": sandbox_of(request).consent.code(client, account, redirect_uri),
         "state": state,
@@ -94,7 +94,7 @@ def granted(
 
 
 def redirect_of(client: OAuthClient, told: str) -> str:
-    """Where the integration is led back to; Impossible 400 when it may not be."""
+    """The redirect address; raises Impossible (400) if it is not the integration's."""
     where = client.redirect_uri or told
     if told and told != where:
         raise Impossible(400, "redirect_uri: is not the integration's")

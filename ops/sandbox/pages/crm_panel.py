@@ -1,4 +1,4 @@
-"""What the CRM knows of an open chat: whose it is, its talk, its incoming lead, templates to use."""
+"""The CRM panel of an open chat: its contact, its talk, its incoming lead and the templates."""
 
 from typing import Literal
 
@@ -58,7 +58,7 @@ ROUTES = [manager_crm, manager_settle]
 
 
 def file_of(state: CrmState, chat: Chat) -> File | None:
-    """What there is to show; None when the CRM knows nothing of the chat."""
+    """The panel's content; None if the CRM knows nothing of the chat."""
     link, talk = state.link(chat.id), state.talk(chat.id)
     if link is None and talk is None:
         return None

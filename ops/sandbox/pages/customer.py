@@ -1,4 +1,4 @@
-"""The customer's phone: chats, ticks and all that can be done to a message."""
+"""The customer's pages: chats, ticks and everything that can be done to a message."""
 
 from litestar import Response, get, post
 
@@ -12,7 +12,7 @@ from ops.sandbox.state.messenger import Conversation, Customer, MessengerMessage
 
 @get("/customer")
 async def customer(request: Call) -> Response[str]:
-    """The phone of one customer, with a chat open or none."""
+    """One customer's page, with a chat open or none."""
     phone = sandbox_of(request).messenger_state
     chat = phone.conversations.get(request.query_params.get("chat", ""))
     who = chat.customer_id if chat else request.query_params.get("who", "")
@@ -122,7 +122,7 @@ async def customer_react(request: Call) -> None:
 
 @post("/customer/typing", status_code=204)
 async def customer_typing(request: Call) -> None:
-    """The customer types; a chat nobody has seen yet has nobody to show it to."""
+    """The customer is typing; nothing is reported from a chat without messages."""
     order = await form(request, Opened)
     sandbox, chat = sandbox_of(request), _conversation(request, order.chat)
     if sandbox.config.messenger_url and sandbox.messenger_state.timelines[chat.id]:
@@ -131,7 +131,7 @@ async def customer_typing(request: Call) -> None:
 
 @post("/customer/seen", status_code=204)
 async def customer_seen(request: Call) -> None:
-    """The customer has the chat before his eyes."""
+    """The customer has the chat open."""
     order = await form(request, Opened)
     sandbox_of(request).messenger.read(_conversation(request, order.chat).id)
 

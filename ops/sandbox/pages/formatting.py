@@ -1,4 +1,4 @@
-"""What a page shows of a chat, a message or a person: plain words, newest where people look for them."""
+"""Chats, messages and people as the pages show them."""
 
 from datetime import UTC, datetime
 from urllib.parse import urlencode
@@ -23,7 +23,7 @@ KINDS = {
 
 
 def initial(name: str) -> str:
-    """The letter or digit that stands for a face."""
+    """The letter or digit of an avatar."""
     return name.strip("+ ")[:1].upper() or "?"
 
 
@@ -40,7 +40,7 @@ class Line(Struct, kw_only=True):
 
 
 class Content(Struct, kw_only=True):
-    """What a message says; `kind_name` is empty for plain text."""
+    """A message's content; `kind_name` is empty for plain text."""
 
     kind: str
     kind_name: str
@@ -50,7 +50,7 @@ class Content(Struct, kw_only=True):
 
 
 class Bubble(Struct, kw_only=True):
-    """A message in the pane; `own` is on the side of who looks."""
+    """A message in the pane; `own` is one of the viewer's side."""
 
     id: str
     own: bool
@@ -69,7 +69,7 @@ class Bubble(Struct, kw_only=True):
 
 
 class Face(Struct, kw_only=True):
-    """Whom the open chat is with."""
+    """The other side of the open chat."""
 
     name: str
     detail: str = ""
@@ -95,7 +95,7 @@ def manager_lines(crm: Crm, open_id: str) -> list[Line]:
 
 
 def client_name(crm: Crm, chat: Chat) -> str:
-    """The client's name, else the phone, else what there is."""
+    """The client's name, else the phone number, else the id."""
     client = crm.client(chat)
     return client.name or client.phone or chat.client_id or "Unknown client"
 
@@ -223,7 +223,7 @@ def _preview(message: dict[str, object]) -> str:
 
 
 def _kommo_quote(crm: Crm, message: Message) -> str:
-    """The quoted message in a line, if it is known or told."""
+    """The quoted message in one line, if it is known or given in full."""
     told = message.reply_to or message.message.get("reply_to")
     quoted = told.get("message") if isinstance(told, dict) else None
     if not isinstance(quoted, dict):

@@ -1,4 +1,4 @@
-"""What the pages' forms may hold, and how a page is made: always escaped, always under the policy."""
+"""The forms of the pages, and rendering: always escaped, always under the security policy."""
 
 from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -51,7 +51,7 @@ class Written(Struct, kw_only=True):
     template: Annotated[str, Meta(pattern="^[0-9]{0,12}$")] = ""
 
     def message(self) -> dict[str, object]:
-        """The message it makes; Impossible when there is nothing to send."""
+        """The message of the form; raises Impossible if there is nothing to send."""
         text, media = self.text.strip(), self.media.strip()
         if media and not media.startswith(("https://", "http://")):
             raise Impossible(400, "The link must begin with https:// or http://")
@@ -95,12 +95,12 @@ def page(template: str, **shown: object) -> Response[str]:
 
 
 def go(href: str) -> Response[None]:
-    """Lead the page on to another."""
+    """Redirect to another page."""
     return Response(None, status_code=204, headers={"HX-Redirect": href})
 
 
 async def form(request: Call, shape: type[FormShape]) -> FormShape:
-    """The form in its shape; Impossible 400 otherwise."""
+    """The form in its shape; raises Impossible (400)."""
     fields = await request.form()
     try:
         return convert(dict(fields), shape)

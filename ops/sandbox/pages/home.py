@@ -1,4 +1,4 @@
-"""Three calm pages: what the sandbox is, the customer's phone, and the manager's inbox."""
+"""Three pages: what the sandbox is, the customer's chats, and the manager's inbox."""
 
 from collections.abc import AsyncIterator
 from importlib.resources import files
@@ -20,7 +20,7 @@ STATIC = {
 
 @get("/")
 async def home(request: Call) -> Response[str]:
-    """What this is."""
+    """The home page."""
     sandbox = sandbox_of(request)
     active = [one for one in sandbox.chat_state.connections.values() if one.active]
     return page("home.html", side="home", connections=active, config=sandbox.config)
@@ -37,7 +37,7 @@ def static(request: Call) -> Response[bytes]:
 
 @get("/{side:str}/events")
 async def events(request: Call) -> Stream:
-    """What changes, as it changes."""
+    """Changes as server-sent events."""
     side = request.path_params["side"]
     if side not in ("manager", "customer"):
         raise Impossible(404, "no such page")

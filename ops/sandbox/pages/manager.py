@@ -86,7 +86,7 @@ async def manager_first(request: Call) -> Response[None]:
 
 @post("/manager/typing", status_code=204)
 async def manager_typing(request: Call) -> None:
-    """The manager types."""
+    """The manager is typing."""
     order = await form(request, Opened)
     desk = sandbox_of(request).managers
     desk.type_sometimes(_chat(request, order.chat).id, "")
@@ -94,7 +94,7 @@ async def manager_typing(request: Call) -> None:
 
 @post("/manager/seen", status_code=204)
 async def manager_seen(request: Call) -> None:
-    """The manager sees the chat."""
+    """The manager has the chat open."""
     order = await form(request, Opened)
     chat = _chat(request, order.chat)
     if chat.unread:

@@ -1,4 +1,4 @@
-"""What Kommo knows: connections, people, chats and messages, each found by either side's id."""
+"""Kommo's state: connections, people, chats and messages, each found by either side's id."""
 
 import time
 from collections import defaultdict, deque
@@ -90,7 +90,7 @@ class Message(Struct, kw_only=True):
 
     @property
     def status(self) -> str:
-        """What the tick shows: the last status told, `sent` before any."""
+        """The status that the tick shows: the last one reported, `sent` before the first."""
         names = {1: "delivered", 2: "read", -1: "failed"}
         return names[self.statuses[-1].status] if self.statuses else "sent"
 
@@ -143,22 +143,22 @@ class Crm:
         self.numbers = count(1)
 
     def clear(self, *, keep_connections: bool) -> None:
-        """Forget everything, the connections too unless told otherwise."""
+        """Forget everything, and the connections too unless asked to keep them."""
         connections = self.connections if keep_connections else {}
         self.reset()
         self.connections = connections
         self.store.clear(KINDS[1:] if keep_connections else KINDS)
 
     def person(self, scope_id: str, client_id: str) -> Person | None:
-        """The participant the integration calls so."""
+        """The participant with this id of the integration's."""
         return self._people.get((scope_id, client_id))
 
     def chat(self, scope_id: str, client_id: str) -> Chat | None:
-        """The chat the integration calls so."""
+        """The chat with this id of the integration's."""
         return self._chats.get((scope_id, client_id))
 
     def client(self, chat: Chat) -> Person:
-        """Whom the chat is with; forgotten beyond the limit, and then only an id."""
+        """The chat's client; only an id if it was forgotten beyond the limit."""
         return self.people.get(chat.client) or Person(id=chat.client, scope_id=chat.scope_id)
 
     def message(self, scope_id: str, *, id: str = "", client_id: str = "") -> Message | None:

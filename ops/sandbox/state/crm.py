@@ -1,4 +1,4 @@
-"""What the CRM knows beside the chats: consents, contacts, sources, templates, talks, leads, hooks."""
+"""The CRM's state: consents, contacts, sources, templates, talks, leads and webhooks."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ class Token(Struct, kw_only=True):
 
 
 class Contact(Struct, kw_only=True):
-    """`hidden` as long as it is only inside an incoming lead."""
+    """`hidden` while it is only inside an incoming lead."""
 
     id: int
     account: str
@@ -60,7 +60,7 @@ class Source(Struct, kw_only=True):
 
 
 class Review(Struct, kw_only=True):
-    """What a source's WhatsApp says of a template."""
+    """The review of a template for one WhatsApp source."""
 
     id: int
     source_id: int
@@ -131,7 +131,7 @@ class Lead(Struct, kw_only=True):
 
 
 class Subscription(Struct, kw_only=True):
-    """Where an account's CRM webhooks go; `disabled` after too many invalid answers."""
+    """A destination of an account's CRM webhooks; `disabled` after too many invalid answers."""
 
     id: int
     account: str
@@ -143,7 +143,7 @@ class Subscription(Struct, kw_only=True):
 
 
 class Disabled(Struct, kw_only=True):
-    """An integration that its account has switched off; `id` is `account/client`."""
+    """An integration that its account has disabled; `id` is `account/client`."""
 
     id: str
 
@@ -152,7 +152,7 @@ Row = TypeVar("Row", bound=Struct)
 
 
 class Table(Generic[Row]):
-    """The things of one kind by id, in memory and in the store.
+    """Rows of one kind by id, in memory and in the store.
 
     Numbers begin after `first`: no two kinds have the same, so that one taken for another is not found.
     """
@@ -177,7 +177,7 @@ class Table(Generic[Row]):
         return [row for row in self if getattr(row, "account", "") == account]
 
     def next(self) -> int:
-        """A number that nothing of this kind ever had."""
+        """A number that no row of this kind ever had."""
         self._last += 1
         return self._last
 
@@ -234,7 +234,7 @@ class CrmState:
         return self._numbers
 
     def link(self, chat_id: str) -> Link | None:
-        """Whose a chat is."""
+        """The contact that a chat is linked to."""
         return self.links.get(chat_id)
 
     def talk(self, chat_id: str, post: str = "") -> Talk | None:
@@ -247,7 +247,7 @@ class CrmState:
         return [one for one in found if one is not None]
 
     def waiting(self, chat_id: str) -> Incoming | None:
-        """The incoming lead of a chat that nobody has accepted or declined yet."""
+        """The incoming lead of a chat that has not been accepted or declined."""
         found = (one for one in self.incoming if one.chat_id == chat_id and not one.action)
         return next(found, None)
 
@@ -258,7 +258,7 @@ class CrmState:
         talks[talk.post] = max(talk.id, talks.get(talk.post, 0))
 
     def clear(self, *, keep_consent: bool) -> None:
-        """Forget everything, consents and subscriptions too unless told otherwise."""
+        """Forget everything, and consents and subscriptions too unless asked to keep them."""
         consent = (self.tokens.clear, self.disabled.clear, self.subscriptions.clear)
         content = (
             self.contacts.clear,

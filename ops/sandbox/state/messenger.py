@@ -1,4 +1,4 @@
-"""What the messenger knows: customers, their conversations and messages, pushes taken, actions to tell."""
+"""The messenger's state: customers, conversations, messages, accepted pushes and actions to post."""
 
 import time
 from collections import defaultdict, deque
@@ -56,7 +56,7 @@ class MessengerMessage(Struct, kw_only=True):
 
 
 class Push(Struct, kw_only=True):
-    """One distinct webhook-id and what it was answered; `repeats` counts its later arrivals."""
+    """One webhook-id and its answer; `repeats` counts its later arrivals."""
 
     n: int
     webhook_id: str
@@ -70,7 +70,7 @@ class Push(Struct, kw_only=True):
 
 
 class Action(Struct, kw_only=True):
-    """What the customer did, to be told until it is accepted or refused."""
+    """A customer's action, posted until it is accepted or refused."""
 
     n: int
     type: str
@@ -121,7 +121,7 @@ class MessengerState:
         self.store.clear(KINDS)
 
     def customer(self, customer_id: str, name: str = "", phone: str = "") -> Customer:
-        """The customer, made or renamed as told."""
+        """The customer, created or renamed."""
         known = self.customers.get(customer_id)
         if known is None:
             known = self.customers[customer_id] = Customer(
@@ -139,7 +139,7 @@ class MessengerState:
         return known
 
     def by_phone(self, phone: str) -> Customer:
-        """Who has this number; every number is somebody's."""
+        """The customer with this number; every number belongs to one."""
         for customer in self.customers.values():
             if customer.phone == phone:
                 return customer
@@ -188,7 +188,7 @@ class MessengerState:
             self.store.delete("push", oldest)
 
     def save_action(self, action: Action) -> None:
-        """Keep what still has to be told, and no longer."""
+        """Keep an action while it has to be posted, and no longer."""
         if action.state == "waiting":
             self.store.save("action", str(action.n), action)
         else:

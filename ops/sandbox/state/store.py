@@ -1,4 +1,4 @@
-"""What the sandbox knows survives its restart, if it was given a file to keep it in."""
+"""The sandbox's state survives a restart if it has a file to keep it in."""
 
 import sqlite3
 from collections.abc import Iterable
