@@ -26,23 +26,11 @@ from app.servers.servers import Servers
 from app.service.service import migrate, running
 from app.stream import jetstream
 from domain import ids
-from tests.conftest import NewDatabase
-from tests.support.system import (
-    ACCOUNT,
-    BOT,
-    CHANNEL,
-    LINK,
-    ROOT,
-    SECRET,
-    WHSEC,
-    Process,
-    Story,
-    free_port,
-    installed,
-    until,
-)
+from tests.support.databases import NewDatabase
+from tests.support.ids import ACCOUNT, BOT, CHANNEL, CHANNEL_SECRET, MESSENGER_SECRET, OTHER_ACCOUNT, SCOPE
+from tests.support.processes import ROOT, Process
+from tests.support.system import Story, free_port, installed, until
 
-OTHER = "52e591f7-c98f-4255-8495-827210138c82"
 STRANGER = "52e591f7-c98f-4255-8495-827210138c83"
 UNKNOWN = "00000000-f8ca-454d-af3d-396180102ac7"
 ACME = f"channel acme, account {ACCOUNT}"
@@ -64,22 +52,24 @@ class Clinic:
     def file(self, *accounts: str, **changed: str) -> Setup:
         """A file with one channel; `url`, `secret` and `channel_id` may differ."""
         url = changed.get("url", f"{self.story.sandbox.url}/messenger/hook")
-        kommo = KommoSide(changed.get("channel_id", CHANNEL), changed.get("secret", SECRET), BOT)
+        kommo = KommoSide(changed.get("channel_id", CHANNEL), changed.get("secret", CHANNEL_SECRET), BOT)
         connections = tuple(Connected(account, "Acme") for account in accounts)
         name = changed.get("name", "acme")
-        return Setup(channels=(Channel(name, kommo, MessengerSide("webhook", url, WHSEC), connections),))
+        return Setup(
+            channels=(Channel(name, kommo, MessengerSide("webhook", url, MESSENGER_SECRET), connections),)
+        )
 
 
 @pytest.fixture(scope="module")
 async def clinic(servers: Servers) -> AsyncIterator[Clinic]:
     """A channel with one account connected; a second one may be, a third one not."""
-    async with installed(servers, accounts=(ACCOUNT, OTHER)) as (story, settings):
+    async with installed(servers, accounts=(ACCOUNT, OTHER_ACCOUNT)) as (story, settings):
         settings = replace(settings, public_url=story.url)
         clinic = Clinic(story, settings, Setup())
         clinic.setup = clinic.file(ACCOUNT)
         async with running(settings, clinic.setup) as run:
             story.run = run
-            await until(lambda: LINK.scope_id in story.sandbox.chat_state.connections)
+            await until(lambda: SCOPE.scope_id in story.sandbox.chat_state.connections)
             await story.api("GET", f"/v1/events?at_least={2}")
             yield clinic
 
@@ -226,7 +216,7 @@ async def test_a_public_url_whose_tls_is_none_is_told(clinic: Clinic) -> None:
 
 
 async def test_a_public_url_that_leads_to_another_chatledger_is_told(clinic: Clinic) -> None:
-    case = Case(ids.scope_of("acme", UNKNOWN, ACCOUNT), SECRET, recorded=True)
+    case = Case(ids.scope_of("acme", UNKNOWN, ACCOUNT), CHANNEL_SECRET, recorded=True)
     async with aiohttp.ClientSession() as session:
         [check] = await Doctor(clinic.settings, session, Ground()).hooks(case)
     assert (check.ok, "does not know this scope" in check.says) == (False, True), check
@@ -310,33 +300,35 @@ async def test_a_kommo_that_fails_is_told(clinic: Clinic) -> None:
 
 
 async def test_an_account_that_is_not_connected_yet_is_tried_and_left_as_it_was(clinic: Clinic) -> None:
-    name = f"channel acme, account {OTHER}"
-    check = (await clinic.examined(clinic.file(ACCOUNT, OTHER), port=9))[name]  # Nobody runs there.
+    name = f"channel acme, account {OTHER_ACCOUNT}"
+    check = (await clinic.examined(clinic.file(ACCOUNT, OTHER_ACCOUNT), port=9))[name]  # Nobody runs there.
     assert (check.ok, "the next start does it" in check.says) == (True, True), check
-    assert not clinic.story.sandbox.chat_state.connections[f"{CHANNEL}_{OTHER}"].active
+    assert not clinic.story.sandbox.chat_state.connections[f"{CHANNEL}_{OTHER_ACCOUNT}"].active
 
 
 async def test_what_the_service_may_just_have_connected_is_not_disconnected(clinic: Clinic) -> None:
-    name = f"channel acme, account {OTHER}"
-    check = (await clinic.examined(clinic.file(ACCOUNT, OTHER)))[name]
+    name = f"channel acme, account {OTHER_ACCOUNT}"
+    check = (await clinic.examined(clinic.file(ACCOUNT, OTHER_ACCOUNT)))[name]
     assert (check.ok, "a start records that" in check.says) == (True, True), check
-    assert clinic.story.sandbox.chat_state.connections[f"{CHANNEL}_{OTHER}"].active
+    assert clinic.story.sandbox.chat_state.connections[f"{CHANNEL}_{OTHER_ACCOUNT}"].active
 
 
 async def test_a_connection_that_kommo_dropped_is_made_again(clinic: Clinic) -> None:
-    clinic.story.sandbox.chat_state.connections[LINK.scope_id].active = False
+    clinic.story.sandbox.chat_state.connections[SCOPE.scope_id].active = False
     check = (await clinic.examined())[ACME]
     assert (check.ok, "dropped" in check.says, "/v1/deliveries/resume" in check.todo) == (True, True, True)
-    assert clinic.story.sandbox.chat_state.connections[LINK.scope_id].active
+    assert clinic.story.sandbox.chat_state.connections[SCOPE.scope_id].active
 
 
 async def test_what_an_operator_disconnected_is_not_connected_by_looking(clinic: Clinic) -> None:
     story = clinic.story
-    await story.api("POST", "/v1/channels/acme/connections", {"account_id": OTHER})
-    await story.api("DELETE", f"/v1/channels/acme/connections/{OTHER}")
-    check = (await clinic.examined(clinic.file(ACCOUNT, OTHER)))[f"channel acme, account {OTHER}"]
+    await story.api("POST", "/v1/channels/acme/connections", {"account_id": OTHER_ACCOUNT})
+    await story.api("DELETE", f"/v1/channels/acme/connections/{OTHER_ACCOUNT}")
+    check = (await clinic.examined(clinic.file(ACCOUNT, OTHER_ACCOUNT)))[
+        f"channel acme, account {OTHER_ACCOUNT}"
+    ]
     assert (check.ok, "disconnected" in check.says) == (True, True), check
-    assert not story.sandbox.chat_state.connections[f"{CHANNEL}_{OTHER}"].active
+    assert not story.sandbox.chat_state.connections[f"{CHANNEL}_{OTHER_ACCOUNT}"].active
 
 
 CHECKS = [Check("database", True, "answers"), Check("nats", False, "[b]is away", "start it")]
@@ -378,14 +370,18 @@ async def test_the_command_says_by_its_exit_code_whether_all_is_well(clinic: Cli
         if isinstance(value, str | int) and value
     ]
     url = f"{clinic.story.sandbox.url}/messenger/hook"
-    lines += ["[[channels]]", 'name = "acme"', f'kommo = {{ channel_id = "{CHANNEL}", secret = "{SECRET}" }}']
-    lines += [f'messenger = {{ kind = "webhook", url = "{url}", secret = "{WHSEC}" }}']
+    lines += [
+        "[[channels]]",
+        'name = "acme"',
+        f'kommo = {{ channel_id = "{CHANNEL}", secret = "{CHANNEL_SECRET}" }}',
+    ]
+    lines += [f'messenger = {{ kind = "webhook", url = "{url}", secret = "{MESSENGER_SECRET}" }}']
     lines += [f'connections = [{{ account_id = "{ACCOUNT}" }}]']
     path = tmp_path / "chatledger.toml"
     path.write_text("\n".join(lines))
     code, told = await run("--config", str(path), "doctor", "--json")
     assert (code, [one for one in json.loads(told)["checks"] if not one["ok"]]) == (0, [])
-    path.write_text("\n".join(lines).replace(SECRET, "wrong"))
+    path.write_text("\n".join(lines).replace(CHANNEL_SECRET, "wrong"))
     code, told = await run("--config", str(path), "doctor")
     assert code == 1
     assert f"WRONG {ACME}: Kommo does not take our signature (403)" in told

@@ -11,7 +11,8 @@ from app.doctor.doctor import examine
 from app.doctor.probe import Check
 from app.servers.servers import Servers
 from tests.support.crm_service import Office, office_of
-from tests.support.service import ACCOUNT, sent
+from tests.support.ids import ACCOUNT
+from tests.support.service import sent
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 from app.config.example import EXAMPLE
 from app.config.file import Setup, check_together, load_setup
 from app.config.settings import BadSettings, load_settings
+from tests.support.ids import ACCOUNT
 
 ENVIRONMENT = {
     "HOME": "/",
@@ -16,7 +17,6 @@ ENVIRONMENT = {
     "ACME_MESSENGER_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
     "KOMMO_CLIENT_SECRET": "hush",
 }
-ACCOUNT = "52e591f7-c98f-4255-8495-827210138c81"
 
 
 def written(folder: Path, text: str) -> Path:

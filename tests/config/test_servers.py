@@ -25,7 +25,8 @@ from app.servers.postgres import PrivatePostgres, installed
 from app.servers.process import ServerFailed, take_store
 from app.servers.servers import AlreadyRunning, OldServer, Servers, check_versions
 from app.servers.servers import servers as start_servers
-from tests.support.stream_ledger import wipe
+from tests.support.ledgers.stream_ledger import wipe
+from tests.support.processes import living_servers, servers_end
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 20
@@ -64,20 +65,6 @@ def urls(process: subprocess.Popen[str]) -> tuple[str, str]:
     assert process.stdout
     database, broker = process.stdout.readline().split()
     return database, broker
-
-
-def processes(folder: Path) -> list[int]:
-    """Living servers of a data folder (a zombie has no command line)."""
-    wanted = os.fsencode(folder) + b"/"
-    lines = {entry: entry.read_bytes() for entry in Path("/proc").glob("[0-9]*/cmdline") if entry.exists()}
-    return [int(entry.parent.name) for entry, line in lines.items() if wanted in line]
-
-
-def gone(folder: Path) -> bool:
-    end = time.monotonic() + WAIT_SECONDS
-    while processes(folder) and time.monotonic() < end:
-        time.sleep(0.02)
-    return not processes(folder)
 
 
 def close(process: subprocess.Popen[str], number: signal.Signals) -> int:
@@ -154,13 +141,13 @@ async def test_one_given_server_leaves_the_other_private(data_folder: Path) -> N
     async with start_servers(given) as found:
         assert (found.database_private, found.nats_private) == (False, True)
         assert "postgres" not in os.listdir(data_folder)
-    assert processes(data_folder) == []
+    assert living_servers(data_folder) == []
 
 
 async def test_a_clean_stop_leaves_no_process_and_keeps_the_data(data_folder: Path) -> None:
     async with start_servers(settings(data_folder)) as first:
         await execute(first.database_url, "CREATE TABLE kept AS SELECT 1 AS n")
-    assert processes(data_folder) == []
+    assert living_servers(data_folder) == []
     async with start_servers(settings(data_folder)) as second:
         assert await execute(second.database_url, "SELECT n FROM kept") == [(1,)]
 
@@ -169,7 +156,7 @@ async def test_a_killed_chatledger_leaves_no_server_and_the_next_has_the_data(da
     process = small(data_folder)
     await execute(urls(process)[0], "CREATE TABLE kept AS SELECT 1 AS n")
     close(process, signal.SIGKILL)
-    assert gone(data_folder)
+    assert servers_end(data_folder)
     async with start_servers(settings(data_folder)) as found:
         assert await execute(found.database_url, "SELECT n FROM kept") == [(1,)]
 
@@ -186,7 +173,7 @@ async def test_servers_that_outlived_a_kill_are_replaced(data_folder: Path) -> N
     """A stopped process cannot act on its death signal: as bad as an orphan can be."""
     process = small(data_folder)
     urls(process)
-    orphans = processes(data_folder)
+    orphans = living_servers(data_folder)
     for orphan in orphans:
         os.kill(orphan, signal.SIGSTOP)
     close(process, signal.SIGKILL)
@@ -206,11 +193,11 @@ async def test_a_server_that_falls_is_started_again_where_it_was(
 ) -> None:
     async with start_servers(settings(data_folder)) as found:
         await execute(found.database_url, "CREATE TABLE kept AS SELECT 1 AS n")
-        fallen = processes(data_folder)
+        fallen = living_servers(data_folder)
         for pid in fallen:
             os.kill(pid, number)
         end = time.monotonic() + WAIT_SECONDS
-        while set(fallen) & set(processes(data_folder)) or len(processes(data_folder)) < 2:
+        while set(fallen) & set(living_servers(data_folder)) or len(living_servers(data_folder)) < 2:
             assert time.monotonic() < end
             await asyncio.sleep(0.05)
         await until_answering(found)
@@ -343,9 +330,9 @@ def test_an_ordinary_user_needs_nothing_more(short_folder: Path) -> None:
     os.chown(data, user, user)
     process = small(data, python=python_for(user), user=user)
     assert len(urls(process)) == 2
-    assert all(Path(f"/proc/{pid}").stat().st_uid == user for pid in processes(data))
+    assert all(Path(f"/proc/{pid}").stat().st_uid == user for pid in living_servers(data))
     assert close(process, signal.SIGTERM) == 0
-    assert processes(data) == []
+    assert living_servers(data) == []
 
 
 @root_only
@@ -354,4 +341,4 @@ async def test_a_folder_closed_to_other_users_is_refused_with_advice(data_folder
     with pytest.raises(ServerFailed, match="set CHATLEDGER_DATA to a folder outside it"):
         async with start_servers(settings(data_folder / "closed" / "data")):
             pass
-    assert processes(data_folder) == []
+    assert living_servers(data_folder) == []

@@ -16,22 +16,12 @@ from app.service.service import running
 from app.stream import jetstream
 from app.views.tables import rebuild
 from ops.sandbox import Sandbox
-from tests.config.test_servers import processes
-from tests.support.system import (
-    Process,
-    Story,
-    Traffic,
-    broker,
-    chat,
-    config,
-    database,
-    free_port,
-    started,
-    story_on,
-    telling,
-)
+from tests.support.databases import database
+from tests.support.ids import ADMIN_KEY
+from tests.support.processes import Process, living_servers, started
+from tests.support.system import Story, Traffic, broker, chat, config, free_port, story_on, telling
 
-KEYS = {"CHATLEDGER_ADMIN_KEY": "key", "CHATLEDGER_MASTER_KEY": "A" * 43 + "="}
+KEYS = {"CHATLEDGER_ADMIN_KEY": ADMIN_KEY, "CHATLEDGER_MASTER_KEY": "A" * 43 + "="}
 
 
 async def all_is_well(story: Story, traffic: Traffic) -> None:
@@ -64,7 +54,7 @@ async def on_its_own_servers(folder: Path) -> AsyncIterator[Story]:
 
 def kill(folder: Path, program: bytes) -> None:
     """Kill one of a data folder's servers, as a lack of memory would."""
-    for pid in processes(folder):
+    for pid in living_servers(folder):
         if program in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]:
             os.kill(pid, signal.SIGKILL)
 

@@ -14,21 +14,19 @@ from app.delivery.deliverer import RANGES, Deliverer
 from app.delivery.job import Job
 from app.delivery.lane import Lane
 from app.delivery.ledger_tail import PAGE
-from app.delivery.prepare import Pusher
 from app.delivery.settle import Settle
 from app.http_client import Answer, Client
 from app.kommo.chats.client import Kommo, outcome
 from app.kommo.chats.signature import Credentials
-from app.messengers.kinds import messengers
-from app.operations.services import Services
 from app.outcome import Done, Forbidden, Gone, Refused, Retry
 from app.servers.servers import Servers
 from app.stream import jetstream
 from domain import events as e
 from domain import ids
-from tests.support.system import CHANNEL, LINK, SECRET, Story, chat, story_on, until
+from tests.support.deliveries import PROBE_SECONDS, pushing
+from tests.support.ids import CHANNEL, CHANNEL_SECRET, SCOPE
+from tests.support.system import Story, chat, story_on, until
 
-PROBE_SECONDS = 1.0
 COMMON = (
     *("id", "stream", "version", "channel", "account", "conversation", "message"),
     *("at", "recorded_at", "by", "schema", "content"),
@@ -40,20 +38,6 @@ async def story(servers: Servers) -> AsyncIterator[Story]:
     """A service whose Kommo refuses a repeated msgid; each test has conversations of its own."""
     async with story_on(servers, duplicates="refuse") as story:
         yield story
-
-
-@asynccontextmanager
-async def pushing(services: Services) -> AsyncIterator[Pusher]:
-    """A pusher in the hands of the test: it probes every second."""
-    client = Client()
-    kommo = Kommo(client, services.settings.kommo_url, services.budget)
-    url = services.settings.database_url or ""
-    pusher = Pusher(url, services.channels, kommo, messengers(client), probe_seconds=PROBE_SECONDS)
-    try:
-        yield pusher
-    finally:
-        await pusher.close()
-        await client.close()
 
 
 @asynccontextmanager
@@ -165,20 +149,20 @@ async def test_it_is_found_however_much_was_written_since(story: Story) -> None:
     # The last sixty, which are more than a page, have one time.
     times = [at + min(number, count - 60) * 10 for number in range(count)]
     events = [replace(sent, message=f"{name}-{number}", msec=msec) for number, msec in enumerate(times)]
-    who = Credentials(CHANNEL, SECRET)
+    who = Credentials(CHANNEL, CHANNEL_SECRET)
     client = Client()
     assert story.run
     kommo = Kommo(client, story.sandbox.url, story.run.services.budget)
     try:
         for event in events:
-            assert isinstance(await kommo.push(who, LINK.scope_id, event), Done)
+            assert isinstance(await kommo.push(who, SCOPE.scope_id, event), Done)
         names = {one.client_id: one.id for one in story.kommo(name)}
         for number in (0, 1, 49, 50, 99, 100, 101, 200, 269, 270, 271, 300, 328, 329):
-            found = await kommo.find(who, LINK.scope_id, events[number], first.chat_id)
+            found = await kommo.find(who, SCOPE.scope_id, events[number], first.chat_id)
             assert found == names[f"{name}-{number}"], number
         for msec in (at - 5, at + 1005, times[-1], times[-1] + 1):
             stranger = replace(sent, message="never sent", msec=msec)
-            assert await kommo.find(who, LINK.scope_id, stranger, first.chat_id) is None
+            assert await kommo.find(who, SCOPE.scope_id, stranger, first.chat_id) is None
     finally:
         await client.close()
 
@@ -271,7 +255,7 @@ async def test_a_conversation_keeps_its_order_behind_thousands_of_others(servers
 
 
 def _range(name: str) -> int:
-    return ids.partition(ids.conversation_id(LINK, "messenger", name)) * RANGES // ids.PARTITIONS
+    return ids.partition(ids.conversation_id(SCOPE, "messenger", name)) * RANGES // ids.PARTITIONS
 
 
 async def _write(story: Story, names: list[str]) -> None:
@@ -325,4 +309,4 @@ def test_only_a_gateways_page_leaves_open_whether_the_call_was_taken(status: int
 
 
 def test_the_names_of_a_scope_are_those_of_kommo() -> None:
-    assert LINK.scope_id == "344a5002-f8ca-454d-af3d-396180102ac7_52e591f7-c98f-4255-8495-827210138c81"
+    assert SCOPE.scope_id == "344a5002-f8ca-454d-af3d-396180102ac7_52e591f7-c98f-4255-8495-827210138c81"

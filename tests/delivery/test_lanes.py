@@ -15,10 +15,10 @@ from app.http_client import Answer
 from app.servers.servers import Servers
 from domain import events as e
 from domain import ids
-from tests.delivery.test_kommo import pushing
-from tests.stories.test_sending import maria, send
+from tests.support.deliveries import pushing
+from tests.support.ids import MARIA, SCOPE
 from tests.support.import_files import line, report
-from tests.support.system import LINK, Story, chat, story_on
+from tests.support.system import Story, chat, story_on
 
 SOON_SECONDS, PAUSE_SECONDS = 5.0, 6.0
 
@@ -40,7 +40,7 @@ async def settling(story: Story) -> AsyncIterator[tuple[Settle, Pusher]]:
 
 async def jobs(story: Story, name: str) -> list[Job]:
     """What is recorded of a conversation and is to be pushed, in its order; none tried yet."""
-    conversation = ids.conversation_id(LINK, "messenger", name)
+    conversation = ids.conversation_id(SCOPE, "messenger", name)
     path = f"/v1/events?limit=1000&conversation={conversation}&at_least={await story.head()}"
     told = await story.api("GET", path)
     found = [(one["position"], e.decode(json.dumps(one["event"]).encode())) for one in told["items"]]
@@ -53,8 +53,8 @@ async def operated(story: Story, settle: Settle, **more: Any) -> tuple[str, Job,
     await story.customer(name)
     [hers] = await jobs(story, name)
     await settle.settle(hers)
-    conversation = ids.conversation_id(LINK, "messenger", name)
-    await send(story, conversation, name, sender={"user_id": maria(story)}, **more)
+    conversation = ids.conversation_id(SCOPE, "messenger", name)
+    await story.operator(conversation, name, sender={"user_id": MARIA}, **more)
     _, sent, copy = await jobs(story, name)
     assert isinstance(copy.event, e.MessageMirrored)
     return name, sent, copy
@@ -99,7 +99,7 @@ async def test_a_copy_that_is_not_on_its_way_is_not_waited_for(story: Story, hel
             pusher.gate(copy.event).pause(PAUSE_SECONDS)
         else:
             asks = Answer(503, "application/json", PAUSE_SECONDS, b"")
-            await story.run.services.budget.told(LINK.account, "chats", asks)
+            await story.run.services.budget.told(SCOPE.account, "chats", asks)
         copying = asyncio.create_task(settle.settle(copy))
         await story.manager(name)
         await asyncio.wait_for(settle.settle(await hooked(story, name)), SOON_SECONDS)

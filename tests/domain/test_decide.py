@@ -1,14 +1,15 @@
-"""Every cell of commands and states is written down once, so that silence is always deliberate."""
+"""Every cell of commands and states is down once, so that silence is always deliberate."""
 
 from domain import commands as c
 from domain import events as e
 from domain import ids
 from domain.decide import NotConnected, OwnMessage, Unknown
-from tests.support.decisions import (
-    WHERE,
+from tests.support.ids import SCOPE
+from tests.support.ledgers.decisions import (
     Book,
     Now,
     accept,
+    cells,
     confirm,
     customer,
     delete,
@@ -60,16 +61,12 @@ def grid(commands: dict[str, c.AnyCommand], states: States) -> list[list[str]]:
     ]
 
 
-def written(table: str) -> list[list[str]]:
-    return [row.split() for row in table.strip().splitlines()]
-
-
 def delivery(kind: type, n: int, **more: str) -> c.AnyCommand:
     return kind(**Now(n).stamp("system"), stream=K, cause="the-event", **more)
 
 
 def channel(command: type, n: int, /, **more: object) -> c.AnyCommand:
-    return command(**Now(n).stamp("operator"), stream=ids.connection_stream(WHERE), **more)
+    return command(**Now(n).stamp("operator"), stream=ids.connection_stream(SCOPE), **more)
 
 
 M, K, X = own("m-1"), kommo("k-1"), own("x-1")
@@ -106,7 +103,7 @@ reject     Unknown        Unknown                failed          failed      fai
 
 
 def test_every_decision_about_a_customers_message_is_deliberate() -> None:
-    assert written(HER_DECISIONS) == grid(HER_COMMANDS, HER_STATES)
+    assert cells(HER_DECISIONS) == grid(HER_COMMANDS, HER_STATES)
 
 
 HIS_COMMANDS = {
@@ -140,7 +137,7 @@ accept   Unknown                    Unknown                    accepted+named  a
 
 
 def test_every_decision_about_a_managers_message_is_deliberate() -> None:
-    assert written(HIS_DECISIONS) == grid(HIS_COMMANDS, HIS_STATES)
+    assert cells(HIS_DECISIONS) == grid(HIS_COMMANDS, HIS_STATES)
 
 
 STATUS_COMMANDS = {
@@ -171,7 +168,7 @@ reject           Unknown    failed>     failed>     -           failed     faile
 
 
 def test_every_decision_about_a_status_is_deliberate() -> None:
-    assert written(STATUS_DECISIONS) == grid(STATUS_COMMANDS, STATUS_STATES)
+    assert cells(STATUS_DECISIONS) == grid(STATUS_COMMANDS, STATUS_STATES)
 
 
 DELIVERY_COMMANDS = {
@@ -200,7 +197,7 @@ resume       Unknown  -          -          resumed    -          -
 
 
 def test_every_decision_about_a_delivery_is_deliberate() -> None:
-    assert written(DELIVERY_DECISIONS) == grid(DELIVERY_COMMANDS, DELIVERY_STATES)
+    assert cells(DELIVERY_DECISIONS) == grid(DELIVERY_COMMANDS, DELIVERY_STATES)
 
 
 CHANNEL_COMMANDS = {
@@ -229,7 +226,7 @@ disconnect  NotConnected  NotConnected  disconnected  NotConnected
 
 
 def test_every_decision_about_a_channel_is_deliberate() -> None:
-    assert written(CHANNEL_DECISIONS) == grid(CHANNEL_COMMANDS, CHANNEL_STATES)
+    assert cells(CHANNEL_DECISIONS) == grid(CHANNEL_COMMANDS, CHANNEL_STATES)
 
 
 TYPING_COMMANDS = {
@@ -251,4 +248,4 @@ stale  -                -         -
 
 
 def test_every_decision_about_typing_is_deliberate() -> None:
-    assert written(TYPING_DECISIONS) == grid(TYPING_COMMANDS, TYPING_STATES)
+    assert cells(TYPING_DECISIONS) == grid(TYPING_COMMANDS, TYPING_STATES)

@@ -14,7 +14,7 @@ from domain import commands as c
 from domain import events as e
 from domain.decide import OwnMessage, Unknown, decide
 from domain.state import RANKS, Message
-from tests.support.decisions import (
+from tests.support.ledgers.decisions import (
     Book,
     accept,
     confirm,
@@ -28,7 +28,7 @@ from tests.support.decisions import (
     react,
     typing,
 )
-from tests.support.view_events import prepare
+from tests.support.ledgers.view_events import prepare
 
 laws = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 M, K, W = own("m-1"), kommo("k-1"), kommo("k-w")

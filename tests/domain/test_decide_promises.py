@@ -9,10 +9,10 @@ from domain import commands as c
 from domain import events as e
 from domain import ids
 from domain.state import Chat, Message, evolve
-from tests.support.decisions import (
+from tests.support.ids import SCOPE
+from tests.support.ledgers.decisions import (
     ANN,
     START_MS,
-    WHERE,
     Book,
     Now,
     accept,
@@ -231,7 +231,7 @@ def test_typing_names_the_conversation_as_far_as_it_is_known() -> None:
 
 
 def operator(kind: type, n: int, **more: object) -> c.AnyCommand:
-    return kind(**Now(n).stamp("operator"), stream=ids.connection_stream(WHERE), **more)
+    return kind(**Now(n).stamp("operator"), stream=ids.connection_stream(SCOPE), **more)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_a_link_to_a_contact_changes_nothing_that_is_decided() -> None:
 
 
 def test_an_operator_names_streams_that_nothing_else_does() -> None:
-    names = {ids.channel_stream("acme"), ids.channel_stream("acme2"), ids.connection_stream(WHERE)}
+    names = {ids.channel_stream("acme"), ids.channel_stream("acme2"), ids.connection_stream(SCOPE)}
     assert len(names) == 3
 
 

@@ -12,7 +12,8 @@ from app import clock
 from app.kommo.chats import hooks
 from domain import commands as c
 from domain import events as e
-from tests.support.decisions import WHERE, Book
+from tests.support.ids import GOLDEN_SCOPE
+from tests.support.ledgers.decisions import Book
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 EVENTS = sorted((GOLDEN / "events").glob("*.json"))
@@ -60,11 +61,11 @@ def test_an_event_of_a_later_program_is_read_without_what_is_not_known(path: Pat
 
 def becomes(body: bytes) -> list[object]:
     """The events that a hook causes in an empty ledger, with what depends on the moment made fixed."""
-    command = hooks.command(WHERE, body)
+    command = hooks.command(GOLDEN_SCOPE, body)
     fixed = {"id": ID, "now": clock.text(NOW_MS), "now_ms": NOW_MS}
     book = Book()
     if isinstance(command, c.React):
-        known = hooks.command(WHERE, (GOLDEN / "hooks" / "text.hook.json").read_bytes())
+        known = hooks.command(GOLDEN_SCOPE, (GOLDEN / "hooks" / "text.hook.json").read_bytes())
         book.give(replace(known, **fixed))
     decided = book.give(replace(command, **fixed))
     return [json.loads(e.encode(event)) for event in decided.events]

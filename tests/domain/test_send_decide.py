@@ -13,44 +13,28 @@ from domain import events as e
 from domain import ids
 from domain.decide import OwnMessage, Unknown
 from domain.state import Message
-from tests.domain.test_decide import written
-from tests.support.decisions import (
+from tests.support.ids import SCOPE
+from tests.support.ledgers.decisions import (
     ANN,
+    BOT,
     START_MS,
-    WHERE,
     Book,
     Now,
     accept,
+    cells,
     confirm,
     customer,
     end,
     kommo,
     manager,
+    operator,
     own,
     react,
     reject,
-    text,
 )
 
-BOT = e.Party(id="bot", name="Bot", ref_id="bot")
-OURS, X, K = ids.message_id(WHERE, "operator", "o-1"), own("x-1"), kommo("k-1")
+OURS, X, K = ids.message_id(SCOPE, "operator", "o-1"), own("x-1"), kommo("k-1")
 laws = settings(deadline=None)
-
-
-def operator(n: int, message: str = "o-1", words: str = "Hi", **more: Any) -> c.Send:
-    """An operator sends in the conversation that the customer began."""
-    one = end("messenger", "conv-1")
-    fields: dict[str, Any] = {
-        "stream": ids.message_id(WHERE, "operator", message),
-        "side": "operator",
-        "own_id": message,
-        "msec": START_MS + n * 1000,
-        "ends": (one,),
-        "sender": BOT,
-        "receiver": ANN,
-        "content": text(words, conversation_id="conv-1"),
-    }
-    return c.Send(**Now(n).stamp("operator"), **(fields | more))
 
 
 def copied(n: int, stream: str, name: str | None = "k-1") -> c.Accept:
@@ -122,7 +106,7 @@ def test_every_decision_about_an_operators_message_is_deliberate() -> None:
     for row in grid:
         if row[0] == "echo":
             row[1:] = [cell.split("+")[0].replace("conversation.", "") for cell in row[1:]]
-    assert written(DECISIONS)[1:] == grid
+    assert cells(DECISIONS)[1:] == grid
 
 
 def test_the_copy_says_all_that_kommo_needs() -> None:
@@ -131,9 +115,9 @@ def test_the_copy_says_all_that_kommo_needs() -> None:
     [copy] = [event for event in book.events if isinstance(event, e.MessageMirrored)]
     assert (sent.sent_by, sent.push, copy.push) == ("operator", "messenger", "kommo")
     assert (copy.message, copy.cause, copy.msec) == (OURS, sent.id, sent.msec)
-    path, payload = payloads.request(WHERE.scope_id, copy)
+    path, payload = payloads.request(SCOPE.scope_id, copy)
     assert (path, payload) == (
-        WHERE.scope_id,
+        SCOPE.scope_id,
         {
             "event_type": "new_message",
             "payload": {
@@ -205,7 +189,7 @@ def test_what_the_business_writes_on_its_phone_goes_to_kommo_alone() -> None:
         "kommo",
         "messenger",
     )
-    _, payload = payloads.request(WHERE.scope_id, sent)
+    _, payload = payloads.request(SCOPE.scope_id, sent)
     told = payload["payload"]
     assert isinstance(told, dict)
     assert (told["sender"], told["receiver"]) == (

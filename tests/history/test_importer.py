@@ -12,10 +12,10 @@ from app.delivery.prepare import NOT_YET
 from app.history.importer import LINE_BYTES_MAX, PROBLEMS_MAX
 from app.servers.servers import Servers
 from domain import ids
+from tests.support.ids import BOT, CHANNEL, MARIA, SCOPE
 from tests.support.import_files import BEGIN_MS, feed, imported, line, mixed, ndjson, outgoing, report, texts
-from tests.support.system import BOT, CHANNEL, LINK, Story, chat, story_on, until
+from tests.support.system import Story, chat, story_on, until
 
-MARIA = "0f8f1c5e-7f0a-4c52-9a43-3b1d0c7a1e01"
 COUNTS = ("lines", "imported", "duplicates", "conflicts", "skipped")
 
 
@@ -281,7 +281,7 @@ async def test_one_account_that_cannot_import_holds_up_no_other(servers: Servers
     async with story_on(servers) as story:
         await story.api("POST", "/v1/channels/acme/connections", {"account_id": other, "title": "Other"})
         await story.fault("kommo.new_message", "503", times=None, conversation_id=stuck)
-        await report(story, [line(stuck, n) for n in range(2 * LANE_MAX)], account_id=LINK.account)
+        await report(story, [line(stuck, n) for n in range(2 * LANE_MAX)], account_id=SCOPE.account)
         await report(story, [line(free, n) for n in range(3)], account_id=other)
         crm = story.sandbox.chat_state
         found = await until(lambda: crm.chat(there.scope_id, free), 5)
@@ -294,7 +294,7 @@ async def test_one_account_that_cannot_import_holds_up_no_other(servers: Servers
 
 async def test_an_edit_waits_for_the_message_that_is_still_to_be_imported(story: Story) -> None:
     name = chat()
-    ours = ids.message_id(LINK, "messenger", f"{name}-1")
+    ours = ids.message_id(SCOPE, "messenger", f"{name}-1")
     connected = len(await story.events(type="channel.connected"))
     await story.fault("kommo.new_message", "503", times=None, conversation_id=name)
     try:
@@ -319,4 +319,4 @@ def _beside(name: str, scope: ids.Scope) -> str:
 
 
 def _id(name: str) -> str:
-    return ids.conversation_id(LINK, "messenger", name)
+    return ids.conversation_id(SCOPE, "messenger", name)

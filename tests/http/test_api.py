@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 
 from app.servers.servers import Servers
-from tests.support.service import ACCOUNT, Served, about, sent, serving, wrote
+from tests.support.ids import ACCOUNT, NOBODY
+from tests.support.service import Served, about, sent, serving, wrote
 
-NOBODY = "00000000-0000-4000-8000-000000000000"
 READS = ["/v1/conversations", "/v1/events", "/v1/status", "/v1/channels", "/v1/deliveries", "/v1/refused"]
 
 

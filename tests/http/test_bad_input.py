@@ -8,7 +8,8 @@ import pytest
 import pytest_asyncio
 
 from app.servers.servers import Servers
-from tests.support.service import OTHER_ACCOUNT, Served, about, refused, sent, serving, signed, wrote
+from tests.support.ids import OTHER_ACCOUNT
+from tests.support.service import Served, about, refused, sent, serving, signed, wrote
 
 KB = 1024
 DEEP = b"[" * 100_000 + b"]" * 100_000

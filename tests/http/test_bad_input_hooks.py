@@ -13,7 +13,8 @@ from yarl import URL
 
 from app.kommo.chats.hooks import CONTENT_BYTES_MAX
 from app.servers.servers import Servers
-from tests.support.service import ACCOUNT, SCOPE, Served, refused, sent, serving, signature, wrote
+from tests.support.ids import ACCOUNT, SCOPE_ID
+from tests.support.service import Served, refused, sent, serving, signature, wrote
 
 KB = 1024
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -44,13 +45,13 @@ async def pieces(count: int) -> AsyncIterator[bytes]:
         yield b"x" * 10 * KB
 
 
-@pytest.mark.parametrize("path", [f"/kommo/{SCOPE}", "/messengers/acme"])
+@pytest.mark.parametrize("path", [f"/kommo/{SCOPE_ID}", "/messengers/acme"])
 async def test_a_body_of_300_kb_is_too_large(service: Served, url: str, path: str) -> None:
     head = await service.head()
     await refused(service, await service.request("POST", path, url=url, data=b"x" * 300 * KB), 413, head)
 
 
-@pytest.mark.parametrize("path", [f"/kommo/{SCOPE}", "/messengers/acme"])
+@pytest.mark.parametrize("path", [f"/kommo/{SCOPE_ID}", "/messengers/acme"])
 async def test_so_it_is_in_chunks_of_unknown_number(service: Served, url: str, path: str) -> None:
     head = await service.head()
     await refused(service, await service.request("POST", path, url=url, data=pieces(30)), 413, head)
@@ -71,7 +72,7 @@ async def test_a_compressed_body_is_refused(service: Served, url: str, encoding:
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE"])
-@pytest.mark.parametrize("path", [f"/kommo/{SCOPE}", "/messengers/acme"])
+@pytest.mark.parametrize("path", [f"/kommo/{SCOPE_ID}", "/messengers/acme"])
 async def test_other_methods_are_not_allowed(service: Served, url: str, method: str, path: str) -> None:
     await refused(service, await service.request(method, path, url=url), 405, await service.head())
 
@@ -79,7 +80,7 @@ async def test_other_methods_are_not_allowed(service: Served, url: str, method: 
 @pytest.mark.parametrize(
     "path",
     [
-        *("/kommo", "/kommo/", f"/kommo/{SCOPE}/more", f"/kommo/a%2F{SCOPE}", "/kommo/../v2"),
+        *("/kommo", "/kommo/", f"/kommo/{SCOPE_ID}/more", f"/kommo/a%2F{SCOPE_ID}", "/kommo/../v2"),
         *("/kommo/%F0%9F%98%80", "/kommo/%00", "/kommo/%FF", "/messengers/", "/messengers/a%2Fb", "/"),
     ],
 )
@@ -113,7 +114,7 @@ async def test_a_hook_that_is_not_signed_well_is_refused(service: Served, url: s
 
 async def test_a_hook_for_an_unknown_scope_is_not_found(service: Served, url: str) -> None:
     head = await service.head()
-    for scope in ("nobody", SCOPE.upper(), f"{SCOPE}x", "_"):
+    for scope in ("nobody", SCOPE_ID.upper(), f"{SCOPE_ID}x", "_"):
         await refused(service, await service.hook(wrote("lost"), scope=scope, url=url), 404, head)
 
 
@@ -153,7 +154,7 @@ async def test_a_signed_hook_that_cannot_be_read_is_kept_whole(service: Served, 
     problem = await refused(service, await service.hook(body, url=url), 400, head)
     kept = (await service.get("/v1/refused", limit=1))["items"][0]
     assert base64.b64decode(kept["body"]) == body
-    assert kept["scope_id"] == SCOPE
+    assert kept["scope_id"] == SCOPE_ID
     assert kept["id"] in problem["detail"]
     assert len(problem["detail"]) < 1000
 
@@ -214,7 +215,7 @@ async def test_a_client_that_goes_away_before_its_body_is_complete_changes_nothi
 ) -> None:
     head, body = await service.head(), json.dumps(wrote(f"half {url}")).encode()
     _, writer = await asyncio.open_connection("127.0.0.1", URL(url).port)
-    lines = [f"POST /kommo/{SCOPE} HTTP/1.1", "Host: localhost", f"X-Signature: {signature(body)}"]
+    lines = [f"POST /kommo/{SCOPE_ID} HTTP/1.1", "Host: localhost", f"X-Signature: {signature(body)}"]
     writer.write("\r\n".join([*lines, f"Content-Length: {len(body) + 9}", "", ""]).encode() + body)
     await writer.drain()
     writer.close()

@@ -10,20 +10,8 @@ import pytest
 import pytest_asyncio
 
 from app.servers.servers import Servers
-from tests.support.service import (
-    ACCOUNT,
-    CHANNEL_ID,
-    KEY,
-    OTHER_ACCOUNT,
-    SECRET,
-    WHSEC,
-    Answer,
-    Served,
-    channel,
-    sent,
-    serving,
-    wrote,
-)
+from tests.support.ids import ACCOUNT, ADMIN_KEY, CHANNEL, CHANNEL_SECRET, MESSENGER_SECRET, OTHER_ACCOUNT
+from tests.support.service import Answer, Served, channel, sent, serving, wrote
 
 NEW_WHSEC = "whsec_" + base64.b64encode(b"n" * 32).decode()
 LOST = "344a5002-f8ca-454d-af3d-3961801020"
@@ -99,7 +87,7 @@ async def test_a_bad_channel_is_refused_and_its_place_named(service: Served, nam
 @pytest.mark.parametrize("body", [b"{", b"", b"\xff", b"[" * 100_000, b'{"name":"\\ud800"}'])
 async def test_a_body_that_is_not_json_is_refused(service: Served, body: bytes) -> None:
     head = await service.head()
-    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    headers = {"Authorization": f"Bearer {ADMIN_KEY}", "Content-Type": "application/json"}
     for method, path in (("POST", "/v1/channels"), ("PUT", "/v1/channels/acme")):
         answer = await service.request(method, path, data=body, headers=headers)
         await unchanged(service, answer, 400, head)
@@ -113,7 +101,7 @@ async def test_the_messengers_old_secret_is_accepted_for_a_day_beside_the_new_on
     ).status == 200
     answers = [
         (await service.act(sent(), channel="rotating", secret=secret)).status
-        for secret in (WHSEC, NEW_WHSEC, "whsec_" + base64.b64encode(b"x" * 32).decode())
+        for secret in (MESSENGER_SECRET, NEW_WHSEC, "whsec_" + base64.b64encode(b"x" * 32).decode())
     ]
     assert answers == [409, 409, 401]  # Not connected, but signed well; and a stranger.
 
@@ -156,7 +144,15 @@ async def test_secrets_are_in_no_answer_event_or_log_and_sealed_at_rest(
     async with await psycopg.AsyncConnection.connect(where) as connection:
         rows = await (await connection.execute("SELECT sealed FROM ledger.secrets")).fetchall()
     everything = b"".join(one.raw for one in told) + b"".join(row[0] for row in rows) + caplog.text.encode()
-    for hidden in (secret, whsec, whsec.removeprefix("whsec_"), NEW_WHSEC, SECRET, WHSEC, KEY):
+    for hidden in (
+        secret,
+        whsec,
+        whsec.removeprefix("whsec_"),
+        NEW_WHSEC,
+        CHANNEL_SECRET,
+        MESSENGER_SECRET,
+        ADMIN_KEY,
+    ):
         assert hidden.encode() not in everything
 
 
@@ -164,7 +160,7 @@ async def test_an_account_is_connected_and_again_is_no_news(service: Served) -> 
     await service.register()
     first = await service.connect(account=OTHER_ACCOUNT)
     assert first.status == 201
-    assert first.body["scope_id"] == f"{CHANNEL_ID}_{OTHER_ACCOUNT}"
+    assert first.body["scope_id"] == f"{CHANNEL}_{OTHER_ACCOUNT}"
     head = await service.head()
     again = await service.connect(account=OTHER_ACCOUNT)
     assert (again.status, again.body) == (200, first.body)

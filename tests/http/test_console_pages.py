@@ -15,16 +15,8 @@ from app.http.console.formatting import reason, web_link
 from app.http.security import POLICY
 from app.operations.services import views_reach
 from app.views.events import ledger_head
-from tests.support.console import (
-    ACCOUNT,
-    NAME,
-    Browser,
-    System,
-    browsing,
-    connect_account,
-    text_message,
-    whole_system,
-)
+from tests.support.console import NAME, Browser, System, browsing, connect_account, text_message, whole_system
+from tests.support.ids import ACCOUNT
 
 PAGES = ["/", "/deliveries", "/channels", "/events", "/status"]
 NASTY = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'`{{7*7}}\u202edesrever"

@@ -19,10 +19,10 @@ from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 from app.http.openapi import examples
 from app.servers.servers import Servers
 from ops.sandbox import crm_account
-from tests.support.crm_service import CRM_ID, Office, office_of
-from tests.support.openapi_data import LEAVING, Things, things
-from tests.support.service import ACCOUNT, KEY, OTHER_ACCOUNT
-from tests.support.system import ENVIRONMENT
+from tests.support.crm_service import Office, office_of
+from tests.support.ids import ACCOUNT, ADMIN_KEY, CRM_ID, OTHER_ACCOUNT
+from tests.support.openapi.data import LEAVING, Things, things
+from tests.support.processes import ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 Json = dict[str, Any]
@@ -178,16 +178,16 @@ async def test_schemathesis_finds_every_success_no_500_and_no_undocumented_answe
 ) -> None:
     files = {"ASKED": tmp_path / "asked.json", "TOLD": tmp_path / "told"}
     files["ASKED"].write_text(json.dumps(there))
-    paths = {"SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks", "PYTHONPATH": str(ROOT)}
+    paths = {"SCHEMATHESIS_HOOKS": "tests.support.openapi.schemathesis_hooks", "PYTHONPATH": str(ROOT)}
     child = await asyncio.create_subprocess_exec(
         *(
             sys.executable,
             "-m",
             "schemathesis.cli",
             "--config-file",
-            str(ROOT / "tests/support/schemathesis.toml"),
+            str(ROOT / "tests/support/openapi/schemathesis.toml"),
         ),
-        *("run", f"{service.url}/schema", "--header", f"Authorization: Bearer {KEY}", "--no-color"),
+        *("run", f"{service.url}/schema", "--header", f"Authorization: Bearer {ADMIN_KEY}", "--no-color"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env=ENVIRONMENT | paths | {name: str(path) for name, path in files.items()},

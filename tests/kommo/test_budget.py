@@ -19,10 +19,10 @@ from app.kommo import budget
 from app.kommo.budget import Api, Budget, Crowded
 from app.servers.servers import Servers
 from app.service.service import migrate
-from tests.support.system import chat, database, story_on
+from tests.support.databases import database
+from tests.support.ids import ACCOUNT, OTHER_ACCOUNT
+from tests.support.system import chat, story_on
 
-ACCOUNT = "52e591f7-c98f-4255-8495-827210138c81"
-OTHER = "52e591f7-c98f-4255-8495-827210138c82"
 OK = Answer(200, "application/json", 0.0, b"{}")
 PAGE = Answer(200, "text/html", 0.0, b"<html>blocked</html>")
 CRM_PER_SECOND, CHATS_PER_SECOND = 7.0, 400.0
@@ -196,7 +196,7 @@ async def test_other_accounts_are_not_held(url: str) -> None:
     async with processes(url) as (each,):
         await each.told(ACCOUNT, "chats", refusal(30))
         async with asyncio.timeout(1):
-            await each.take(OTHER, "chats")
+            await each.take(OTHER_ACCOUNT, "chats")
 
 
 async def test_after_a_pause_one_call_passes_and_the_others_once_it_has_succeeded(url: str) -> None:

@@ -12,7 +12,8 @@ from app.database.pool import Pool
 from app.kommo.crm import contact_links
 from app.ledger.writer import Ledger
 from app.servers.servers import Servers
-from tests.support.system import ACCOUNT, chat, story_on
+from tests.support.ids import ACCOUNT
+from tests.support.system import chat, story_on
 
 WAITS = """INSERT INTO ledger.links (account_id, chat_id, contact_id, changed, told_at)
  VALUES (%s, %s, 1, 1, now()) ON CONFLICT DO NOTHING"""

@@ -9,8 +9,9 @@ import pytest_asyncio
 from yarl import URL
 
 from app.servers.servers import Servers
-from tests.support.crm_service import ACCOUNT, HERE, MARIA, OTHER_ACCOUNT, Office, office_of
-from tests.support.service import KEY, Answer
+from tests.support.crm_service import HERE, Office, office_of
+from tests.support.ids import ACCOUNT, ADMIN_KEY, MARIA, OTHER_ACCOUNT
+from tests.support.service import Answer
 
 NOBODY = "11111111-1111-4111-8111-111111111111"
 WABA = [{"type": "whatsapp", "params": {"waba": True}}]
@@ -216,7 +217,7 @@ async def test_an_incoming_lead_is_joined_with_one_that_is_there(office: Office)
 async def test_a_uid_cannot_lead_elsewhere(office: Office, uid: str) -> None:
     await office.fault("crm", "500", times=None)
     url = URL(f"{office.url}{HERE}/leads/{uid}/accept", encoded=True)
-    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    headers = {"Authorization": f"Bearer {ADMIN_KEY}", "Content-Type": "application/json"}
     async with office.client.post(url, data=b"{}", headers=headers) as answer:
         assert answer.status == 404
 

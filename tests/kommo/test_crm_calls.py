@@ -12,7 +12,8 @@ from app.http_client import Unreached
 from app.kommo.crm.client import NotAuthorized
 from app.kommo.crm.users import Users
 from app.servers.servers import Servers
-from tests.support.crm_service import ACCOUNT, HERE, MARIA, Office, office_of
+from tests.support.crm_service import HERE, Office, office_of
+from tests.support.ids import ACCOUNT, MARIA
 
 
 @pytest_asyncio.fixture(scope="module")

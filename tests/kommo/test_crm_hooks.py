@@ -26,11 +26,11 @@ from domain import events as e
 from domain import ids
 from domain.ids import KOMMO
 from ops.sandbox import OAuthClient
-from tests.support.system import ACCOUNT, CHANNEL, LINK, Story, chat, story_on, until
+from tests.support.ids import ACCOUNT, AS_ADMIN, CHANNEL, MASTER_BYTES, SCOPE
+from tests.support.system import Story, chat, story_on, until
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "crm"
 CHAT = "6cbab3d5-c4c1-46ff-b710-ad59ad10805f"
-MASTER = bytes(32)
 UID = "98fb033cefde74f5de1a5d3980a2a2d1"
 TALK = {
     "talk_id": 1170, "changed": 1795334400, "chat_id": CHAT, "contact_id": 4215, "entity_id": None,
@@ -59,7 +59,7 @@ REVIEW = {
 CHANNELS = {
     "acme": Channel(
         "acme", CHANNEL, "webhook", "http://127.0.0.1:9", None, Secrets("k", "m"),
-        {ACCOUNT: Connection(LINK, "Acme", False, "")},
+        {ACCOUNT: Connection(SCOPE, "Acme", False, "")},
     )
 }  # fmt: skip
 
@@ -84,7 +84,7 @@ class Crm:
     """The CRM of the story's account, in the hands of the test."""
 
     def __init__(self, story: Story) -> None:
-        self.story, self.url = story, story.url + hooks.hook_path(MASTER, ACCOUNT)
+        self.story, self.url = story, story.url + hooks.hook_path(MASTER_BYTES, ACCOUNT)
 
     async def tell(self, told: bytes, *, url: str = "", **headers: str) -> int:
         async with self.story.client.post(url or self.url, data=told, headers=headers) as answer:
@@ -134,7 +134,7 @@ def test_a_documented_body_is_read_whole(name: str) -> None:
     assert isinstance(command, c.Talk | c.Lead)
     became = command.added if isinstance(command, c.Talk) else command.became
     assert (became, command.fields, unread) == (*READ[name], [])
-    assert command.chats == ((LINK, ids.conversation_id(LINK, KOMMO, CHAT)),)
+    assert command.chats == ((SCOPE, ids.conversation_id(SCOPE, KOMMO, CHAT)),)
     assert (command.scope.account, command.scope.channel) == (ACCOUNT, "")
 
 
@@ -343,7 +343,7 @@ async def test_the_talk_of_a_chat_that_nobody_knows_is_told_of_the_account(crm: 
 
 
 async def test_who_follows_the_events_is_told_of_talks(crm: Crm) -> None:
-    url, key = crm.story.url + "/v1/events", {"Authorization": "Bearer key", "Accept": "text/event-stream"}
+    url, key = crm.story.url + "/v1/events", {**AS_ADMIN, "Accept": "text/event-stream"}
     query: dict[str, Any] = {"type": "talk.added", "after": await crm.story.head()}
     async with crm.story.client.get(url, params=query, headers=key) as stream:
         await crm.tell(body("talk", talk_id=7005, updated_at=1, contact_id=1))
@@ -389,7 +389,7 @@ async def test_a_wrong_key_is_no_path_of_ours(crm: Crm) -> None:
     told = body("talk", talk_id=1)
     for key in ("x", crm.url.rpartition("/")[2][:-1], crm.url.rpartition("/")[2].swapcase(), "%00", "ö"):
         assert await crm.tell(told, url=f"{crm.story.url}/crm/{ACCOUNT}/{key}") == 404
-    other = hooks.hook_path(MASTER, "another").rpartition("/")[2]
+    other = hooks.hook_path(MASTER_BYTES, "another").rpartition("/")[2]
     assert await crm.tell(told, url=f"{crm.story.url}/crm/{ACCOUNT}/{other}") == 404
 
 
@@ -438,7 +438,7 @@ async def test_what_the_crm_of_the_sandbox_tells_links_its_chats(crm: Crm) -> No
     await story.customer(name)
     await story.arrived(name)
     await story.manager(name)
-    found = story.sandbox.crm_state.waiting(story.sandbox.chat_state.chat(LINK.scope_id, name).id)
+    found = story.sandbox.crm_state.waiting(story.sandbox.chat_state.chat(SCOPE.scope_id, name).id)
     await until(
         lambda: story.sandbox.crm_hooks.sent and not any(h.waiting for h in story.sandbox.crm_hooks.sent)
     )

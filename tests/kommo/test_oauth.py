@@ -12,18 +12,9 @@ from hypothesis import strategies as st
 
 from app.kommo.crm.oauth import STATE_SECONDS, BadState, States, crm_url_of, disabled_signature
 from app.servers.servers import Servers
-from tests.support.crm_service import (
-    ACCOUNT,
-    CLIENT,
-    CLIENT_SECRET,
-    CRM_ID,
-    HERE,
-    OTHER_ACCOUNT,
-    Office,
-    office_of,
-)
+from tests.support.crm_service import HERE, Office, office_of
+from tests.support.ids import ACCOUNT, CLIENT, CLIENT_SECRET, CRM_ID, MASTER_BYTES, OTHER_ACCOUNT
 
-MASTER = bytes(range(32))
 VECTOR = "7043be2568d31fa59599a47411fbd3e427288254b5e75d8f75a04850fe3db624"
 
 
@@ -40,36 +31,36 @@ def test_the_disabled_call_is_signed_as_published() -> None:
 
 
 def test_a_state_is_read_by_every_process_with_our_master_key() -> None:
-    state = States(MASTER).read(States(MASTER).make(ACCOUNT, 1000.0), 1000.0)
+    state = States(MASTER_BYTES).read(States(MASTER_BYTES).make(ACCOUNT, 1000.0), 1000.0)
     assert (state.account, state.expires) == (ACCOUNT, 1000 + STATE_SECONDS)
 
 
 def test_a_state_lasts_twenty_minutes() -> None:
-    made = States(MASTER).make(ACCOUNT, 1000.0)
-    assert States(MASTER).read(made, 1000.0 + STATE_SECONDS - 1).account == ACCOUNT
+    made = States(MASTER_BYTES).make(ACCOUNT, 1000.0)
+    assert States(MASTER_BYTES).read(made, 1000.0 + STATE_SECONDS - 1).account == ACCOUNT
     with pytest.raises(BadState):
-        States(MASTER).read(made, 1000.0 + STATE_SECONDS)
+        States(MASTER_BYTES).read(made, 1000.0 + STATE_SECONDS)
 
 
 def test_a_state_of_another_master_key_is_refused() -> None:
     with pytest.raises(BadState):
-        States(MASTER).read(States(bytes(32)).make(ACCOUNT, 1000.0), 1000.0)
+        States(MASTER_BYTES).read(States(bytes(32)).make(ACCOUNT, 1000.0), 1000.0)
 
 
 @given(place=st.integers(0, 10_000), letter=st.sampled_from("Az09-_=é "))
 def test_a_state_that_was_touched_is_refused(place: int, letter: str) -> None:
-    made = States(MASTER).make(ACCOUNT, 1000.0)
+    made = States(MASTER_BYTES).make(ACCOUNT, 1000.0)
     place %= len(made)
     touched = made[:place] + letter + made[place + 1 :]
     if touched != made and place < len(made) - 1:  # Of the last letter some bits are not used.
         with pytest.raises(BadState):
-            States(MASTER).read(touched, 1000.0)
+            States(MASTER_BYTES).read(touched, 1000.0)
 
 
 @given(st.text(max_size=600))
 def test_a_state_may_be_anything(text: str) -> None:
     with pytest.raises(BadState):
-        States(MASTER).read(text, 1000.0)
+        States(MASTER_BYTES).read(text, 1000.0)
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,8 @@ from app.kommo.crm.tokens import NotAuthorized
 from app.servers.servers import Servers
 from app.vault import WrongMasterKey
 from domain import commands as c
-from tests.support.crm_service import CLIENT
-from tests.support.token_processes import (
-    DAY,
-    PROCESSES,
-    REDIRECT,
-    REST_SECONDS,
-    Processes,
-    one_more,
-    processes_on,
-)
+from tests.support.ids import CLIENT, REDIRECT
+from tests.support.token_processes import DAY, PROCESSES, REST_SECONDS, Processes, one_more, processes_on
 
 KILL_HOLDER = """SELECT pg_terminate_backend(pid) FROM pg_locks
  WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND database = (

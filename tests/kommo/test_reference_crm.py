@@ -5,9 +5,7 @@ from typing import Any
 
 import pytest_asyncio
 
-from tests.sandbox.test_crm_api import contact, new_chat, template
-from tests.sandbox.test_crm_hooks import incoming
-from tests.support.crm_client import Office, fresh_office, office
+from tests.support.crm_client import Office, contact, fresh_office, incoming, new_chat, office, template
 
 # Of each model: the fields it always has, and those that it may have. HAL's _links are on all.
 SHAPES: dict[str, tuple[set[str], set[str]]] = {

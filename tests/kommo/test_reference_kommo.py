@@ -16,13 +16,12 @@ from domain import commands as c
 from domain import events as e
 from domain.ids import scope_of
 from ops.sandbox.help_text import GUIDE
+from tests.support.ids import ACCOUNT, CHANNEL, MARIA, SCOPE_ID
 from tests.support.sandbox_client import ORIGIN, Integration, integrating
-from tests.support.service import ACCOUNT, CHANNEL_ID, SCOPE
 
 OURS = "8d74efe1-75f2-5187-b077-55828d4430b3"
 CHAT_ID = "6cbab3d5-c4c1-46ff-b710-ad59ad10805f"
 THEIRS = "079e44fb-fc22-476b-9e8a-421b688ec53b"
-MARIA = "0f8f1c5e-7f0a-4c52-9a43-3b1d0c7a1e01"
 MEDIA = "https://files.example.com/x.jpg"
 AT = "2026-11-22T08:00:00.123Z"
 BASE: dict[str, Any] = {
@@ -44,7 +43,7 @@ ENDS = e.Ends(conversation_id="conv-1", chat_id=CHAT_ID)
 
 def told(event: e.AnyEvent) -> tuple[str, Any]:
     """The path after `/v2/origin/custom/`, and the payload as it is read on the other side."""
-    path, payload = payloads.request(SCOPE, event)
+    path, payload = payloads.request(SCOPE_ID, event)
     return path, json.loads(msgspec.json.encode(payload))
 
 
@@ -62,7 +61,7 @@ def test_a_customers_message_has_every_field_and_no_receiver() -> None:
     ann = e.Party(id="u-1", name="Ann", avatar=MEDIA, profile_link="https://example.com/ann", **profile)
     reply = e.Reply("m-0", message=OURS, sent_by="messenger", own_id="m-0")
     path, body = told(sent(text(chat_id=CHAT_ID, reply_to=reply), sender=ann, source="15550999", silent=True))
-    assert path == f"{CHANNEL_ID}_{ACCOUNT}"
+    assert path == f"{CHANNEL}_{ACCOUNT}"
     assert body == {
         "event_type": "new_message",
         "payload": {
@@ -148,7 +147,7 @@ def test_an_edit_names_its_message_and_may_carry_its_status() -> None:
     status = e.DeliveryStatus(status_code=-1, error_code=905, error="Error text")
     edited = e.MessageEdited(**BASE, content=text(), delivery_status=status, remote_id=THEIRS)
     path, body = told(edited)
-    assert (path, body["event_type"]) == (SCOPE, "edit_message")
+    assert (path, body["event_type"]) == (SCOPE_ID, "edit_message")
     assert body["payload"] == {
         "id": THEIRS,
         "timestamp": 1795334400,
@@ -167,7 +166,7 @@ def test_an_edit_names_its_message_and_may_carry_its_status() -> None:
 @pytest.mark.parametrize(("kind", "status"), [(e.MessageDelivered, 1), (e.MessageRead, 2)])
 def test_a_status_is_told_by_kommos_id(kind: type[Any], status: int) -> None:
     path, body = told(kind(**BASE, remote_id=THEIRS))
-    assert path == f"{SCOPE}/{THEIRS}/delivery_status"
+    assert path == f"{SCOPE_ID}/{THEIRS}/delivery_status"
     assert body == {"msgid": THEIRS, "delivery_status": status}
 
 
@@ -183,13 +182,13 @@ def test_a_failure_has_its_code_and_always_a_text(error_code: int) -> None:
 def test_typing_says_who_where_and_how_long(given: int | None, duration_ms: int) -> None:
     event = e.TypingStarted(**BASE, sender=ANN, content=ENDS, expires_at=AT, duration_ms=given)
     expected = {"conversation_id": "conv-1", "sender": {"id": "u-1"}, "duration_ms": duration_ms}
-    assert told(event) == (f"{SCOPE}/typing", expected)
+    assert told(event) == (f"{SCOPE_ID}/typing", expected)
 
 
 def test_a_reaction_names_message_and_chat_by_what_is_known() -> None:
     added = e.ReactionAdded(**BASE, sender=ANN, content=ENDS, emoji="👍", sent_by="kommo", own_id=THEIRS)
     assert told(added) == (
-        f"{SCOPE}/react",
+        f"{SCOPE_ID}/react",
         {"conversation_id": "conv-1", "id": THEIRS, "user": {"id": "u-1"}, "type": "react", "emoji": "👍"},
     )
     maria = e.Party(id="maria", ref_id=MARIA)
@@ -232,7 +231,7 @@ async def test_history_shows_what_was_sent_field_by_field(sandbox: Integration) 
     status, _ = await sandbox.order("POST", "/manager/messages", order)
     assert status < 300
     chat_id = (await sandbox.post("/chats", {"conversation_id": "conv-1", "user": who}))[1]["id"]
-    status, told = await sandbox.call("GET", f"{ORIGIN}{SCOPE}/chats/{chat_id}/history?limit=50")
+    status, told = await sandbox.call("GET", f"{ORIGIN}{SCOPE_ID}/chats/{chat_id}/history?limit=50")
     assert status == 200
     picture, contact, location = (one["message"] for one in told["messages"])
     assert (picture["media_group_id"], contact["contact"], location["location"]) == ("g-1", card, place)
@@ -251,7 +250,7 @@ def test_a_contact_may_be_quoted_whole() -> None:
     }
     action |= {"sender": {"id": "u-1", "name": "Ann"}, "message": {"type": "text", "text": "!"}}
     raw = msgspec.json.encode(action | {"reply_to": quote | {"at": AT}})
-    command = commands.command(scope_of("acme", CHANNEL_ID, ACCOUNT), checks.parse_one(raw))
+    command = commands.command(scope_of("acme", CHANNEL, ACCOUNT), checks.parse_one(raw))
     assert isinstance(command, c.Send)
     reply = told(sent(command.content))[1]["payload"]["reply_to"]
     assert (reply["message"]["type"], reply["message"]["contact"]) == ("contact", card)
@@ -268,7 +267,7 @@ def test_the_guide_of_the_sandbox_says_how_to_sign() -> None:
         "Hooks: X-Signature is the HMAC-SHA1 of the raw body",
     ):
         assert said in words
-    body, date, path = b"{}", "Sun, 22 Nov 2026 08:00:00 +0000", f"/v2/origin/custom/{SCOPE}"
+    body, date, path = b"{}", "Sun, 22 Nov 2026 08:00:00 +0000", f"/v2/origin/custom/{SCOPE_ID}"
     five = "\n".join(("POST", hashlib.md5(body).hexdigest(), "application/json", date, path))
     by_hand = hmac.digest(b"secret", five.encode(), "sha1").hex()
     assert signature.sign("secret", "POST", path, body, date)["X-Signature"] == by_hand

@@ -11,19 +11,8 @@ from app.messengers import webhook
 from app.servers.servers import Servers
 from ops.sandbox import Channel
 from ops.sandbox.state.chats import Message as KommoMessage
-from tests.support.system import (
-    ACCOUNT,
-    BOT,
-    CHANNEL,
-    LINK,
-    PHOTO,
-    SECRET,
-    WHSEC,
-    Story,
-    chat,
-    story_on,
-    until,
-)
+from tests.support.ids import ACCOUNT, AS_ADMIN, BOT, CHANNEL, CHANNEL_SECRET, MARIA, MESSENGER_SECRET, SCOPE
+from tests.support.system import PHOTO, Story, chat, story_on, until
 
 OTHER = "11111111-2222-4333-8444-555555555555"
 AT = "2026-01-02T03:04:05.678Z"
@@ -43,10 +32,6 @@ async def story(servers: Servers) -> AsyncIterator[Story]:
     """One service for all tests here; each has conversations of its own."""
     async with story_on(servers) as story:
         yield story
-
-
-def maria(story: Story) -> str:
-    return str(story.sandbox.config.managers[0].id)
 
 
 def sent(name: str, own: str = "", text: str = "Hello", **more: Any) -> dict[str, Any]:
@@ -74,7 +59,7 @@ async def told(story: Story, action: dict[str, Any]) -> str:
 
 def outgoing(story: Story, name: str) -> list[KommoMessage]:
     crm = story.sandbox.chat_state
-    found = crm.chat(LINK.scope_id, name)
+    found = crm.chat(SCOPE.scope_id, name)
     return [one for one in crm.timelines[found.id] if one.direction == "out"] if found else []
 
 
@@ -125,12 +110,12 @@ async def test_what_a_manager_forwards_has_the_messengers_own_ids(story: Story) 
     now = clock.now_ms()
     body = {
         "receiver": {"id": "r-1", "client_id": f"u-{name}"},
-        "sender": {"id": maria(story)},
+        "sender": {"id": MARIA},
         "conversation": {"id": message.chat_id, "client_id": name},
         "timestamp": now // 1000,
         "message": {"id": f"k-{name}", "type": "text", "text": "See", "forwards": {"messages": quoted}},
     }
-    assert await story.hook({"account_id": LINK.account, "time": now // 1000, "message": body}) == 200
+    assert await story.hook({"account_id": SCOPE.account, "time": now // 1000, "message": body}) == 200
     forwarding = (await story.pushed(name, 2))[1]
     found = forwarding.body["message"]["forwards"]["messages"]
     assert [one.get("message_id") for one in found] == [name, push.answer["message_id"], None]
@@ -159,7 +144,7 @@ async def test_a_quote_that_kommo_never_had_is_told_whole(story: Story) -> None:
     name = chat()
     file = {"type": "file", "media": PHOTO, "file_name": "a.pdf", "file_size": 7, "media_duration": 1}
     sender = {"id": "phone", "name": "Maria"}
-    quote = {"message_id": "old", "message": file, "sender": sender | {"user_id": maria(story)}, "at": AT}
+    quote = {"message_id": "old", "message": file, "sender": sender | {"user_id": MARIA}, "at": AT}
     await told(story, sent(name, reply_to=quote))
     [message] = await story.arrived(name)
     assert message.reply_to == {
@@ -170,7 +155,7 @@ async def test_a_quote_that_kommo_never_had_is_told_whole(story: Story) -> None:
             "file_size": 7,
             "media_duration": 1,
             **MOMENT,
-            "sender": sender | {"ref_id": maria(story)},
+            "sender": sender | {"ref_id": MARIA},
         }
     }
 
@@ -218,10 +203,10 @@ async def test_a_reaction_may_be_a_managers(story: Story) -> None:
     name = chat()
     await told(story, sent(name))
     [message] = await story.arrived(name)
-    sender = {"id": "acme-phone", "user_id": maria(story)}
+    sender = {"id": "acme-phone", "user_id": MARIA}
     reaction = {"type": "reaction.added", "conversation_id": name, "message_id": name, "sender": sender}
     await story.tell(reaction | {"emoji": "👍"})
-    await until(lambda: [(one.by, one.emoji) for one in message.reactions] == [(maria(story), "👍")])
+    await until(lambda: [(one.by, one.emoji) for one in message.reactions] == [(MARIA, "👍")])
     await story.tell(reaction | {"type": "reaction.removed"})
     await until(lambda: message.reactions == [])
 
@@ -245,10 +230,10 @@ async def test_what_was_written_on_the_phone_shows_in_kommo_in_the_bots_name(sto
 
 async def test_what_a_known_manager_wrote_on_the_phone_shows_in_his_name(story: Story) -> None:
     name = chat()
-    sender = {"id": "acme-phone", "name": "Maria", "user_id": maria(story)}
+    sender = {"id": "acme-phone", "name": "Maria", "user_id": MARIA}
     await told(story, phoned(name, sender=sender))
     [message] = await at_kommo(story, name)
-    assert (message.sender, message.sender_name) == (maria(story), "Maria")
+    assert (message.sender, message.sender_name) == (MARIA, "Maria")
 
 
 async def test_both_sides_of_a_phone_keep_their_order(story: Story) -> None:
@@ -257,7 +242,7 @@ async def test_both_sides_of_a_phone_keep_their_order(story: Story) -> None:
         await told(story, (phoned if n % 2 else sent)(name, f"{name}-{n}", str(n)))
     await at_kommo(story, name, 3)
     await story.arrived(name, 3)
-    found = story.sandbox.chat_state.timelines[story.sandbox.chat_state.chat(LINK.scope_id, name).id]
+    found = story.sandbox.chat_state.timelines[story.sandbox.chat_state.chat(SCOPE.scope_id, name).id]
     assert [one.message["text"] for one in found] == list("012345")
     moments = [one.msec_timestamp for one in found]
     assert moments == sorted(set(moments))
@@ -309,7 +294,7 @@ async def test_the_time_window_may_be_disabled_and_stays_so(story: Story) -> Non
     path, body = "/v1/channels/acme/connections", {"account_id": ACCOUNT, "title": "Acme"}
     first = await story.api("POST", path, body | {"is_time_window_disabled": True})
     again = await story.api("POST", path, body)
-    connection = story.sandbox.chat_state.connections[LINK.scope_id]
+    connection = story.sandbox.chat_state.connections[SCOPE.scope_id]
     assert (first["is_time_window_disabled"], again["is_time_window_disabled"]) == (True, True)
     assert connection.is_time_window_disabled
     [event] = [
@@ -318,28 +303,32 @@ async def test_the_time_window_may_be_disabled_and_stays_so(story: Story) -> Non
     assert event["is_time_window_disabled"] is True
     last = await story.api("POST", path, body | {"is_time_window_disabled": False})
     assert last["is_time_window_disabled"] is False
-    assert not story.sandbox.chat_state.connections[LINK.scope_id].is_time_window_disabled
+    assert not story.sandbox.chat_state.connections[SCOPE.scope_id].is_time_window_disabled
 
 
 async def test_a_channel_without_a_bot_says_what_to_do(servers: Servers) -> None:
-    channels = (Channel(CHANNEL, SECRET, BOT), Channel(OTHER, SECRET, BOT))
+    channels = (Channel(CHANNEL, CHANNEL_SECRET, BOT), Channel(OTHER, CHANNEL_SECRET, BOT))
     async with story_on(servers, channels=channels) as story:
         other = {
             "name": "botless",
-            "kommo": {"channel_id": OTHER, "secret": SECRET},
-            "messenger": {"kind": "webhook", "url": f"{story.sandbox.url}/messenger/hook", "secret": WHSEC},
+            "kommo": {"channel_id": OTHER, "secret": CHANNEL_SECRET},
+            "messenger": {
+                "kind": "webhook",
+                "url": f"{story.sandbox.url}/messenger/hook",
+                "secret": MESSENGER_SECRET,
+            },
         }
         await story.api("POST", "/v1/channels", other)
         await story.api("POST", "/v1/channels/botless/connections", {"account_id": ACCOUNT, "title": "B"})
         found = [await post(story, [sent("conv-b", "m-1"), phoned("conv-b", "m-2")])]
-        sender = {"id": "acme-phone", "name": "Maria", "user_id": maria(story)}
+        sender = {"id": "acme-phone", "name": "Maria", "user_id": MARIA}
         found.append(await post(story, phoned("conv-b", "m-2", sender=sender)))
         assert [status for status, _ in found] == [400, 200]
         assert found[0][1]["errors"][0]["path"] == "$[1].sender.user_id"
         page = await story.api("GET", f"/v1/conversations?channel=botless&at_least={await story.head()}")
         body = {"message_id": "m", "message": {"type": "text", "text": "Hi"}}
         url = f"{story.url}/v1/conversations/{page['items'][0]['id']}/messages"
-        status, answer = await story.call("POST", url, body, headers={"Authorization": "Bearer key"})
+        status, answer = await story.call("POST", url, body, headers=AS_ADMIN)
         assert (status, "bot" in answer["detail"], "PUT" in answer["detail"]) == (409, True, True)
 
 
@@ -347,6 +336,6 @@ async def post(story: Story, content: object) -> tuple[int, Any]:
     """Actions for the other channel, signed."""
     actions = content if isinstance(content, list) else [content]
     body = msgspec.json.encode([{"at": AT} | action for action in actions])
-    headers = webhook.signed(WHSEC, "msg_1", body)
+    headers = webhook.signed(MESSENGER_SECRET, "msg_1", body)
     async with story.client.post(f"{story.url}/messengers/botless", data=body, headers=headers) as answer:
         return answer.status, await answer.json(content_type=None)

@@ -14,8 +14,9 @@ from app.kommo.chats.hooks import HookRefused
 from app.servers.servers import Servers
 from domain import commands as c
 from domain import events as e
-from tests.support.decisions import START_MS, WHERE, Book, accept, customer, edit, own, react
-from tests.support.system import LINK, Story, chat, story_on
+from tests.support.ids import SCOPE
+from tests.support.ledgers.decisions import START_MS, Book, accept, customer, edit, own, react
+from tests.support.system import Story, chat, story_on
 
 OLD = b'{"receiver":"u-1","conversation_id":"c-1","msec_timestamp":1700000000980,"type":"text","text":"Hi"}'
 ANN = e.Party(
@@ -31,7 +32,7 @@ async def story(servers: Servers) -> AsyncIterator[Story]:
 
 def payload(book: Book) -> object:
     """What Kommo is told of the last event."""
-    return payloads.request(WHERE.scope_id, book.events[-1])[1]["payload"]
+    return payloads.request(SCOPE.scope_id, book.events[-1])[1]["payload"]
 
 
 def test_a_customer_is_told_whole() -> None:
@@ -76,16 +77,16 @@ def test_a_reaction_in_a_managers_name_goes_by_his_amojo_id_alone() -> None:
     his = replace(hers, sender=e.Party(id="phone", ref_id="maria"))
     for command, user in ((hers, {"id": "u-1"}), (his, {"ref_id": "maria"})):
         reaction = Book().told(customer(1), command).events[-1]
-        path, told = payloads.request(WHERE.scope_id, reaction)
-        assert (path, told["user"], told["conversation_id"]) == (f"{WHERE.scope_id}/react", user, "conv-1")
+        path, told = payloads.request(SCOPE.scope_id, reaction)
+        assert (path, told["user"], told["conversation_id"]) == (f"{SCOPE.scope_id}/react", user, "conv-1")
 
 
 def test_a_v1_hook_is_known_for_what_it_is() -> None:
     with pytest.raises(HookRefused, match="v1") as raised:
-        hooks.command(WHERE, OLD)
+        hooks.command(SCOPE, OLD)
     assert raised.value.old
     with pytest.raises(HookRefused, match="neither") as raised:
-        hooks.command(WHERE, b'{"account_id":"a"}')
+        hooks.command(SCOPE, b'{"account_id":"a"}')
     assert not raised.value.old
 
 
@@ -112,7 +113,7 @@ def outgoing(name: str, chat_id: str, reply_to: object) -> dict[str, Any]:
         "timestamp": now // 1000,
         "message": {"id": f"k-{now}-{name}", "type": "text", "text": "See", "reply_to": reply_to},
     }
-    return {"account_id": LINK.account, "time": now // 1000, "message": body}
+    return {"account_id": SCOPE.account, "time": now // 1000, "message": body}
 
 
 async def test_a_quote_that_nobody_here_knows_is_passed_on_as_kommo_tells_it(story: Story) -> None:
@@ -141,7 +142,7 @@ async def test_a_quote_that_nobody_here_knows_is_passed_on_as_kommo_tells_it(sto
 
 @pytest.mark.parametrize("odd", [[], {}, {"message": []}, {"id": 7}, {"message": {"id": None}}])
 def test_a_quote_without_a_name_is_none(odd: object) -> None:
-    command = hooks.command(WHERE, msgspec.json.encode(outgoing("c", "chat", odd)))
+    command = hooks.command(SCOPE, msgspec.json.encode(outgoing("c", "chat", odd)))
     assert isinstance(command, c.Send)
     assert (command.content.reply_to, command.reply_stream) == (None, None)
 
@@ -149,7 +150,7 @@ def test_a_quote_without_a_name_is_none(odd: object) -> None:
 def test_a_quote_that_is_too_long_is_cut_to_its_name() -> None:
     numbers = b'{"n":[' + b",".join([b"1e15"] * 40_000) + b"]}"  # Kommo's 200 KB are 700 KB as we write them.
     body = msgspec.json.encode(outgoing("c", "chat", {"id": "old", "type": "location", "location": "N"}))
-    command = hooks.command(WHERE, body.replace(b'"N"', numbers))
+    command = hooks.command(SCOPE, body.replace(b'"N"', numbers))
     assert isinstance(command, c.Send)
     assert command.content.reply_to == e.Reply("old")
 
@@ -162,7 +163,7 @@ async def test_typing_under_a_post_says_which(story: Story) -> None:
     now = clock.now_ms() // 1000
     for user, post_id in (("m-1", "p-1"), ("m-2", None)):
         told = typing | {"user": {"id": user}, "expired_at": now + 5, "post_id": post_id}
-        hook = {"account_id": LINK.account, "time": now, "action": {"typing": told}}
+        hook = {"account_id": SCOPE.account, "time": now, "action": {"typing": told}}
         assert await story.hook(hook) == 200
     pushes = [push.body for push in await story.pushed(name, 2, "typing")]
     assert [(push["sender"], push.get("post_id")) for push in pushes] == [

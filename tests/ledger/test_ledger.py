@@ -19,7 +19,7 @@ from app.service.service import migrate
 from domain import commands as c
 from domain import events as e
 from domain.decide import OwnMessage, Unknown
-from tests.support.decisions import Now, confirm, customer, end, kommo, manager, own, text, typing
+from tests.support.ledgers.decisions import Now, confirm, customer, end, kommo, manager, own, text, typing
 
 LOCK = f"SELECT pg_advisory_xact_lock({names.APPEND_LOCK})"
 KILL = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity

@@ -16,7 +16,7 @@ from app.ledger.recorder import LedgerRecorder, open_recorder
 from app.ledger.writer import Ledger
 from app.service.service import migrate
 from domain import events as e
-from tests.support.decisions import customer
+from tests.support.ledgers.decisions import customer
 
 
 @pytest.fixture

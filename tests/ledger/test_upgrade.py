@@ -12,8 +12,9 @@ from app.database import names, schema
 from app.database.schema import NewerSchema, OldSchema
 from app.servers.servers import Servers
 from app.service.service import RoleFailed, _views, migrate, running
-from tests.conftest import NewDatabase
-from tests.support.system import ACCOUNT, BOT, CHANNEL, SECRET, WHSEC, Story, chat, installed, until
+from tests.support.databases import NewDatabase
+from tests.support.ids import ACCOUNT, AS_ADMIN, BOT, CHANNEL, CHANNEL_SECRET, MESSENGER_SECRET
+from tests.support.system import Story, chat, installed, until
 
 # What version 2 brought, taken away again: its tables, and the views' new columns.
 AGED = """
@@ -32,8 +33,8 @@ class Old:
     def __init__(self, story: Story, settings: Settings) -> None:
         self.story, self.settings = story, settings
         self.database_url = settings.database_url or ""
-        side = MessengerSide("webhook", f"{story.sandbox.url}/messenger/hook", WHSEC)
-        kommo, accounts = KommoSide(CHANNEL, SECRET, BOT), (Connected(ACCOUNT, "Acme"),)
+        side = MessengerSide("webhook", f"{story.sandbox.url}/messenger/hook", MESSENGER_SECRET)
+        kommo, accounts = KommoSide(CHANNEL, CHANNEL_SECRET, BOT), (Connected(ACCOUNT, "Acme"),)
         self.setup = Setup(channels=(Channel("acme", kommo, side, accounts),))
 
     async def execute(self, statements: str) -> None:
@@ -65,7 +66,7 @@ async def test_hooks_are_taken_while_the_views_of_version_1_are_built_anew(old: 
     await slow.execute("SELECT pg_advisory_lock(%s)", (names.REBUILD_LOCK,))  # The rebuild lasts so long.
     async with running(old.settings, old.setup) as run:
         told = await story.manager("old", "to the old chat")
-        status, _ = await story.call("GET", f"{story.url}/v1/messages/{told['ours']}", headers=KEY)
+        status, _ = await story.call("GET", f"{story.url}/v1/messages/{told['ours']}", headers=AS_ADMIN)
         assert status == 503
         ours = await story.customer(name)
         await asyncio.sleep(3)  # The start and the deliveries are tried, and fail, several times.
@@ -79,9 +80,6 @@ async def test_hooks_are_taken_while_the_views_of_version_1_are_built_anew(old: 
         await story.until_recorded(ours, "message.accepted")
         await story.settled()
         assert (await story.api("GET", "/v1/status"))["connections"] == []
-
-
-KEY = {"Authorization": "Bearer key"}
 
 
 async def test_a_process_that_only_reads_says_who_makes_the_views(new_database: NewDatabase) -> None:

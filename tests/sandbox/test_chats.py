@@ -10,20 +10,8 @@ import pytest
 import pytest_asyncio
 
 from ops.sandbox.chats.signatures import content_md5, refusal, request_signature
-from tests.support.sandbox_client import (
-    ACCOUNT,
-    BOT,
-    CHANNEL,
-    JSON,
-    MARIA,
-    ORIGIN,
-    SCOPE,
-    SECRET,
-    Integration,
-    fresh,
-    integrating,
-    message,
-)
+from tests.support.ids import ACCOUNT, BOT, CHANNEL, CHANNEL_SECRET, MARIA, SCOPE_ID
+from tests.support.sandbox_client import JSON, ORIGIN, Integration, fresh, integrating, message
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -48,7 +36,7 @@ VECTORS = [
     ),
     (
         "POST",
-        f"{ORIGIN}{SCOPE}/079e44fb-fc22-476b-9e8a-421b688ec53b/delivery_status",
+        f"{ORIGIN}{SCOPE_ID}/079e44fb-fc22-476b-9e8a-421b688ec53b/delivery_status",
         "Thu, 16 Dec 2021 12:58:40 +0000",
         '{"msgid":"079e44fb-fc22-476b-9e8a-421b688ec53b","delivery_status":2,"error_code":905,'
         '"error":"Error text"}',
@@ -71,12 +59,12 @@ def test_the_published_vectors_are_believed_for_15_minutes(
     method: str, path: str, date: str, body: str, md5: str, signature: str
 ) -> None:
     assert content_md5(body.encode()) == md5
-    assert request_signature(SECRET, method, md5, JSON, date, path) == signature
+    assert request_signature(CHANNEL_SECRET, method, md5, JSON, date, path) == signature
     headers = {"date": date, "content-type": JSON, "content-md5": md5, "x-signature": signature}
     sent = datetime.strptime(date, "%a, %d %b %Y %H:%M:%S %z")
     for minutes, reason in ((0, ""), (14, ""), (-14, ""), (16, "Date: more than 15 minutes from now")):
         now = sent + timedelta(minutes=minutes)
-        assert refusal(SECRET, method, path, headers, body.encode(), now) == reason
+        assert refusal(CHANNEL_SECRET, method, path, headers, body.encode(), now) == reason
 
 
 SPOILED = {
@@ -85,13 +73,15 @@ SPOILED = {
     "no Date": {"headers": {"Date": "yesterday"}},
     "another MD5": {"headers": {"Content-MD5": "0" * 32}},
     "a charset": {"headers": {"Content-Type": "application/json; charset=utf-8"}},
-    "the legacy scheme": {"headers": {"X-Signature": hmac.new(SECRET.encode(), b"{}", "sha1").hexdigest()}},
+    "the legacy scheme": {
+        "headers": {"X-Signature": hmac.new(CHANNEL_SECRET.encode(), b"{}", "sha1").hexdigest()}
+    },
 }
 
 
 @pytest.mark.parametrize("spoiled", SPOILED.values(), ids=SPOILED)
 async def test_what_is_not_signed_right_is_403(integration: Integration, spoiled: dict[str, Any]) -> None:
-    status, told = await integration.call("POST", ORIGIN + SCOPE, b"{}", **spoiled)
+    status, told = await integration.call("POST", ORIGIN + SCOPE_ID, b"{}", **spoiled)
     assert status == 403
     assert told["error_code"] == 403
     assert not (await integration.kommo())["messages"]
@@ -101,7 +91,7 @@ async def test_an_offset_or_gmt_in_the_date_is_believed(integration: Integration
     here = datetime.now(UTC)
     for date in (here.strftime("%a, %d %b %Y %H:%M:%S GMT"), here.strftime("%a, %d %b %Y %H:%M:%S -0000")):
         status, _ = await integration.call(
-            "POST", ORIGIN + SCOPE, {"event_type": "new_message", "payload": message()}, date=date
+            "POST", ORIGIN + SCOPE_ID, {"event_type": "new_message", "payload": message()}, date=date
         )
         assert status == 200
 
@@ -109,7 +99,7 @@ async def test_an_offset_or_gmt_in_the_date_is_believed(integration: Integration
 async def test_a_connection_is_echoed_with_its_scope_and_may_be_repeated(integration: Integration) -> None:
     expected = {
         "account_id": ACCOUNT,
-        "scope_id": SCOPE,
+        "scope_id": SCOPE_ID,
         "title": "Acme",
         "hook_api_version": "v2",
         "is_time_window_disabled": False,
@@ -328,10 +318,10 @@ async def test_history_is_newest_first_and_204_where_there_is_none(integration: 
     for n in range(3):
         await integration.send(msgid=f"m-{n}", msec_timestamp=1700000000000 + n)
     chat = (await integration.kommo())["chats"][0]["id"]
-    path = f"{ORIGIN}{SCOPE}/chats/{chat}/history"
+    path = f"{ORIGIN}{SCOPE_ID}/chats/{chat}/history"
     status, told = await integration.call("GET", path + "?offset=1&limit=2")
     assert (status, [one["message"]["client_id"] for one in told["messages"]]) == (200, ["m-1", "m-0"])
     assert "receiver" not in told["messages"][0]
     assert (await integration.call("GET", path + "?limit=51"))[0] == 400
-    assert await integration.call("GET", f"{ORIGIN}{SCOPE}/chats/nothing/history") == (204, None)
+    assert await integration.call("GET", f"{ORIGIN}{SCOPE_ID}/chats/nothing/history") == (204, None)
     assert await integration.call("GET", path + "?offset=3") == (204, None)

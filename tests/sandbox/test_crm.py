@@ -14,18 +14,8 @@ from click.testing import CliRunner
 
 from ops.sandbox import OAuthClient, crm_account
 from ops.sandbox.cli import sandbox
-from tests.support.crm_client import (
-    CLIENT,
-    CLIENT_SECRET,
-    CRM_ID,
-    OTHER,
-    REDIRECT,
-    Office,
-    fresh_office,
-    no_redirect,
-    office,
-)
-from tests.support.sandbox_client import ACCOUNT, MARIA
+from tests.support.crm_client import OTHER, Office, fresh_office, no_redirect, office
+from tests.support.ids import ACCOUNT, CLIENT, CLIENT_SECRET, CRM_ID, MARIA, REDIRECT
 
 
 @pytest_asyncio.fixture(scope="module")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.support.crm_client import Office, fresh_office, office
-from tests.support.sandbox_client import MARIA
+from tests.support.crm_client import Office, contact, fresh_office, new_chat, office, template
+from tests.support.ids import MARIA
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -136,17 +136,6 @@ async def test_without_a_default_an_unknown_source_is_none(crm: Office) -> None:
 # Contacts and their chats.
 
 
-async def contact(crm: Office, name: str = "Ann") -> int:
-    found: int = (await crm.post("/contacts", [{"name": name}]))[1]["_embedded"]["contacts"][0]["id"]
-    return found
-
-
-async def new_chat(crm: Office) -> str:
-    order = {"conversation_id": "conv-1", "user": {"id": "u-1", "name": "Ann"}}
-    found: str = (await crm.chats.post("/chats", order))[1]["id"]
-    return found
-
-
 async def test_a_contact_is_made_and_read(crm: Office) -> None:
     assert (await crm.get("/contacts"))[0] == 204
     one = await contact(crm)
@@ -188,14 +177,6 @@ async def test_a_link_needs_a_chat_and_a_contact_and_no_cookies(crm: Office) -> 
 
 
 # Templates.
-
-
-async def template(crm: Office, **more: Any) -> int:
-    order = [{"name": "Hi", "content": "Hello {{contact.name}}"} | more]
-    status, told = await crm.post("/chats/templates", order)
-    assert status == 200, told
-    found: int = told["_embedded"]["chat_templates"][0]["id"]
-    return found
 
 
 async def test_a_template_is_made_read_changed_and_deleted(crm: Office) -> None:

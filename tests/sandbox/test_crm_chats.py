@@ -10,8 +10,9 @@ import pytest_asyncio
 
 from ops.sandbox import Channel
 from ops.sandbox.chats.hook_queue import IN_A_ROW, SLOW_ANSWER_SECONDS, HookQueue
-from tests.support.crm_client import CLIENT, Office, fresh_office, office
-from tests.support.sandbox_client import BOT, CHANNEL, MARIA, ORIGIN, SCOPE, SECRET
+from tests.support.crm_client import Office, fresh_office, office
+from tests.support.ids import BOT, CHANNEL, CHANNEL_SECRET, CLIENT, MARIA, SCOPE_ID
+from tests.support.sandbox_client import ORIGIN
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -120,7 +121,7 @@ async def test_a_message_in_a_managers_name_answers_the_talk(crm: Office) -> Non
 
 async def test_the_bot_of_another_channel_is_nobody() -> None:
     other = Channel("c0000000-f8ca-454d-af3d-396180102ac7", "0" * 40)
-    async with office(channels=(Channel(CHANNEL, SECRET, BOT), other)) as crm:
+    async with office(channels=(Channel(CHANNEL, CHANNEL_SECRET, BOT), other)) as crm:
         await fresh_office(crm)
         to = {"id": "u-1", "name": "Ann"}
         statuses = [
@@ -131,7 +132,7 @@ async def test_the_bot_of_another_channel_is_nobody() -> None:
 
 
 async def test_a_channel_of_another_integration_keeps_its_chats() -> None:
-    async with office(channels=(Channel(CHANNEL, SECRET, BOT, "another"),)) as crm:
+    async with office(channels=(Channel(CHANNEL, CHANNEL_SECRET, BOT, "another"),)) as crm:
         await fresh_office(crm)
         await crm.chats.send()
         chat = (await crm.chats.kommo())["chats"][0]["id"]
@@ -198,7 +199,7 @@ async def test_a_failing_integration_is_seen_in_the_slow_queue() -> None:
         for _ in range(IN_A_ROW):
             await crm.chats.manager(conversation_id="conv-1")
         _, told = await crm.chats.order("GET", "/hooks")
-        assert told["queues"][SCOPE]["queue"] == "slow"
+        assert told["queues"][SCOPE_ID]["queue"] == "slow"
         crm.chats.hook_status = 200
         for _ in range(IN_A_ROW + 1):
             await crm.chats.manager(conversation_id="conv-1")

@@ -10,7 +10,8 @@ import pytest_asyncio
 from ops.sandbox.api.accounts import user_number
 from ops.sandbox.config import MANAGERS
 from ops.sandbox.crm.webhooks import Try, form, wait_seconds
-from tests.support.crm_client import CRM_ID, Office, fresh_office, office
+from tests.support.crm_client import Office, fresh_office, incoming, office
+from tests.support.ids import CRM_ID
 
 ALL = ("add_talk", "update_talk", "add_unsorted", "update_unsorted", "delete_unsorted", "add_message")
 
@@ -60,12 +61,6 @@ def tries(*statuses: int) -> list[Try]:
 )
 def test_tries_are_as_far_apart_as_documented(statuses: tuple[int, ...], seconds: int | None) -> None:
     assert wait_seconds(tries(*statuses)) == seconds
-
-
-async def incoming(crm: Office) -> str:
-    await crm.chats.send(sender={"id": "u-1", "name": "Ann", "profile": {"phone": "+15550100"}})
-    found: str = (await crm.crm())["incoming"][-1]["id"]
-    return found
 
 
 async def test_a_first_message_makes_an_incoming_lead_a_talk_and_three_webhooks(crm: Office) -> None:

@@ -7,7 +7,8 @@ import pytest_asyncio
 from playwright.async_api import async_playwright
 
 from ops.sandbox import OAuthClient
-from tests.support.crm_client import CLIENT, CLIENT_SECRET, Office, fresh_office, office
+from tests.support.crm_client import Office, fresh_office, office
+from tests.support.ids import CLIENT, CLIENT_SECRET
 
 
 @pytest_asyncio.fixture(scope="module")

@@ -11,16 +11,8 @@ import pytest_asyncio
 from aiohttp import web
 
 from ops.sandbox.chats.signatures import hook_signature
-from tests.support.sandbox_client import (
-    ACCOUNT,
-    MARIA,
-    ORIGIN,
-    SCOPE,
-    SECRET,
-    Integration,
-    fresh,
-    integrating,
-)
+from tests.support.ids import ACCOUNT, CHANNEL_SECRET, MARIA, SCOPE_ID
+from tests.support.sandbox_client import ORIGIN, Integration, fresh, integrating
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -41,7 +33,10 @@ def test_the_hook_vector_of_the_reference_holds() -> None:
         '"conv-1"},"timestamp":1639572260,"msec_timestamp":1639572260980,"message":{"id":"x1","type":"text",'
         '"text":"Привет 👋"}}}'
     ).encode()
-    assert (len(body), hook_signature(SECRET, body)) == (330, "bda33566f82774cebd45bcea1a37eeedddcf924c")
+    assert (len(body), hook_signature(CHANNEL_SECRET, body)) == (
+        330,
+        "bda33566f82774cebd45bcea1a37eeedddcf924c",
+    )
 
 
 async def test_a_managers_message_is_one_signed_hook_of_the_documented_shape(
@@ -53,7 +48,7 @@ async def test_a_managers_message_is_one_signed_hook_of_the_documented_shape(
     )
     assert (status, told["status"]) == (201, 200)
     [(body, signature)] = integration.hooks
-    assert signature == hook_signature(SECRET, body)
+    assert signature == hook_signature(CHANNEL_SECRET, body)
     hook = json.loads(body)
     assert hook["account_id"] == ACCOUNT
     assert hook["message"]["sender"]["id"] == MARIA
@@ -165,7 +160,7 @@ async def test_a_hook_goes_wrong_as_ordered_and_the_next_one_right(
     assert len(hooks) == HOOK_FAULTS[action]
     for body, signature in hooks:
         assert body.endswith(b"\n") == (action == "newline")
-        assert (signature == hook_signature(SECRET, body.rstrip(b"\n"))) == (action != "forged")
+        assert (signature == hook_signature(CHANNEL_SECRET, body.rstrip(b"\n"))) == (action != "forged")
     await integration.manager(conversation_id="conv-1")
     assert len(integration.hooks) == len(hooks) + 1
 
@@ -181,7 +176,7 @@ async def test_a_known_id_can_come_again_with_other_content(integration: Integra
 async def test_any_bytes_can_be_a_hook(integration: Integration) -> None:
     _, told = await integration.order("POST", "/hooks?wait=1", {"raw": '{"half":'})
     assert told["status"] == 200
-    assert integration.hooks == [(b'{"half":', hook_signature(SECRET, b'{"half":'))]
+    assert integration.hooks == [(b'{"half":', hook_signature(CHANNEL_SECRET, b'{"half":'))]
 
 
 @pytest.mark.parametrize("status", ["500", "503", "429", "403", "404", "400"])
@@ -228,7 +223,7 @@ async def test_a_slow_endpoint_has_done_its_work_before_it_answers(integration: 
 
 async def test_a_block_page_is_html(integration: Integration) -> None:
     await integration.order("POST", "/faults", {"where": "kommo", "action": "html"})
-    async with integration.client.post(integration.url + ORIGIN + SCOPE, data=b"{}") as answer:
+    async with integration.client.post(integration.url + ORIGIN + SCOPE_ID, data=b"{}") as answer:
         assert (answer.status, answer.content_type) == (403, "text/html")
 
 

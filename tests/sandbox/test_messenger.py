@@ -14,7 +14,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from tests.support.sandbox_client import ACCOUNT, CHANNEL, SECRET, Integration, fresh, integrating
+from tests.support.ids import ACCOUNT, CHANNEL, CHANNEL_SECRET
+from tests.support.sandbox_client import Integration, fresh, integrating
 
 AT = "2026-11-22T08:00:00.000Z"
 
@@ -251,7 +252,7 @@ def sandbox(*arguments: str) -> "subprocess.Popen[str]":
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 async def test_the_command_says_when_it_is_ready_and_stops_when_told(sign: signal.Signals) -> None:
-    with sandbox("--channel", f"{CHANNEL}:{SECRET}", "--account", ACCOUNT) as process:
+    with sandbox("--channel", f"{CHANNEL}:{CHANNEL_SECRET}", "--account", ACCOUNT) as process:
         assert process.stdout
         line = await asyncio.to_thread(process.stdout.readline)
         ready = re.fullmatch(r"sandbox ready on (http://127\.0\.0\.1:\d+)\n", line)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from app.servers.servers import Servers
-from tests.support.system import ACCOUNT, LINK, WHSEC, Story, chat, story_on
+from tests.support.ids import ACCOUNT, MESSENGER_SECRET, SCOPE
+from tests.support.system import Story, chat, story_on
 
 CONNECTION = {"account_id": ACCOUNT, "title": "Acme"}
 
@@ -52,7 +53,7 @@ async def test_a_disconnected_channel_keeps_what_is_open_and_a_connected_one_del
 
 async def test_hooks_of_a_disconnected_channel_get_404_and_actions_409(story: Story) -> None:
     await story.api("DELETE", f"/v1/channels/acme/connections/{ACCOUNT}")
-    url = f"{story.url}/kommo/{LINK.scope_id}"
+    url = f"{story.url}/kommo/{SCOPE.scope_id}"
     assert (await story.call("POST", url, {"account_id": ACCOUNT}))[0] == 404
     action = {"type": "message.deleted", "conversation_id": "conv-1", "message_id": "m-1"}
     assert (await story.tell(action))[0] == 409
@@ -60,7 +61,7 @@ async def test_hooks_of_a_disconnected_channel_get_404_and_actions_409(story: St
 
 async def test_another_address_of_the_messenger_is_used_at_once(story: Story, servers: Servers) -> None:
     name = chat()
-    nowhere = {"messenger": {"kind": "webhook", "url": "http://127.0.0.1:9/", "secret": WHSEC}}
+    nowhere = {"messenger": {"kind": "webhook", "url": "http://127.0.0.1:9/", "secret": MESSENGER_SECRET}}
     await story.api("PUT", "/v1/channels/acme", nowhere)
     told = await story.manager(name)
     await story.until_recorded(told["ours"], "delivery.deferred")
@@ -72,7 +73,7 @@ async def test_another_address_of_the_messenger_is_used_at_once(story: Story, se
 
 async def test_a_scope_that_kommo_forgot_is_connected_again_once(story: Story) -> None:
     names = [chat() for _ in range(8)]
-    story.sandbox.chat_state.connections[LINK.scope_id].active = False
+    story.sandbox.chat_state.connections[SCOPE.scope_id].active = False
     for name in names:
         await story.customer(name)
     for name in names:
@@ -100,7 +101,7 @@ async def test_what_kommo_never_knows_is_parked_and_resumed_by_an_operator(story
 
 async def test_a_connect_that_fails_for_now_parks_nothing(story: Story) -> None:
     name = chat()
-    story.sandbox.chat_state.connections[LINK.scope_id].active = False
+    story.sandbox.chat_state.connections[SCOPE.scope_id].active = False
     await story.fault("kommo.connect", "503", times=2)
     await story.customer(name)
     await story.arrived(name)

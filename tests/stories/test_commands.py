@@ -6,11 +6,9 @@ import json
 import secrets
 import signal
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import NamedTuple
 
 import aiohttp
 import psycopg
@@ -20,38 +18,12 @@ from click.testing import CliRunner
 from app.servers.servers import Servers
 from ops.main import cli
 from ops.sandbox import Sandbox
-from tests.config.test_servers import gone
-from tests.support.system import (
-    ENVIRONMENT,
-    ROOT,
-    Process,
-    Story,
-    broker,
-    chat,
-    config,
-    database,
-    free_port,
-    started,
-    until,
-)
+from tests.support.databases import database
+from tests.support.ids import ADMIN_KEY, AS_ADMIN
+from tests.support.processes import Process, run_command, servers_end, started
+from tests.support.system import Story, broker, chat, config, free_port, until
 
 COMMANDS = ["serve", "demo", "sandbox", "migrate", "status", "rebuild"]
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-async def ended(*arguments: str, **settings: str) -> Ended:
-    """What became of a command that ends by itself."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "app", *arguments, stdout=-1, stderr=-1, env=ENVIRONMENT | settings, cwd=ROOT
-    )
-    async with asyncio.timeout(60):
-        out, err = await child.communicate()
-    return Ended(child.returncode or 0, out.decode(), err.decode())
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +34,7 @@ async def given(servers: Servers) -> AsyncIterator[dict[str, str]]:
             "CHATLEDGER_DATA": str(nats.folder / "service"),
             "CHATLEDGER_DATABASE_URL": database_url,
             "CHATLEDGER_NATS_URL": nats.url,
-            "CHATLEDGER_ADMIN_KEY": "key",
+            "CHATLEDGER_ADMIN_KEY": ADMIN_KEY,
             "CHATLEDGER_PORT": "0",
         }
 
@@ -84,20 +56,20 @@ def test_bad_usage_is_2(arguments: list[str]) -> None:
 
 
 async def test_a_private_database_needs_no_migration() -> None:
-    told = await ended("migrate")
+    told = await run_command("migrate")
     assert (told.code, told.out, "CHATLEDGER_DATABASE_URL" in told.err) == (2, "", True)
 
 
 async def test_a_bad_setting_is_2_and_named() -> None:
-    told = await ended("serve", CHATLEDGER_PORT="none")
+    told = await run_command("serve", CHATLEDGER_PORT="none")
     assert told.code == 2
     assert "CHATLEDGER_PORT" in told.err
 
 
 async def test_an_old_database_is_refused_and_migrate_mends_it(given: dict[str, str], tmp_path: Path) -> None:
-    old = await ended("serve", **given)
+    old = await run_command("serve", **given)
     assert (old.code, "chatledger migrate" in old.err) == (1, True)
-    assert (await ended("migrate", **given)).out.startswith("migrated: ledger ")
+    assert (await run_command("migrate", **given)).out.startswith("migrated: ledger ")
     process = Process(tmp_path, "app", "serve", **given)
     async with started(process) as url:
         assert url.startswith("http://127.0.0.1:")
@@ -105,19 +77,19 @@ async def test_an_old_database_is_refused_and_migrate_mends_it(given: dict[str, 
 
 
 async def test_status_and_rebuild_tell_of_a_running_service(given: dict[str, str], tmp_path: Path) -> None:
-    await ended("migrate", **given)
+    await run_command("migrate", **given)
     async with started(Process(tmp_path, "app", "serve", **given)) as url:
-        told = await ended("status", "--url", url, "--json", **given)
+        told = await run_command("status", "--url", url, "--json", **given)
         shown = json.loads(told.out)
         assert (told.code, {view["lag"] for view in shown["views"]}) == (0, {0})
-        assert (await ended("status", "--url", url, **given)).out.startswith("head ")
-        assert (await ended("rebuild", **given)).out == "rebuilt\n"
-        wrong = await ended("status", "--url", url, **{**given, "CHATLEDGER_ADMIN_KEY": "other"})
+        assert (await run_command("status", "--url", url, **given)).out.startswith("head ")
+        assert (await run_command("rebuild", **given)).out == "rebuilt\n"
+        wrong = await run_command("status", "--url", url, **{**given, "CHATLEDGER_ADMIN_KEY": "other"})
         assert (wrong.code, wrong.out, "401" in wrong.err) == (1, "", True)
 
 
 async def test_status_says_that_nobody_answers(given: dict[str, str]) -> None:
-    told = await ended("status", "--url", "http://127.0.0.1:9", **given)
+    told = await run_command("status", "--url", "http://127.0.0.1:9", **given)
     assert (told.code, told.out) == (1, "")
     assert len(told.err.splitlines()) == 1
 
@@ -136,7 +108,7 @@ async def test_a_spoiled_key_is_one_sentence_whoever_needs_it(
     lines = tmp_path / "lines.jsonl"
     lines.write_text("{}")
     for arguments in (["serve"], ["status"], ["import", str(lines), "--channel", "acme"]):
-        told = await ended(*arguments, CHATLEDGER_DATA=str(tmp_path), CHATLEDGER_PORT="0")
+        told = await run_command(*arguments, CHATLEDGER_DATA=str(tmp_path), CHATLEDGER_PORT="0")
         assert (told.code, told.out, len(told.err.splitlines())) == (2, "", 1), told
         assert says in told.err
 
@@ -144,16 +116,18 @@ async def test_a_spoiled_key_is_one_sentence_whoever_needs_it(
 async def test_a_data_folder_that_cannot_be_is_one_sentence_whoever_needs_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for arguments in (["serve"], ["status"], ["demo"], ["rebuild"]):
-        told = await ended(*arguments, CHATLEDGER_DATA=str(tmp_path / "file" / "data"), CHATLEDGER_PORT="0")
+        told = await run_command(
+            *arguments, CHATLEDGER_DATA=str(tmp_path / "file" / "data"), CHATLEDGER_PORT="0"
+        )
         assert (told.code, len(told.err.splitlines())) == (2, 1), told
         assert str(tmp_path / "file" / "data") in told.err
 
 
 async def test_status_says_that_somebody_else_answers(given: dict[str, str]) -> None:
     async with Sandbox(config("http://127.0.0.1:9")) as sandbox:
-        told = await ended("status", "--url", sandbox.url, **given)
+        told = await run_command("status", "--url", sandbox.url, **given)
     assert (told.code, len(told.err.splitlines())) == (1, 1), told
-    told = await ended("status", "--url", "nowhere", **given)
+    told = await run_command("status", "--url", "nowhere", **given)
     assert (told.code, len(told.err.splitlines())) == (1, 1), told
 
 
@@ -166,7 +140,7 @@ async def test_who_may_not_migrate_is_told_who_may(servers: Servers) -> None:
         await owner.execute(f"CREATE ROLE {name} LOGIN".encode())
         try:
             weak = url.replace("://postgres@", f"://{name}@")
-            told = await ended("migrate", CHATLEDGER_DATABASE_URL=weak)
+            told = await run_command("migrate", CHATLEDGER_DATABASE_URL=weak)
         finally:
             await owner.execute(f"DROP ROLE {name}".encode())
     assert (told.code, told.out, len(told.err.splitlines())) == (1, "", 1), told
@@ -185,7 +159,7 @@ async def test_a_start_that_waits_for_others_ends_on_a_signal(
             "CHATLEDGER_ROLES": "web",
             "CHATLEDGER_PORT": str(port),
         }
-        assert (await ended("migrate", **own)).code == 0
+        assert (await run_command("migrate", **own)).code == 0
         process = Process(tmp_path, "app", "serve", **own)
         starting = asyncio.create_task(process.start())
         await until(lambda: answers(port))
@@ -208,7 +182,7 @@ def answers(port: int) -> bool:
 async def test_a_taken_port_is_told_at_once(given: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        told = await ended("serve", "--port", str(port), **given)
+        told = await run_command("serve", "--port", str(port), **given)
     assert (told.code, told.out) == (1, "")
     assert f"cannot listen on 127.0.0.1:{port}" in told.err
     assert "CHATLEDGER_PORT" in told.err
@@ -216,7 +190,7 @@ async def test_a_taken_port_is_told_at_once(given: dict[str, str]) -> None:
 
 async def test_servers_that_do_not_answer_are_named(given: dict[str, str]) -> None:
     away = given | {"CHATLEDGER_NATS_URL": "nats://127.0.0.1:9"}
-    told = await ended("serve", **away)
+    told = await run_command("serve", **away)
     assert (told.code, "NATS at 127.0.0.1:9" in told.err) == (1, True)
 
 
@@ -224,19 +198,19 @@ async def test_servers_that_do_not_answer_are_named(given: dict[str, str]) -> No
 async def test_serve_ends_within_10_seconds_and_leaves_no_server(
     data_folder: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    own = {"CHATLEDGER_DATA": str(data_folder), "CHATLEDGER_PORT": "0", "CHATLEDGER_ADMIN_KEY": "key"}
+    own = {"CHATLEDGER_DATA": str(data_folder), "CHATLEDGER_PORT": "0", "CHATLEDGER_ADMIN_KEY": ADMIN_KEY}
     process = Process(tmp_path, "app", "serve", **own)
     async with started(process) as url:
-        second = await ended("serve", **own)
+        second = await run_command("serve", **own)
         assert (second.code, f"uses {data_folder}" in second.err) == (1, True)
-        async with aiohttp.ClientSession(headers={"Authorization": "Bearer key"}) as client:
+        async with aiohttp.ClientSession(headers=AS_ADMIN) as client:
             stream = {"Accept": "text/event-stream"}
             async with client.get(f"{url}/v1/events", headers=stream) as events:
                 assert events.status == 200
                 began = time.monotonic()
                 assert await process.end(number) == 0
                 assert time.monotonic() - began < 10
-    assert gone(data_folder)
+    assert servers_end(data_folder)
 
 
 async def test_a_signal_while_it_starts_ends_it_too(data_folder: Path, tmp_path: Path) -> None:
@@ -247,11 +221,11 @@ async def test_a_signal_while_it_starts_ends_it_too(data_folder: Path, tmp_path:
     assert await process.end() == 0
     await asyncio.wait([starting])
     starting.exception()
-    assert gone(data_folder)
+    assert servers_end(data_folder)
 
 
 async def test_what_is_in_flight_ends_before_serve_does(given: dict[str, str], tmp_path: Path) -> None:
-    await ended("migrate", **given)
+    await run_command("migrate", **given)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     async with aiohttp.ClientSession() as client, Sandbox(config(url)) as sandbox:

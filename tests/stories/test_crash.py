@@ -6,54 +6,18 @@ import random
 from collections import defaultdict
 from pathlib import Path
 from signal import SIGKILL
-from typing import NamedTuple
 
 import aiohttp
 import psycopg
 import pytest
 
-from tests.config.test_servers import gone
-from tests.support.stream_ledger import differing
-from tests.support.system import (
-    ACCOUNT,
-    CHANNEL,
-    CHATS,
-    SECRET,
-    WHSEC,
-    Process,
-    Story,
-    Traffic,
-    free_port,
-    started,
-)
+from tests.support.ledgers.stream_ledger import differing
+from tests.support.processes import RemoteSandbox, sandbox_process, servers_end, service_process, started
+from tests.support.system import CHATS, Story, Traffic, free_port
 
 ROUNDS = 5
 SECONDS_MIN, SECONDS_MAX = 0.3, 1.5
 SETTLE_SECONDS = 45.0
-
-
-class Where(NamedTuple):
-    """A sandbox that runs as a process of its own."""
-
-    url: str
-
-
-def service(folder: Path, port: int, kommo_url: str) -> Process:
-    folder.chmod(0o711)  # PostgreSQL, as another user, must get to what is below.
-    settings = {
-        "CHATLEDGER_DATA": str(folder / "data"),
-        "CHATLEDGER_PORT": str(port),
-        "CHATLEDGER_ADMIN_KEY": "key",
-        "CHATLEDGER_KOMMO_URL": kommo_url,
-    }
-    return Process(folder, "app", "serve", **settings)
-
-
-def strangers(folder: Path, url: str, *more: str) -> Process:
-    """A sandbox that survives whatever happens to the service at `url`."""
-    given = ["--channel", f"{CHANNEL}:{SECRET}", "--account", ACCOUNT, "--messenger-account", ACCOUNT]
-    given += ["--hook-url", f"{url}/kommo/:scope_id", "--messenger-url", f"{url}/messengers/acme"]
-    return Process(folder, "ops.sandbox", *given, "--messenger-secret", WHSEC, *more)
 
 
 async def arrived(story: Story) -> dict[tuple[str, str], list[str]]:
@@ -96,10 +60,10 @@ async def test_what_was_acknowledged_arrives_once_and_in_order_whenever_we_are_k
     url = f"http://127.0.0.1:{port}"
     async with (
         aiohttp.ClientSession() as client,
-        started(strangers(data_folder, url, "--duplicates", duplicates)) as kommo_url,
-        started(chatledger := service(data_folder, port, kommo_url)),
+        started(sandbox_process(data_folder, url, "--duplicates", duplicates)) as kommo_url,
+        started(chatledger := service_process(data_folder, port, kommo_url)),
     ):
-        story = Story(client, Where(kommo_url), url)
+        story = Story(client, RemoteSandbox(kommo_url), url)
         await story.connect()
         traffic = Traffic(story, seed)
         traffic.begin()
@@ -122,4 +86,4 @@ async def test_what_was_acknowledged_arrives_once_and_in_order_whenever_we_are_k
         assert sorted(rows) == list(range(1, len(rows) + 1))
         assert await differing(stream_url(data_folder), rows) == []
         assert await chatledger.end() == 0
-    assert gone(data_folder)
+    assert servers_end(data_folder)

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import aiohttp
 import pytest
 
-from tests.stories.test_commands import ended
-from tests.support.system import ACCOUNT, WHSEC, Process, Story, free_port, started
+from tests.support.ids import ACCOUNT, ADMIN_KEY, MESSENGER_SECRET
+from tests.support.processes import Process, run_command, started
+from tests.support.system import Story, free_port
 
 COME_SECONDS = 60.0
 pytestmark = pytest.mark.timeout(300)
@@ -28,14 +29,20 @@ def folder(data_folder: Path) -> Path:
     path.parent.mkdir()
     for each in (data_folder, path.parent):
         each.chmod(0o711)  # PostgreSQL may run as another user.
-    path.write_text(json.dumps({"kommo": "5ec3e7", "messenger": WHSEC, "sandbox_port": free_port()}))
+    path.write_text(
+        json.dumps({"kommo": "5ec3e7", "messenger": MESSENGER_SECRET, "sandbox_port": free_port()})
+    )
     return data_folder
 
 
 @asynccontextmanager
 async def demo(folder: Path, log: Path) -> AsyncIterator[Story]:
     """A demo as a person runs it, until Ctrl-C; each has another port."""
-    own = {"CHATLEDGER_DATA": str(folder), "CHATLEDGER_PORT": str(free_port()), "CHATLEDGER_ADMIN_KEY": "key"}
+    own = {
+        "CHATLEDGER_DATA": str(folder),
+        "CHATLEDGER_PORT": str(free_port()),
+        "CHATLEDGER_ADMIN_KEY": ADMIN_KEY,
+    }
     process = Process(log, "app", "demo", **own)
     async with started(process) as url, aiohttp.ClientSession() as client:
         story = Story(client, None, url)
@@ -123,6 +130,6 @@ async def test_a_sandbox_that_has_forgotten_the_consent_gives_it_again(folder: P
 
 async def test_what_the_demo_cannot_read_is_one_sentence(folder: Path) -> None:
     (folder / "demo" / "demo.json").write_text("{")
-    told = await ended("demo", CHATLEDGER_DATA=str(folder), CHATLEDGER_PORT="0")
+    told = await run_command("demo", CHATLEDGER_DATA=str(folder), CHATLEDGER_PORT="0")
     assert (told.code, told.out, len(told.err.splitlines())) == (1, "", 1), told
     assert "demo.json cannot be read: delete it" in told.err

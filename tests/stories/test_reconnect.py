@@ -17,24 +17,10 @@ from app.operations.startup import Start
 from app.servers.servers import Servers
 from app.service.service import migrate, running
 from ops.sandbox import Sandbox
-from tests.support.system import (
-    ACCOUNT,
-    BOT,
-    CHANNEL,
-    LINK,
-    SECRET,
-    WHSEC,
-    Story,
-    broker,
-    chat,
-    config,
-    database,
-    free_port,
-    settings_of,
-    until,
-)
+from tests.support.databases import database
+from tests.support.ids import ACCOUNT, BOT, CHANNEL, CHANNEL_SECRET, MESSENGER_SECRET, OTHER_ACCOUNT, SCOPE
+from tests.support.system import Story, broker, chat, config, free_port, settings_of, until
 
-OTHER = "52e591f7-c98f-4255-8495-827210138c82"
 UNKNOWN = "00000000-f8ca-454d-af3d-396180102ac7"
 
 
@@ -65,10 +51,12 @@ class House:
 
     def file(self, *accounts: str, **changed: Any) -> Setup:
         """What an integrator wrote."""
-        kommo = KommoSide(changed.get("channel_id", CHANNEL), changed.get("secret", SECRET), BOT)
+        kommo = KommoSide(changed.get("channel_id", CHANNEL), changed.get("secret", CHANNEL_SECRET), BOT)
         url = f"{self.sandbox.url}{changed.get('path', '/messenger/hook')}"
         connections = tuple(Connected(account, "Acme") for account in accounts)
-        return Setup(channels=(Channel("acme", kommo, MessengerSide("webhook", url, WHSEC), connections),))
+        return Setup(
+            channels=(Channel("acme", kommo, MessengerSide("webhook", url, MESSENGER_SECRET), connections),)
+        )
 
 
 @pytest.fixture
@@ -124,7 +112,7 @@ async def test_what_the_file_says_of_a_connection_is_told_to_kommo(
             await logged(caplog, f"account {ACCOUNT}: connected")
             events = await types(story)
         caplog.clear()
-        there = house.sandbox.chat_state.connections[LINK.scope_id]
+        there = house.sandbox.chat_state.connections[SCOPE.scope_id]
         assert there.title == title
     assert there.is_time_window_disabled
     assert events == ["channel.registered", "channel.connected", "channel.connected"]
@@ -259,7 +247,7 @@ async def test_what_is_taken_out_of_the_file_stays_and_that_is_said(
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
-    "a private channel without this account": ({}, OTHER, "private channel"),
+    "a private channel without this account": ({}, OTHER_ACCOUNT, "private channel"),
     "an unknown channel id": ({"channel_id": UNKNOWN}, ACCOUNT, "channel does not exist"),
     "a wrong secret": ({"secret": "wrong"}, ACCOUNT, "X-Signature"),
 }
@@ -319,5 +307,5 @@ async def test_a_name_that_has_another_channel_id_is_left_and_told(
 
 
 def test_the_scope_of_a_connection_is_the_channels_and_the_accounts() -> None:
-    assert f"{CHANNEL}_{ACCOUNT}" == LINK.scope_id
+    assert f"{CHANNEL}_{ACCOUNT}" == SCOPE.scope_id
     assert msgspec.to_builtins(Setup().channels) == ()

@@ -14,20 +14,9 @@ from aiohttp import web
 from app.messengers.kinds import KINDS
 from ops.sandbox import Sandbox
 from tests.support import pigeon
-from tests.support.system import (
-    ACCOUNT,
-    BOT,
-    CHANNEL,
-    ENVIRONMENT,
-    ROOT,
-    SECRET,
-    Process,
-    Story,
-    config,
-    free_port,
-    started,
-    until,
-)
+from tests.support.ids import ACCOUNT, ADMIN_KEY, AS_ADMIN, BOT, CHANNEL, CHANNEL_SECRET
+from tests.support.processes import ENVIRONMENT, ROOT, Process, started
+from tests.support.system import Story, config, free_port, until
 
 SECOND = "tests.support.pigeon"
 NUMBER = "ring-7"
@@ -80,7 +69,7 @@ class Keeper(NamedTuple):
 
 
 def channel(loft: Loft, secret: str = NUMBER) -> dict[str, Any]:
-    kommo = {"channel_id": CHANNEL, "secret": SECRET, "bot_id": BOT}
+    kommo = {"channel_id": CHANNEL, "secret": CHANNEL_SECRET, "bot_id": BOT}
     return {
         "name": "loft",
         "kommo": kommo,
@@ -104,7 +93,7 @@ async def keeper(data_folder: Path) -> AsyncIterator[Keeper]:
         settings = {
             "CHATLEDGER_DATA": str(data_folder / "data"),
             "CHATLEDGER_PORT": str(port),
-            "CHATLEDGER_ADMIN_KEY": "key",
+            "CHATLEDGER_ADMIN_KEY": ADMIN_KEY,
             "CHATLEDGER_KOMMO_URL": sandbox.url,
         }
         async with started(service(data_folder, settings)) as url:
@@ -114,7 +103,7 @@ async def keeper(data_folder: Path) -> AsyncIterator[Keeper]:
 async def test_a_second_kind_needs_one_module_and_one_line(keeper: Keeper) -> None:
     assert pigeon.KIND not in KINDS  # Nothing of it is in the program.
     story, loft = keeper.story, keeper.loft
-    url, key = f"{story.url}/v1/channels", {"Authorization": "Bearer key"}
+    url, key = f"{story.url}/v1/channels", AS_ADMIN
     status, problem = await story.call("POST", url, channel(loft, "whsec_AAAA"), headers=key)
     assert (status, problem["errors"][0]["path"]) == (400, "$.messenger.secret")
     await story.api("POST", "/v1/channels", channel(loft))

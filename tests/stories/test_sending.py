@@ -11,9 +11,10 @@ from app.delivery.prepare import NOT_THERE
 from app.servers.servers import Servers
 from domain import ids
 from ops.sandbox.state.chats import Message as KommoMessage
-from tests.support.system import BOT, LINK, Story, chat, story_on, until
+from tests.support.ids import AS_ADMIN, BOT, MARIA, SCOPE
+from tests.support.system import Story, chat, story_on, until
 
-HEADERS = {"Authorization": "Bearer key"}
+HEADERS = AS_ADMIN
 MARIA_NAME = "Maria Keller"
 
 
@@ -22,10 +23,6 @@ async def story(servers: Servers) -> AsyncIterator[Story]:
     """One service for all tests here; managers' messages by API come back as hooks."""
     async with story_on(servers, echo=True) as story:
         yield story
-
-
-def maria(story: Story) -> str:
-    return str(story.sandbox.config.managers[0].id)
 
 
 async def ask(story: Story, path: str, body: object) -> tuple[int, Any]:
@@ -39,17 +36,10 @@ async def known(story: Story, name: str) -> str:
     return str((await story.shown(ours))["conversation"])
 
 
-async def send(story: Story, conversation: str, own: str, text: str = "Hi", **more: Any) -> dict[str, Any]:
-    body = {"message_id": own, "message": {"type": "text", "text": text}} | more
-    status, told = await ask(story, f"/v1/conversations/{conversation}/messages", body)
-    assert status == 202, told
-    return dict(told)
-
-
 def copies(story: Story, name: str) -> list[KommoMessage]:
     """The messages to the customer that Kommo has."""
     crm = story.sandbox.chat_state
-    found = crm.chat(LINK.scope_id, name)
+    found = crm.chat(SCOPE.scope_id, name)
     return [one for one in crm.timelines[found.id] if one.direction == "out"] if found else []
 
 
@@ -62,7 +52,7 @@ async def copied(story: Story, name: str, many: int = 1) -> list[KommoMessage]:
 
 def order(name: str, **more: Any) -> dict[str, Any]:
     user = {"id": f"u-{name}", "name": "Ann", "phone": "+15550100"}
-    return {"channel": "acme", "account_id": LINK.account, "conversation_id": name, "user": user} | more
+    return {"channel": "acme", "account_id": SCOPE.account, "conversation_id": name, "user": user} | more
 
 
 async def test_a_chat_is_created_before_any_message(story: Story) -> None:
@@ -70,7 +60,7 @@ async def test_a_chat_is_created_before_any_message(story: Story) -> None:
     user = order(name)["user"] | {"email": "ann@example.com", "profile_link": "https://example.com/ann"}
     body = order(name, user=user, source={"external_id": "shop 1"})
     status, told = await ask(story, "/v1/conversations", body)
-    found = story.sandbox.chat_state.chat(LINK.scope_id, name)
+    found = story.sandbox.chat_state.chat(SCOPE.scope_id, name)
     assert found
     assert (status, told["chat_id"], told["conversation_id"]) == (201, found.id, name)
     assert (told["messages"], found.source) == (0, "shop 1")
@@ -120,11 +110,11 @@ async def test_a_chat_that_cannot_be_says_why(story: Story, change: dict[str, An
 async def test_the_first_message_of_a_created_chat_can_be_ours(story: Story) -> None:
     name = chat()
     _, told = await ask(story, "/v1/conversations", order(name))
-    await send(story, told["id"], name)
+    await story.operator(told["id"], name)
     [push] = await story.pushed(name)
     [copy] = await copied(story, name)
     assert push.body["receiver"] == {"id": f"u-{name}", "phone": "+15550100"}
-    assert copy.receiver == story.sandbox.chat_state.chat(LINK.scope_id, name).client
+    assert copy.receiver == story.sandbox.chat_state.chat(SCOPE.scope_id, name).client
 
 
 # A message.
@@ -133,10 +123,10 @@ async def test_the_first_message_of_a_created_chat_can_be_ours(story: Story) -> 
 async def test_a_message_in_the_bots_name_reaches_both(story: Story) -> None:
     name = chat()
     conversation = await known(story, name)
-    told = await send(story, conversation, name, "Hello, Ann", source={"external_id": "shop 1"})
+    told = await story.operator(conversation, name, "Hello, Ann", source={"external_id": "shop 1"})
     [push] = await story.pushed(name)
     [copy] = await copied(story, name)
-    assert told["id"] == ids.message_id(LINK, "operator", name)
+    assert told["id"] == ids.message_id(SCOPE, "operator", name)
     assert (push.body["id"], push.body["message"]["text"]) == (told["id"], "Hello, Ann")
     assert push.body["receiver"] == {"id": f"u-{name}"}
     assert (copy.client_id, copy.sender, copy.silent, copy.source) == (told["id"], BOT, True, "shop 1")
@@ -149,13 +139,13 @@ async def test_a_message_in_the_bots_name_reaches_both(story: Story) -> None:
 async def test_a_message_in_a_managers_name_comes_back_and_is_no_news(story: Story) -> None:
     name = chat()
     conversation = await known(story, name)
-    sender = {"user_id": maria(story), "name": MARIA_NAME}
-    told = await send(story, conversation, name, sender=sender)
+    sender = {"user_id": MARIA, "name": MARIA_NAME}
+    told = await story.operator(conversation, name, sender=sender)
     [copy] = await copied(story, name)
     await until(lambda: copy.hook == "ok")
     await story.until_recorded(told["id"], "message.accepted", 2)
     await story.settled()
-    assert (copy.sender, copy.sender_name) == (maria(story), MARIA_NAME)
+    assert (copy.sender, copy.sender_name) == (MARIA, MARIA_NAME)
     assert len(story.pushes(name)) == 1
     page = await story.api("GET", f"/v1/conversations/{conversation}/messages?at_least={await story.head()}")
     assert [one["id"] for one in page["items"]][1:] == [told["id"]]
@@ -166,7 +156,7 @@ async def test_an_echo_that_overtakes_the_answer_is_not_sent_to_the_customer(sto
     name = chat()
     conversation = await known(story, name)
     await story.fault("kommo.new_message", "slow", seconds=1, conversation_id=name)
-    told = await send(story, conversation, name, sender={"user_id": maria(story)})
+    told = await story.operator(conversation, name, sender={"user_id": MARIA})
     await story.until_recorded(told["id"], "message.accepted", 2)
     await story.settled()
     await asyncio.sleep(0.3)
@@ -184,7 +174,7 @@ async def test_an_echo_of_what_a_messenger_wrote_itself_is_not_sent_to_the_custo
         "direction": "out",
         "conversation_id": name,
         "message_id": name,
-        "sender": {"id": "phone", "name": "Maria", "user_id": maria(story)},
+        "sender": {"id": "phone", "name": "Maria", "user_id": MARIA},
         "receiver": {"id": f"u-{name}", "name": "Ann"},
         "message": {"type": "text", "text": "From the phone"},
     }
@@ -198,7 +188,7 @@ async def test_an_echo_of_what_a_messenger_wrote_itself_is_not_sent_to_the_custo
 async def test_the_same_message_again_is_sent_once(story: Story) -> None:
     name = chat()
     conversation = await known(story, name)
-    first = await send(story, conversation, name)
+    first = await story.operator(conversation, name)
     body = {"message_id": name, "message": {"type": "text", "text": "Hi"}}
     again = await ask(story, f"/v1/conversations/{conversation}/messages", body)
     assert again == (200, first | {"duplicate": True})
@@ -212,13 +202,13 @@ async def test_the_same_message_again_is_sent_once(story: Story) -> None:
 async def test_a_message_answers_another_by_the_names_of_each_side(story: Story) -> None:
     name = chat()
     conversation = await known(story, name)
-    hers = ids.message_id(LINK, "messenger", name)
+    hers = ids.message_id(SCOPE, "messenger", name)
     await story.customer(name, message_id=name)
     theirs = await story.manager(name)
     await story.pushed(name)
-    first = await send(story, conversation, f"{name}-1", reply_to={"id": hers})
-    await send(story, conversation, f"{name}-2", reply_to={"id": theirs["ours"]})
-    await send(story, conversation, f"{name}-3", reply_to={"id": first["id"]})
+    first = await story.operator(conversation, f"{name}-1", reply_to={"id": hers})
+    await story.operator(conversation, f"{name}-2", reply_to={"id": theirs["ours"]})
+    await story.operator(conversation, f"{name}-3", reply_to={"id": first["id"]})
     pushes = await story.pushed(name, 4)
     kommo = [one.reply_to["message"] for one in (await copied(story, name, 4)) if one.reply_to]
     assert [one.body.get("reply_to", {}).get("message_id") for one in pushes] == [
@@ -232,7 +222,7 @@ async def test_a_message_answers_another_by_the_names_of_each_side(story: Story)
 
 async def test_a_customer_may_answer_and_react_to_it(story: Story) -> None:
     name = chat()
-    told = await send(story, await known(story, name), name)
+    told = await story.operator(await known(story, name), name)
     [push] = await story.pushed(name)
     [copy] = await copied(story, name)
     await story.until_recorded(told["id"], "message.accepted", 2)
@@ -247,7 +237,7 @@ async def test_a_customer_may_answer_and_react_to_it(story: Story) -> None:
 
 async def test_a_manager_may_react_to_it(story: Story) -> None:
     name = chat()
-    told = await send(story, await known(story, name), name)
+    told = await story.operator(await known(story, name), name)
     [push] = await story.pushed(name)
     [copy] = await copied(story, name)
     await story.until_recorded(told["id"], "message.accepted", 2)
@@ -263,12 +253,12 @@ async def test_a_forward_whose_id_is_none_reaches_the_customer_as_it_is(story: S
     now, quoted = clock.now_ms() // 1000, {"id": {"odd": 1}, "type": "text", "text": "x"}
     body = {
         "receiver": {"id": "r-1", "client_id": f"u-{name}"},
-        "sender": {"id": maria(story)},
+        "sender": {"id": MARIA},
         "conversation": {"id": theirs["chat_id"], "client_id": name},
         "timestamp": now,
         "message": {"id": f"k-{name}", "type": "text", "text": "See", "forwards": {"messages": [quoted]}},
     }
-    assert await story.hook({"account_id": LINK.account, "time": now, "message": body}) == 200
+    assert await story.hook({"account_id": SCOPE.account, "time": now, "message": body}) == 200
     push = (await story.pushed(name, 2))[1]
     assert push.body["message"]["forwards"]["messages"] == [quoted]
 
@@ -278,7 +268,7 @@ async def test_a_forward_whose_id_is_none_reaches_the_customer_as_it_is(story: S
 
 async def test_what_became_of_it_is_shown_in_kommo(story: Story) -> None:
     name = chat()
-    told = await send(story, await known(story, name), name)
+    told = await story.operator(await known(story, name), name)
     [push] = await story.pushed(name)
     [copy] = await copied(story, name)
     for kind in ("delivered", "read"):
@@ -292,7 +282,7 @@ async def test_a_status_waits_for_kommos_name_of_the_copy(story: Story) -> None:
     name = chat()
     conversation = await known(story, name)
     await story.fault("kommo.new_message", "503", times=3, conversation_id=name)
-    told = await send(story, conversation, name)
+    told = await story.operator(conversation, name)
     await story.pushed(name)
     status, _ = await ask(story, f"/v1/messages/{told['id']}/status", {"status": "read"})
     [copy] = await copied(story, name)
@@ -303,7 +293,7 @@ async def test_a_status_waits_for_kommos_name_of_the_copy(story: Story) -> None:
 async def test_a_copy_that_kommo_refuses_is_parked_and_the_message_goes_on(story: Story) -> None:
     name = chat()
     conversation = await known(story, name)
-    told = await send(story, conversation, name, sender={"user_id": "nobody"})
+    told = await story.operator(conversation, name, sender={"user_id": "nobody"})
     await story.pushed(name)
     [parked] = await story.until_recorded(told["id"], "delivery.parked")
     assert "user not found" in parked["reason"]
@@ -315,7 +305,7 @@ async def test_a_status_of_a_parked_copy_is_parked_and_told_when_both_are_resume
     name = chat()
     conversation = await known(story, name)
     await story.fault("kommo.new_message", "422", conversation_id=name)
-    told = await send(story, conversation, name)
+    told = await story.operator(conversation, name)
     [push] = await story.pushed(name)
     await story.until_recorded(told["id"], "delivery.parked")
     action = {"type": "message.read", "conversation_id": name, "message_id": push.answer["message_id"]}
@@ -333,7 +323,7 @@ async def test_a_messenger_that_refuses_it_is_shown_in_kommo(story: Story) -> No
     name = chat()
     conversation = await known(story, name)
     await story.fault("messenger.hook.message", "422", conversation_id=name)
-    told = await send(story, conversation, name)
+    told = await story.operator(conversation, name)
     [copy] = await copied(story, name)
     await until(lambda: story.statuses(copy.id) == [-1])
     shown = await story.shown(told["id"])
@@ -343,7 +333,7 @@ async def test_a_messenger_that_refuses_it_is_shown_in_kommo(story: Story) -> No
 @pytest.mark.parametrize("code", [901, 902, 903, 904, 905])
 async def test_a_failure_told_by_api_reaches_kommo_with_its_code(story: Story, code: int) -> None:
     name = chat()
-    told = await send(story, await known(story, name), name)
+    told = await story.operator(await known(story, name), name)
     [copy] = await copied(story, name)
     body = {"status": "failed", "code": code, "text": "gone", "at": "2026-11-22T08:00:00.000Z"}
     status, answer = await ask(story, f"/v1/messages/{told['id']}/status", body)
@@ -397,7 +387,7 @@ async def test_a_customer_whom_nobody_named_must_be_named(story: Story) -> None:
     order = {"phone": "+15550190", "message": {"type": "text", "text": "Hi"}}
     await story.fault("messenger.hook.message", "503", times=None)
     told = await story.order("POST", "/manager/messages?wait=1", order)
-    ours = ids.message_id(LINK, "kommo", told["id"])
+    ours = ids.message_id(SCOPE, "kommo", told["id"])
     conversation = (await story.shown(ours))["conversation"]
     path = f"/v1/conversations/{conversation}/messages"
     body = {"message_id": "first", "message": {"type": "text", "text": "Hi"}}
@@ -405,7 +395,7 @@ async def test_a_customer_whom_nobody_named_must_be_named(story: Story) -> None:
     assert (status, "receiver" in answer["detail"]) == (409, True)
     assert (await ask(story, path, body | {"receiver": {"id": "u-190", "name": "Bo"}}))[0] == 202
     await story.order("DELETE", "/faults")
-    mine = ids.message_id(LINK, "operator", "first")
+    mine = ids.message_id(SCOPE, "operator", "first")
     await story.until_recorded(mine, "message.accepted", 2)
     [copy] = [one for one in story.sandbox.chat_state.messages.values() if one.client_id == mine]
     assert copy.chat_id == told["chat_id"]

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from app.servers.servers import Servers
-from tests.support.system import LINK, PHOTO, Story, chat, story_on, until
+from tests.support.ids import SCOPE
+from tests.support.system import PHOTO, Story, chat, story_on, until
 
 WAIT_SHORT = 0.3
 
@@ -77,7 +78,7 @@ async def test_whatever_a_manager_sends_arrives_unchanged(story: Story, content:
     told = await story.manager(name, message=content)
     [push] = await story.pushed(name)
     assert push.body["message"] == {key: value for key, value in content.items() if key != "callback_data"}
-    assert (push.body["id"], push.body["account_id"]) == (told["ours"], LINK.account)
+    assert (push.body["id"], push.body["account_id"]) == (told["ours"], SCOPE.account)
     assert push.body["sender"]["name"] == "Maria Keller"
 
 

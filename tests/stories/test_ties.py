@@ -12,7 +12,8 @@ from app.servers.servers import Servers
 from domain import ids
 from ops.sandbox.state.chats import Chat
 from ops.sandbox.state.messenger import Push
-from tests.support.system import LINK, Story, chat, story_on, until
+from tests.support.ids import SCOPE
+from tests.support.system import Story, chat, story_on, until
 
 QUIET_SECONDS = 0.3
 
@@ -236,7 +237,7 @@ async def test_typing_before_the_messenger_knows_the_chat_is_not_told(story: Sto
 
 def echo(story: Story, name: str, kommo_id: str, text: str = "Hello") -> dict[str, Any]:
     """The hook of a message that Kommo already has."""
-    known = story.sandbox.chat_state.chat(LINK.scope_id, name)
+    known = story.sandbox.chat_state.chat(SCOPE.scope_id, name)
     now = clock.now_ms()
     message = {
         "receiver": {"id": known.client if known else "p-1", "client_id": f"u-{name}"},
@@ -246,7 +247,7 @@ def echo(story: Story, name: str, kommo_id: str, text: str = "Hello") -> dict[st
         "msec_timestamp": now,
         "message": {"id": kommo_id, "type": "text", "text": text},
     }
-    return {"account_id": LINK.account, "time": now // 1000, "message": message}
+    return {"account_id": SCOPE.account, "time": now // 1000, "message": message}
 
 
 async def test_an_echo_of_ours_is_no_news(story: Story) -> None:
@@ -314,7 +315,7 @@ async def first(story: Story, phone: str, text: str = "Hi") -> tuple[dict[str, A
     receiver = {"name": "Ann", "phone": phone}
     order = {"phone": phone, "receiver": receiver, "message": {"type": "text", "text": text}}
     told = await story.order("POST", "/manager/messages?wait=1", order)
-    told["ours"] = ids.message_id(LINK, "kommo", told["id"])
+    told["ours"] = ids.message_id(SCOPE, "kommo", told["id"])
     pushes = story.sandbox.messenger_state.pushes
     [push] = await until(lambda: [one for one in pushes.values() if one.id == told["ours"]])
     return told, push
@@ -366,7 +367,7 @@ async def test_chats_that_began_apart_become_one(story: Story) -> None:
     )
     await story.fault("messenger.hook.message", "slow", seconds=1)
     told = await story.order("POST", "/manager/messages", {"phone": phone, "message": {"text": "Hi"}})
-    ours = ids.message_id(LINK, "kommo", told["id"])
+    ours = ids.message_id(SCOPE, "kommo", told["id"])
     pushes = story.sandbox.messenger_state.pushes
     [push] = await until(lambda: [one for one in pushes.values() if one.id == ours])
     await story.customer(push.conversation_id)
@@ -380,7 +381,7 @@ async def test_messages_still_arrive_after_chats_became_one(story: Story) -> Non
     phone = "+15550106"
     await story.fault("messenger.hook.message", "slow", seconds=1)
     told = await story.order("POST", "/manager/messages", {"phone": phone, "message": {"text": "Hi"}})
-    ours = ids.message_id(LINK, "kommo", told["id"])
+    ours = ids.message_id(SCOPE, "kommo", told["id"])
     pushes = story.sandbox.messenger_state.pushes
     [push] = await until(lambda: [one for one in pushes.values() if one.id == ours])
     name = push.conversation_id

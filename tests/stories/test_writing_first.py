@@ -16,9 +16,9 @@ from domain import commands as c
 from domain import events as e
 from domain import ids
 from domain.state import Chat
-from tests.domain.test_send_decide import operator
-from tests.support.decisions import ANN, Book, Now, accept, customer, end, manager, text
-from tests.support.system import LINK, Story, story_on, until
+from tests.support.ids import SCOPE
+from tests.support.ledgers.decisions import ANN, Book, Now, accept, customer, end, manager, operator, text
+from tests.support.system import Story, story_on, until
 
 CHAT, NAME, PERSON = "chat-w", "conv-w", "r-1"
 STEPS = ("manager", "repeat", "answer", "reply", "operator", "push", "push-last")
@@ -167,7 +167,7 @@ async def first(story: Story, phone: str) -> tuple[dict[str, Any], Any]:
     """A manager writes first; what he was told, and the push that the messenger has answered."""
     order = {"phone": phone, "receiver": {"name": "Ann", "phone": phone}, "message": {"text": "Hi"}}
     told = await story.order("POST", "/manager/messages?wait=1", order)
-    ours = ids.message_id(LINK, "kommo", told["id"])
+    ours = ids.message_id(SCOPE, "kommo", told["id"])
     pushes = story.sandbox.messenger_state.pushes
     [push] = await until(lambda: [one for one in pushes.values() if one.id == ours])
     await story.until_recorded(ours, "message.accepted")
@@ -198,12 +198,12 @@ async def test_two_replies_at_once_bind_one_chat_and_one_person(story: Story) ->
 
 async def test_an_operator_may_answer_in_a_chat_that_kommo_began(story: Story) -> None:
     told, push = await first(story, "+15550202")
-    ours = ids.message_id(LINK, "kommo", told["id"])
+    ours = ids.message_id(SCOPE, "kommo", told["id"])
     conversation = (await story.shown(ours))["conversation"]
     receiver = {"id": str(push.answer["receiver_id"]), "name": "Ann"}
     body = {"message_id": "o-202", "message": {"type": "text", "text": "Hi"}, "receiver": receiver}
     await story.api("POST", f"/v1/conversations/{conversation}/messages", body)
-    mine = ids.message_id(LINK, "operator", "o-202")
+    mine = ids.message_id(SCOPE, "operator", "o-202")
     await story.until_recorded(mine, "message.accepted", 2)
     [copy] = [one for one in story.sandbox.chat_state.messages.values() if one.client_id == mine]
     chat = story.sandbox.chat_state.chats[told["chat_id"]]
@@ -215,12 +215,12 @@ async def test_a_copy_waits_for_the_messengers_name_of_the_chat(story: Story) ->
     await story.fault("messenger.hook.message", "503", times=2)
     order = {"phone": "+15550203", "message": {"type": "text", "text": "Hi"}}
     told = await story.order("POST", "/manager/messages?wait=1", order)
-    ours = ids.message_id(LINK, "kommo", told["id"])
+    ours = ids.message_id(SCOPE, "kommo", told["id"])
     conversation = (await story.shown(ours))["conversation"]
     receiver = {"id": "u-203", "name": "Ann", "phone": "+15550203"}
     body = {"message_id": "o-203", "message": {"type": "text", "text": "Hi"}, "receiver": receiver}
     await story.api("POST", f"/v1/conversations/{conversation}/messages", body)
-    mine = ids.message_id(LINK, "operator", "o-203")
+    mine = ids.message_id(SCOPE, "operator", "o-203")
     await story.until_recorded(mine, "message.accepted", 2)
     [copy] = [one for one in story.sandbox.chat_state.messages.values() if one.client_id == mine]
     assert copy.chat_id == told["chat_id"]

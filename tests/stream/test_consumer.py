@@ -9,7 +9,7 @@ from app.servers.nats import PrivateNats
 from app.stream import jetstream
 from app.stream.consumer import Consumer, partition_subjects, sequence_of
 from app.stream.jetstream import NatsClient
-from tests.support.stream_ledger import until
+from tests.support.ledgers.stream_ledger import until
 
 ALL = ["ledger.>"]
 

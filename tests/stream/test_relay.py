@@ -16,8 +16,17 @@ from app.stream import jetstream
 from app.stream.ledger_stream import ForeignStream
 from app.stream.relay import Relay
 from domain import events as e
-from tests.conftest import NewDatabase
-from tests.support.stream_ledger import DAY_MS, Book, differing, message, relaying, stored, until, wipe
+from tests.support.databases import NewDatabase
+from tests.support.ledgers.stream_ledger import (
+    DAY_MS,
+    Book,
+    differing,
+    message,
+    relaying,
+    stored,
+    until,
+    wipe,
+)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from app.servers.nats import PrivateNats
-from tests.support.stream_ledger import Book, differing, relaying, until, wipe
+from tests.support.ledgers.stream_ledger import Book, differing, relaying, until, wipe
 
 ROUNDS = 6
 BURSTS = (1, 1, 2, 3, 5, 19, 20, 60, 700)

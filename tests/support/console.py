@@ -19,11 +19,9 @@ from app.config.settings import load_settings
 from app.operations.services import views_reach
 from app.service.service import Running, running
 from ops.sandbox import Channel, Config, Sandbox
+from tests.support.ids import ACCOUNT, CHANNEL, CHANNEL_SECRET
 
 NAME = "acme"
-CHANNEL = "344a5002-f8ca-454d-af3d-396180102ac7"
-ACCOUNT = "52e591f7-c98f-4255-8495-827210138c81"
-SECRET = "f2d7f8704eff95087ed45b23ba99c0b5aac8278e"
 HTML = {"Accept": "text/html"}
 FIELD = re.compile(r'name="csrf" value="([^"]+)"')
 
@@ -140,7 +138,7 @@ async def whole_system(folder: Path) -> AsyncIterator[System]:
     url = f"http://127.0.0.1:{port}"
     secret = "whsec_" + base64.b64encode(os.urandom(32)).decode()
     config = Config(
-        channels=(Channel(CHANNEL, SECRET),),
+        channels=(Channel(CHANNEL, CHANNEL_SECRET),),
         accounts=(ACCOUNT,),
         hook_url=f"{url}/kommo/:scope_id",
         messenger_url=f"{url}/messengers/{NAME}",
@@ -160,7 +158,7 @@ async def _connect(system: System) -> None:
     hook = f"{system.sandbox.url}/messenger/hook"
     channel = {
         "name": NAME,
-        "kommo": {"channel_id": CHANNEL, "secret": SECRET},
+        "kommo": {"channel_id": CHANNEL, "secret": CHANNEL_SECRET},
         "messenger": {"kind": "webhook", "url": hook, "secret": system.secret},
     }
     await system.api("POST", "/v1/channels", channel)

@@ -9,12 +9,9 @@ import aiohttp
 from aiohttp import web
 
 from ops.sandbox import OAuthClient, crm_account
-from tests.support.sandbox_client import ACCOUNT, Answer, Integration, integrating
+from tests.support.ids import ACCOUNT, CLIENT, CLIENT_SECRET, CRM_ID, REDIRECT
+from tests.support.sandbox_client import Answer, Integration, integrating
 
-CLIENT = "7d1a0c3e-2c3b-4f7e-9a55-0c1d2e3f4a5b"
-CLIENT_SECRET = "s3cret-of-the-integration"
-REDIRECT = "http://127.0.0.1:9/oauth/callback"
-CRM_ID = 30_123_456
 OTHER = "99999999-f8ca-454d-af3d-396180102ac7"
 
 
@@ -108,3 +105,28 @@ async def no_redirect(client: aiohttp.ClientSession, url: str, form: dict[str, s
     """The status, and where the browser would go."""
     async with client.post(url, data=form, allow_redirects=False) as answer:
         return answer.status, answer.headers.get("Location", await answer.text())
+
+
+async def contact(crm: Office, name: str = "Ann") -> int:
+    found: int = (await crm.post("/contacts", [{"name": name}]))[1]["_embedded"]["contacts"][0]["id"]
+    return found
+
+
+async def new_chat(crm: Office) -> str:
+    order = {"conversation_id": "conv-1", "user": {"id": "u-1", "name": "Ann"}}
+    found: str = (await crm.chats.post("/chats", order))[1]["id"]
+    return found
+
+
+async def template(crm: Office, **more: Any) -> int:
+    order = [{"name": "Hi", "content": "Hello {{contact.name}}"} | more]
+    status, told = await crm.post("/chats/templates", order)
+    assert status == 200, told
+    found: int = told["_embedded"]["chat_templates"][0]["id"]
+    return found
+
+
+async def incoming(crm: Office) -> str:
+    await crm.chats.send(sender={"id": "u-1", "name": "Ann", "profile": {"phone": "+15550100"}})
+    found: str = (await crm.crm())["incoming"][-1]["id"]
+    return found

@@ -17,14 +17,22 @@ from app.kommo.chats.signature import Credentials
 from app.servers.servers import Servers
 from app.service import service
 from ops.sandbox import Channel, Config, OAuthClient, Sandbox, crm_account
-from tests.support.service import ACCOUNT, CHANNEL_ID, KEY, OTHER_ACCOUNT, SCOPE, SECRET, Answer, Served
+from tests.support.ids import (
+    ACCOUNT,
+    ADMIN_KEY,
+    CHANNEL,
+    CHANNEL_SECRET,
+    CLIENT,
+    CLIENT_SECRET,
+    CRM_ID,
+    MARIA,
+    MASTER_KEY,
+    OTHER_ACCOUNT,
+    SCOPE_ID,
+)
+from tests.support.service import Answer, Served
 from tests.support.system import free_port
 
-CLIENT = "7d1a0c3e-2c3b-4f7e-9a55-0c1d2e3f4a5b"
-CLIENT_SECRET = "s3cret-of-the-integration"
-CRM_ID = 30_123_456
-MASTER = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
-MARIA = "0f8f1c5e-7f0a-4c52-9a43-3b1d0c7a1e01"
 HERE = f"/v1/accounts/{ACCOUNT}"
 
 
@@ -80,9 +88,9 @@ class Office(Served):
         }
         order: dict[str, object] = {"event_type": "new_message", "payload": payload}
         kommo = self.run.services.kommo
-        answer = await kommo.call(Credentials(CHANNEL_ID, SECRET), "POST", SCOPE, order)
+        answer = await kommo.call(Credentials(CHANNEL, CHANNEL_SECRET), "POST", SCOPE_ID, order)
         assert answer.status == 200, answer
-        return self.sandbox.chat_state.chat(SCOPE, conversation)
+        return self.sandbox.chat_state.chat(SCOPE_ID, conversation)
 
     async def chat(self, conversation: str) -> tuple[str, str]:
         """A chat with a manager's answer, known to both: our id and Kommo's."""
@@ -111,7 +119,7 @@ async def office_of(servers: Servers, **changed: Any) -> AsyncIterator[Office]:
     port = free_port()
     here = f"http://127.0.0.1:{port}"
     config: dict[str, Any] = {
-        "channels": (Channel(CHANNEL_ID, SECRET),),
+        "channels": (Channel(CHANNEL, CHANNEL_SECRET),),
         "oauth": (OAuthClient(CLIENT, CLIENT_SECRET, f"{here}/oauth/callback"),),
         "crm_accounts": (crm_account(ACCOUNT, CRM_ID, "acme"), crm_account(OTHER_ACCOUNT)),
         "crm_per_second": 0,
@@ -129,8 +137,8 @@ async def office_of(servers: Servers, **changed: Any) -> AsyncIterator[Office]:
             "CHATLEDGER_DATABASE_URL": url,
             "CHATLEDGER_NATS_URL": servers.nats_url,
             "CHATLEDGER_DATA": f"/tmp/chatledger-{name}",
-            "CHATLEDGER_MASTER_KEY": MASTER,
-            "CHATLEDGER_ADMIN_KEY": KEY,
+            "CHATLEDGER_MASTER_KEY": MASTER_KEY,
+            "CHATLEDGER_ADMIN_KEY": ADMIN_KEY,
             "CHATLEDGER_KOMMO_URL": sandbox.url,
             "CHATLEDGER_PUBLIC_URL": here,
             "CHATLEDGER_PORT": str(port),

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from app import clock
 from ops.sandbox.state.chats import Message as KommoMessage
-from tests.support.system import LINK, Story
+from tests.support.ids import AS_ADMIN, SCOPE
+from tests.support.system import Story
 
 BEGIN_MS = 1_700_000_000_000
-HEADERS = {"Authorization": "Bearer key", "Content-Type": "application/x-ndjson"}
+HEADERS = {**AS_ADMIN, "Content-Type": "application/x-ndjson"}
 Json = dict[str, Any]
 
 
@@ -78,7 +79,7 @@ async def report(story: Story, lines: Iterable[Json | str], **query: Any) -> Jso
 def feed(story: Story, conversation: str) -> list[KommoMessage]:
     """A chat as Kommo shows it: by msec_timestamp."""
     crm = story.sandbox.chat_state
-    found = crm.chat(LINK.scope_id, conversation)
+    found = crm.chat(SCOPE.scope_id, conversation)
     return sorted(crm.timelines[found.id], key=lambda one: one.msec_timestamp) if found else []
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from aiohttp import web
 from standardwebhooks import Webhook
 
-from tests.support.system import WHSEC, until
+from tests.support.ids import MESSENGER_SECRET
+from tests.support.system import until
 
 _numbers = count(1)
 
@@ -33,7 +34,7 @@ class Answering:
 
     async def take(self, request: web.Request) -> web.Response:
         """A number among the answers is so many seconds of silence before a 200."""
-        body = Webhook(WHSEC).verify(await request.read(), dict(request.headers))
+        body = Webhook(MESSENGER_SECRET).verify(await request.read(), dict(request.headers))
         name = str(body["conversation_id"])
         at = asyncio.get_running_loop().time()
         self.calls[name].append(Call(at, request.headers["webhook-id"], body))

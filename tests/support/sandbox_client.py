@@ -16,16 +16,10 @@ from aiohttp import web
 from standardwebhooks import Webhook
 
 from ops.sandbox import Channel, Config, Sandbox
+from tests.support.ids import ACCOUNT, BOT, CHANNEL, CHANNEL_SECRET, MESSENGER_SECRET, SCOPE_ID
 
-SECRET = "f2d7f8704eff95087ed45b23ba99c0b5aac8278e"
-CHANNEL = "344a5002-f8ca-454d-af3d-396180102ac7"
-ACCOUNT = "52e591f7-c98f-4255-8495-827210138c81"
-SCOPE = f"{CHANNEL}_{ACCOUNT}"
 ORIGIN = "/v2/origin/custom/"
 JSON = "application/json"
-BOT = "b07b07b0-0000-4000-8000-000000000001"
-MARIA = "0f8f1c5e-7f0a-4c52-9a43-3b1d0c7a1e01"
-WHSEC = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 Answer = tuple[int, Any]
 
 
@@ -47,7 +41,7 @@ class Integration:
 
     async def action(self, request: web.Request) -> web.Response:
         body = await request.read()
-        told = Webhook(WHSEC).verify(body, dict(request.headers))
+        told = Webhook(MESSENGER_SECRET).verify(body, dict(request.headers))
         status = self.answers.pop(0) if self.answers else 200
         if status < 300:
             self.actions.append(told)
@@ -72,7 +66,9 @@ class Integration:
         date = changed.get("date") or format_datetime(datetime.now(UTC))
         md5 = hashlib.md5(body).hexdigest()
         text = f"{method}\n{md5}\n{JSON}\n{date}\n{path.partition('?')[0]}"
-        signature = hmac.new(changed.get("secret", SECRET).encode(), text.encode(), "sha1").hexdigest()
+        signature = hmac.new(
+            changed.get("secret", CHANNEL_SECRET).encode(), text.encode(), "sha1"
+        ).hexdigest()
         headers = {"Date": date, "Content-Type": JSON, "Content-MD5": md5, "X-Signature": signature}
         return await self.request(method, path, data=body, headers=headers | changed.get("headers", {}))
 
@@ -87,9 +83,9 @@ class Integration:
         return await self.post("", {"event_type": "new_message", "payload": message(**payload)})
 
     async def post(self, path: str, content: object) -> Answer:
-        return await self.call("POST", f"{ORIGIN}{SCOPE}{path}", content)
+        return await self.call("POST", f"{ORIGIN}{SCOPE_ID}{path}", content)
 
-    async def push(self, content: object, webhook_id: str = "", secret: str = WHSEC) -> Answer:
+    async def push(self, content: object, webhook_id: str = "", secret: str = MESSENGER_SECRET) -> Answer:
         body, now, one = json.dumps(content), datetime.now(UTC), webhook_id or str(uuid4())
         headers = {
             "webhook-id": one,
@@ -134,11 +130,11 @@ async def integrating(**changed: Any) -> AsyncIterator[Integration]:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         settings = {
-            "channels": (Channel(CHANNEL, SECRET, BOT),),
+            "channels": (Channel(CHANNEL, CHANNEL_SECRET, BOT),),
             "accounts": (ACCOUNT,),
             "hook_url": url + "/kommo/:scope_id",
             "messenger_url": url + "/messengers/acme",
-            "messenger_secret": WHSEC,
+            "messenger_secret": MESSENGER_SECRET,
         }
         async with Sandbox(Config(**(settings | changed))) as sandbox:
             one.url = sandbox.url

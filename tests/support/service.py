@@ -22,15 +22,18 @@ from app.service import application
 from app.service import service as serve
 from app.views.events import ledger_head
 from ops.sandbox import Channel, Config, Sandbox
+from tests.support.ids import (
+    ACCOUNT,
+    ADMIN_KEY,
+    CHANNEL,
+    CHANNEL_SECRET,
+    MASTER_KEY,
+    MESSENGER_SECRET,
+    NOWHERE,
+    OTHER_ACCOUNT,
+    SCOPE_ID,
+)
 
-CHANNEL_ID = "344a5002-f8ca-454d-af3d-396180102ac7"
-ACCOUNT = "52e591f7-c98f-4255-8495-827210138c81"
-OTHER_ACCOUNT = "52e591f7-c98f-4255-8495-827210138c82"
-SCOPE = f"{CHANNEL_ID}_{ACCOUNT}"
-SECRET = "f2d7f8704eff95087ed45b23ba99c0b5aac8278e"
-WHSEC = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-KEY = "the-admin-key"
-NOWHERE = "http://127.0.0.1:9"
 Json = dict[str, Any]
 
 
@@ -54,7 +57,7 @@ class Served:
 
     async def ask(self, method: str, path: str, content: object = None, **more: Any) -> Answer:
         """A request with the admin's key unless `key` is another."""
-        key = more.pop("key", KEY)
+        key = more.pop("key", ADMIN_KEY)
         headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
         body = json.dumps(content).encode() if content is not None else None
         headers |= {"Content-Type": "application/json"} if body else {}
@@ -74,7 +77,7 @@ class Served:
             decoded = json.loads(raw) if raw and answer.content_type in types else None
             return Answer(answer.status, decoded, answer.headers, raw)
 
-    async def hook(self, content: object, *, scope: str = SCOPE, url: str = "", **more: Any) -> Answer:
+    async def hook(self, content: object, *, scope: str = SCOPE_ID, url: str = "", **more: Any) -> Answer:
         """A hook, signed as Kommo does; `signature` and `headers` may spoil it."""
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         headers = {"X-Signature": more.pop("signature", signature(body)), "Content-Type": "application/json"}
@@ -86,7 +89,7 @@ class Served:
     async def act(self, content: object, *, channel: str = "acme", url: str = "", **more: Any) -> Answer:
         """An action of the messenger, signed by Standard Webhooks; `secret` and `headers` may spoil it."""
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        headers = signed(body, more.pop("secret", WHSEC), more.pop("age_seconds", 0))
+        headers = signed(body, more.pop("secret", MESSENGER_SECRET), more.pop("age_seconds", 0))
         headers = {
             name: value for name, value in (headers | more.pop("headers", {})).items() if value is not None
         }
@@ -125,17 +128,17 @@ async def refused(service: Served, answer: Answer, status: int, head: int) -> di
 
 def channel(name: str = "acme", **changed: Any) -> Json:
     """A channel to register; `channel_id`, `secret`, `url` and `whsec` may differ."""
-    side = {"channel_id": changed.get("channel_id", CHANNEL_ID), "secret": changed.get("secret", SECRET)}
-    reached = {"url": changed.get("url", NOWHERE), "secret": changed.get("whsec", WHSEC)}
+    side = {"channel_id": changed.get("channel_id", CHANNEL), "secret": changed.get("secret", CHANNEL_SECRET)}
+    reached = {"url": changed.get("url", NOWHERE), "secret": changed.get("whsec", MESSENGER_SECRET)}
     return {"name": name, "kommo": side, "messenger": {"kind": "webhook", **reached}}
 
 
-def signature(body: bytes, secret: str = SECRET) -> str:
+def signature(body: bytes, secret: str = CHANNEL_SECRET) -> str:
     """Kommo's X-Signature."""
     return hmac.new(secret.encode(), body, "sha1").hexdigest()
 
 
-def signed(body: bytes, secret: str = WHSEC, age_seconds: float = 0) -> Json:
+def signed(body: bytes, secret: str = MESSENGER_SECRET, age_seconds: float = 0) -> Json:
     """The headers of Standard Webhooks; of a body that is no text, those of an empty one."""
     then = datetime.now(UTC) - timedelta(seconds=age_seconds)
     try:
@@ -193,14 +196,14 @@ async def serving(
     async with await psycopg.AsyncConnection.connect(servers.database_url, autocommit=True) as owner:
         await owner.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         await serve.migrate(url)
-        sandbox = Config(channels=(Channel(CHANNEL_ID, SECRET),), accounts=(ACCOUNT, OTHER_ACCOUNT))
+        sandbox = Config(channels=(Channel(CHANNEL, CHANNEL_SECRET),), accounts=(ACCOUNT, OTHER_ACCOUNT))
         async with Sandbox(sandbox) as kommo:
             settings = {
                 "CHATLEDGER_DATABASE_URL": url,
                 "CHATLEDGER_NATS_URL": servers.nats_url,
                 "CHATLEDGER_DATA": f"/tmp/chatledger-{name}",
-                "CHATLEDGER_MASTER_KEY": "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
-                "CHATLEDGER_ADMIN_KEY": KEY,
+                "CHATLEDGER_MASTER_KEY": MASTER_KEY,
+                "CHATLEDGER_ADMIN_KEY": ADMIN_KEY,
                 "CHATLEDGER_KOMMO_URL": kommo_url or kommo.url,
                 "CHATLEDGER_PORT": "0",
                 "CHATLEDGER_ROLES": roles,

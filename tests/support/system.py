@@ -1,15 +1,9 @@
 """A whole chatledger between the two strangers of the sandbox: real servers, real HTTP, nothing replaced."""
 
 import asyncio
-import base64
 import json
-import os
 import random
-import secrets
-import signal
 import socket
-import sys
-import sysconfig
 import tempfile
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -20,8 +14,6 @@ from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
-import psycopg
-from psycopg import sql
 
 from app import clock
 from app.config.settings import Settings, load_settings
@@ -33,22 +25,24 @@ from domain import ids
 from ops.sandbox import Channel, Config, Sandbox
 from ops.sandbox.state.chats import Message as KommoMessage
 from ops.sandbox.state.messenger import Push
+from tests.support.databases import database
+from tests.support.ids import (
+    ACCOUNT,
+    ADMIN_KEY,
+    AS_ADMIN,
+    BOT,
+    CHANNEL,
+    CHANNEL_SECRET,
+    MASTER_KEY,
+    MESSENGER_SECRET,
+    SCOPE,
+)
 
-ACCOUNT = "52e591f7-c98f-4255-8495-827210138c81"
-CHANNEL = "344a5002-f8ca-454d-af3d-396180102ac7"
-SECRET = "f2d7f8704eff95087ed45b23ba99c0b5aac8278e"
-WHSEC = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-BOT = "b07b07b0-0000-4000-8000-000000000001"
-LINK = ids.scope_of("acme", CHANNEL, ACCOUNT)
 PHOTO = "https://media.example/cat.jpg"
 WAIT_SECONDS = 15.0
 CHATS = 6
 PAUSE_SECONDS_MAX = 0.05
 PATIENCE = aiohttp.ClientTimeout(total=5.0)
-READY_SECONDS = 60.0
-END_SECONDS = 20.0
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {"PATH": os.defpath, "PYTHONPATH": sysconfig.get_path("purelib"), "HOME": ""}
 Found = TypeVar("Found")
 _numbers = count(1)
 
@@ -59,8 +53,8 @@ def settings_of(folder: Path, database_url: str, nats_url: str, **more: str) -> 
         "CHATLEDGER_DATA": str(folder / "service"),
         "CHATLEDGER_DATABASE_URL": database_url,
         "CHATLEDGER_NATS_URL": nats_url,
-        "CHATLEDGER_ADMIN_KEY": "key",
-        "CHATLEDGER_MASTER_KEY": base64.b64encode(bytes(32)).decode(),
+        "CHATLEDGER_ADMIN_KEY": ADMIN_KEY,
+        "CHATLEDGER_MASTER_KEY": MASTER_KEY,
         "CHATLEDGER_PORT": "0",
     }
     return load_settings(environment=given | more)
@@ -95,7 +89,7 @@ class Story:
 
     async def api(self, method: str, path: str, body: object = None) -> Any:
         """A call of the REST API, which must succeed."""
-        status, told = await self.call(method, self.url + path, body, headers={"Authorization": "Bearer key"})
+        status, told = await self.call(method, self.url + path, body, headers=AS_ADMIN)
         assert status < 300, told
         return told
 
@@ -109,11 +103,11 @@ class Story:
         """Register the channel and connect the account."""
         channel = {
             "name": "acme",
-            "kommo": {"channel_id": CHANNEL, "secret": SECRET, "bot_id": BOT},
+            "kommo": {"channel_id": CHANNEL, "secret": CHANNEL_SECRET, "bot_id": BOT},
             "messenger": {
                 "kind": "webhook",
                 "url": f"{self.sandbox.url}/messenger/hook",
-                "secret": WHSEC,
+                "secret": MESSENGER_SECRET,
             },
         }
         await self.api("POST", "/v1/channels", channel)
@@ -125,14 +119,22 @@ class Story:
         order |= more if "message" in more else {"text": text} | more
         told = await self.order("POST", "/customer/messages?wait=1", order)
         assert told["state"] == "accepted", told
-        return ids.message_id(LINK, "messenger", told["message_id"])
+        return ids.message_id(SCOPE, "messenger", told["message_id"])
 
     async def manager(self, conversation: str, text: str = "Hi", **more: Any) -> dict[str, Any]:
         """A manager writes, and the ledger takes it; `id` and `chat_id` are Kommo's, `ours` the ledger's."""
         order = {"conversation_id": conversation, "message": {"type": "text", "text": text}} | more
         told: dict[str, Any] = await self.order("POST", "/manager/messages?wait=1", order)
         assert told["status"] == 200, told
-        return told | {"ours": ids.message_id(LINK, "kommo", told["id"])}
+        return told | {"ours": ids.message_id(SCOPE, "kommo", told["id"])}
+
+    async def operator(self, conversation: str, own: str, text: str = "Hi", **more: Any) -> dict[str, Any]:
+        """An operator sends by the REST API, under the name `own`; returns the answer, which is 202."""
+        body = {"message_id": own, "message": {"type": "text", "text": text}} | more
+        url = f"{self.url}/v1/conversations/{conversation}/messages"
+        status, answer = await self.call("POST", url, body, headers=AS_ADMIN)
+        assert status == 202, answer
+        return dict(answer)
 
     async def tell(self, action: dict[str, Any]) -> tuple[int, Any]:
         """An action of the messenger as it is, signed; status and body of the answer."""
@@ -153,7 +155,7 @@ class Story:
     def kommo(self, conversation: str) -> list[KommoMessage]:
         """The customer's messages that Kommo has, in the order of their arrival."""
         crm = self.sandbox.chat_state
-        found = crm.chat(LINK.scope_id, conversation)
+        found = crm.chat(SCOPE.scope_id, conversation)
         return [one for one in crm.timelines[found.id] if one.direction == "in"] if found else []
 
     def pushes(self, conversation: str, kind: str = "message.send") -> list[Push]:
@@ -234,20 +236,6 @@ async def telling(
 
 
 @asynccontextmanager
-async def database(servers: Servers) -> AsyncIterator[str]:
-    """A database of its own on the servers that all tests share."""
-    name = f"story_{secrets.token_hex(8)}"
-    async with await psycopg.AsyncConnection.connect(servers.database_url, autocommit=True) as connection:
-        await connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name))
-        )
-        try:
-            yield servers.database_url.replace("/postgres?", f"/{name}?")
-        finally:
-            await connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-
-
-@asynccontextmanager
 async def broker() -> AsyncIterator[PrivateNats]:
     """A nats-server of its own, for a service wants the stream's name to itself."""
     with tempfile.TemporaryDirectory(prefix="chatledger-test-", dir="/tmp") as folder:
@@ -316,7 +304,7 @@ class Traffic:
             self.tried += 1
             status, own = await write(name, f"{name}-{self.tried}")
             if status == 200:
-                self.taken[name, side].append(ids.message_id(LINK, side, own))
+                self.taken[name, side].append(ids.message_id(SCOPE, side, own))
             else:
                 self.refused.append(status)
             await asyncio.sleep(self.dice.uniform(0, PAUSE_SECONDS_MAX))
@@ -332,7 +320,7 @@ class Traffic:
             "message": {"type": "text", "text": own},
         }
         body = msgspec.json.encode(action)
-        url, headers = f"{self.story.url}/messengers/acme", webhook.signed(WHSEC, own, body)
+        url, headers = f"{self.story.url}/messengers/acme", webhook.signed(MESSENGER_SECRET, own, body)
         with suppress(aiohttp.ClientError, TimeoutError):
             async with self.story.client.post(url, data=body, headers=headers, timeout=PATIENCE) as answer:
                 return answer.status, own
@@ -345,61 +333,13 @@ class Traffic:
         return told["status"] or 0, told["id"]
 
 
-class Process:
-    """A program of ours as it is run, with settings of its own; what it wrote to stderr is in `log`."""
-
-    def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
-        self.log = folder / f"{arguments[0]}.log"
-        self.arguments = arguments
-        self.settings = ENVIRONMENT | settings
-        self.child: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> str:
-        """Start it and wait until it says that it is ready; returns its URL."""
-        with self.log.open("ab") as log:
-            self.child = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                *self.arguments,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-                env=self.settings,
-                cwd=ROOT,
-            )
-        assert self.child.stdout is not None
-        told = ""
-        async with asyncio.timeout(READY_SECONDS):
-            async for line in self.child.stdout:
-                told += line.decode()
-                if b" ready" in line:
-                    return told.split()[-1]
-        raise AssertionError((told, self.log.read_text()[-2000:]))
-
-    async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal and wait for the end; its exit code."""
-        assert self.child is not None
-        with suppress(ProcessLookupError):
-            self.child.send_signal(number)
-        async with asyncio.timeout(END_SECONDS):
-            return await self.child.wait()
-
-
-@asynccontextmanager
-async def started(process: Process) -> AsyncIterator[str]:
-    """The program for as long as the block lasts; gives its URL."""
-    try:
-        yield await process.start()
-    finally:
-        await process.end(signal.SIGKILL)
-
-
 def config(url: str, **changed: Any) -> Config:
     """A sandbox for a service at `url`."""
     given: dict[str, Any] = {
-        "channels": (Channel(CHANNEL, SECRET, BOT),),
+        "channels": (Channel(CHANNEL, CHANNEL_SECRET, BOT),),
         "hook_url": f"{url}/kommo/:scope_id",
         "messenger_url": f"{url}/messengers/acme",
-        "messenger_secret": WHSEC,
+        "messenger_secret": MESSENGER_SECRET,
         "receipts": False,
     }
     return Config(**(given | changed))

@@ -21,11 +21,9 @@ from app.servers.servers import Servers
 from app.service import service
 from domain import commands as c
 from ops.sandbox import Config, OAuthClient, Sandbox, crm_account
-from tests.support.crm_service import CLIENT, CLIENT_SECRET
+from tests.support.ids import CLIENT, CLIENT_SECRET, MASTER_BYTES, REDIRECT
 
-REDIRECT = "http://127.0.0.1:9/oauth/callback"
 APP = OAuthApp(CLIENT, CLIENT_SECRET, REDIRECT)
-MASTER = bytes(range(32))
 PROCESSES = 3
 REST_SECONDS = 0.02
 PATIENT_SECONDS = 30.0
@@ -146,7 +144,7 @@ async def processes_on(servers: Servers) -> AsyncIterator[Processes]:
         for _ in range(PROCESSES):
             client, pool = Client(), Pool(url)
             oauth = Watched(client, APP, one.spent, one.running)
-            tokens = Tokens(url, pool, MASTER, oauth, one.record, rest_seconds=REST_SECONDS)
+            tokens = Tokens(url, pool, MASTER_BYTES, oauth, one.record, rest_seconds=REST_SECONDS)
             one.all.append(tokens)
             for close in (client.close, pool.close, tokens.close):
                 stack.push_async_callback(close)
@@ -157,7 +155,14 @@ async def processes_on(servers: Servers) -> AsyncIterator[Processes]:
 async def one_more(processes: Processes, oauth: OAuth) -> AsyncIterator[Tokens]:
     """Another process, with an app of its own, in which the rests are long."""
     pool = Pool(processes.url)
-    tokens = Tokens(processes.url, pool, MASTER, oauth, processes.record, rest_seconds=PATIENT_SECONDS)
+    tokens = Tokens(
+        processes.url,
+        pool,
+        MASTER_BYTES,
+        oauth,
+        processes.record,
+        rest_seconds=PATIENT_SECONDS,
+    )
     yield tokens
     await tokens.close()
     await pool.close()

@@ -18,7 +18,8 @@ from domain import events as e
 from domain.ids import message_id
 from projections import deliveries, events
 from projections.columns import Page
-from tests.support.view_events import START_MS, TABLES, WHERE, Book, fact, prepare, wild
+from tests.support.ids import SCOPE
+from tests.support.ledgers.view_events import START_MS, TABLES, Book, fact, prepare, wild
 
 laws = settings(
     max_examples=40,
@@ -165,7 +166,7 @@ async def test_typing_is_never_pending(url: str) -> None:
     chat = book.start("conv-1")
     book.add(
         e.TypingStarted,
-        message_id(WHERE, "messenger", "typing"),
+        message_id(SCOPE, "messenger", "typing"),
         conversation=chat,
         sender=e.Party(id="u-1"),
         content=e.Ends(),
@@ -192,7 +193,7 @@ async def test_an_early_echo_of_ours_is_no_message(url: str) -> None:
 async def test_a_fact_that_waits_for_its_name_is_not_shown(url: str) -> None:
     book = Book()
     book.send(book.start("conv-1"), "m-1", side="kommo")
-    book.add(e.MessageRead, message_id(WHERE, "messenger", "x-1"))
+    book.add(e.MessageRead, message_id(SCOPE, "messenger", "x-1"))
     (row,) = (await projected(url, book.events))["messages"]
     assert row["status"] == 0
 

@@ -9,7 +9,7 @@ import pytest
 
 from app.views.projector import FeedBehind, Projector
 from app.views.tables import UnreadableEvent, rebuild
-from tests.support.view_events import Book, prepare, store, tables, wild
+from tests.support.ledgers.view_events import Book, prepare, store, tables, wild
 
 
 @asynccontextmanager

@@ -18,10 +18,10 @@ from app.views.messages import get_message, list_messages
 from app.views.status import list_channels, list_connections, view_status
 from domain import events as e
 from domain.ids import message_id
-from tests.support.view_events import START_MS, WHERE, Book, prepare, store, wild
+from tests.support.ids import NOBODY, SCOPE
+from tests.support.ledgers.view_events import START_MS, Book, prepare, store, wild
 
 Open = Callable[[Book], Any]
-NOBODY = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ async def test_conversations_are_found_by_any_of_their_names(of: Open) -> None:
         (item,) = (await list_conversations(reads, **wanted)).items
         assert (item.id, item.contact_id, item.lead_id, item.messages) == (chat, 5, 6, 1)
         assert (item.last.text, item.last.direction) == ("Hello, this is m-1", "in")
-    assert len((await list_conversations(reads, channel="acme", account_id=WHERE.account)).items) == 2
+    assert len((await list_conversations(reads, channel="acme", account_id=SCOPE.account)).items) == 2
     assert (await list_conversations(reads, channel="none")).items == []
 
 
@@ -132,7 +132,7 @@ async def test_a_message_says_how_it_stands(of: Open) -> None:
         "position": 2,
         "conversation": chat,
         "channel": "acme",
-        "account_id": WHERE.account,
+        "account_id": SCOPE.account,
         "direction": "in",
         "sent_by": "messenger",
         "type": "text",
@@ -188,7 +188,7 @@ async def test_a_message_is_found_by_the_name_of_the_other_side(of: Open) -> Non
     book = Book()
     book.exchange(book.start("conv-1"), "m-1")
     reads = await of(book)
-    found = await get_message(reads, message_id(WHERE, "messenger", "x-m-1"))
+    found = await get_message(reads, message_id(SCOPE, "messenger", "x-m-1"))
     assert found.remote.kommo == "m-1"
     assert (found.remote.messenger, found.status) == ("x-m-1", "read")
 
@@ -207,8 +207,8 @@ FILTERS = [
     Filter(channel="acme"),
     Filter(channel="beta"),
     Filter(channel="none"),
-    Filter(account_id=WHERE.account),
-    Filter(channel="acme", account_id=WHERE.account),
+    Filter(account_id=SCOPE.account),
+    Filter(channel="acme", account_id=SCOPE.account),
     Filter(channel="acme", type="channel.registered"),
     Filter(since=clock.text(START_MS + 1000)),
     Filter(until=clock.text(START_MS + 1000)),
@@ -291,8 +291,8 @@ async def test_channels_are_listed_with_their_connections(of: Open) -> None:
     book = Book()
     where = {"channel": "acme", "account": None}
     new = {"channel_id": "c-1", "url": "http://localhost/"}
-    registered = book.add(e.ChannelRegistered, message_id(WHERE, "x", "c"), **where, **new, kind="webhook")
-    stream = message_id(WHERE, "x", "d")
+    registered = book.add(e.ChannelRegistered, message_id(SCOPE, "x", "c"), **where, **new, kind="webhook")
+    stream = message_id(SCOPE, "x", "d")
     book.add(e.ChannelConnected, stream, scope_id="c-1_a", title="Acme chat", at=clock.text(START_MS))
     book.add(e.ChannelChanged, registered.stream, **where, url="http://localhost/new")
     reads = await of(book)

@@ -14,8 +14,9 @@ from app.views.deliveries import list_deliveries
 from app.views.messages import get_message, list_messages
 from domain import events as e
 from domain.ids import message_id
-from tests.support.console import ACCOUNT, NAME, Browser, System, browsing, text_message, whole_system
-from tests.support.view_events import WHERE, Book, prepare
+from tests.support.console import NAME, Browser, System, browsing, text_message, whole_system
+from tests.support.ids import ACCOUNT, SCOPE
+from tests.support.ledgers.view_events import Book, prepare
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def operator(book: Book) -> tuple[e.MessageSent, e.AnyEvent]:
 def take(book: Book, sent: e.MessageSent, copy: e.AnyEvent) -> None:
     taken = {"side": "kommo", "remote_id": "k-1", "copy": True, "cause": copy.id}
     book.about(e.MessageAccepted, sent, **taken)
-    book.add(e.MessageNamed, message_id(WHERE, "kommo", "k-1"), message=sent.message)
+    book.add(e.MessageNamed, message_id(SCOPE, "kommo", "k-1"), message=sent.message)
 
 
 async def test_a_message_and_its_copy_wait_each_for_itself(reads: Pool, database_url: str) -> None:

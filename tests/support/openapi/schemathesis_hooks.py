@@ -12,7 +12,8 @@ from typing import Any
 import schemathesis
 from schemathesis.core.parameters import ParameterLocation
 
-from tests.support.service import ACCOUNT, signature, signed
+from tests.support.ids import ACCOUNT
+from tests.support.service import signature, signed
 
 THINGS: dict[str, list[dict[str, Any]]] = json.loads(Path(os.environ["ASKED"]).read_text())
 OF_ACCOUNT = {"path": {"account_id": ACCOUNT}}

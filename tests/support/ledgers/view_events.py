@@ -10,6 +10,7 @@ from app import clock
 from app.database import schema
 from domain import events as e
 from domain.ids import channel_stream, connection_stream, conversation_id, message_id, scope_of
+from tests.support.ids import SCOPE
 
 START_MS = 1_795_000_000_000
 WHERE = scope_of("acme", "f90ba33d-c9d9-44da-b76c-c349b0ecbe41", "af9945ff-1490-4cad-807d-945c15d88bec")
@@ -30,7 +31,7 @@ class Book:
         self.versions[stream] = version = self.versions.get(stream, 0) + 1
         now = clock.text(self.ms)
         defaults = {"at": now, "recorded_at": now, "by": "messenger", "schema": e.SCHEMA}
-        defaults |= {"channel": WHERE.channel, "account": WHERE.account}
+        defaults |= {"channel": SCOPE.channel, "account": SCOPE.account}
         defaults["id"] = str(UUID(int=(self.ms << 80) | 0x7 << 76 | 0x8 << 60 | len(self.events)))
         event = kind(**{**defaults, **fields, "stream": stream, "version": version})
         self.events.append(event)
@@ -38,7 +39,7 @@ class Book:
 
     def start(self, name: str, side: str = "messenger") -> str:
         """A conversation is seen first; returns its id."""
-        conversation = conversation_id(WHERE, side, name)
+        conversation = conversation_id(SCOPE, side, name)
         ends = e.Ends(conversation_id=name) if side == "messenger" else e.Ends(chat_id=name)
         self.add(e.ConversationStarted, conversation, conversation=conversation, side=side, content=ends)
         return conversation
@@ -47,7 +48,7 @@ class Book:
         self, conversation: str, name: str, *, side: str = "messenger", **fields: object
     ) -> e.MessageSent:
         """A message of a side, by the name it gives it."""
-        message = message_id(WHERE, side, name)
+        message = message_id(SCOPE, side, name)
         given = {
             "conversation": conversation,
             "message": message,
@@ -70,7 +71,7 @@ class Book:
         """The other side took a message: it is accepted, and named by `remote_id`."""
         side = "kommo" if sent.direction == "in" else "messenger"
         self.about(e.MessageAccepted, sent, side=side, remote_id=remote_id, by=side)
-        alias = message_id(WHERE, side, remote_id)
+        alias = message_id(SCOPE, side, remote_id)
         self.add(e.MessageNamed, alias, conversation=sent.conversation, message=sent.message, by=side)
 
     def exchange(self, conversation: str, name: str) -> None:
@@ -193,7 +194,7 @@ def _chat(book: Book, chats: list[str]) -> None:
     name = f"other-{len(book.events)}"
     what = book.random.randrange(3)
     if what == 0:
-        for stream in (one, conversation_id(WHERE, "kommo", name)):
+        for stream in (one, conversation_id(SCOPE, "kommo", name)):
             ends = e.Ends(chat_id=name)
             book.add(e.ConversationBound, stream, conversation=one, side="kommo", content=ends)
     elif what == 1:
@@ -219,7 +220,7 @@ def _waiting(book: Book, chats: list[str]) -> None:
     """A status that comes before its message is known by that name."""
     name = f"x-{len(book.events)}"
     sent = book.send(book.random.choice(chats), f"m-{name}", side="kommo")
-    early = book.add(e.MessageRead, message_id(WHERE, "messenger", name))
+    early = book.add(e.MessageRead, message_id(SCOPE, "messenger", name))
     book.accept(sent, name)
     book.about(e.MessageRead, sent, cause=early.id, push="kommo")
 
@@ -241,7 +242,7 @@ def _operator(book: Book, chats: list[str]) -> None:
             name = f"k-{len(book.events)}"
             taken = {"side": "kommo", "remote_id": name, "copy": True, "cause": copy.id}
             book.about(e.MessageAccepted, sent, **taken)
-            named = message_id(WHERE, "kommo", name)
+            named = message_id(SCOPE, "kommo", name)
             book.add(e.MessageNamed, named, conversation=sent.conversation, message=sent.message)
 
 

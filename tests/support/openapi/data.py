@@ -4,14 +4,13 @@ A thing that a success uses up (a talk that is closed, a source that is deleted)
 schemathesis_hooks.py puts another one into each question.
 """
 
-import base64
 from typing import Any
 
 from app.http.openapi import examples
 from app.kommo.crm.hooks import hook_path
 from app.kommo.crm.oauth import disabled_signature
-from tests.support.crm_service import CLIENT, CLIENT_SECRET, HERE, MASTER, Office
-from tests.support.service import ACCOUNT, OTHER_ACCOUNT, SCOPE
+from tests.support.crm_service import HERE, Office
+from tests.support.ids import ACCOUNT, CLIENT, CLIENT_SECRET, MASTER_BYTES, OTHER_ACCOUNT, SCOPE_ID
 
 LEAVING = "52e591f7-c98f-4255-8495-827210138c83"
 SPARE = "344a5002-f8ca-454d-af3d-396180102ac8"
@@ -41,12 +40,12 @@ async def things(office: Office) -> Things:
 async def _own(office: Office) -> Things:
     """What concerns only us: channels, chats, webhooks."""
     here: Json = {"path": {"conversation": examples.CHAT}}
-    key = hook_path(base64.b64decode(MASTER), ACCOUNT).rsplit("/", 1)[-1]
+    key = hook_path(MASTER_BYTES, ACCOUNT).rsplit("/", 1)[-1]
     new = {"name": "new", "kommo": {"channel_id": NEW}}
     return {
         "POST /v1/channels": [{"body": new}],
         "POST /v1/import": [{"query": {"channel": "acme", "account_id": ACCOUNT}}],
-        "POST /kommo/{scope_id}": [{"path": {"scope_id": SCOPE}}],
+        "POST /kommo/{scope_id}": [{"path": {"scope_id": SCOPE_ID}}],
         "POST /messengers/{channel}": [{"path": {"channel": "acme"}}],
         "POST /crm/{account_id}/{key}": [{"path": {"account_id": ACCOUNT, "key": key}}],
         "PUT /v1/channels/{name}": [{"path": {"name": "spare"}}],

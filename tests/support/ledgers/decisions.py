@@ -11,11 +11,13 @@ from domain import ids
 from domain.decide import decide, follow, names
 from domain.draft import Decision, Snapshot
 from domain.state import Chat, State, evolve
+from tests.support.ids import SCOPE
 
 START_MS = 1_795_000_000_000
 WHERE = ids.scope_of("acme", "f90ba33d-c9d9-44da-b76c-c349b0ecbe41", "af9945ff-1490-4cad-807d-945c15d88bec")
 ANN = e.Party(id="u-1", name="Ann")
 MARIA = e.Party(id="maria", name="Maria")
+BOT = e.Party(id="bot", name="Bot", ref_id="bot")
 
 
 class Book:
@@ -74,7 +76,7 @@ class Now(Struct, frozen=True):
         """`at` is a moment too, the same one unless given."""
         now = START_MS + self.n * 1000
         return {
-            "scope": WHERE,
+            "scope": SCOPE,
             "id": f"{now:012x}"[:8] + "-" + f"{now:012x}"[8:] + f"-7000-8000-{self.n:010x}00",
             "lane": "lane",
             "at": clock.text(now if at is None else START_MS + at * 1000),
@@ -86,18 +88,18 @@ class Now(Struct, frozen=True):
 
 def own(message: str) -> str:
     """The stream of a message by the messenger's name."""
-    return ids.message_id(WHERE, "messenger", message)
+    return ids.message_id(SCOPE, "messenger", message)
 
 
 def kommo(message: str) -> str:
     """The stream of a message by Kommo's name."""
-    return ids.message_id(WHERE, "kommo", message)
+    return ids.message_id(SCOPE, "kommo", message)
 
 
 def end(side: e.Side, name: str) -> c.End:
     """A side's name of a conversation."""
     ends = e.Ends(chat_id=name) if side == "kommo" else e.Ends(conversation_id=name)
-    return c.End(side, ids.conversation_id(WHERE, side, name), ends)
+    return c.End(side, ids.conversation_id(SCOPE, side, name), ends)
 
 
 def text(words: str, **more: Any) -> e.Content:
@@ -164,7 +166,7 @@ def typing(n: int, chat: str = "conv-1", late_ms: int = 0) -> c.Type:
     one = end("messenger", chat)
     return c.Type(
         **Now(n).stamp("messenger"),
-        stream=ids.typing_id(WHERE, one.stream, "u-1", at),
+        stream=ids.typing_id(SCOPE, one.stream, "u-1", at),
         side="messenger",
         at_ms=at,
         ends=(one,),
@@ -175,10 +177,31 @@ def typing(n: int, chat: str = "conv-1", late_ms: int = 0) -> c.Type:
 
 def accept(n: int, stream: str, side: e.Side, name: str | None = None, chat: str | None = None) -> c.Accept:
     """The other side took a message, calls it `name` and its conversation `chat`."""
-    alias = ids.message_id(WHERE, side, name) if name else None
+    alias = ids.message_id(SCOPE, side, name) if name else None
     found = end("messenger", chat) if chat else None
     return c.Accept(**Now(n).stamp(side), stream=stream, side=side, remote_id=name, alias=alias, end=found)
 
 
 def reject(n: int, stream: str) -> c.Reject:
     return c.Reject(**Now(n).stamp("messenger"), stream=stream, code=905, text="HTTP 422")
+
+
+def cells(table: str) -> list[list[str]]:
+    """The words of a table, row by row."""
+    return [row.split() for row in table.strip().splitlines()]
+
+
+def operator(n: int, message: str = "o-1", words: str = "Hi", **more: Any) -> c.Send:
+    """An operator sends in the conversation that the customer began."""
+    one = end("messenger", "conv-1")
+    fields: dict[str, Any] = {
+        "stream": ids.message_id(SCOPE, "operator", message),
+        "side": "operator",
+        "own_id": message,
+        "msec": START_MS + n * 1000,
+        "ends": (one,),
+        "sender": BOT,
+        "receiver": ANN,
+        "content": text(words, conversation_id="conv-1"),
+    }
+    return c.Send(**Now(n).stamp("operator"), **(fields | more))

@@ -16,6 +16,7 @@ from app.stream import jetstream
 from app.stream.relay import Relay
 from domain import events as e
 from domain import ids
+from tests.support.ids import SCOPE
 
 WHERE = ids.scope_of("acme", "f90ba33d-c9d9-44da-b76c-c349b0ecbe41", "af9945ff-1490-4cad-807d-945c15d88bec")
 DAY_MS = 24 * 3600 * 1000
@@ -34,9 +35,9 @@ def message(
         id=str(uuid.uuid4()),
         stream=stream,
         version=1,
-        channel=WHERE.channel,
-        account=WHERE.account,
-        conversation=ids.conversation_id(WHERE, "messenger", f"conv-{position % 20}"),
+        channel=SCOPE.channel,
+        account=SCOPE.account,
+        conversation=ids.conversation_id(SCOPE, "messenger", f"conv-{position % 20}"),
         message=stream,
         at=clock.text(now),
         recorded_at=clock.text(now),
