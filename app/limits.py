@@ -1,11 +1,22 @@
-"""DOC"""
+"""Limits that more than one room keeps, and Kommo's codes: each stands here once."""
 
 import re
 
+# Of an id that its sender chooses: chosen, for Kommo documents no limit. Kommo's own ids have 36 characters.
+ID_CHARACTERS_MAX = 255
+# A reader that holds numbers as doubles keeps no larger one exactly (RFC 8259, section 6).
+INTEGER_MAX = 2**53
+# How far a sender's clock may be ahead: chosen, so that a clock set to another time zone passes.
 AHEAD_MS_MAX = 24 * 3_600_000
-EARLIEST_MS = 946_684_800_000  # 2000-01-01
+# 2000-01-01: an earlier time comes from a clock that was never set, or from seconds taken for milliseconds.
+EARLIEST_MS = 946_684_800_000
+# Of objects and arrays: chosen, far above any documented object and far below the depth where readers fail.
 NESTING_MAX = 64
-CODES = (901, 902, 903, 904, 905)
+# `error_code` of Kommo's Chats API: 901 the user deleted the conversation or the message, 902 the channel's
+# side switched the integration off, 903 internal error, 904 no conversation can be made, 905 anything else.
+FAILURE_CODES = (901, 902, 903, 904, 905)
+OTHER_FAILURE = 905
+# `delivery_status` of Kommo's Chats API; "sent" has no code.
 STATUS_CODES = {"delivered": 1, "read": 2, "failed": -1}
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 

@@ -10,10 +10,10 @@ from typing import TypeAlias, get_args
 import msgspec
 from msgspec import Struct
 
+from domain.content import Content
 from domain.parts import (
     Author,
     Contact,
-    Content,
     DeliveryStatus,
     Direction,
     Ends,

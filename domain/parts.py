@@ -61,39 +61,6 @@ class Ends(Struct, frozen=True, omit_defaults=True, gc=False):
     chat_id: str | None = None
 
 
-class Content(Struct, frozen=True, omit_defaults=True):
-    """A message's content, and the conversation as both sides name it.
-
-    type: text, picture, file, video, voice, audio, sticker, location or contact. `file_size` is in bytes,
-    `media_duration` in seconds. `forwards_cut` says how many forwarded messages were too long to keep;
-    `forwarded` is the forwarded message of a customer, if it was named by an id.
-    """
-
-    type: str
-    text: str | None = None
-    media: str | None = None
-    thumbnail: str | None = None
-    file_name: str | None = None
-    file_size: int | None = None
-    media_duration: int | None = None
-    media_group_id: str | None = None
-    sticker_id: str | None = None
-    location: Location | None = None
-    contact: Contact | None = None
-    callback_data: str | None = None
-    shared_post: Json | None = None
-    post: Json | None = None
-    markup: Json | None = None
-    template: Json | None = None
-    tag: str | None = None
-    reply_to: Reply | None = None
-    forwards: Json | None = None
-    forwards_cut: int = 0
-    conversation_id: str | None = None
-    chat_id: str | None = None
-    forwarded: Reply | None = None
-
-
 class DeliveryStatus(Struct, frozen=True, omit_defaults=True, gc=False):
     """How far an edited message has come, as Kommo is told: 1 delivered, 2 read, -1 failed."""
 

@@ -1,14 +1,21 @@
-"""DOC"""
+"""A body as checked actions: whatever the contract forbids is refused here, with its place and what to do."""
 
 from datetime import datetime
 
 import msgspec
 
 from app import clock
-from app.limits import AHEAD_MS_MAX, CODES, EARLIEST_MS, NESTING_MAX, is_uuid, too_deep
+from app.limits import (
+    AHEAD_MS_MAX,
+    EARLIEST_MS,
+    FAILURE_CODES,
+    INTEGER_MAX,
+    NESTING_MAX,
+    is_uuid,
+    too_deep,
+)
 from app.messengers.adapter import Received
 from app.messengers.contract import (
-    INTEGER_MAX,
     Action,
     Delivered,
     Edited,
@@ -26,7 +33,10 @@ from app.messengers.contract import (
     StatusTold,
     Typing,
 )
+from domain.content import Way, names
+from domain.parts import Json
 
+# Both limits are published in the contract. As many actions fit into one commit (`ledger/writer.BATCH_MAX`).
 ACTIONS_MAX = 500
 TEXT_BYTES_MAX = 64 * 1024
 MEDIA = ("media",)
@@ -40,6 +50,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "location": ("location",),
     "contact": ("contact",),
 }
+FREE = names(Way.FROM_MESSENGER, Json)
 _one: msgspec.json.Decoder[Action] = msgspec.json.Decoder(Action)
 _many = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -185,8 +196,8 @@ def _check_told(told: StatusTold | None) -> None:
 
 def check_code(code: int, path: str) -> None:
     """A failure has one of Kommo's codes; raises ActionRefused."""
-    if code not in CODES:
-        raise ActionRefused(path, f"a failure's code is one of {', '.join(map(str, CODES))}")
+    if code not in FAILURE_CODES:
+        raise ActionRefused(path, f"a failure's code is one of {', '.join(map(str, FAILURE_CODES))}")
 
 
 def check_moment(at: datetime, path: str = "$.at") -> None:
@@ -211,8 +222,9 @@ def check_message(message: Message, path: str = "$.message") -> None:
             raise ActionRefused(f"{path}.{name}", f"a message of type {message.type} needs it")
     if message.type == "sticker" and not (message.media or message.sticker_id):
         raise ActionRefused(f"{path}.sticker_id", "a sticker needs sticker_id or media")
-    if message.shared_post is not None:
-        _refuse_odd(message.shared_post, f"{path}.shared_post")
+    for name in FREE:
+        if isinstance(value := getattr(message, name), dict):
+            _refuse_odd(value, f"{path}.{name}")
     if message.text and len(message.text.encode()) > TEXT_BYTES_MAX:
         raise ActionRefused(f"{path}.text", "a text holds at most 64 KB: split it")
 

@@ -1,9 +1,10 @@
-"""What a messenger says, checked against the contract, becomes commands; nothing else gets past here."""
+"""Checked actions of a messenger as commands: the only way from the contract to the ledger."""
 
 from datetime import UTC
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import Struct
 
 from app import clock
 from app.limits import STATUS_CODES
@@ -32,45 +33,47 @@ from app.messengers.contract import (
 from domain import commands as c
 from domain import events as e
 from domain import ids
+from domain.content import FIELDS, Way, names
 from domain.ids import MESSENGER, Scope
 
 NO_BOT = "name the manager who wrote (user_id), or give the channel its bot: PUT /v1/channels, kommo.bot_id"
-QUOTED_FIELDS = ("file_name", "file_size", "media_duration")
+# What Kommo needs of every quote stands before the rest.
+_QUOTED = tuple(name for name in names(Way.QUOTED_TO_KOMMO) if name not in ("type", "text"))
+_COPIED = {field.name: field.type for field in FIELDS if Way.FROM_MESSENGER in field.ways}
 
 
 def command(
     scope: Scope, action: Action, *, bot_id: str | None = None, imported: bool = False
 ) -> c.AnyCommand:
-    """The command that an action asks for, on a link; raises ActionRefused.
+    """The command that an action asks for, in a scope; raises ActionRefused.
 
-    `bot_id` is the channel's: in its name Kommo takes what the business wrote on its phone, unless the action
+    `bot_id` is the channel's: in its name Kommo shows what the business wrote on its phone, unless the action
     names a manager. `imported`: the message was written before the channel was connected.
     """
-    now = clock.now_ms()
     at = clock.milliseconds(action.at.astimezone(UTC))
     stream = ids.conversation_id(scope, MESSENGER, action.conversation_id)
-    given = clock.stamp(scope, stream, MESSENGER, now=now, at=at)
+    stamp = clock.stamp(scope, stream, MESSENGER, now=clock.now_ms(), at=at)
     end = c.End("messenger", stream, e.Ends(conversation_id=action.conversation_id))
     match action:
         case Sent():
-            return _send(scope, action, given, end, Imported(at, bot_id, imported))
+            return _send(scope, action, stamp, end, Circumstances(at, bot_id, imported))
         case Edited():
             return c.Edit(
-                **given,
+                **stamp,
                 stream=_own(scope, action.message_id),
                 content=content_of(action.message, conversation_id=action.conversation_id),
-                delivery_status=_told(action.delivery_status),
+                delivery_status=_delivery_status(action.delivery_status),
             )
         case Deleted():
-            return c.Delete(**given, stream=_own(scope, action.message_id))
+            return c.Delete(**stamp, stream=_own(scope, action.message_id))
         case Delivered() | Read():
-            return c.Confirm(**given, stream=_named(scope, action), status=STATUSES[type(action)])
+            return c.Confirm(**stamp, stream=_named(scope, action), status=STATUSES[type(action)])
         case Failed():
             named = _named(scope, action)
-            return c.Confirm(**given, stream=named, status="failed", code=action.code, text=action.text)
+            return c.Confirm(**stamp, stream=named, status="failed", code=action.code, text=action.text)
         case ReactionAdded() | ReactionRemoved():
             return c.React(
-                **given,
+                **stamp,
                 streams=(_named(scope, action),),
                 side="messenger",
                 sender=e.Party(id=action.sender.id, name=action.sender.name, ref_id=action.sender.user_id),
@@ -79,7 +82,7 @@ def command(
             )
         case Typing():
             return c.Type(
-                **given,
+                **stamp,
                 stream=ids.typing_id(scope, stream, action.sender.id, at),
                 side="messenger",
                 at_ms=at,
@@ -90,38 +93,33 @@ def command(
             )
 
 
-class Imported(NamedTuple):
-    """When a message was written (unix milliseconds), and what else its action does not say."""
+class Circumstances(NamedTuple):
+    """A message's time in unix milliseconds, and what its action does not hold."""
 
     at: int
     bot_id: str | None
     imported: bool
 
 
-def _send(scope: Scope, action: Sent, given: c.Stamp, end: c.End, more: Imported) -> c.Send:
+def _send(scope: Scope, action: Sent, stamp: c.Stamp, end: c.End, circumstances: Circumstances) -> c.Send:
     reply, forwards = action.reply_to, action.forwards
     forwarded = forwards.messages[0].message_id if forwards else None
     outgoing = action.direction == "out"
-    sender = party(action.sender)
-    if outgoing:
-        sender = msgspec.structs.replace(sender, ref_id=action.sender.user_id or more.bot_id)
-        if sender.ref_id is None:
-            raise ActionRefused("$.sender.user_id", NO_BOT)
     content = content_of(
         action.message,
         conversation_id=action.conversation_id,
-        reply=e.Reply(reply.message_id, quoted=_quoted(reply)) if reply else None,
+        reply_to=e.Reply(reply.message_id, quoted=_quote(reply)) if reply else None,
         forwards=_forwards(forwards) if forwards else None,
         forwarded=e.Reply(forwarded) if forwarded else None,
     )
     return c.Send(
-        **given,
+        **stamp,
         stream=_own(scope, action.message_id),
         side="messenger",
         own_id=action.message_id,
-        msec=more.at,
+        msec=circumstances.at,
         ends=(end,),
-        sender=sender,
+        sender=_author(action, circumstances.bot_id) if outgoing else party(action.sender),
         receiver=party(action.receiver) if action.receiver and outgoing else None,
         content=content,
         reply_stream=_own(scope, reply.message_id) if reply else None,
@@ -129,72 +127,77 @@ def _send(scope: Scope, action: Sent, given: c.Stamp, end: c.End, more: Imported
         source=action.source.external_id if action.source else None,
         silent=action.silent,
         direction=action.direction,
-        imported=more.imported,
+        imported=circumstances.imported,
     )
 
 
-def party(who: Sender) -> e.Party:
-    """Somebody as events name them; whom a manager stands behind is told apart."""
-    return e.Party(who.id, who.name, who.phone, who.email, who.avatar, who.profile_link)
+def _author(action: Sent, bot_id: str | None) -> e.Party:
+    """Who wrote on the business's phone, with the manager or the bot in whose name Kommo shows it."""
+    ref_id = action.sender.user_id or bot_id
+    if ref_id is None:
+        raise ActionRefused("$.sender.user_id", NO_BOT)
+    return msgspec.structs.replace(party(action.sender), ref_id=ref_id)
 
 
-def _told(told: StatusTold | None) -> e.DeliveryStatus | None:
+def party(sender: Sender) -> e.Party:
+    """A sender as events hold one; the manager behind a sender is not part of it."""
+    return e.Party(sender.id, sender.name, sender.phone, sender.email, sender.avatar, sender.profile_link)
+
+
+def _delivery_status(reported: StatusTold | None) -> e.DeliveryStatus | None:
     """How far an edited message has come, with Kommo's codes."""
-    if told is None:
+    if reported is None:
         return None
-    if told.status != "failed":
-        return e.DeliveryStatus(STATUS_CODES[told.status])
-    return e.DeliveryStatus(STATUS_CODES[told.status], told.code, told.text or "not delivered")
+    code = STATUS_CODES[reported.status]
+    if reported.status != "failed":
+        return e.DeliveryStatus(code)
+    return e.DeliveryStatus(code, reported.code, reported.text or "not delivered")
 
 
-def _quoted(quote: ReplyTo | Forward) -> e.Json | None:
-    """A quoted message told whole, as Kommo embeds one."""
-    message, sender, at = quote.message, quote.sender, quote.at
+def _quote(quoted: ReplyTo | Forward) -> e.Json | None:
+    """A quoted message in full, as Kommo embeds one; None if the action only names it."""
+    message, sender, at = quoted.message, quoted.sender, quoted.at
     if message is None or sender is None or at is None:
         return None
     moment = clock.milliseconds(at)
-    told: e.Json = {"type": message.type, "text": message.text or ""}
-    told |= {"timestamp": moment // 1000, "msec_timestamp": moment}
     names = {"id": sender.id, "ref_id": sender.user_id, "name": sender.name}
-    told["sender"] = {name: value for name, value in names.items() if value is not None}
-    told |= {name: value for name in QUOTED_FIELDS if (value := getattr(message, name)) is not None}
-    if message.location:
-        told["location"] = msgspec.to_builtins(message.location)
-    if message.contact:
-        told["contact"] = msgspec.to_builtins(message.contact)
-    return told
+    return {
+        "type": message.type,
+        "text": message.text or "",
+        "timestamp": moment // 1000,
+        "msec_timestamp": moment,
+        "sender": {name: value for name, value in names.items() if value is not None},
+        **{
+            name: msgspec.to_builtins(value)
+            for name in _QUOTED
+            if (value := getattr(message, name)) is not None
+        },
+    }
 
 
 def _forwards(forwards: Forwards) -> e.Json:
     (forward,) = forwards.messages
-    told: e.Json = {"messages": [_quoted(forward) or {"message_id": forward.message_id}]}
-    return told | ({"conversation_id": forwards.conversation_id} if forwards.conversation_id else {})
+    named: e.Json = {"messages": [_quote(forward) or {"message_id": forward.message_id}]}
+    return named | ({"conversation_id": forwards.conversation_id} if forwards.conversation_id else {})
 
 
 def content_of(
     message: Message,
     *,
     conversation_id: str | None,
-    reply: e.Reply | None = None,
+    reply_to: e.Reply | None = None,
     forwards: e.Json | None = None,
     forwarded: e.Reply | None = None,
 ) -> e.Content:
     """A message's content as events hold it."""
-    place, contact = message.location, message.contact
+    copied: dict[str, Any] = {
+        name: msgspec.convert(msgspec.to_builtins(value), kind) if isinstance(value, Struct) else value
+        for name, kind in _COPIED.items()
+        if (value := getattr(message, name)) is not None
+    }
     return e.Content(
-        type=message.type,
-        text=message.text,
-        media=message.media,
-        file_name=message.file_name,
-        file_size=message.file_size,
-        media_duration=message.media_duration,
-        sticker_id=message.sticker_id,
-        location=e.Location(place.lon, place.lat) if place else None,
-        contact=e.Contact(contact.name, contact.phone) if contact else None,
-        callback_data=message.callback_data,
-        shared_post=message.shared_post,
-        post=msgspec.to_builtins(message.post) if message.post else None,
-        reply_to=reply,
+        **copied,
+        reply_to=reply_to,
         forwards=forwards,
         conversation_id=conversation_id,
         forwarded=forwarded,
@@ -202,8 +205,10 @@ def content_of(
 
 
 def _own(scope: Scope, message_id: str) -> str:
+    """The stream of a message that the messenger sent."""
     return ids.message_id(scope, MESSENGER, message_id)
 
 
 def _named(scope: Scope, action: Status | Reaction) -> str:
+    """The stream that an action names: by our id of the message, or by the messenger's."""
     return action.id if action.id else _own(scope, action.message_id or "")

@@ -1,4 +1,8 @@
-"""What a messenger may say, field by field; unknown fields are ignored."""
+"""Schema of the actions a messenger may post; unknown fields are ignored.
+
+What a type cannot express is in `checks`. The fields of a message are those of `domain/content` that travel
+from the messenger.
+"""
 
 from datetime import datetime
 from typing import Annotated, Literal, TypeAlias
@@ -6,8 +10,10 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-ID_CHARACTERS_MAX = 255
-INTEGER_MAX = 2**53
+from app.limits import ID_CHARACTERS_MAX, INTEGER_MAX, OTHER_FAILURE
+from domain.content import MessageType, Way, carrying
+
+# Chosen: a messenger repeats the action while somebody goes on writing.
 TYPING_MS_MAX = 60_000
 
 Name = Annotated[str, Meta(min_length=1, max_length=ID_CHARACTERS_MAX)]
@@ -63,20 +69,19 @@ class Post(Struct, frozen=True, omit_defaults=True):
     caption: str | None = None
 
 
+@carrying(Way.FROM_MESSENGER, {str: Words, int: Count})
 class Message(Struct, frozen=True):
-    """A message's content; what each type needs is in `NEEDS`."""
+    """A message's content; `checks.NEEDS` has what each type needs.
 
-    type: Literal["text", "picture", "file", "video", "voice", "audio", "sticker", "location", "contact"]
+    `file_size` is in bytes, `media_duration` in seconds.
+    """
+
+    type: MessageType
     text: str | None = None
     media: Url | None = None
-    file_name: Words | None = None
-    file_size: Count | None = None
-    media_duration: Count | None = None
     sticker_id: Name | None = None
     location: Location | None = None
     contact: Contact | None = None
-    callback_data: Words | None = None
-    shared_post: dict[str, object] | None = None
     post: Post | None = None
 
 
@@ -143,7 +148,7 @@ class StatusTold(Struct, frozen=True):
     """How far an edited message has come; `code` (901..905) and `text` are of a failure."""
 
     status: Literal["delivered", "read", "failed"]
-    code: int = 905
+    code: int = OTHER_FAILURE
     text: Words = ""
 
 
@@ -188,7 +193,7 @@ class Read(Status, frozen=True, tag="message.read"):
 class Failed(Status, frozen=True, tag="message.failed"):
     """Our message will not arrive."""
 
-    code: int = 905
+    code: int = OTHER_FAILURE
     text: Words = ""
 
 

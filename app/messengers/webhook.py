@@ -14,6 +14,7 @@ from standardwebhooks.webhooks import EmptyWebhookSecretError
 from app import clock, problems
 from app.channels.directory import Channel, Connection
 from app.http_client import RETRIED, Answer, Unreached
+from app.limits import FAILURE_CODES, ID_CHARACTERS_MAX, OTHER_FAILURE
 from app.messengers import checks
 from app.messengers.adapter import (
     Messenger,
@@ -28,16 +29,13 @@ from app.messengers.adapter import (
 from app.outcome import Done, Outcome, Refused, Retry
 from app.problems import Problem
 from domain import events as e
+from domain.content import Way, part_fields, plain_fields
 from domain.events import Json
 
 WHSEC_ADVICE = "give a Standard Webhooks secret: whsec_ and what `openssl rand -base64 32` prints"
 
-ID_CHARACTERS_MAX = 255
-CODES = (901, 902, 903, 904, 905)
-CONTENT_FIELDS = (
-    "type", "text", "media", "thumbnail", "file_name", "file_size", "media_duration", "media_group_id",
-    "sticker_id", "callback_data", "shared_post", "post", "markup", "template", "forwards",
-)  # fmt: skip
+# Of an answer's text: it is for people, and is kept in an event.
+TEXT_CHARACTERS_MAX = 500
 
 
 class Webhook(Messenger):
@@ -60,8 +58,8 @@ class Webhook(Messenger):
 
     def answer(self, results: Sequence[Result | Problem]) -> bytes:
         """One result for each action, in their order; a problem stands under `error`."""
-        told = [{"error": problems.plain(one)} if isinstance(one, Problem) else one for one in results]
-        return msgspec.json.encode({"results": told})
+        bodies = [{"error": problems.plain(one)} if isinstance(one, Problem) else one for one in results]
+        return msgspec.json.encode({"results": bodies})
 
     async def push(self, channel: Channel, connection: Connection, push: Push) -> Outcome:
         """One signed POST; its `webhook-id` is the event's id, the same over every retry."""
@@ -118,63 +116,55 @@ def verified(secrets: list[str], headers: Mapping[str, str], body: bytes) -> boo
 
 
 def outcome(answer: Answer) -> Outcome:
-    """2xx is done; 408, 425, 429 and what is no 4xx are tried again; any other is final."""
-    status = answer.status
+    """2xx is done; 408, 425, 429 and any status that is no 4xx are tried again; any other 4xx is final."""
+    status, body = answer.status, answer.json()
     if 200 <= status < 300:
-        told = answer.json()
-        return Done(_name(told, "message_id"), _name(told, "conversation_id"), _name(told, "receiver_id"))
-    if (
-        status in RETRIED or not 400 <= status < 500
-    ):  # A redirect is a mistake in the address: it can be mended.
+        return Done(_id(body, "message_id"), _id(body, "conversation_id"), _id(body, "receiver_id"))
+    if status in RETRIED or not 400 <= status < 500:  # A redirect is a wrong address, which can be corrected.
         return Retry(f"HTTP {status} from the messenger", answer.retry_after, pause=status == 429)
-    told = answer.json()
-    code, text = told.get("code"), told.get("text")
-    if code in CODES and isinstance(code, int):
-        return Refused(status, code, text[:500] if isinstance(text, str) else "")
-    return Refused(status, 905, f"HTTP {status} from the messenger")
+    code, text = body.get("code"), body.get("text")
+    if code in FAILURE_CODES and isinstance(code, int):
+        return Refused(status, code, text[:TEXT_CHARACTERS_MAX] if isinstance(text, str) else "")
+    return Refused(status, OTHER_FAILURE, f"HTTP {status} from the messenger")
 
 
-def _name(told: Json, field: str) -> str | None:
-    """An id of the messenger's; one out of shape is as good as none."""
-    name = told.get(field)
-    return name if isinstance(name, str) and 0 < len(name) <= ID_CHARACTERS_MAX else None
+def _id(body: Json, field: str) -> str | None:
+    """One of the messenger's ids; None if it cannot be an id."""
+    value = body.get(field)
+    return value if isinstance(value, str) and 0 < len(value) <= ID_CHARACTERS_MAX else None
 
 
 def request(push: Push) -> Json:
-    """The body that tells the messenger of an event."""
+    """The body of the call that an event asks for."""
     event = push.event
     common: Json = {"account_id": event.account, "conversation_id": push.conversation_id}
     match event:
         case e.MessageSent():
             return {"type": "message.send", "id": event.message, **common, **_message(event, push)}
         case e.TypingStarted():
-            typing = {"sender": {"id": event.sender.id}, "expires_at": event.expires_at}
             post = {"post_id": event.post_id} if event.post_id else {}
-            return {"type": "typing", **common, **typing, **post}
+            sender = {"id": event.sender.id}
+            return {"type": "typing", **common, "sender": sender, "expires_at": event.expires_at, **post}
         case e.ReactionAdded() | e.ReactionRemoved():
-            told: Json = {"message_id": push.message_id, "sender": {"id": event.sender.id}}
+            reaction: Json = {"message_id": push.message_id, "sender": {"id": event.sender.id}}
             if event.emoji:
-                told["emoji"] = event.emoji
-            return {"type": e.tag(event), **common, **told, "at": event.at}
+                reaction["emoji"] = event.emoji
+            return {"type": e.tag(event), **common, **reaction, "at": event.at}
 
 
 def _message(event: e.MessageSent, push: Push) -> Json:
     content = event.content
-    message: Json = {name: value for name in CONTENT_FIELDS if (value := getattr(content, name)) is not None}
-    if content.location:
-        message["location"] = {"lon": content.location.lon, "lat": content.location.lat}
-    if content.contact:
-        message["contact"] = {"name": content.contact.name, "phone": content.contact.phone}
+    message = plain_fields(content, Way.TO_MESSENGER) | part_fields(content, Way.TO_MESSENGER)
     if push.forwards:
         message["forwards"] = push.forwards
     body: Json = {"message": message, "sender": _sender(event.sender), "at": event.at}
     receiver = event.receiver or e.Party()
-    own = receiver.id if event.sent_by == "operator" else receiver.client_id
-    names = {"id": own, "phone": receiver.phone}
-    body["receiver"] = {name: value for name, value in names.items() if value}
+    receiver_id = receiver.id if event.sent_by == "operator" else receiver.client_id
+    fields = {"id": receiver_id, "phone": receiver.phone}
+    body["receiver"] = {name: value for name, value in fields.items() if value}
     if push.reply_id:
         body["reply_to"] = {"message_id": push.reply_id}
-    elif content.reply_to and content.reply_to.quoted:  # Neither we nor the messenger ever had it.
+    elif content.reply_to and content.reply_to.quoted:  # Neither the ledger nor the messenger ever had it.
         body["reply_to"] = {"quoted": content.reply_to.quoted}
     if event.source:
         body["source"] = {"external_id": event.source}

@@ -178,7 +178,7 @@ def _command(
         content=commands.content_of(
             message.message,
             conversation_id=chat.conversation_id,
-            reply=e.Reply(reply) if reply else None,
+            reply_to=e.Reply(reply) if reply else None,
         ),
         reply_stream=reply,
         source=message.source.external_id if message.source else None,

@@ -4,17 +4,15 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import asdict
 
 from app.database.pool import Pool
 from app.views.cursor import LIMIT, POSITION_LAST, decode_cursor, encode_cursor, is_uuid
 from app.views.events import EventRow
+from domain.content import Way, carrying, names
 from domain.events import (
     AnyEvent,
-    Contact,
     Content,
     Json,
-    Location,
     MessageAccepted,
     MessageNamed,
     Party,
@@ -48,12 +46,13 @@ class ReactionShown(Struct, frozen=True):
     at: str
 
 
+@carrying(Way.SHOWN)
 class Message(Struct, frozen=True, kw_only=True):
-    """A message as it stands now; of a deleted one the content is not told.
+    """A message as it stands now, with the fields of its content; a deleted message has none but its type.
 
     `sent_by` is who sent it: the messenger also when the business wrote on its own phone ("out").
 
-    `file_size` is in bytes, `media_duration` in seconds. `failure` is told while the status is "failed".
+    `file_size` is in bytes, `media_duration` in seconds. `failure` is there while the status is "failed".
     """
 
     id: str
@@ -65,25 +64,9 @@ class Message(Struct, frozen=True, kw_only=True):
     sent_by: str
     type: str
     text: str | None = None
-    media: str | None = None
-    thumbnail: str | None = None
-    file_name: str | None = None
-    file_size: int | None = None
-    media_duration: int | None = None
-    media_group_id: str | None = None
-    sticker_id: str | None = None
-    location: Location | None = None
-    contact: Contact | None = None
-    callback_data: str | None = None
     shared_post: Json | None = None
     post: Json | None = None
-    markup: Json | None = None
-    template: Json | None = None
-    tag: str | None = None
     reply_to: Reply | None = None
-    forwards: Json | None = None
-    forwards_cut: int = 0
-    forwarded: Reply | None = None
     sender: Party
     receiver: Party | None
     source: str | None
@@ -103,7 +86,7 @@ class Message(Struct, frozen=True, kw_only=True):
 class Moment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One event of a message's stream: what became known, when, from whom, and the evidence it came with.
 
-    `copy`: it is about the copy, in Kommo, of a message that an operator sent.
+    `copy`: it is about the mirror, in Kommo, of a message that an operator sent.
     """
 
     position: int
@@ -166,6 +149,7 @@ class MessageRow(Struct):
     reactions: str | None
 
 
+SHOWN = names(Way.SHOWN)
 decode_content = msgspec.json.Decoder(Content).decode
 _party = msgspec.json.Decoder(Party).decode
 _reactions = msgspec.json.Decoder(list[ReactionShown]).decode
@@ -212,7 +196,7 @@ Order: TypeAlias = Literal["asc", "desc"]
 def message_fields(row: MessageRow) -> dict[str, Any]:
     """The fields of a `Message`."""
     content = decode_content(row.content)
-    told = {"type": content.type} if row.deleted else asdict(content)
+    shown = ("type",) if row.deleted else SHOWN
     status = STATUSES[row.status]
     failed = status == "failed" and row.failure_code is not None
     return {
@@ -223,7 +207,7 @@ def message_fields(row: MessageRow) -> dict[str, Any]:
         "account_id": row.account_id,
         "direction": "out" if row.outgoing else "in",
         "sent_by": row.sent_by,
-        **{name: value for name, value in told.items() if name not in ("conversation_id", "chat_id")},
+        **{name: getattr(content, name) for name in shown},
         "sender": _party(row.sender),
         "receiver": _party(row.receiver) if row.receiver else None,
         "source": row.source,

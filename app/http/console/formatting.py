@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from app.views import conversations, deliveries, events
 from app.views.messages import History, Message, Moment
-from domain.events import Party
+from domain.events import Json, Party
 
 FOLD_CHARACTERS = 1600
 SLOW_SECONDS = 5.0
@@ -268,9 +268,8 @@ def template_name(template: object) -> str:
     return str(template.get("external_id") or template.get("id") or "") if isinstance(template, dict) else ""
 
 
-def post_link(message: Message) -> tuple[str, str]:
-    """The post that a message shares or comments on: a caption and a web link, or two empty texts."""
-    post = message.post or message.shared_post
+def post_link(post: Json | None) -> tuple[str, str]:
+    """The caption and the web link of a post that a message shares or comments on, or two empty texts."""
     if post is None:
         return "", ""
     url = web_link(post.get("url"))

@@ -45,12 +45,17 @@ SECURITY: dict[str, SecurityScheme | Reference] = {
         "the unix time are in webhook-id and webhook-timestamp, and the time is right within 5 minutes",
     ),
 }
-# msgspec qualifies the shapes that share a name with their module. The names are published, so they stay
-# what they were when the modules were called otherwise.
+# The names of shapes are published, so they stay what they were when a class or its module had another name.
+# msgspec qualifies the names that several modules have.
 PUBLISHED = {
+    "Embedded": "app.catalog.Embedded",
+    "HookAction": "Action",
+    "HookConversation": "Where",
+    "HookMessage": "Body",
+    "HookSource": "Origin",
+    "MessageNames": "app.hooks.Embedded",
+    "Participant": "Who",
     "app.channels.attempts.Problem": "app.connecting.Problem",
-    "app.http.api.templates.Embedded": "app.catalog.Embedded",
-    "app.kommo.chats.hooks.Embedded": "app.hooks.Embedded",
     "app.messengers.contract.Contact": "app.said.Contact",
     "app.messengers.contract.Location": "app.said.Location",
     "app.messengers.contract.Message": "app.said.Message",
@@ -169,8 +174,10 @@ def document(app: Litestar, litestars: Json) -> Json:
 
 
 def _published(value: Any) -> Any:
-    """The same JSON with the published names of shapes, as keys and in references."""
+    """The same JSON with the published names of shapes, as keys, as titles and in references."""
     match value:
+        case {"title": str(title), **rest} if title in PUBLISHED:
+            return {"title": PUBLISHED[title].rpartition(".")[2]} | _published(rest)
         case dict():
             return {PUBLISHED.get(key, key): _published(each) for key, each in value.items()}
         case list() | tuple():

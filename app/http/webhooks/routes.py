@@ -13,7 +13,7 @@ from app.http.webhooks import kommo as kommo_webhook
 from app.http.webhooks import messenger as messenger_webhook
 from app.http.webhooks.body import UNSIGNED, Receive, as_text, read
 from app.http.webhooks.messenger import Outcomes
-from app.kommo.chats.hooks import Hook
+from app.kommo.chats.hook_schema import Hook
 from app.messengers.adapter import Request
 from app.messengers.checks import ACTIONS_MAX
 from app.messengers.contract import Action

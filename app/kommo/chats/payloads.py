@@ -1,4 +1,8 @@
-"""DOC"""
+"""Events as the payloads of Kommo's Chats API: each that is pushed to Kommo has one path and one payload.
+
+Source: https://www.amocrm.ru/developers/content/chats/chat-api and
+https://developers.kommo.com/reference/chats-api-overview.
+"""
 
 from datetime import datetime
 from typing import TypeAlias
@@ -6,20 +10,17 @@ from urllib.parse import quote
 
 import msgspec
 
+from app.limits import STATUS_CODES
 from domain import events as e
+from domain.content import Way, part_fields, plain_fields
 from domain.events import Json
 
 Created: TypeAlias = e.MessageSent | e.MessageMirrored
-TYPING_MS = 5000
-STATUS_CODES: dict[type, int] = {e.MessageDelivered: 1, e.MessageRead: 2, e.MessageFailed: -1}
-SENT_FIELDS = (
-    "type", "text", "media", "file_name", "file_size", "media_duration", "sticker_id", "callback_data",
-    "shared_post", "post",
-)  # fmt: skip
+TYPING_MS = 5000  # Kommo's own default.
 
 
 def request(scope_id: str, event: e.AnyEvent) -> tuple[str, Json]:
-    """The path (after `/v2/origin/custom/`) and the payload that tell Kommo of an event."""
+    """The path (after `/v2/origin/custom/`) and the payload of the call that an event asks for."""
     match event:
         case e.MessageSent() | e.MessageMirrored():
             return scope_id, {"event_type": "new_message", "payload": _new_message(event)}
@@ -28,13 +29,7 @@ def request(scope_id: str, event: e.AnyEvent) -> tuple[str, Json]:
         case e.MessageDelivered() | e.MessageRead() | e.MessageFailed():
             return f"{scope_id}/{quote(event.remote_id or '', safe='')}/delivery_status", _status(event)
         case e.TypingStarted():
-            where = event.content.conversation_id
-            sender = {"id": event.sender.id}
-            return f"{scope_id}/typing", {
-                "conversation_id": where,
-                "sender": sender,
-                "duration_ms": event.duration_ms or TYPING_MS,
-            }
+            return f"{scope_id}/typing", _typing(event)
         case e.ReactionAdded() | e.ReactionRemoved():
             return f"{scope_id}/react", _reaction(event)
         case _:
@@ -42,7 +37,7 @@ def request(scope_id: str, event: e.AnyEvent) -> tuple[str, Json]:
 
 
 def _new_message(event: Created) -> Json:
-    """From the customer without a receiver, else to the customer: then Kommo's `ref_id` says who wrote."""
+    """A message to the customer has a receiver, and the `ref_id` of its sender is Kommo's id of who wrote."""
     content = event.content
     payload: Json = {
         "timestamp": event.msec // 1000,
@@ -67,13 +62,9 @@ def _new_message(event: Created) -> Json:
 
 
 def _message(content: e.Content) -> Json:
-    message: Json = {name: value for name in SENT_FIELDS if (value := getattr(content, name)) is not None}
+    message = plain_fields(content, Way.TO_KOMMO)
     message.setdefault("text", "")
-    if content.location:
-        message["location"] = {"lon": content.location.lon, "lat": content.location.lat}
-    if content.contact:
-        message["contact"] = {"name": content.contact.name, "phone": content.contact.phone}
-    return message
+    return message | part_fields(content, Way.TO_KOMMO)
 
 
 def _participant(party: e.Party) -> Json:
@@ -88,18 +79,18 @@ def _participant(party: e.Party) -> Json:
 
 
 def _reply(reply: e.Reply | None) -> Json | None:
-    """A message as Kommo knows it: by our id if we brought it there, else by Kommo's own; or told whole."""
+    """A message as Kommo knows it: by our id if we brought it there, else by Kommo's; or quoted in full."""
     if reply is None or reply.message is None:
         return reply.quoted if reply else None
     return {"id": reply.own_id} if reply.sent_by == "kommo" else {"msgid": reply.message}
 
 
 def _forwards(content: e.Content) -> Json | None:
-    """What is forwarded: one message that Kommo knows, or one told whole; None if it is neither."""
+    """The forwarded message, which Kommo knows or which is quoted in full; None if it is neither."""
     forwards = content.forwards or {}
-    told = forwards.get("messages")
-    whole = told[0] if isinstance(told, list) and told and "type" in told[0] else None
-    message = _reply(content.forwarded) or whole
+    messages = forwards.get("messages")
+    quoted = messages[0] if isinstance(messages, list) and messages and "type" in messages[0] else None
+    message = _reply(content.forwarded) or quoted
     if message is None:
         return None
     named: Json = {"messages": [message]}
@@ -124,16 +115,25 @@ def _edit(event: e.MessageEdited) -> Json:
 
 
 def _status(event: e.MessageDelivered | e.MessageRead | e.MessageFailed) -> Json:
-    payload: Json = {"msgid": event.remote_id, "delivery_status": STATUS_CODES[type(event)]}
+    status = STATUS_CODES[e.tag(event).removeprefix("message.")]
+    payload: Json = {"msgid": event.remote_id, "delivery_status": status}
     if isinstance(event, e.MessageFailed):
         payload |= {"error_code": event.code, "error": event.text or "not delivered"}
     return payload
 
 
+def _typing(event: e.TypingStarted) -> Json:
+    return {
+        "conversation_id": event.content.conversation_id,
+        "sender": {"id": event.sender.id},
+        "duration_ms": event.duration_ms or TYPING_MS,
+    }
+
+
 def _reaction(event: e.ReactionAdded | e.ReactionRemoved) -> Json:
     removed = isinstance(event, e.ReactionRemoved)
     sender = event.sender
-    user = {"ref_id": sender.ref_id} if sender.ref_id else {"id": sender.id}  # a manager's is on his behalf
+    user = {"ref_id": sender.ref_id} if sender.ref_id else {"id": sender.id}  # ref_id: on a manager's behalf
     payload: Json = {"user": user, "type": "unreact" if removed else "react"}
     if event.content.conversation_id:
         payload["conversation_id"] = event.content.conversation_id
