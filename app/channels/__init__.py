@@ -1,1 +1,1 @@
-"""Channels and their connections to Kommo accounts, as they are in force."""
+"""Channels and their connections to Kommo accounts."""

@@ -1,6 +1,6 @@
-"""The last attempt to connect each channel to each account, and why it failed if it did; any process may ask.
+"""The last attempt to connect each channel to each account, and why it failed if it did, for every process.
 
-A row without an account is about the channel itself. Whatever connects a channel later outdates what is kept.
+A row without an account is about the channel itself. A later connection of the channel makes a row obsolete.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from msgspec import Struct
 from app.database import names
 from app.database.connection import connect
 
-LOCK_POLL_SECONDS = 0.5
+LOCK_POLL_SECONDS = 0.5  # chosen: a start waits this much longer than it must
 TRY_LOCK = "SELECT pg_try_advisory_lock(%s)"
 NOW = "SELECT extract(epoch FROM clock_timestamp())::float8"
 RECORD = """
@@ -35,7 +35,7 @@ ORDER BY p.channel, p.account_id LIMIT 1000
 
 
 class Problem(Struct, frozen=True):
-    """Why a channel is not connected to an account (None: not registered), and when that was tried."""
+    """Why the last attempt to connect a channel failed; without an account, why it is not registered."""
 
     channel: str
     account_id: str | None
@@ -44,38 +44,38 @@ class Problem(Struct, frozen=True):
 
 
 class Attempts:
-    """What is kept of the attempts, over one connection that is made when needed."""
+    """The table of attempts; each call opens a connection, because calls are rare."""
 
     def __init__(self, database_url: str) -> None:
         self._url = database_url
 
     async def now(self) -> float:
-        """The database's time in unix seconds, to compare attempts with."""
+        """Returns the database's time in unix seconds, for `succeeded`."""
         ((moment,),) = cast("list[tuple[float]]", await self._all(NOW, {}))
         return moment
 
     async def record(self, channel: str, account: str = "", problem: str | None = None) -> None:
-        """Keep how an attempt ended; no problem: it went well."""
+        """Record how an attempt ended; without a problem, it succeeded."""
         await self._all(RECORD, {"channel": channel, "account": account, "problem": problem})
 
     async def succeeded(self, channel: str, account: str, *, since: float) -> bool:
-        """Whether the last attempt, whoever made it, was after `since` and went well."""
+        """Whether the last attempt, whichever process made it, was after `since` and succeeded."""
         return bool(await self._all(SUCCEEDED, {"channel": channel, "account": account, "since": since}))
 
     @contextlib.asynccontextmanager
     async def startup_turn(self) -> AsyncIterator[None]:
-        """While no other process connects what it must at its start; waits until it may."""
-        async with await connect(self._url) as connection:
+        """Hold the turn to connect channels at start, which one process has at a time; waits for it."""
+        async with await connect(self._url) as db:
             while True:
-                cursor = await connection.execute(TRY_LOCK, (names.CONNECT_LOCK,))
+                cursor = await db.execute(TRY_LOCK, (names.CONNECT_LOCK,))
                 if (await cursor.fetchone()) == (True,):
                     break
                 await asyncio.sleep(LOCK_POLL_SECONDS)
-            yield  # The lock goes with the connection.
+            yield  # The end of the connection releases the lock.
 
     async def _all(self, statement: str, values: dict[str, object]) -> list[tuple[object, ...]]:
-        async with await connect(self._url) as connection:
-            cursor = await connection.execute(statement.encode(), values)
+        async with await connect(self._url) as db:
+            cursor = await db.execute(statement.encode(), values)
             if cursor.description is None:
                 return []
             return await cursor.fetchall()

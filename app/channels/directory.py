@@ -1,9 +1,8 @@
-"""Which channels and connections are in force, on every web process within the lease; their secrets, sealed.
+"""Which channels and connections are in force, in every web process within the lease; their secrets, sealed.
 
-A process asks the database at most every `LEASE_SECONDS` whether anything changed, and never trusts what it
-knows for longer; whoever changes something waits that long before answering. So an answered change is in
-force everywhere. Secrets are sealed with AES-256-GCM (the channel's name is authenticated with them) and are
-never in an event, a log or an answer.
+A process asks the database at most every LEASE_SECONDS whether anything has changed, and never trusts an
+older answer. Whoever changes something waits that long before answering. So a change that was answered is in
+force everywhere. Secrets are sealed by the vault and never appear in an event, a log or an answer.
 """
 
 import asyncio
@@ -20,21 +19,24 @@ from app.database.connection import Db, connect
 from app.vault import Vault
 from domain.ids import Scope, scope_of
 
-LEASE_SECONDS = 0.1
-PREVIOUS_SECRET_MS = 24 * 3_600_000
+LEASE_SECONDS = 0.1  # chosen: ten small reads a second for each process, and a change takes as long
+PREVIOUS_SECRET_MS = 24 * 3_600_000  # chosen: a day, in which the messenger is given the new secret
+SETTLE_FACTOR = 1.2  # chosen: a margin over the lease for an answer that is on its way
 
 CHANGED = """SELECT coalesce(greatest((SELECT max(position) FROM views.channels),
  (SELECT max(position) FROM views.connections)), 0)"""
 CHANNELS = """SELECT c.name, c.channel_id, c.kind, c.url, c.bot_id, s.sealed
  FROM views.channels c JOIN ledger.secrets s ON s.channel = c.name"""
-# Of the whole row, for views of an older version, which are in force while new ones are made, lack a column.
+# `to_jsonb` of the whole row, because views of an older version, which are in force while new ones are built,
+# lack the column.
 CONNECTIONS = """SELECT channel, account_id, title, connected, connected_at,
  coalesce((to_jsonb(c) ->> 'is_time_window_disabled')::boolean, false) FROM views.connections AS c"""
 SEALED = "SELECT channel_id, sealed FROM ledger.secrets WHERE channel = %s"
 ADD = """INSERT INTO ledger.secrets (channel, channel_id, sealed) VALUES (%s, %s, %s)
  ON CONFLICT (channel) DO NOTHING RETURNING channel"""
-# The link broke while it lay idle, or the views were switched between a statement's planning and its run.
-AGAIN = (psycopg.OperationalError, psycopg.InternalError, psycopg.errors.UndefinedTable)
+# The connection broke while it was idle, or the views were switched between a statement's planning and its
+# run.
+TRY_AGAIN = (psycopg.OperationalError, psycopg.InternalError, psycopg.errors.UndefinedTable)
 REPLACE = "UPDATE ledger.secrets SET sealed = %s WHERE channel = %s RETURNING channel"
 
 
@@ -43,7 +45,7 @@ class ChannelIdTaken(Exception):
 
 
 class Secrets(Struct, frozen=True):
-    """A channel's secrets. `previous` is the messenger's older one, accepted until `previous_until` (ms)."""
+    """A channel's secrets. `previous` is the messenger's older secret, valid until `previous_until` (ms)."""
 
     kommo: str
     messenger: str
@@ -51,12 +53,12 @@ class Secrets(Struct, frozen=True):
     previous_until: int = 0
 
     def __repr__(self) -> str:
-        """Nothing: a secret belongs in no log."""
+        """Shows nothing: a secret belongs in no log."""
         return "Secrets(…)"
 
 
 class Connection(Struct, frozen=True):
-    """A channel's connection to an account; `connected` says whether it is in force."""
+    """A channel's connection to an account, in force if `connected`."""
 
     scope: Scope
     title: str
@@ -66,7 +68,7 @@ class Connection(Struct, frozen=True):
 
 
 class Channel(Struct, frozen=True):
-    """A registered channel, with the connections it has or had, by account."""
+    """A registered channel with its connections, past ones too, by account."""
 
     name: str
     channel_id: str
@@ -78,12 +80,12 @@ class Channel(Struct, frozen=True):
 
     @property
     def accounts(self) -> list[Connection]:
-        """The connections in force."""
+        """Returns the connections in force."""
         return [connection for connection in self.connections.values() if connection.connected]
 
 
 class ActiveScope(Struct, frozen=True):
-    """What a scope id stands for."""
+    """A scope in force: its channel, its connection, and the key of Kommo's signatures."""
 
     channel: Channel
     connection: Connection
@@ -91,7 +93,7 @@ class ActiveScope(Struct, frozen=True):
 
 
 class Channels:
-    """The channels in force; `scope` and `channel` are what the webhooks ask."""
+    """The channels in force, and their secrets in the database."""
 
     def __init__(self, url: str, master: bytes) -> None:
         self._url = url
@@ -104,7 +106,7 @@ class Channels:
         self._scopes: dict[str, ActiveScope] = {}
 
     async def close(self) -> None:
-        """Let go of the database."""
+        """Close the connection to the database."""
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.wait([self._asking])
@@ -112,28 +114,28 @@ class Channels:
             await self._connection.close()
 
     def known_scope(self, scope_id: str) -> ActiveScope | None:
-        """The scope as known; to be trusted only if `fresh_ahead` says so."""
+        """Returns the scope without asking the database; valid only while `fresh_ahead` is true."""
         return self._scopes.get(scope_id)
 
     async def scope(self, scope_id: str) -> ActiveScope | None:
-        """The channel and connection of a scope id, None if it is unknown or disconnected."""
+        """Returns the scope with this id, None if it is unknown or disconnected."""
         await self.refresh()
         return self._scopes.get(scope_id)
 
     async def channel(self, name: str) -> Channel | None:
-        """A registered channel by name."""
+        """Returns a registered channel, None if there is none with this name."""
         await self.refresh()
         return self._channels.get(name)
 
     async def all(self) -> Mapping[str, Channel]:
-        """Every registered channel by name."""
+        """Returns every registered channel, by name."""
         await self.refresh()
         return self._channels
 
     async def refresh(self) -> None:
-        """Ask the database whether anything changed, unless it was asked within the lease.
+        """Ask the database whether anything has changed, unless it was asked within the lease.
 
-        All who wait share one question: one after the other they would wait for ever longer where an answer
+        All callers share one question. If each asked its own, they would wait for ever longer where an answer
         takes as long as the lease.
         """
         needed = monotonic() - LEASE_SECONDS
@@ -141,16 +143,17 @@ class Channels:
             await asyncio.shield(self._question())
 
     def fresh_ahead(self) -> bool:
-        """Whether what is known may still be trusted; half of the lease over, it asks: so nobody waits."""
+        """Whether the last answer is within the lease; asks ahead after half of it, so that nobody waits."""
         age = monotonic() - self._checked
         if age > LEASE_SECONDS / 2:
             self._question()
         return age < LEASE_SECONDS
 
     def _question(self) -> "asyncio.Task[None]":
-        """The question that is under way, or a new one; whoever waits for it learns of its error."""
+        """Returns the task of the question under way, or of a new one; awaiting it raises its error."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask(), name="channels ask")
+            # Retrieve the error even if nobody waits, or asyncio would log it as never retrieved.
             self._asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
         return self._asking
 
@@ -163,8 +166,8 @@ class Channels:
         self._checked = asked
 
     async def settle(self) -> None:
-        """Wait until every process has asked again: what changed before is in force when this returns."""
-        await asyncio.sleep(LEASE_SECONDS * 1.2)
+        """Wait until every process has asked again, so that an earlier change is in force everywhere."""
+        await asyncio.sleep(LEASE_SECONDS * SETTLE_FACTOR)
         self._checked = -LEASE_SECONDS
         self._position = -1
         await self.refresh()
@@ -182,28 +185,28 @@ class Channels:
         ):
             if (channel := channels.get(name)) is None:
                 continue
-            where = scope_of(name, channel.channel_id, account)
+            scope = scope_of(name, channel.channel_id, account)
             since = clock.text(clock.milliseconds(at))  # type: ignore[arg-type]  # a timestamptz column
-            connection = Connection(where, title, connected, since, disabled)
+            connection = Connection(scope, title, connected, since, disabled)
             channel.connections[account] = connection
             if connected:
-                scopes[where.scope_id] = ActiveScope(channel, connection, channel.secrets.kommo.encode())
+                scopes[scope.scope_id] = ActiveScope(channel, connection, channel.secrets.kommo.encode())
         self._channels, self._scopes = channels, scopes
 
     async def add(self, name: str, channel_id: str, secrets: Secrets) -> None:
-        """Seal and keep the secrets of a new channel; the same again is no error. Raises ChannelIdTaken."""
+        """Seal and store the secrets of a new channel; repeating it is no error. Raises ChannelIdTaken."""
         sealed = self._vault.seal(name, secrets)
         try:
             rows = await self._all(ADD, (name, channel_id, sealed))
         except psycopg.errors.UniqueViolation:
             raise ChannelIdTaken from None
-        if not rows:  # Kept before: by a registration that did not get as far as the ledger, or another one.
+        if not rows:  # An earlier registration stored secrets, and may not have reached the ledger.
             ((kept, before),) = cast("list[tuple[str, bytes]]", await self._all(SEALED, (name,)))
             if kept != channel_id or self._open(name, before) != secrets:
                 raise ChannelIdTaken
 
     async def replace(self, name: str, secrets: Secrets) -> None:
-        """Seal and keep other secrets for a channel."""
+        """Seal and store other secrets for a channel."""
         await self._all(REPLACE, (self._vault.seal(name, secrets), name))
 
     def _open(self, name: str, sealed: bytes) -> Secrets:
@@ -211,7 +214,7 @@ class Channels:
 
     async def _all(self, statement: str, parameters: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
         if (connection := self._connection) is not None and not connection.closed:
-            with contextlib.suppress(*AGAIN):
+            with contextlib.suppress(*TRY_AGAIN):
                 return await self._fetch(connection, statement, parameters)
             await connection.close()
         self._connection = await connect(self._url)

@@ -1,10 +1,28 @@
-"""DOC"""
+"""The table of events and the one function that writes it: positions without gaps, units stored whole.
+
+The function is the only writer (the role `chatledger` may execute it, but not INSERT), and it runs as one
+statement:
+
+- The lock comes first, then the snapshot. In READ COMMITTED each statement inside the function sees what was
+  committed before it, so `max(notification_id)` includes the append that held the lock before.
+- Positions are assigned under the lock, so they have no gaps and their order is the order of commits.
+- A unit is all commands of a batch that share a stream or a conversation. It is `bad`, and nothing of it is
+  stored, if a version of its events is taken or another writer has moved the clock of one of its
+  conversations.
+- A row without a topic is not stored. It names a version that must be free, of a stream whose state the
+  caller has cached.
+
+In nearly every batch nothing is bad. So everything is written first, inside a block that is a savepoint; only
+if the indexes refuse that, the block is rolled back and the batch is checked unit by unit.
+"""
 
 from psycopg import sql
 
 from app.database.names import APPEND_LOCK, EVENTS
 
-# The table of the eventsourcing library's recorders, but that no sequence gives the positions.
+# The table of the eventsourcing library's recorders, except that positions do not come from a sequence, which
+# would leave gaps. Autovacuum runs early, so that statistics keep up with a table that only grows. EXTERNAL
+# spares each append the compression of its events.
 EVENTS_TABLE = """
 CREATE TABLE IF NOT EXISTS {schema}.{table} (
   originator_id uuid NOT NULL, originator_version bigint NOT NULL, topic text, state bytea,
@@ -14,14 +32,8 @@ ALTER TABLE {schema}.{table} SET (autovacuum_vacuum_scale_factor = 0.02,
 CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {schema}.{table} (notification_id);
 ALTER TABLE {schema}.{table} ALTER COLUMN state SET STORAGE EXTERNAL;
 """
-# READ COMMITTED, because the snapshot of `max` must be taken after the lock; positions have no gaps because
-# they are assigned under it; one statement is one transaction, so a batch is stored or not, never half.
-# A unit (all commands of a batch that share a stream or a conversation) stands or falls together: it is `bad`
-# if one of its events' versions is taken or another writer moved one of its conversations' clocks. A row
-# without a topic is not stored: it is a version that must not be taken, of a stream that was remembered.
-# As nothing is bad in nearly every batch, all is written first, and only if the indexes refuse that is it
-# taken back (the inner block is a savepoint) and looked at unit by unit. What joins an array with a table is
-# planned each time (EXECUTE): a plan made while the table was small reads the whole index, and is kept.
+# A join of an array with a table is planned each time (EXECUTE), because a plan that was made while the table
+# was small reads the whole index, and plpgsql would keep it.
 APPEND = """
 CREATE OR REPLACE FUNCTION {schema}.{append}(
   unit int[], stream uuid[], version bigint[], topic text[], state bytea[],
@@ -86,12 +98,12 @@ END $$
 
 
 def append_name(table: str) -> str:
-    """The function that appends to a table of events."""
+    """Returns the name of the function that appends to a table of events."""
     return "append" if table == EVENTS else f"append_{table}"
 
 
 def recorder_statements(schema: str, table: str) -> list[sql.Composed]:
-    """What makes a table of events and the function with which alone it may be written."""
+    """Returns the statements that create a table of events and the function that writes it."""
     names = {
         "schema": sql.Identifier(schema),
         "table": sql.Identifier(table),

@@ -1,4 +1,7 @@
-"""Columns of `projections.columns` go to PostgreSQL as they are: binary arrays, made without psycopg."""
+"""The binary fast path to PostgreSQL, past psycopg's conversions: columns, and prepared statements.
+
+A column (`projections.columns`) is an array in PostgreSQL's own binary format, so it is sent as it is.
+"""
 
 import asyncio
 import socket
@@ -15,7 +18,8 @@ from app.database.connection import Db
 from projections.columns import COLUMNS, Column
 
 _ELEMENT = Struct(">ii")  # size, value
-_ARRAY_HEAD = 20
+_ARRAY_HEAD = 20  # bytes before the first element of a one-dimensional array
+# Chosen: more than a full batch of the ledger; Linux grants what its own limit allows.
 SEND_BYTES = 1024 * 1024
 
 
@@ -33,32 +37,35 @@ _DUMPERS = [
 
 
 def take_columns(connection: Db) -> None:
-    """Let a connection take columns as parameters: a fifth of the cost of dumping lists."""
+    """Let a connection take columns as parameters, at a fifth of the cost of dumping lists."""
     for column, dumper in _DUMPERS:
         connection.adapters.register_dumper(column, dumper)
 
 
 class Prepared:
-    """A prepared statement that answers one row; sent past psycopg's cursor, it costs a third.
+    """A prepared statement that returns one row, at a third of the cost of psycopg's cursor.
 
-    `parameters` are columns or other values in PostgreSQL's binary format. One call at a time, and nothing
-    else on the connection meanwhile.
+    Only one call at a time is allowed, and nothing else may use the connection meanwhile.
     """
 
     def __init__(self, connection: Db, name: str) -> None:
         self._pg = connection.pgconn
         self._name = name.encode()
         self._loop = asyncio.get_running_loop()
-        _widen(self._pg.socket)
+        _enlarge_buffer(self._pg.socket)
 
     async def row(self, parameters: Sequence[bytes]) -> list[bytes | None]:
-        """The row's values in binary format; raises psycopg.Error, as a cursor would."""
+        """Run the statement; returns the row's values in binary format. Raises psycopg.Error, as a cursor
+        would.
+
+        `parameters` are columns or other values in PostgreSQL's binary format.
+        """
         pg, descriptor = self._pg, self._pg.socket
         pg.send_query_prepared(self._name, parameters, [Format.BINARY] * len(parameters), Format.BINARY)
         while pg.flush():
             await self._ready(descriptor, self._loop.add_writer, self._loop.remove_writer)
         results: list[PGresult] = []
-        while True:  # To the end, also after an error: else the next statement meets what is left.
+        while True:  # To the end even after an error, or the next statement would read what is left.
             while pg.is_busy():
                 await self._ready(descriptor, self._loop.add_reader, self._loop.remove_reader)
                 pg.consume_input()
@@ -75,7 +82,7 @@ class Prepared:
     async def _ready(
         self, descriptor: int, watch: Callable[..., None], unwatch: Callable[[int], bool]
     ) -> None:
-        """Wait until the socket can be read, or written."""
+        """Wait until the socket is readable or writable."""
         ready = self._loop.create_future()
         watch(descriptor, _set, ready)
         try:
@@ -84,18 +91,18 @@ class Prepared:
             unwatch(descriptor)
 
 
-def _widen(descriptor: int) -> None:
-    """Let a local socket take a statement whole: for its rest PostgreSQL waits as long as our loop is busy.
+def _enlarge_buffer(descriptor: int) -> None:
+    """Let a Unix socket take a statement whole, because PostgreSQL waits for the rest while our loop is busy.
 
-    Linux grants twice `net.core.wmem_max` at most, 416 KB where it is as delivered; a TCP socket's buffer
+    Linux grants at most twice `net.core.wmem_max`, which is 416 KB by default; the buffer of a TCP socket
     grows by itself.
     """
-    link = socket.socket(fileno=descriptor)
+    borrowed = socket.socket(fileno=descriptor)
     try:
-        if link.family == socket.AF_UNIX:
-            link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
+        if borrowed.family == socket.AF_UNIX:
+            borrowed.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
     finally:
-        link.detach()  # psycopg's own
+        borrowed.detach()  # The descriptor belongs to psycopg.
 
 
 def _set(ready: "asyncio.Future[None]") -> None:
@@ -110,5 +117,5 @@ def _error(result: PGresult | None) -> psycopg.Error:
 
 
 def int_array(raw: bytes | None) -> list[int]:
-    """The elements of an integer[] without nulls; none for NULL and for an empty array."""
+    """Returns the elements of an integer[] without nulls; an empty list for NULL and for an empty array."""
     return [value for _, value in _ELEMENT.iter_unpack(raw[_ARRAY_HEAD:])] if raw else []

@@ -1,26 +1,37 @@
-"""One row an account and API says how many calls may be made now; two functions keep it, under its lock.
+"""One row per account and API says how many calls may be made now; two functions change it, under its lock.
 
-`level` is a bucket of permits that fills at `rate` a second and holds a tenth of a second's worth, at least
-one: so in any second at most `rate` and what the bucket holds are given out. All times are the database's,
-for the clocks of processes differ. The row may be lost with a crash of the server (UNLOGGED, so asking waits
-for no disk): then the account begins anew at what is configured.
+`level` is a token bucket: it fills at `rate` permits a second and holds BURST_SECONDS' worth of them, at
+least one. So in any second at most `rate` permits plus a full bucket are granted. All times are the
+database's own, because the clocks of processes differ. A crash of the server may lose the row (the table is
+UNLOGGED, so that taking permits never waits for the disk); then the account starts again at the configured
+rate.
 
-Live callers go first. Others leave them half of the bucket; and while live ones go short, they get a tenth of
-the rate, and not more, on credit if it must be, so that they are never starved.
+Live callers go first. Other callers must leave them half of the bucket. While live callers go short, the
+others get SHARE of the rate and no more, on credit if need be, so that they never starve.
 
-A refusal pauses the account. After it one call passes as a probe, and the others once that has succeeded, or
-after `PROBE_SECONDS` another probe.
+A refusal by Kommo pauses the account. After the pause one call passes as a probe; the others follow once it
+has succeeded, or another probe follows after PROBE_SECONDS.
 """
 
+# Chosen: a short burst goes out at once, and Kommo's count for any second is exceeded by a tenth at most.
 BURST_SECONDS = 0.1
+# Chosen: how long other callers hold back after live callers went short.
 SHORT_SECONDS = 0.5
+# Chosen: an import that sends only a tenth still ends, and live callers hardly notice it.
 SHARE = 0.1
+# Chosen: how long a rate takes to grow from zero to the configured one.
 GROW_SECONDS = 60.0
+# Chosen: refusals of calls that were already on their way count as one reason to slow down.
 CUT_SECONDS = 1.0
+# Chosen: a probe whose process died, or that Kommo does not answer, holds the others for this long.
 PROBE_SECONDS = 10.0
+# Chosen: the longest pause that a Retry-After can order.
 PAUSE_SECONDS_MAX = 3600.0
+# Chosen: the longest pause when Kommo does not say how long to wait.
 REFUSED_SECONDS_MAX = 60.0
-REFUSALS_AT_ONCE = 2  # So often it is tried again after a second; then the pauses double.
+# Chosen: so many pauses of one second, because a single refusal is often followed by success; then they
+# double.
+REFUSALS_AT_ONCE = 2
 
 TABLE = """
 CREATE UNLOGGED TABLE IF NOT EXISTS ledger.budgets (
@@ -34,7 +45,8 @@ CREATE UNLOGGED TABLE IF NOT EXISTS ledger.budgets (
   WITH (fillfactor = 50);
 """
 
-# What an account's row is now: filled up to this moment, at most at the configured rate.
+# Returns the account's row, locked, with its bucket filled up to this moment at no more than the configured
+# rate.
 CURRENT = """
 CREATE OR REPLACE FUNCTION ledger.budget(of_account text, of_api text, configured double precision)
   RETURNS ledger.budgets LANGUAGE plpgsql AS $$
@@ -56,8 +68,9 @@ BEGIN
 END $$
 """
 
-# So many wait, live ones and others, and a process would like so many `ahead` for live ones. `unused` permits
-# of an earlier asking come back; `taken`: Kommo has taken a call since, so the rate may grow.
+# Grants permits to `live` and `other` callers that are waiting, and `ahead` ones for live callers to come.
+# `unused` permits of an earlier call are returned; `taken`: Kommo has accepted a call since, so the rate may
+# grow.
 TAKE = """
 CREATE OR REPLACE FUNCTION ledger.take_permits(
   of_account text, of_api text, configured double precision, live integer, ahead integer,
@@ -100,7 +113,7 @@ BEGIN
       b.spare_at := b.at + make_interval(secs => other_given / (b.rate * {share}));
     END IF;
     b.level := b.level - other_given;
-    missing := live - live_given;  -- Less than nothing, if some are ahead.
+    missing := live - live_given;  -- Negative if some permits are ahead.
     IF missing > 0 THEN
       wait_seconds := greatest(0, least(missing, greatest(1, burst / 5)) - b.level) / b.rate;
     ELSIF other_given < other AND b.short_until > b.at THEN
@@ -116,7 +129,8 @@ BEGIN
 END $$
 """
 
-# Kommo refused a call, and asks to wait so long (0: it does not say); `slower`: it says that we are too fast.
+# Kommo refused a call and asks to wait `asked` seconds (0: it does not say); `slower`: it says we are too
+# fast.
 REFUSE = """
 CREATE OR REPLACE FUNCTION ledger.pause_budget(
   of_account text, of_api text, configured double precision, asked double precision, slower boolean,

@@ -1,4 +1,4 @@
-"""DOC"""
+"""Every connection of the service works as the role `chatledger`, which cannot change or delete an event."""
 
 import asyncio
 from typing import TypeAlias
@@ -12,7 +12,7 @@ Db: TypeAlias = AsyncConnection[tuple[object, ...]]
 
 
 async def connect(url: str) -> Db:
-    """An autocommit connection that works as the role `chatledger`."""
+    """Open an autocommit connection as the role `chatledger`. Raises psycopg.OperationalError."""
     connection = await AsyncConnection.connect(url, autocommit=True)
     try:
         await connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(ROLE)))

@@ -1,6 +1,8 @@
-"""The ledger's tables: made by `migrate`, checked at start, and closed to UPDATE and DELETE by the database.
+"""The ledger's tables: created by `migrate`, checked at start, and closed to UPDATE and DELETE by the
+database.
 
-Schema `ledger` holds what must never be lost; schema `views`, made by the projector, can be dropped at will.
+Schema `ledger` holds what must never be lost; schema `views`, which the projector creates, can be dropped at
+will.
 """
 
 from typing import cast
@@ -53,8 +55,8 @@ CREATE OR REPLACE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON led
   FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
 """
 
-# The role that the service works as: it may read the ledger, and write to it only through the append, which
-# runs with its maker's rights; it owns only the views.
+# The service works as this role. It may read the ledger and write to it only through the append function,
+# which runs with its owner's rights; the role owns only the views.
 GRANTS = """
 GRANT USAGE ON SCHEMA ledger TO {role};
 REVOKE INSERT ON ledger.stored_events FROM {role};
@@ -70,53 +72,53 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.tokens, ledger.consents TO {role}
 
 
 class OldSchema(Exception):
-    """The database has no chatledger tables of this version: run `chatledger migrate`."""
+    """The database has no tables of this version: run `chatledger migrate`."""
 
 
 class NewerSchema(Exception):
-    """The database belongs to a newer chatledger: run that, this program would not understand all of it."""
+    """The database belongs to a newer chatledger: run that one, this program would misread the database."""
 
 
-async def migrate(connection: Db) -> None:
-    """Bring the database to this version's tables, once, whoever calls; needs an owner's rights.
+async def migrate(db: Db) -> None:
+    """Bring the tables to this version, one caller at a time; needs an owner's rights.
 
-    Makes the role `chatledger` too; the service runs as it (`SET ROLE`), so that not even a mistake in it can
-    change the ledger. Raises NewerSchema, and changes nothing then: a version is never set back.
+    Creates the role `chatledger` too. The service runs as this role (`SET ROLE`), so that not even a bug in
+    the service can change the ledger. Raises NewerSchema without any change: a version is never set back.
     """
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATE_LOCK,))
-        await _found(connection)
-        await connection.execute(TABLES)
+    async with db.transaction():
+        await db.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATE_LOCK,))
+        await _find_ledger(db)
+        await db.execute(TABLES)
         for text in call_budgets.STATEMENTS:
-            await connection.execute(text.encode())
+            await db.execute(text.encode())
         for statement in recorder_statements(LEDGER_SCHEMA, EVENTS):
-            await connection.execute(statement)
-        await connection.execute(IMMUTABLE)
-        await _role(connection)
-        await connection.execute(
+            await db.execute(statement)
+        await db.execute(IMMUTABLE)
+        await _grant_role(db)
+        await db.execute(
             "INSERT INTO ledger.meta (version) VALUES (%s)"
             " ON CONFLICT (one) DO UPDATE SET version = excluded.version",
             (VERSION,),
         )
 
 
-async def _role(connection: Db) -> None:
+async def _grant_role(db: Db) -> None:
     role = sql.Identifier(ROLE)
-    found = await (await connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (ROLE,))).fetchone()
-    if found is None:
-        await connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(role))
+    role_row = await (await db.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (ROLE,))).fetchone()
+    if role_row is None:
+        await db.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(role))
     for grants in (GRANTS, call_budgets.GRANT):
-        await connection.execute(sql.SQL(grants).format(role=role))
-    row = await (await connection.execute("SELECT current_database(), current_user")).fetchone()
+        await db.execute(sql.SQL(grants).format(role=role))
+    row = await (await db.execute("SELECT current_database(), current_user")).fetchone()
     assert row is not None
     database, user = (sql.Identifier(str(name)) for name in row)
-    await connection.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(database, role))
-    await connection.execute(sql.SQL("GRANT {} TO {}").format(role, user))
+    await db.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(database, role))
+    await db.execute(sql.SQL("GRANT {} TO {}").format(role, user))
 
 
-async def check(connection: Db) -> str:
-    """The ledger's id (a UUID as text); raises OldSchema, NewerSchema if the tables are another version's."""
-    found = await _found(connection)
+async def check(db: Db) -> str:
+    """Returns the ledger's id (a UUID as text). Raises OldSchema or NewerSchema if the tables do not fit."""
+    found = await _find_ledger(db)
     if found is None:
         raise OldSchema("the database has no chatledger tables: run `chatledger migrate`")
     ledger, version = found
@@ -128,12 +130,12 @@ async def check(connection: Db) -> str:
     return ledger
 
 
-async def _found(connection: Db) -> tuple[str, int] | None:
-    """The ledger's id and the version of its tables, None without any; raises NewerSchema."""
-    there = await (await connection.execute("SELECT to_regclass('ledger.meta') IS NOT NULL")).fetchone()
-    if there != (True,):
+async def _find_ledger(db: Db) -> tuple[str, int] | None:
+    """Returns the ledger's id and the version of its tables, None without tables. Raises NewerSchema."""
+    exists = await (await db.execute("SELECT to_regclass('ledger.meta') IS NOT NULL")).fetchone()
+    if exists != (True,):
         return None
-    row = await (await connection.execute("SELECT id::text, version FROM ledger.meta")).fetchone()
+    row = await (await db.execute("SELECT id::text, version FROM ledger.meta")).fetchone()
     if row is None:
         return None
     ledger, version = cast("tuple[str, int]", row)

@@ -1,4 +1,4 @@
-"""DOC"""
+"""Reads conversations: SQL, rows, and the answers made from them."""
 
 from typing import Literal
 from uuid import UUID
@@ -41,14 +41,14 @@ class Conversation(Struct, frozen=True, kw_only=True):
 
 
 class Conversations(Struct, frozen=True):
-    """A page, and the cursor of the next."""
+    """A page of conversations, and the cursor of the next page."""
 
     items: list[Conversation]
     next: str | None
 
 
 class ConversationRow(Struct):
-    """A conversation and its latest message."""
+    """A conversation and its latest message, as CONVERSATION and CONVERSATIONS return them."""
 
     id: str
     channel: str
@@ -66,7 +66,8 @@ class ConversationRow(Struct):
     deleted: bool | None
 
 
-# Of the latest fifty messages, so that a list costs the same however long its chats are.
+# The customer is the sender of an incoming message, else the receiver of an outgoing one. Only the latest
+# fifty messages are searched (chosen), so that a list costs the same however long its chats are.
 CUSTOMERS = """
 SELECT c.id::text, m.outgoing, m.sender, m.receiver FROM unnest(%(ids)s::uuid[]) AS c(id)
 CROSS JOIN LATERAL (SELECT * FROM (SELECT outgoing, sender, receiver, position FROM messages
@@ -112,7 +113,7 @@ FROM (SELECT * FROM conversations
 
 
 def conversation_of(row: ConversationRow) -> Conversation:
-    """What is told of a conversation."""
+    """Returns the answer about a conversation."""
     last = None
     if row.content is not None:
         content = decode_content(row.content)
@@ -129,7 +130,7 @@ def conversation_of(row: ConversationRow) -> Conversation:
     return Conversation(**fields, last=last)
 
 
-class _Row(Struct):
+class _PartyRow(Struct):
     id: str
     outgoing: bool
     sender: bytes
@@ -141,16 +142,16 @@ class _Id(Struct):
 
 
 async def customers(pool: Pool, conversations: list[str]) -> dict[str, Party]:
-    """The customers of conversations, as far as they are known."""
+    """Returns the customers of conversations, by conversation, as far as they are known."""
     if not conversations:
         return {}
-    rows = await pool.fetch(_Row, CUSTOMERS, {"ids": conversations})
+    rows = await pool.fetch(_PartyRow, CUSTOMERS, {"ids": conversations})
     parties = {row.id: row.receiver if row.outgoing else row.sender for row in rows}
     return {id_: _party(party) for id_, party in parties.items() if party}
 
 
 async def merged_into(pool: Pool, conversation: str) -> set[str]:
-    """The conversations that turned out to be this one."""
+    """Returns the ids of the conversations that were merged into this one."""
     return {row.id for row in await pool.fetch(_Id, MERGED, {"id": conversation})}
 
 
@@ -164,7 +165,7 @@ async def list_conversations(
     limit: int = LIMIT,
     cursor: str | None = None,
 ) -> Conversations:
-    """Conversations, the latest activity first."""
+    """Returns a page of conversations, the latest activity first. Raises BadCursor."""
     position, last = decode_cursor(cursor, tuple[int, UUID]) if cursor else (None, None)
     values = {
         "channel": channel,
@@ -182,7 +183,7 @@ async def list_conversations(
 
 
 async def get_conversation(pool: Pool, conversation: str) -> Conversation | None:
-    """A conversation, or the one (with another id) it was merged into; None if there is none."""
+    """Returns a conversation, or the one (with another id) that it was merged into; None if unknown."""
     if not is_uuid(conversation):
         return None
     rows = await pool.fetch(ConversationRow, CONVERSATION, {"id": conversation})

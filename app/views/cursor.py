@@ -1,8 +1,8 @@
-"""Cursors and limits: pages come in a stable order, by keys that later events do not move.
+"""Cursors: pages come in a stable order, by keys that later events do not move.
 
-Conversations come with the latest activity first: by `position` descending, which is their last event's; one
-that becomes active while somebody pages moves to the front, and no other is seen twice. Everything else comes
-by position. Cursors are opaque.
+Conversations come with the latest activity first, by the `position` of their last event in descending order.
+A conversation that becomes active while somebody pages moves to the front, and no other one is seen twice.
+Everything else comes by position. A cursor is opaque: the key of a page's last item, as JSON in base64url.
 """
 
 import base64
@@ -12,17 +12,18 @@ from uuid import UUID
 
 import msgspec
 
-LIMIT = 50
+LIMIT = 50  # items in a page, unless the caller asks for another number
 POSITION_LAST = (1 << 63) - 1
 
 Key = TypeVar("Key")
 
 
 class BadCursor(ValueError):
-    """The cursor was not made by this list: start again without one."""
+    """The cursor does not belong to this list: start again without one."""
 
 
 def is_uuid(text: str) -> bool:
+    """Whether a text is a UUID in any of the forms that Python reads."""
     try:
         UUID(text)
     except ValueError:
@@ -31,12 +32,12 @@ def is_uuid(text: str) -> bool:
 
 
 def encode_cursor(key: object) -> str:
-    """The cursor after an item."""
+    """Returns the cursor that continues after the item with this key."""
     return base64.urlsafe_b64encode(msgspec.json.encode(key)).rstrip(b"=").decode()
 
 
 def decode_cursor(cursor: str, kind: type[Key]) -> Key:
-    """The key in a cursor."""
+    """Returns the key in a cursor. Raises BadCursor."""
     try:
         raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         return msgspec.json.decode(raw, type=kind)

@@ -1,4 +1,4 @@
-"""DOC"""
+"""Reads deliveries that are not done: open, deferred or parked."""
 
 from typing import Literal
 
@@ -22,7 +22,7 @@ ORDER BY position LIMIT %(limit)s::bigint
 
 
 class CountRow(Struct):
-    """How many deliveries are in a state, and the first."""
+    """How many deliveries are in a state, and the position of the oldest one."""
 
     state: str
     count: int
@@ -30,7 +30,7 @@ class CountRow(Struct):
 
 
 class Delivery(Struct, frozen=True, kw_only=True):
-    """A push that is not done. `id` and `position` are those of the event that asks for it."""
+    """A delivery that is not done. `id` and `position` are those of the event that requires it."""
 
     position: int
     id: str
@@ -48,7 +48,7 @@ class Delivery(Struct, frozen=True, kw_only=True):
 
 
 class DeliveryCounts(Struct, frozen=True):
-    """How many pushes are not done, and the position of the first."""
+    """How many deliveries are not done, and the position of the oldest one."""
 
     pending: int
     deferred: int
@@ -57,7 +57,7 @@ class DeliveryCounts(Struct, frozen=True):
 
 
 class Deliveries(Struct, frozen=True):
-    """A page, and the cursor of the next."""
+    """A page of deliveries, and the cursor of the next page."""
 
     items: list[Delivery]
     next: str | None
@@ -74,7 +74,7 @@ async def list_deliveries(
     limit: int = LIMIT,
     cursor: str | None = None,
 ) -> Deliveries:
-    """What is not delivered, the oldest first; `state` is open, deferred or parked."""
+    """Returns a page of deliveries, the oldest first. Raises BadCursor."""
     after = decode_cursor(cursor, int) if cursor else 0
     values: dict[str, object] = {
         "state": state,

@@ -1,4 +1,4 @@
-"""DOC"""
+"""Reads events exactly as stored, all of them or those that a filter selects."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -34,7 +34,8 @@ SELECT e.notification_id AS position, e.state AS event FROM (
   ORDER BY position LIMIT %(limit)s::bigint) AS p
 JOIN ledger.stored_events AS e ON e.notification_id = p.position ORDER BY p.position
 """
-# A conversation's events are its own and those of the ones merged into it, whichever of them was asked for.
+# The events of a conversation are its own and those of the conversations merged into it, whichever id is
+# asked for.
 EVENTS_OF_CONVERSATION = """
 WITH asked AS (
   SELECT coalesce((SELECT winner FROM merges WHERE loser = %(conversation)s::uuid),
@@ -55,12 +56,12 @@ SELECT e.notification_id AS position, e.state AS event FROM (
 JOIN ledger.stored_events AS e ON e.notification_id = p.position ORDER BY p.position
 """
 
-STREAM_PAGE_EVENTS = 1000
+STREAM_PAGE_EVENTS = 1000  # chosen: about a megabyte in memory for each reader that streams
 _KINDS = {name: number for number, name in enumerate(TAGS)}
 
 
 class Filter(Struct, frozen=True, kw_only=True):
-    """Which events: `recorded_at` is from `since` on and before `until`; both are times."""
+    """Which events to read: those recorded from the time `since` on and before the time `until`."""
 
     type: str | None = None
     conversation: str | None = None
@@ -74,20 +75,20 @@ EVERYTHING = Filter()
 
 
 class EventRow(Struct):
-    """An event's position and stored JSON."""
+    """The position and stored JSON of an event."""
 
     position: int
     event: bytes
 
 
 class PlaceRow(Struct):
-    """A channel and account by their number."""
+    """The number of a channel with an account."""
 
     id: int
 
 
 class RangeRow(Struct):
-    """The periods between which a time is."""
+    """The first and last period in which a time lies."""
 
     low: int | None
     high: int | None
@@ -107,14 +108,14 @@ class Stored(Struct, frozen=True):
 
 
 class Events(Struct, frozen=True):
-    """A page, and the `after` of the next."""
+    """A page of events, and the `after` of the next page."""
 
     items: list[Stored]
     next: int | None
 
 
 async def list_events(pool: Pool, *, after: int = 0, limit: int = LIMIT, only: Filter = EVERYTHING) -> Events:
-    """Events after a position, exactly as stored."""
+    """Returns a page of events after a position, exactly as stored."""
     rows = await _events(pool, after, limit + 1, only)
     items = [Stored(row.position, Raw(row.event)) for row in rows[:limit]]
     return Events(items, items[-1].position if len(rows) > limit else None)
@@ -127,9 +128,10 @@ async def stream_events(
     only: Filter = EVERYTHING,
     wait: Callable[[], Awaitable[object]] | None = None,
 ) -> AsyncIterator[list[tuple[int, bytes]]]:
-    """Pages of (position, stored JSON) after a position, to the end, or on and on.
+    """Yield pages of (position, stored JSON) after a position, to the end of the ledger.
 
-    With `wait`, it is awaited whenever there is nothing more, and should return when there may be.
+    With `wait`, never end: `wait` is awaited whenever there is no further event, and returns when there may
+    be one.
     """
     while True:
         rows = await _events(pool, after, STREAM_PAGE_EVENTS, only)
@@ -159,7 +161,7 @@ async def _events(pool: Pool, after: int, limit: int, only: Filter) -> list[Even
 
 
 async def _range(pool: Pool, times: dict[str, object]) -> tuple[int, int]:
-    """The positions between which all events of a time are."""
+    """Returns the first and last position between which all events of a time lie."""
     (row,) = await pool.fetch(RangeRow, PERIOD_RANGE, times)
     if row.low is None or row.high is None:
         return (POSITION_LAST, 0)
@@ -167,16 +169,19 @@ async def _range(pool: Pool, times: dict[str, object]) -> tuple[int, int]:
 
 
 async def _places(pool: Pool, only: Filter) -> dict[str, object]:
+    """Returns the parameters `place` and `places` of the statements: one number, several, or neither."""
     if only.channel is None and only.account_id is None:
         return {"place": None, "places": None}
     if only.channel is not None and only.account_id is not None:
         return {"place": place(only.channel, only.account_id), "places": None}
     values: dict[str, object] = {"channel": only.channel, "account": only.account_id}
-    found = [row.id for row in await pool.fetch(PlaceRow, PLACES, values)]
-    return {"place": found[0], "places": None} if len(found) == 1 else {"place": None, "places": found}
+    places = [row.id for row in await pool.fetch(PlaceRow, PLACES, values)]
+    if len(places) == 1:  # An equality lets PostgreSQL read the index in order of position.
+        return {"place": places[0], "places": None}
+    return {"place": None, "places": places}
 
 
 async def ledger_head(pool: Pool) -> int:
-    """The ledger's last position, 0 if it is empty."""
+    """Returns the ledger's last position, 0 if it is empty."""
     (row,) = await pool.fetch(HeadRow, HEAD, {})
     return row.head

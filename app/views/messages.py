@@ -1,4 +1,4 @@
-"""DOC"""
+"""Reads messages as they stand now, and the timeline of each."""
 
 from typing import Any, Literal, TypeAlias
 
@@ -24,21 +24,21 @@ from domain.state import STATUSES
 
 
 class Failure(Struct, frozen=True):
-    """Why a message did not arrive: a code of Kommo's (901..905) and a text."""
+    """Why a message did not arrive: one of Kommo's codes (901..905) and a text."""
 
     code: int
     text: str
 
 
 class Remote(Struct, frozen=True):
-    """What each side calls a message."""
+    """The id that each side has given to a message."""
 
     kommo: str | None
     messenger: str | None
 
 
 class ReactionShown(Struct, frozen=True):
-    """Somebody's reaction; `by` is the side they are on."""
+    """Somebody's reaction; `by` is the side that the sender is on."""
 
     emoji: str
     by: str
@@ -50,9 +50,9 @@ class ReactionShown(Struct, frozen=True):
 class Message(Struct, frozen=True, kw_only=True):
     """A message as it stands now, with the fields of its content; a deleted message has none but its type.
 
-    `sent_by` is who sent it: the messenger also when the business wrote on its own phone ("out").
+    `sent_by` is the side that sent it: the messenger also if the business wrote on its own phone ("out").
 
-    `file_size` is in bytes, `media_duration` in seconds. `failure` is there while the status is "failed".
+    `file_size` is in bytes, `media_duration` in seconds. `failure` is present while the status is "failed".
     """
 
     id: str
@@ -84,9 +84,9 @@ class Message(Struct, frozen=True, kw_only=True):
 
 
 class Moment(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One event of a message's stream: what became known, when, from whom, and the evidence it came with.
+    """One event of a message's stream: its type and time, the side that reported it, and the evidence.
 
-    `copy`: it is about the mirror, in Kommo, of a message that an operator sent.
+    `copy`: the event is about the mirror, in Kommo, of a message that an operator sent.
     """
 
     position: int
@@ -108,20 +108,20 @@ class Moment(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class History(Message, frozen=True, kw_only=True):
-    """A message and every transition of it, in order."""
+    """A message and all its transitions, in order."""
 
     timeline: list[Moment]
 
 
 class Messages(Struct, frozen=True):
-    """A page, and the cursor of the next."""
+    """A page of messages, and the cursor of the next page."""
 
     items: list[Message]
     next: str | None
 
 
 class MessageRow(Struct):
-    """A message as `MESSAGE` gives it."""
+    """A message as MESSAGE and MESSAGES return it."""
 
     id: str
     position: int
@@ -194,7 +194,7 @@ Order: TypeAlias = Literal["asc", "desc"]
 
 
 def message_fields(row: MessageRow) -> dict[str, Any]:
-    """The fields of a `Message`."""
+    """Returns the fields of a `Message`."""
     content = decode_content(row.content)
     shown = ("type",) if row.deleted else SHOWN
     status = STATUSES[row.status]
@@ -236,7 +236,7 @@ def _remote(row: MessageRow) -> Remote:
 
 
 def moment_of(position: int, event: AnyEvent) -> Moment:
-    """One line of a timeline."""
+    """Returns the line of a timeline that an event makes."""
     evidence = {name: getattr(event, name, None) for name in _EVIDENCE}
     return Moment(
         position=position,
@@ -254,7 +254,7 @@ def moment_of(position: int, event: AnyEvent) -> Moment:
 async def list_messages(
     pool: Pool, conversation: str, *, limit: int = LIMIT, cursor: str | None = None, order: Order = "asc"
 ) -> Messages:
-    """Messages of a conversation (or of the one it was merged into) by position."""
+    """Returns a page of a conversation's messages by position; of the one it was merged into, if it was."""
     if not is_uuid(conversation):
         return Messages([], None)
     start = 0 if order == "asc" else POSITION_LAST
@@ -267,7 +267,7 @@ async def list_messages(
 
 
 async def get_message(pool: Pool, message: str) -> History | None:
-    """A message by our id, or by the stream of the other side's, with its timeline; None if unknown."""
+    """Returns a message with its timeline, by our id or by the stream of a side's own id; None if unknown."""
     if not is_uuid(message):
         return None
     events = await _stream(pool, message)

@@ -1,7 +1,17 @@
 """The views follow the ledger: pages in order, each in one transaction with its position.
 
-One process projects, whoever holds the lock; the others stand by and observe. Views made by other code than
-this are built anew beside the old ones, which are read until the new ones take their place.
+Theory of operation. One process leads: the one whose connection holds PROJECT_LOCK. It reads the page after
+the views' position, applies it (`tables.apply`), tells its feeds and waiters, and sleeps until the ledger
+notifies, `wake` is called, or POLL_SECONDS have passed. All other processes stand by: they poll the lock and
+the stored position, so that their own `wait_for` and feeds work as well. When the leader's connection ends,
+the database releases the lock and another process leads.
+
+Before it leads, a process compares the fingerprints of the views in force with its own; if they differ, it
+rebuilds the views, which stay readable until the new ones take their place. A rebuild may also be started by
+hand while a leader works. The leader then finds that its page does not fit, or that a table is gone; it reads
+the new position and goes on from there.
+
+Invariant. `position` never exceeds what is committed in the views, and feeds receive each page once it is.
 """
 
 import asyncio
@@ -14,12 +24,12 @@ import psycopg
 from psycopg import sql
 
 from app.database import connection, names
+from app.database.connection import Db
 from app.database.names import VIEWS_SCHEMA
 from app.views.tables import (
     EXISTS,
     FINGERPRINTS,
     POSITION,
-    Db,
     PageOutOfOrder,
     UnreadableEvent,
     apply,
@@ -31,25 +41,23 @@ from app.views.tables import (
 )
 from projections.columns import Page
 
-PAGE_EVENTS = 2_000
-POLL_SECONDS = 1.0
-OBSERVE_SECONDS = 0.02
-RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.05, 2.0
-FEED_PAGES_MAX = 256
+PAGE_EVENTS = 2_000  # chosen: some 50 ms of work for a page, so that readers who wait do not wait for long
+POLL_SECONDS = 1.0  # chosen: how late the views may be if a notification was lost
+OBSERVE_SECONDS = 0.02  # chosen: how late a process that stands by may learn of a position somebody waits for
+RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.05, 2.0  # chosen: PostgreSQL restarts in about a second
+FEED_PAGES_MAX = 256  # chosen: a reader that leaves more unread is better off reading the ledger
 log = logging.getLogger("chatledger.project")
 
 
-"""In the order in which a page is applied: messages need the merges of conversations."""
-
-
 class FeedBehind(Exception):
-    """The reader of a feed was too slow for it: read the ledger instead."""
+    """The reader of a feed was too slow: read the ledger instead."""
 
 
 class Feed:
-    """Pages of (position, event) in order, each once it is in the views; raises FeedBehind if it is not read.
+    """Pages of (position, event) in order, each once it is in the views; raises FeedBehind if read too
+    slowly.
 
-    Close it after use, or use it as a context.
+    Close the feed after use, or use it as a context manager.
     """
 
     def __init__(self, feeds: "set[Feed]") -> None:
@@ -59,7 +67,7 @@ class Feed:
         feeds.add(self)
 
     def put(self, page: Page) -> None:
-        """Add a page, or give up on a reader that leaves too many unread."""
+        """Add a page, or close the feed if too many are unread."""
         try:
             self._pages.put_nowait(page)
         except asyncio.QueueFull:
@@ -67,7 +75,7 @@ class Feed:
             self.close()
 
     def close(self) -> None:
-        """Take no more pages."""
+        """Receive no more pages."""
         self._feeds.discard(self)
 
     def __enter__(self) -> "Feed":
@@ -86,9 +94,10 @@ class Feed:
 
 
 class Projector:
-    """Keeps the views at the ledger's head, and knows how far they are, in whichever process they are kept.
+    """Keeps the views at the ledger's head, and knows their `position` whichever process keeps them.
 
-    Create one in every process and `run` it, with `lead=False` where the views are only read.
+    Create one in every process and `run` it, with `lead=False` where the views are only read. `leading` says
+    whether this process keeps the views.
     """
 
     def __init__(self, url: str, *, page_events: int = PAGE_EVENTS) -> None:
@@ -102,17 +111,17 @@ class Projector:
         self._waiters: set[tuple[int, asyncio.Future[None]]] = set()
 
     def wake(self, position: int = 0) -> None:
-        """Say that the ledger has grown; may be called at any time, as often as one likes."""
+        """Look for new events; may be called at any time and from any task."""
         self._woken.set()
 
     def follow(self) -> Feed:
-        """The events that come into the views from now on."""
+        """Returns a feed of the pages that are applied from now on."""
         feed = Feed(self._feeds)
         self._woken.set()
         return feed
 
     async def wait_for(self, position: int, timeout_seconds: float = 5.0) -> bool:
-        """Whether the views have seen `position`, waiting at most `timeout_seconds` for it."""
+        """Wait until the views include `position`; False if they do not within `timeout_seconds`."""
         if self.position >= position:
             return True
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -129,14 +138,16 @@ class Projector:
         return True
 
     async def run(self, *, lead: bool = True) -> None:
-        """Project, or stand by, until cancelled; a broken db is mended. Raises UnreadableEvent."""
+        """Lead or stand by until cancelled, reconnecting whenever needed. Raises UnreadableEvent."""
         wait = RECONNECT_SECONDS_MIN
         while True:
             before = self.position
             try:
                 await self._session(lead)
             except psycopg.OperationalError as error:
-                log.warning("project: the db broke at position %d: %s", self.position, str(error).strip())
+                log.warning(
+                    "project: the connection broke at position %d: %s", self.position, str(error).strip()
+                )
             except UnreadableEvent as error:
                 log.error("project: stopped: %s", error)
                 raise
@@ -161,7 +172,7 @@ class Projector:
                 await asyncio.wait([listener])
 
     async def _observe(self, db: Db) -> None:
-        """Learn how far the projector of another process is."""
+        """Learn how far the leader has come, and pass its pages on to the feeds of this process."""
         self._woken.clear()
         if await fetch_value(db, EXISTS):
             position = cast("int", await fetch_value(db, POSITION))
@@ -173,9 +184,9 @@ class Projector:
         await self._pause(OBSERVE_SECONDS if self._waiters or self._feeds else POLL_SECONDS)
 
     async def _prepare(self, db: Db) -> None:
-        """Make views that fit this code, if they do not."""
+        """Rebuild the views unless they fit this program; take over their position."""
         if not await fetch_value(db, EXISTS) or await stored_fingerprints(db) != FINGERPRINTS:
-            log.info("project: building the views anew")
+            log.info("project: rebuilding the views")
             await rebuild(self._url, only_if_needed=True)
         self._reached(cast("int", await fetch_value(db, POSITION)), ())
 
@@ -198,7 +209,7 @@ class Projector:
                 self._reached(page[-1][0], page)
 
     async def _apply(self, db: Db, page: Page) -> bool:
-        """Apply a page; False if the views were switched meanwhile, and the page is not the next any more."""
+        """Apply a page; False if the views were switched and the page no longer comes next."""
         try:
             await apply(db, page, self.position)
         except (PageOutOfOrder, psycopg.errors.UndefinedTable) as error:
@@ -225,6 +236,3 @@ class Projector:
         for waited, future in self._waiters:
             if waited <= position and not future.done():
                 future.set_result(None)
-
-
-"""The views that this code makes."""

@@ -1,4 +1,4 @@
-"""DOC"""
+"""Reads how far the views are, how many deliveries are not done, and the channels."""
 
 import msgspec
 from msgspec import Struct
@@ -18,14 +18,14 @@ FROM connections WHERE %(channel)s::text IS NULL OR channel = %(channel)s::text 
 
 
 class ViewRow(Struct):
-    """How far a view is."""
+    """The position that a view has reached."""
 
     view: str
     position: int
 
 
 class Connection(Struct, frozen=True, kw_only=True):
-    """A channel's connection to a Kommo account, present or past."""
+    """A connection of a channel to a Kommo account, present or past."""
 
     channel: str
     account_id: str
@@ -38,7 +38,7 @@ class Connection(Struct, frozen=True, kw_only=True):
 
 
 class Channel(Struct, frozen=True, kw_only=True):
-    """A chat channel of Kommo and the messenger behind it."""
+    """A Kommo chat channel and the messenger behind it."""
 
     name: str
     channel_id: str
@@ -50,7 +50,7 @@ class Channel(Struct, frozen=True, kw_only=True):
 
 
 class ViewStatus(Struct, frozen=True):
-    """How far a view is; `lag` is how many events it is behind."""
+    """The position that a view has reached; `lag` is how many events it is behind the ledger."""
 
     view: str
     position: int
@@ -58,7 +58,7 @@ class ViewStatus(Struct, frozen=True):
 
 
 class Standing(Struct, frozen=True):
-    """The ledger's last position, the views, and the deliveries."""
+    """The ledger's last position, the views' positions, and the counts of deliveries."""
 
     head: int
     views: list[ViewStatus]
@@ -66,7 +66,7 @@ class Standing(Struct, frozen=True):
 
 
 async def view_status(pool: Pool) -> Standing:
-    """How far the ledger and each view are, and what is still to be delivered."""
+    """Returns how far the ledger and each view are, and how many deliveries are not done."""
     views = await pool.fetch(ViewRow, VIEWS, {})
     counts = {row.state: row for row in await pool.fetch(CountRow, COUNTS, {})}
     head = await ledger_head(pool)
@@ -80,7 +80,7 @@ async def view_status(pool: Pool) -> Standing:
 
 
 async def list_channels(pool: Pool) -> list[Channel]:
-    """All channels with their connections, by name."""
+    """Returns all channels with their connections, by name."""
     channels = await pool.fetch(Channel, CHANNELS, {})
     connections = await list_connections(pool)
     return [
@@ -90,5 +90,5 @@ async def list_channels(pool: Pool) -> list[Channel]:
 
 
 async def list_connections(pool: Pool, channel: str | None = None) -> list[Connection]:
-    """Connections, also those that are no more, by channel and account."""
+    """Returns the connections, past ones too, by channel and account."""
     return await pool.fetch(Connection, CONNECTIONS, {"channel": channel}, prepare=False)
