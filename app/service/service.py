@@ -1,49 +1,55 @@
-"""The whole service in one process, or the roles it is given: started in order, stopped in the reverse."""
+"""One process: its parts are opened, its roles started in order, and all of it stopped in the reverse order.
+
+Starting, each step on top of those before it:
+
+1. the listening socket, so that a taken port is reported before anything runs;
+2. PostgreSQL and NATS, our own children or the operator's. Their versions are checked; the tables of our own
+   database are brought up to date, those of the operator's only checked;
+3. the ledger: from here on commands can be stored;
+4. the other parts of `Services` (parts.py), which wait to be asked;
+5. the roles, each a background task: the projector first, because everything else reads its views; then what
+   accompanies the role web; then the relay; last the delivery, with what a start has to connect;
+6. HTTP (web.py). Only now `running` yields and the process is ready.
+
+Stopping: the delivery begins nothing more, and what is in flight gets 3 s; HTTP ends its event streams and
+drains as long; then the roles are cancelled, the parts closed, the ledger commits what it has accepted, and
+the servers stop last, when nobody needs them any more.
+
+A role that fails, or a writer of the ledger, stops the whole process: `Running.until` raises RoleFailed. A
+supervisor starts it again, and nothing runs on with half of its parts unnoticed.
+"""
 
 import asyncio
 import contextlib
-import gc
 import logging
-import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import psycopg
-import uvicorn
 from psycopg import sql
 
-from app.access.sessions import Sessions
-from app.channels.attempts import Attempts
-from app.channels.directory import Channels
 from app.config.file import Setup
 from app.config.settings import Settings, load_keys
 from app.database import schema
 from app.database.connection import connect
-from app.database.pool import Pool
 from app.delivery.deliverer import Deliverer
 from app.delivery.prepare import Pusher
 from app.http_client import Client
-from app.kommo.budget import Budget
 from app.kommo.chats.client import Kommo
 from app.kommo.crm import contact_links
-from app.kommo.crm.client import Crm
-from app.kommo.crm.oauth import OAuth, States
-from app.kommo.crm.tokens import Tokens
-from app.kommo.crm.users import Users
 from app.ledger.writer import Ledger
 from app.messengers.kinds import messengers
 from app.operations import startup
 from app.operations.services import Services
 from app.servers.servers import Servers, check_versions, servers
-from app.service import application
+from app.service import web
+from app.service.parts import open_services
 from app.stream import jetstream
 from app.stream.relay import Relay
-from app.views.projector import Projector
 
-DRAIN_SECONDS = 3
-VIEWS_SECONDS_MAX = 600.0
-BACKLOG = 2048
-GC_ALLOCATIONS = 20_000
+VIEWS_SECONDS_MAX = 600.0  # Chosen: making the views of a large ledger takes minutes.
+VIEWS_POLL_SECONDS = 0.05
+VIEWS_THERE = "SELECT to_regclass('views.positions') IS NOT NULL"
 OLDEST_OPEN = "SELECT min(position) FROM views.deliveries"
 log = logging.getLogger("chatledger")
 
@@ -61,7 +67,7 @@ class Running:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def until(self, stop: asyncio.Event) -> None:
-        """Wait until it shall stop, or must: then raises RoleFailed."""
+        """Wait for `stop`; raises RoleFailed if a part fails before."""
         waiting = asyncio.create_task(stop.wait())
         ends: set[asyncio.Future[Any]] = {waiting, self.failed}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -69,257 +75,156 @@ class Running:
         if self.failed.done():
             self.failed.result()
 
+    @contextlib.asynccontextmanager
+    async def role(self, name: str, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+        """Run a role in the background, and cancel it at the end."""
+        task = asyncio.create_task(work, name=name)
+        self.watch(name, task)
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
 
-@contextlib.asynccontextmanager
-async def running(settings: Settings, setup: Setup | None = None) -> AsyncIterator[Running]:
-    """Start servers and roles, yield when requests can be taken, stop all at the end.
+    def watch(self, name: str, task: "asyncio.Task[None]") -> None:
+        """Stop the process when this task fails."""
 
-    Raises what its parts raise: AlreadyRunning, ServerFailed, OldServer, OldSchema, and OSError (the port is
-    taken).
-    """
-    keys = load_keys(settings)
-    listener = _listen(settings) if "web" in settings.roles else None
-    async with contextlib.AsyncExitStack() as stack:
-        if listener:
-            stack.enter_context(listener)
-        where = await stack.enter_async_context(servers(settings))
-        await check_versions(where.database_url, where.nats_url)
-        ledger_id = await _prepare(where)
-        hub = _Hub()
-        ledger = Ledger(where.database_url, hub.committed)
-        await ledger.open()
-        stack.push_async_callback(ledger.close)
-        services = await _services(stack, settings, setup or Setup(), where, keys, ledger, ledger_id)
-        run = Running(services, _url(listener))
-        for task in ledger.tasks:
-            _watch(run, "ledger", task)
-        await stack.enter_async_context(_working(run, where, hub))
-        if listener:
-            await stack.enter_async_context(_serving(run, listener))
-        if services.deliverer:
-            stack.callback(services.deliverer.end, DRAIN_SECONDS)
-        yield run
+        def ended(task: "asyncio.Task[None]") -> None:
+            if not task.cancelled() and (error := task.exception()) and not self.failed.done():
+                log.error("%s: %s", name, error, exc_info=error)
+                self.failed.set_exception(RoleFailed(f"{name}: {error}"))
+
+        task.add_done_callback(ended)
 
 
-def _listen(settings: Settings) -> socket.socket:
-    """The listening socket, taken before anything is started, so that a taken port is told at once."""
-    try:
-        return socket.create_server((settings.host, settings.port), backlog=BACKLOG)
-    except OSError as error:
-        where = f"{settings.host}:{settings.port}"
-        raise OSError(
-            error.errno, f"cannot listen on {where} ({error.strerror}): set CHATLEDGER_PORT to another port"
-        ) from None
-
-
-def _url(listener: socket.socket | None) -> str | None:
-    if listener is None:
-        return None
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-async def migrate(database_url: str) -> str:
-    """Bring a database to this version's tables; returns the ledger's id."""
-    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
-        await schema.migrate(connection)
-        return await schema.check(connection)
-
-
-async def _prepare(where: Servers) -> str:
-    if where.database_private:
-        return await migrate(where.database_url)
-    async with await psycopg.AsyncConnection.connect(where.database_url, autocommit=True) as connection:
-        return await schema.check(connection)
-
-
-class _Hub:
-    """Tells the parts of this process that the ledger has grown."""
+class CommitHub:
+    """Wakes the parts of this process that follow the ledger."""
 
     def __init__(self) -> None:
         self.listeners: list[Callable[[], None]] = []
 
     def committed(self, _: int) -> None:
+        """The ledger's callback, with the position it has reached."""
         for listener in self.listeners:
             listener()
 
 
-async def _services(
-    stack: contextlib.AsyncExitStack,
-    settings: Settings,
-    setup: Setup,
-    where: Servers,
-    keys: Any,
-    ledger: Ledger,
-    ledger_id: str,
-) -> Services:
-    client = Client()
-    stack.push_async_callback(client.close)
-    channels = Channels(where.database_url, keys.master)
-    stack.push_async_callback(channels.close)
-    budget = Budget(where.database_url, setup.budgets)
-    stack.push_async_callback(budget.close)
-    pool = Pool(where.database_url)
-    stack.push_async_callback(pool.close)
-    oauth = OAuth(client, setup.oauth, budget) if setup.oauth else None
-    tokens = Tokens(where.database_url, pool, keys.master, oauth, ledger.submit)
-    stack.push_async_callback(tokens.close)
-    crm = Crm(client, tokens, budget)
-    users = Users(crm)
-    stack.push_async_callback(users.close)
-    return Services(
-        settings=settings,
-        setup=setup,
-        keys=keys,
-        ledger_id=ledger_id,
-        ledger=ledger,
-        channels=channels,
-        attempts=Attempts(where.database_url),
-        projector=Projector(where.database_url),
-        pool=pool,
-        budget=budget,
-        kommo=Kommo(client, settings.kommo_url, budget),
-        messengers=messengers(client),
-        oauth=oauth,
-        states=States(keys.master),
-        tokens=tokens,
-        crm=crm,
-        users=users,
-        sessions=Sessions(keys),
-    )
-
-
 @contextlib.asynccontextmanager
-async def _working(run: Running, where: Servers, hub: _Hub) -> AsyncIterator[None]:
-    """The projector, the relay and the delivery, as far as they are this process's roles."""
-    services, roles = run.services, run.services.settings.roles
+async def running(settings: Settings, setup: Setup | None = None) -> AsyncIterator[Running]:
+    """Start everything, yield when requests are taken, stop everything.
+
+    Raises what its parts raise: AlreadyRunning, ServerFailed, OldServer, OldSchema, RoleFailed, and OSError
+    if the port is taken.
+    """
+    keys = load_keys(settings)
     async with contextlib.AsyncExitStack() as stack:
-        lead = "project" in roles
-        if lead:
-            hub.listeners.append(services.projector.wake)
-        stack.push_async_callback(_start(run, "project", services.projector.run(lead=lead)))
-        await _views(where.database_url)
-        if "web" in roles:
-            stack.push_async_callback(_start(run, "links", contact_links.run(services)))
-        if "web" in roles and services.oauth:
-            stack.push_async_callback(_start(run, "consents", services.tokens.keep_alive()))
-        if roles & {"relay", "deliver"}:
-            nats = await jetstream.connect(where.nats_url, name="chatledger")
-            stack.push_async_callback(nats.close)
-        if "relay" in roles:
-            oldest = _OldestOpen(where.database_url)
-            relay = services.relay = Relay(
-                where.database_url, nats, services.ledger_id, oldest_open=oldest.position
-            )
-            hub.listeners.append(relay.wake)
-            stack.push_async_callback(_start(run, "relay", relay.run()))
-        if "deliver" in roles:
-            client = Client()
-            stack.push_async_callback(client.close)
-            kommo = Kommo(client, services.settings.kommo_url, services.budget)
-            pusher = Pusher(where.database_url, services.channels, kommo, messengers(client))
-            stack.push_async_callback(pusher.close)
-            deliverer = services.deliverer = Deliverer(where.database_url, nats, services.ledger, pusher)
-            hub.listeners.append(deliverer.wake)
-            stack.push_async_callback(_start(run, "deliver", deliverer.run()))
-            stack.push_async_callback(_start(run, "start", startup.Start(services).run()))
-        yield
+        listener = stack.enter_context(web.listen(settings)) if "web" in settings.roles else None
+        urls = await stack.enter_async_context(servers(settings))
+        await check_versions(urls.database_url, urls.nats_url)
+        ledger_id = await _check_tables(urls)
+        hub = CommitHub()
+        ledger = Ledger(urls.database_url, hub.committed)
+        await ledger.open()
+        stack.push_async_callback(ledger.close)
+        services = await open_services(
+            stack,
+            settings,
+            setup or Setup(),
+            keys,
+            database_url=urls.database_url,
+            ledger=ledger,
+            ledger_id=ledger_id,
+        )
+        run = Running(services, web.url_of(listener) if listener else None)
+        for task in ledger.tasks:
+            run.watch("ledger", task)
+        await _start_roles(stack, run, urls, hub)
+        if listener:
+            await stack.enter_async_context(web.serving(services, listener))
+        if services.deliverer:
+            stack.callback(services.deliverer.end, web.DRAIN_SECONDS)
+        yield run
 
 
-def _start(run: Running, role: str, work: Coroutine[Any, Any, None]) -> Callable[[], Any]:
-    """Start a role; returns what stops it. If it fails, the whole process must stop."""
-    task = asyncio.create_task(work, name=role)
-    _watch(run, role, task)
-
-    async def stop() -> None:
-        task.cancel()
-        await asyncio.wait([task])
-
-    return stop
+async def migrate(database_url: str) -> str:
+    """Bring a database to this version's tables; returns the ledger's id."""
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as db:
+        await schema.migrate(db)
+        return await schema.check(db)
 
 
-def _watch(run: Running, role: str, task: "asyncio.Task[None]") -> None:
-    """Stop the process when a task of it fails."""
-
-    def ended(task: "asyncio.Task[None]") -> None:
-        if not task.cancelled() and (error := task.exception()) and not run.failed.done():
-            log.error("%s: %s", role, error, exc_info=error)
-            run.failed.set_exception(RoleFailed(f"{role}: {error}"))
-
-    task.add_done_callback(ended)
-
-
-async def _views(database_url: str, seconds: float = VIEWS_SECONDS_MAX) -> None:
+async def await_views(database_url: str, seconds: float = VIEWS_SECONDS_MAX) -> None:
     """Wait until the views are there: made by our projector, or by the process that has that role.
 
-    They may be those of an older version, which are in force until ours are made beside them.
+    Views of an older version count: they are in force until ours are made beside them. Raises RoleFailed.
     """
     try:
-        async with asyncio.timeout(seconds), await connect(database_url) as connection:
+        async with asyncio.timeout(seconds), await connect(database_url) as db:
             while True:
-                cursor = await connection.execute("SELECT to_regclass('views.positions') IS NOT NULL")
+                cursor = await db.execute(VIEWS_THERE)
                 if (await cursor.fetchone()) == (True,):
                     return
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(VIEWS_POLL_SECONDS)
     except TimeoutError:
         raise RoleFailed("the views are not there: start a process with the role project") from None
 
 
-class _OldestOpen:
-    def __init__(self, database_url: str) -> None:
-        self._url = database_url
+async def _check_tables(urls: Servers) -> str:
+    """Check the tables, after bringing those of our own database up to date; returns the ledger's id."""
+    if urls.database_private:
+        return await migrate(urls.database_url)
+    async with await psycopg.AsyncConnection.connect(urls.database_url, autocommit=True) as db:
+        return await schema.check(db)
 
-    async def position(self) -> int | None:
+
+async def _start_roles(stack: contextlib.AsyncExitStack, run: Running, urls: Servers, hub: CommitHub) -> None:
+    """Start the roles of this process; every process follows the views, only the role project keeps them."""
+    services, roles = run.services, run.services.settings.roles
+    if "project" in roles:
+        hub.listeners.append(services.projector.wake)
+    projecting = services.projector.run(lead="project" in roles)
+    await stack.enter_async_context(run.role("project", projecting))
+    await await_views(urls.database_url)
+    if "web" in roles:
+        await stack.enter_async_context(run.role("links", contact_links.run(services)))
+        if services.oauth:
+            await stack.enter_async_context(run.role("consents", services.tokens.keep_alive()))
+    if roles & {"relay", "deliver"}:
+        nats = await jetstream.connect(urls.nats_url, name="chatledger")
+        stack.push_async_callback(nats.close)
+    if "relay" in roles:
+        await _start_relay(stack, run, urls, hub, nats)
+    if "deliver" in roles:
+        await _start_delivery(stack, run, urls, hub, nats)
+
+
+async def _start_relay(
+    stack: contextlib.AsyncExitStack, run: Running, urls: Servers, hub: CommitHub, nats: jetstream.NatsClient
+) -> None:
+    services = run.services
+
+    async def oldest_open() -> int | None:
         """The position of the oldest delivery that is not done."""
-        async with await connect(self._url) as connection:
-            row = await (await connection.execute(sql.SQL(OLDEST_OPEN))).fetchone()
+        async with await connect(urls.database_url) as db:
+            row = await (await db.execute(sql.SQL(OLDEST_OPEN))).fetchone()
         return row[0] if row and isinstance(row[0], int) else None
 
-
-class _Server(uvicorn.Server):
-    """Leaves the signals to us, and says when it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    relay = services.relay = Relay(urls.database_url, nats, services.ledger_id, oldest_open=oldest_open)
+    hub.listeners.append(relay.wake)
+    await stack.enter_async_context(run.role("relay", relay.run()))
 
 
-@contextlib.asynccontextmanager
-async def _serving(run: Running, listener: socket.socket) -> AsyncIterator[None]:
-    config = uvicorn.Config(
-        application.application(run.services),
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-        timeout_keep_alive=75,
-    )
-    server = _Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listener]), name="web")
-    try:
-        await server.listening.wait()
-        settle_memory()
-        yield
-    finally:
-        run.services.stopping.set()
-        server.should_exit = True
-        await serving
-
-
-def settle_memory() -> None:
-    """What lives as long as the process is not looked at by the collector again, which then costs a tenth."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_ALLOCATIONS, 20, 50)
+async def _start_delivery(
+    stack: contextlib.AsyncExitStack, run: Running, urls: Servers, hub: CommitHub, nats: jetstream.NatsClient
+) -> None:
+    """Deliver over connections of its own, so that slow pushes take none from what people wait for."""
+    services = run.services
+    client = Client()
+    stack.push_async_callback(client.close)
+    kommo = Kommo(client, services.settings.kommo_url, services.budget)
+    pusher = Pusher(urls.database_url, services.channels, kommo, messengers(client))
+    stack.push_async_callback(pusher.close)
+    deliverer = services.deliverer = Deliverer(urls.database_url, nats, services.ledger, pusher)
+    hub.listeners.append(deliverer.wake)
+    await stack.enter_async_context(run.role("deliver", deliverer.run()))
+    await stack.enter_async_context(run.role("start", startup.Start(services).run()))

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
-from app.service.service import settle_memory
+from app.service.web import settle_memory
 from ops.benches import append, imports, ingest, latency, memory, relay, views
 from ops.benches.measure import Figure, say, show
 

@@ -6,7 +6,7 @@ import uvicorn
 from litestar import Litestar, post
 from litestar.params import FromPath
 
-from app.service.service import BACKLOG
+from app.service.web import BACKLOG
 
 
 @post("/kommo/{scope_id:str}", status_code=200)

@@ -11,7 +11,7 @@ from app.config.settings import Settings
 from app.database import names, schema
 from app.database.schema import NewerSchema, OldSchema
 from app.servers.servers import Servers
-from app.service.service import RoleFailed, _views, migrate, running
+from app.service.service import RoleFailed, await_views, migrate, running
 from tests.support.databases import NewDatabase
 from tests.support.ids import ACCOUNT, AS_ADMIN, BOT, CHANNEL, CHANNEL_SECRET, MESSENGER_SECRET
 from tests.support.system import Story, chat, installed, until
@@ -86,7 +86,7 @@ async def test_a_process_that_only_reads_says_who_makes_the_views(new_database: 
     url = await new_database()
     await migrate(url)
     with pytest.raises(RoleFailed, match="start a process with the role project"):
-        await _views(url, 0.2)
+        await await_views(url, 0.2)
 
 
 async def test_a_database_of_a_newer_version_is_left_as_it_is(new_database: NewDatabase) -> None:

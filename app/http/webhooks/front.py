@@ -24,7 +24,7 @@ class Front:
     """An ASGI application that answers `POST /kommo/x` and what messengers send, and passes on the rest."""
 
     def __init__(self, app: App, services: Services) -> None:
-        self._app = app
+        self.app = app
         self._services = services
         self._routes = Routes(services.messengers)
 
@@ -38,7 +38,7 @@ class Front:
             if found := self._routes.find(method, first, rest):
                 await self._take("messenger", self._actions(*found, scope, receive), send)
                 return
-        await self._app(scope, receive, send)
+        await self.app(scope, receive, send)
 
     async def _take(self, side: str, answering: Awaitable[Answer], send: Send) -> None:
         start = time.perf_counter()

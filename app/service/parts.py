@@ -1,0 +1,68 @@
+"""Every part of `Services`, opened in the order in which they need each other; none runs by itself yet."""
+
+import contextlib
+
+from app.access.sessions import Sessions
+from app.channels.attempts import Attempts
+from app.channels.directory import Channels
+from app.config.file import Setup
+from app.config.settings import Keys, Settings
+from app.database.pool import Pool
+from app.http_client import Client
+from app.kommo.budget import Budget
+from app.kommo.chats.client import Kommo
+from app.kommo.crm.client import Crm
+from app.kommo.crm.oauth import OAuth, States
+from app.kommo.crm.tokens import Tokens
+from app.kommo.crm.users import Users
+from app.ledger.writer import Ledger
+from app.messengers.kinds import messengers
+from app.operations.services import Services
+from app.views.projector import Projector
+
+
+async def open_services(
+    stack: contextlib.AsyncExitStack,
+    settings: Settings,
+    setup: Setup,
+    keys: Keys,
+    *,
+    database_url: str,
+    ledger: Ledger,
+    ledger_id: str,
+) -> Services:
+    """The services over an open ledger; `stack` closes each part after those that need it."""
+    client = Client()
+    stack.push_async_callback(client.close)
+    channels = Channels(database_url, keys.master)
+    stack.push_async_callback(channels.close)
+    budget = Budget(database_url, setup.budgets)
+    stack.push_async_callback(budget.close)
+    pool = Pool(database_url)
+    stack.push_async_callback(pool.close)
+    oauth = OAuth(client, setup.oauth, budget) if setup.oauth else None
+    tokens = Tokens(database_url, pool, keys.master, oauth, ledger.submit)
+    stack.push_async_callback(tokens.close)
+    crm = Crm(client, tokens, budget)
+    users = Users(crm)
+    stack.push_async_callback(users.close)
+    return Services(
+        settings=settings,
+        setup=setup,
+        keys=keys,
+        ledger_id=ledger_id,
+        ledger=ledger,
+        channels=channels,
+        attempts=Attempts(database_url),
+        projector=Projector(database_url),
+        pool=pool,
+        budget=budget,
+        kommo=Kommo(client, settings.kommo_url, budget),
+        messengers=messengers(client),
+        oauth=oauth,
+        states=States(keys.master),
+        tokens=tokens,
+        crm=crm,
+        users=users,
+        sessions=Sessions(keys),
+    )
