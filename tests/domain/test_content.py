@@ -12,7 +12,7 @@ from app.kommo.chats.hook_schema import HookMessage
 from app.messengers.contract import Message
 from app.views.messages import Message as MessageShown
 from domain.content import FIELDS, Way, names
-from tests.support.system import ENVIRONMENT, ROOT
+from tests.support.processes import ENVIRONMENT, ROOT
 
 TEMPLATE = ROOT / "app/http/console/templates/_body.html"
 NEW = "    mood: Annotated[str | None, IN | OUT | Way.SHOWN] = None\n"
