@@ -1,10 +1,27 @@
-"""Kommo is called no more often than it takes, by all processes of ours together; live messages go first.
+"""Bounds the calls that all our processes together make to one Kommo account; live calls go first.
 
-Permits are given out by the database (`permits`) for an account and an API, and a process takes some ahead,
-as many as it has lately used within a lease: so a call waits for no round trip while there is budget. A
-permit that is not used within the lease goes back. What Kommo answers comes back through `told`: a refusal
-pauses the account for every process (one that holds permits notices when its lease ends) and halves its rate,
-which grows back slowly while calls are taken.
+Theory of operation. Kommo limits an account, not a connection, so the limit lives in the database: one row
+per account and API (`database/call_budgets.py`), a bucket of permits that fills at the account's rate. A
+call takes exactly one permit from here, is made at once, and its answer comes back through `observe`.
+
+A permit is in one of four places: in the bucket, in a lease of one process, with a caller, or returned.
+- Bucket to process: `take_permits`, under the row's lock. One round trip serves everybody who waits, and
+  asks for some permits ahead: as many as live calls have lately used within a lease. So a live call finds a
+  permit in memory and waits for no round trip while there is budget.
+- Process to caller: live callers are served before the others (imports, repair), each queue first come,
+  first served. A lease holds permits for live callers only.
+- Process to bucket: permits whose lease expired, and those of callers who gave up waiting, go back as
+  `unused` with the next request. After LEASE_SECONDS no process acts on a permit of before a pause.
+
+An account is open, paused or probing; the row says which, for all processes. Kommo's refusal (429, a page of
+its firewall, Retry-After) pauses it, halves its rate, and drops every permit that this process holds; other
+processes notice when their leases end. After the pause the row gives one permit, the probe. If its answer is
+no refusal, the row opens for everybody; if no answer comes, another probe follows. The rate grows back while
+Kommo accepts calls.
+
+Invariant: in any second all processes together make at most `rate` calls, plus what the bucket holds (a
+tenth of a second's worth, at least one call) and what was leased before that second began. A call without a
+permit is never made: while the database is away, everybody waits.
 """
 
 import asyncio
@@ -12,7 +29,7 @@ import contextlib
 import logging
 from collections import deque
 from time import monotonic
-from typing import Literal, TypeAlias, cast
+from typing import Literal, Protocol, TypeAlias, cast
 
 import psycopg
 from msgspec import Struct
@@ -25,30 +42,49 @@ from app.http_client import Answer, Unreached
 
 Api: TypeAlias = Literal["crm", "chats"]
 
+# Chosen: short enough that a pause holds on every process almost at once, long enough for some round trips.
 LEASE_SECONDS = 0.2
-MARGIN = 1.25
-WAITING_MAX = 10_000
-POLL_SECONDS_MIN = 0.002
-POLL_SECONDS_MAX = 0.5
-MEASURED_SECONDS_MIN = 0.05
-AWAY_SECONDS = 0.5
-AHEAD_RATE_MIN = 20.0  # Of a slower one nothing is taken ahead: each permit counts.
+MARGIN = 1.25  # Chosen: a quarter more than was used lately, so that a rising rate finds permits in memory.
+USE_DECAY = 0.7  # Chosen: after a burst each request keeps 70 % of the measured rate, for the next burst.
+MEASURED_SECONDS_MIN = 0.05  # Chosen: over less time, two calls would look like a high rate.
+AHEAD_RATE_MIN = 20.0  # Chosen: below it each permit counts, so none is leased that may expire unused.
+AHEAD_SHARE = 0.05  # Chosen: a process leases at most a twentieth of a second's calls, so others get theirs.
+WAITING_MAX = 10_000  # Chosen: some MB of futures; at 7 calls a second the last one would wait 24 minutes.
+POLL_SECONDS_MIN = 0.002  # Chosen: below that, asking the database costs more than the wait.
+POLL_SECONDS_MAX = 0.5  # Chosen: another process may have ended the pause: look twice a second.
+AWAY_SECONDS = 0.5  # Chosen: how often a database that is away is tried; nobody can call meanwhile.
+
 TAKE = """SELECT live_given, other_given, wait_seconds, probe
  FROM ledger.take_permits(%s, %s, %s, %s, %s, %s, %s, %s)"""
-SPENT = "Kommo takes no more calls for this account now: try again later"
 REFUSE = "SELECT wait_seconds FROM ledger.pause_budget(%s, %s, %s, %s, %s)"
+EXHAUSTED = "Kommo takes no more calls for this account now: try again later"
 log = logging.getLogger("chatledger.budget")
 
 
-class Crowded(Unreached):
-    """So many calls wait for this account already that another one is not taken; nothing was sent."""
+class BudgetQueueFull(Unreached):
+    """WAITING_MAX calls wait for the account's budget already; this one was not sent."""
 
     def __init__(self, account: str) -> None:
         super().__init__(f"{WAITING_MAX} calls to account {account} wait for its budget", unknown=False)
 
 
-class Given(Struct, frozen=True):
-    """What the database gave: permits, and how long to wait for more if that is too little."""
+class CallBudget(Protocol):
+    """What a client of Kommo needs of a budget."""
+
+    async def take(
+        self, account: str, api: Api, *, live: bool = True, within_seconds: float | None = None
+    ) -> None:
+        """Wait until one call may be made. Raises Unreached."""
+
+    async def observe(self, account: str, api: Api, answer: Answer) -> None:
+        """Adapt to Kommo's answer to that call."""
+
+
+class Grant(Struct, frozen=True):
+    """The database's answer: permits for live and for other callers, and when to ask for more.
+
+    `probe`: the one permit after a pause.
+    """
 
     live: int
     other: int
@@ -57,59 +93,59 @@ class Given(Struct, frozen=True):
 
 
 class Budget:
-    """What all callers of Kommo in this process ask before a call, and tell after it."""
+    """The budgets of all accounts in this process: `take` before a call to Kommo, `observe` after it."""
 
     def __init__(self, database_url: str, budgets: Budgets) -> None:
         self._url = database_url
         self._rates: dict[Api, float] = {"crm": budgets.crm_per_second, "chats": budgets.chats_per_second}
-        self._purses: dict[tuple[str, Api], _Purse] = {}
+        self._permits: dict[tuple[str, Api], _Permits] = {}
         self._connection: connection.Db | None = None
-        self._asking = asyncio.Lock()
+        self._turn = asyncio.Lock()
         self._away = False
 
     async def take(
         self, account: str, api: Api, *, live: bool = True, within_seconds: float | None = None
     ) -> None:
-        """Wait, first come first served, until one call may be made: it is to be made now.
+        """Wait, first come first served, until one call may be made: the caller makes it at once.
 
         `live=False` (import, repair) gets what live callers leave. Raises Unreached if that takes longer than
-        `within_seconds` (None: wait as long as it takes), or if too many wait already.
+        `within_seconds` (None: wait as long as it takes), and BudgetQueueFull if too many wait already.
         """
-        purse = self._purse(account, api)
-        if live and purse.take():
+        permits = self._of(account, api)
+        if live and permits.take():
             return
         try:
             with metrics.BUDGET_SECONDS.labels(api).time():
                 async with asyncio.timeout(within_seconds):
-                    await purse.wait(live=live)
+                    await permits.wait(live=live)
         except TimeoutError:
-            raise Unreached(SPENT, unknown=False) from None
+            raise Unreached(EXHAUSTED, unknown=False) from None
 
-    async def told(self, account: str, api: Api, answer: Answer) -> None:
-        """What Kommo answered: 429, a page of HTML and Retry-After pause the account on every process."""
-        purse = self._purse(account, api)
+    async def observe(self, account: str, api: Api, answer: Answer) -> None:
+        """Adapt to Kommo's answer: 429, an HTML page and Retry-After pause the account on every process."""
+        permits = self._of(account, api)
         slower = answer.status == 429 or answer.html
         if slower or (answer.retry_after > 0 and answer.status >= 400):
-            await purse.refused(answer.retry_after, slower=slower)
+            await permits.pause(answer.retry_after, slower=slower)
         else:
-            await purse.accepted(grow=answer.status < 500)
+            await permits.accept(grow=answer.status < 500)
 
     async def close(self) -> None:
-        """Let go of the database; whoever waits gets Unreached."""
-        for purse in self._purses.values():
-            await purse.close()
+        """Close the database connection; whoever waits gets Unreached."""
+        for permits in self._permits.values():
+            await permits.close()
         if self._connection is not None:
             await self._connection.close()
 
-    def _purse(self, account: str, api: Api) -> "_Purse":
-        purse = self._purses.get((account, api))
-        if purse is None:
-            purse = self._purses[account, api] = _Purse(self, account, api, self._rates[api])
-        return purse
+    def _of(self, account: str, api: Api) -> "_Permits":
+        permits = self._permits.get((account, api))
+        if permits is None:
+            permits = self._permits[account, api] = _Permits(self, account, api, self._rates[api])
+        return permits
 
-    async def ask(self, statement: str, values: tuple[object, ...]) -> tuple[object, ...] | None:
-        """One row of the database; None while that is away, which is logged once."""
-        async with self._asking:
+    async def query(self, statement: str, values: tuple[object, ...]) -> tuple[object, ...] | None:
+        """Returns one row; None while the database is away, which is logged once."""
+        async with self._turn:
             try:
                 if self._connection is None or self._connection.closed:
                     self._connection = await connection.connect(self._url)
@@ -117,11 +153,11 @@ class Budget:
                 row = await cursor.fetchone() if cursor.description else ()
             except psycopg.Error as error:
                 if not self._away:
-                    log.warning("no permits to be had, calls to Kommo wait: %s", str(error).strip())
+                    log.warning("no permits: calls to Kommo wait for the database: %s", str(error).strip())
                 self._away = True
                 return None
             except asyncio.CancelledError:
-                if self._connection is not None:  # Half an answer may be on its way.
+                if self._connection is not None:  # The rest of an answer may still arrive on it.
                     await self._connection.close()
                 raise
             self._away = False
@@ -129,36 +165,35 @@ class Budget:
 
 
 class _Lease(Struct):
-    """Permits to be used until then, in seconds of this process's clock."""
+    """Permits for live calls until `until`, in seconds of this process's clock."""
 
     until: float
     permits: int
 
 
-class _Purse:
-    """The permits this process holds of one budget, and who waits for one."""
+class _Permits:
+    """The permits that this process holds of one account's budget for one API, and who waits for one."""
 
     def __init__(self, budget: Budget, account: str, api: Api, rate: float) -> None:
         self._budget = budget
         self._key = (account, api, rate)
-        self._ahead_max = int(rate * 0.05) if rate >= AHEAD_RATE_MIN else 0
+        self._ahead_max = int(rate * AHEAD_SHARE) if rate >= AHEAD_RATE_MIN else 0
         self._leases: deque[_Lease] = deque()
         self._held = 0
-        self._low = -1
+        self._refill_at = -1
         self._unused = 0
         self._used = 0
         self._used_since = monotonic()
         self._per_second = 0.0
         self._live: deque[asyncio.Future[None]] = deque()
         self._other: deque[asyncio.Future[None]] = deque()
-        self._waits_for_live = False
-        self._taken = False
+        self._accepted = False
         self._probing = False
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def take(self) -> bool:
-        """One permit for a live call, if one is held and nobody waits before."""
+        """Takes one permit for a live call, if a lease has one and no live caller waits."""
         self._expire(monotonic())
         if not self._leases or self._live:
             return False
@@ -168,8 +203,8 @@ class _Purse:
             self._leases.popleft()
         self._held -= 1
         self._used += 1
-        if self._held <= self._low:
-            self._ask()
+        if self._held <= self._refill_at:
+            self._refill_soon()
         return True
 
     def _expire(self, now: float) -> None:
@@ -179,109 +214,115 @@ class _Purse:
             self._unused += permits
 
     async def wait(self, *, live: bool) -> None:
-        """Wait for a permit behind those who wait already; raises Crowded."""
+        """Wait for a permit behind those who wait already; raises BudgetQueueFull."""
         queue = self._live if live else self._other
         if len(queue) >= WAITING_MAX:
-            raise Crowded(self._key[0])
-        place = asyncio.get_running_loop().create_future()
-        queue.append(place)
+            raise BudgetQueueFull(self._key[0])
+        waiter = asyncio.get_running_loop().create_future()
+        queue.append(waiter)
         if live and len(queue) == 1:
-            self._news.set()
-        self._ask()
+            self._changed.set()  # The task may sleep longer for the others than a live call has to wait.
+        self._refill_soon()
         try:
-            await place
+            await waiter
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
+            if waiter.done() and not waiter.cancelled():
                 self._unused += 1
             else:
                 with contextlib.suppress(ValueError):
-                    queue.remove(place)
+                    queue.remove(waiter)
             raise
 
-    def _ask(self) -> None:
+    def _refill_soon(self) -> None:
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._asking(), name="budget")
+            self._task = asyncio.create_task(self._refill_until_served(), name="budget")
 
-    async def _asking(self) -> None:
-        """Ask for what is wanted until nobody waits."""
+    async def _refill_until_served(self) -> None:
+        """Ask the database for permits until nobody waits."""
         while True:
-            self._news.clear()
-            waits = await self._asked()
+            self._changed.clear()
+            seconds = await self._refill()
             if not self._live and not self._other:
                 return
-            if waits > POLL_SECONDS_MIN:
+            if seconds > POLL_SECONDS_MIN:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), min(waits, POLL_SECONDS_MAX))
+                    await asyncio.wait_for(self._changed.wait(), min(seconds, POLL_SECONDS_MAX))
             else:
                 await asyncio.sleep(POLL_SECONDS_MIN)
 
-    async def _asked(self) -> float:
-        """Ask once and give out what there is; how long to wait then."""
+    async def _refill(self) -> float:
+        """Ask the database once and hand out its permits; returns the seconds to wait before asking again."""
         now = monotonic()
         self._expire(now)
         live, other = len(self._live), len(self._other)
         ahead = max(0, self._wanted_ahead(now) - self._held)
         unused, self._unused = self._unused, 0
-        taken, self._taken = self._taken, False
-        row = await self._budget.ask(TAKE, (*self._key, live, ahead, other, unused, taken))
+        accepted, self._accepted = self._accepted, False
+        row = await self._budget.query(TAKE, (*self._key, live, ahead, other, unused, accepted))
         if row is None:
             return AWAY_SECONDS
-        given = Given(*cast("tuple[int, int, float, bool]", row))
-        self._probing = self._probing or given.probe
-        left = self._give(self._live, given.live)
-        self._used += given.live - left
-        self._unused += self._give(self._other, given.other)
+        grant = Grant(*cast("tuple[int, int, float, bool]", row))
+        self._probing = self._probing or grant.probe
+        left = self._serve(self._live, grant.live)
+        self._used += grant.live - left
+        self._unused += self._serve(self._other, grant.other)
         if left:
             self._leases.append(_Lease(now + LEASE_SECONDS, left))
             self._held += left
-        return given.wait_seconds
+        return grant.wait_seconds
 
     def _wanted_ahead(self, now: float) -> int:
-        """What a lease's time will use, going by the last ones; half of it left is a reason to ask again."""
+        """How many permits live calls will use within a lease, by their rate since the last request.
+
+        At half of that this process asks again, so that the next permits arrive before the last one is used.
+        """
         passed = max(now - self._used_since, MEASURED_SECONDS_MIN)
-        self._per_second = max(self._used / passed, self._per_second * 0.7)
+        self._per_second = max(self._used / passed, self._per_second * USE_DECAY)
         self._used, self._used_since = 0, now
         ahead = min(int(self._per_second * LEASE_SECONDS * MARGIN + 0.5), self._ahead_max)
-        self._low = ahead // 2 if ahead else -1
+        self._refill_at = ahead // 2 if ahead else -1
         return ahead
 
     @staticmethod
-    def _give(queue: "deque[asyncio.Future[None]]", permits: int) -> int:
-        """Let the first of a queue go; what is left over."""
+    def _serve(queue: "deque[asyncio.Future[None]]", permits: int) -> int:
+        """Give each of the first waiters a permit; returns how many permits are left over."""
         while permits and queue:
-            place = queue.popleft()
-            if not place.done():
-                place.set_result(None)
+            waiter = queue.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
                 permits -= 1
         return permits
 
-    async def refused(self, asked: float, *, slower: bool) -> None:
-        """Kommo refused: nobody calls until it may be asked again, not even with a permit held."""
+    async def pause(self, asked_seconds: float, *, slower: bool) -> None:
+        """Pause the account for everybody, for at least `asked_seconds`; `slower` halves its rate as well."""
         self._drop()
-        row = await self._budget.ask(REFUSE, (*self._key, asked, slower))
-        self._drop()  # What was asked for before that has come meanwhile.
+        row = await self._budget.query(REFUSE, (*self._key, asked_seconds, slower))
+        self._drop()  # Permits of a request that was under way have arrived meanwhile.
         if row:
             account, api, _ = self._key
             log.warning("Kommo (%s) asks account %s to wait: %.0f s", api, account, cast("float", row[0]))
 
     def _drop(self) -> None:
         self._leases.clear()
-        self._held, self._unused, self._probing, self._taken = 0, 0, False, False
+        self._held, self._unused, self._probing, self._accepted = 0, 0, False, False
 
-    async def accepted(self, *, grow: bool) -> None:
-        """Kommo does not ask us to wait; if that was the probe after a pause, others may follow."""
-        self._taken = self._taken or grow
+    async def accept(self, *, grow: bool) -> None:
+        """Kommo accepted a call; if that was the probe after a pause, the account opens for everybody.
+
+        `grow`: the rate may grow back.
+        """
+        self._accepted = self._accepted or grow
         if self._probing:
             self._probing = False
             account, api, _ = self._key
-            await self._budget.ask(OPEN, (account, api))
-            self._news.set()
+            await self._budget.query(OPEN, (account, api))
+            self._changed.set()
 
     async def close(self) -> None:
-        """Ask no more; whoever waits gets Unreached."""
+        """Stop asking for permits; whoever waits gets Unreached."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        for place in (*self._live, *self._other):
-            if not place.done():
-                place.set_exception(Unreached("the process is stopping", unknown=False))
+        for waiter in (*self._live, *self._other):
+            if not waiter.done():
+                waiter.set_exception(Unreached("the process is stopping", unknown=False))

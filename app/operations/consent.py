@@ -13,12 +13,12 @@ from app.channels.directory import Connection
 from app.http_client import Unreached
 from app.kommo.crm.oauth import (
     STATE_SECONDS,
-    BadState,
+    AppRefused,
     OAuth,
     Pair,
     State,
+    StateRefused,
     TokenRefused,
-    WrongApp,
     crm_url_of,
     disabled_signature,
 )
@@ -93,11 +93,11 @@ async def complete(services: Services, answer: Return) -> str:
     crm_url = crm_url_of(answer.referer, _configured_url(services, state.account))
     if crm_url is None:
         raise InvalidInput("referer is not the account's address: give its crm_url in the configuration")
-    if not await services.tokens.use(state):
+    if not await services.tokens.use_state(state):
         raise InvalidInput(f"the state was used already: {AGAIN}")
     crm_id, pair = await _exchange(oauth, crm_url, answer.code, state.account)
     try:
-        await services.tokens.keep(state.account, crm_id, crm_url, pair)
+        await services.tokens.save(state.account, crm_id, crm_url, pair)
     except (LedgerFull, LedgerUnavailable):
         raise LedgerBusy(AGAIN) from None
     await startup.bring_back(services, state.account)
@@ -143,7 +143,7 @@ def _oauth(services: Services) -> OAuth:
 def _state(services: Services, text: str) -> State:
     try:
         return services.states.read(text, clock.now_ms() / 1000)
-    except BadState:
+    except StateRefused:
         raise InvalidInput(f"the state is not ours, or is older than 20 minutes: {AGAIN}") from None
 
 
@@ -159,7 +159,7 @@ async def _exchange(oauth: OAuth, crm_url: str, code: str, account: str) -> tupl
         owner = await oauth.who_am_i(crm_url, pair)
     except TokenRefused as error:
         raise InvalidInput(f"Kommo does not take the code ({error.reason}): {AGAIN}") from None
-    except WrongApp as error:
+    except AppRefused as error:
         raise KommoFailed(f"Kommo does not know our integration ({error.reason}): {CORRECT}") from None
     except Unreached as error:
         raise KommoFailed(f"Kommo could not be reached ({error.reason}), nothing is kept: {AGAIN}") from None

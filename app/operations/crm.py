@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from app.config.file import Uuid
 from app.http_client import Answer, Unreached
-from app.kommo.crm.client import NoPlace, NotAuthorized
+from app.kommo.crm.client import BudgetExhausted, NotAuthorized
 from app.kommo.crm.hooks import hook_path
 from app.kommo.crm.users import PAGE, PAGES_MAX, User
 from app.ledger.writer import LedgerFull, LedgerUnavailable
@@ -67,7 +67,7 @@ async def call(
         raise StateConflict(str(error)) from None
     except (LedgerFull, LedgerUnavailable):  # The ledger must record a consent that is withdrawn.
         raise LedgerBusy("ask again") from None
-    except NoPlace as error:
+    except BudgetExhausted as error:
         raise NotYet(f"{error.reason}: ask again later", WAIT_SECONDS) from None
     except Unreached as error:
         raise KommoFailed(f"Kommo could not be reached ({error.reason}): ask again") from None

@@ -99,7 +99,7 @@ async def test_a_copy_that_is_not_on_its_way_is_not_waited_for(story: Story, hel
             pusher.gate(copy.event).pause(PAUSE_SECONDS)
         else:
             asks = Answer(503, "application/json", PAUSE_SECONDS, b"")
-            await story.run.services.budget.told(SCOPE.account, "chats", asks)
+            await story.run.services.budget.observe(SCOPE.account, "chats", asks)
         copying = asyncio.create_task(settle.settle(copy))
         await story.manager(name)
         await asyncio.wait_for(settle.settle(await hooked(story, name)), SOON_SECONDS)

@@ -16,7 +16,7 @@ from app.config.file import Budgets
 from app.database import call_budgets
 from app.http_client import Answer, Unreached
 from app.kommo import budget
-from app.kommo.budget import Api, Budget, Crowded
+from app.kommo.budget import Api, Budget, BudgetQueueFull
 from app.servers.servers import Servers
 from app.service.service import migrate
 from tests.support.databases import database
@@ -77,7 +77,7 @@ async def calling(budgets: list[Budget], seconds: float, api: Api = "chats", **m
             await each.take(ACCOUNT, api, **more)
             moments.append(monotonic())
             await asyncio.sleep(0)
-            await each.told(ACCOUNT, api, OK)
+            await each.observe(ACCOUNT, api, OK)
 
     await during(seconds, *(lambda each=each: call(each) for each in budgets for _ in range(callers)))
     return moments
@@ -113,7 +113,7 @@ async def taking(each: Budget, api: Api = "chats", **more: Any) -> float:
 async def calls(each: Budget) -> float:
     """The same for a call that succeeds."""
     waited = await taking(each)
-    await each.told(ACCOUNT, "chats", OK)
+    await each.observe(ACCOUNT, "chats", OK)
     return waited
 
 
@@ -163,7 +163,7 @@ async def test_at_200_calls_a_second_a_call_waits_for_microseconds(url: str) -> 
     async with processes(url, rates=Budgets()) as (each,):
         for _ in range(300):
             waits.append(await taking(each))
-            await each.told(ACCOUNT, "chats", OK)
+            await each.observe(ACCOUNT, "chats", OK)
             await asyncio.sleep(0.005)
     assert sorted(waits)[150] < 0.000_1
 
@@ -184,7 +184,7 @@ async def test_the_first_come_are_the_first_served(url: str) -> None:
 async def test_a_refusal_holds_on_every_process_until_its_time_is_over(url: str, answer: Answer) -> None:
     async with processes(url, 3) as (refused, *others):
         await calling([refused, *others], 0.3)
-        await refused.told(ACCOUNT, "chats", answer)
+        await refused.observe(ACCOUNT, "chats", answer)
         await asyncio.sleep(budget.LEASE_SECONDS)
         waits = await asyncio.gather(*(calls(each) for each in (refused, *others)))
         assert min(waits) >= 1.5 - budget.LEASE_SECONDS - 0.05
@@ -194,29 +194,29 @@ async def test_a_refusal_holds_on_every_process_until_its_time_is_over(url: str,
 
 async def test_other_accounts_are_not_held(url: str) -> None:
     async with processes(url) as (each,):
-        await each.told(ACCOUNT, "chats", refusal(30))
+        await each.observe(ACCOUNT, "chats", refusal(30))
         async with asyncio.timeout(1):
             await each.take(OTHER_ACCOUNT, "chats")
 
 
 async def test_after_a_pause_one_call_passes_and_the_others_once_it_has_succeeded(url: str) -> None:
     async with processes(url, 2) as (one, two):
-        await one.told(ACCOUNT, "chats", refusal(0.5))
+        await one.observe(ACCOUNT, "chats", refusal(0.5))
         waiting = [asyncio.create_task(taking(each)) for each in (one, two) for _ in range(3)]
         await asyncio.sleep(2.0)
         assert sum(task.done() for task in waiting) == 1
         probing = one if any(task.done() for task in waiting[:3]) else two
-        await probing.told(ACCOUNT, "chats", OK)
+        await probing.observe(ACCOUNT, "chats", OK)
         await asyncio.wait_for(asyncio.gather(*waiting), 2.0)
 
 
 async def test_a_pause_without_a_time_grows_with_each_refusal(url: str) -> None:
     async with processes(url) as (each,):
         for _ in range(call_budgets.REFUSALS_AT_ONCE + 1):
-            await each.told(ACCOUNT, "chats", refusal())
+            await each.observe(ACCOUNT, "chats", refusal())
             before = await taking(each)
         assert 1.9 <= before < 3.5
-        await each.told(ACCOUNT, "chats", refusal(100_000))
+        await each.observe(ACCOUNT, "chats", refusal(100_000))
         with pytest.raises(Unreached):
             await each.take(ACCOUNT, "chats", within_seconds=0.1)
         async with await psycopg.AsyncConnection.connect(url) as connection:
@@ -227,16 +227,16 @@ async def test_a_pause_without_a_time_grows_with_each_refusal(url: str) -> None:
 async def test_the_rate_halves_at_most_once_a_second_and_not_below_one(url: str) -> None:
     async with processes(url, rates=Budgets(chats_per_second=3)) as (each,):
         for _ in range(5):
-            await each.told(ACCOUNT, "chats", refusal(0.1))
+            await each.observe(ACCOUNT, "chats", refusal(0.1))
         assert (await row(url))[0] == 1.5
         await asyncio.sleep(call_budgets.CUT_SECONDS)
-        await each.told(ACCOUNT, "chats", refusal(0.1))
+        await each.observe(ACCOUNT, "chats", refusal(0.1))
         assert (await row(url))[0] == 1.0
 
 
 async def test_the_rate_grows_back_while_calls_are_taken_and_not_above_what_is_configured(url: str) -> None:
     async with processes(url) as (each,):
-        await each.told(ACCOUNT, "chats", refusal(0.1))
+        await each.observe(ACCOUNT, "chats", refusal(0.1))
         await calling([each], 2.0)
         low = (await row(url))[0]
         assert CHATS_PER_SECOND / 2 < low < CHATS_PER_SECOND * 0.6
@@ -258,10 +258,10 @@ async def test_who_gives_up_waiting_takes_nothing_with_him(url: str) -> None:
 
 async def test_more_than_so_many_do_not_wait(url: str) -> None:
     async with processes(url) as (each,):
-        await each.told(ACCOUNT, "chats", refusal(60))
+        await each.observe(ACCOUNT, "chats", refusal(60))
         waiting = [asyncio.create_task(each.take(ACCOUNT, "chats")) for _ in range(budget.WAITING_MAX)]
         await asyncio.sleep(0.1)
-        with pytest.raises(Crowded):
+        with pytest.raises(BudgetQueueFull):
             await each.take(ACCOUNT, "chats")
         assert not any(task.done() for task in waiting)
         await each.close()

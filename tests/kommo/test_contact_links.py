@@ -1,4 +1,4 @@
-"""Linking goes on, whatever it fails at: a process that ends over it would end again and again."""
+"""Linking goes on after any failure: a process that stopped over one would stop again after each start."""
 
 import asyncio
 import uuid
@@ -20,8 +20,8 @@ WAITS = """INSERT INTO ledger.links (account_id, chat_id, contact_id, changed, t
 
 
 @dataclass
-class Parts:
-    """What linking needs of a process."""
+class LinkServices:
+    """The parts of a process that linking uses."""
 
     pool: Pool
     ledger: Ledger
@@ -40,7 +40,7 @@ async def test_a_changed_master_key_is_logged_and_linking_goes_on(
         chat_id = (await story.manager(name))["chat_id"]
         url = services.settings.database_url or ""
         channels = Channels(url, uuid.uuid4().bytes * 2)
-        task = asyncio.create_task(contact_links.run(Parts(services.pool, services.ledger, channels)))
+        task = asyncio.create_task(contact_links.run(LinkServices(services.pool, services.ledger, channels)))
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as link:
             for _ in range(100):  # The service itself links it as well.
                 await link.execute(WAITS, (ACCOUNT, chat_id))

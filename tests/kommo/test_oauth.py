@@ -10,7 +10,7 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.kommo.crm.oauth import STATE_SECONDS, BadState, States, crm_url_of, disabled_signature
+from app.kommo.crm.oauth import STATE_SECONDS, StateRefused, States, crm_url_of, disabled_signature
 from app.servers.servers import Servers
 from tests.support.crm_service import HERE, Office, office_of
 from tests.support.ids import ACCOUNT, CLIENT, CLIENT_SECRET, CRM_ID, MASTER_BYTES, OTHER_ACCOUNT
@@ -38,12 +38,12 @@ def test_a_state_is_read_by_every_process_with_our_master_key() -> None:
 def test_a_state_lasts_twenty_minutes() -> None:
     made = States(MASTER_BYTES).make(ACCOUNT, 1000.0)
     assert States(MASTER_BYTES).read(made, 1000.0 + STATE_SECONDS - 1).account == ACCOUNT
-    with pytest.raises(BadState):
+    with pytest.raises(StateRefused):
         States(MASTER_BYTES).read(made, 1000.0 + STATE_SECONDS)
 
 
 def test_a_state_of_another_master_key_is_refused() -> None:
-    with pytest.raises(BadState):
+    with pytest.raises(StateRefused):
         States(MASTER_BYTES).read(States(bytes(32)).make(ACCOUNT, 1000.0), 1000.0)
 
 
@@ -53,13 +53,13 @@ def test_a_state_that_was_touched_is_refused(place: int, letter: str) -> None:
     place %= len(made)
     touched = made[:place] + letter + made[place + 1 :]
     if touched != made and place < len(made) - 1:  # Of the last letter some bits are not used.
-        with pytest.raises(BadState):
+        with pytest.raises(StateRefused):
             States(MASTER_BYTES).read(touched, 1000.0)
 
 
 @given(st.text(max_size=600))
 def test_a_state_may_be_anything(text: str) -> None:
-    with pytest.raises(BadState):
+    with pytest.raises(StateRefused):
         States(MASTER_BYTES).read(text, 1000.0)
 
 

@@ -9,7 +9,7 @@ import pytest_asyncio
 from app.config.file import Budgets
 from app.http_client import Answer, Unreached
 from app.kommo.budget import Budget
-from app.kommo.crm.oauth import OAuth, TokenRefused, WrongApp, pair_of
+from app.kommo.crm.oauth import AppRefused, OAuth, TokenRefused, pair_of
 from app.servers.servers import Servers
 from domain import commands as c
 from tests.support.token_processes import APP, REST_SECONDS, Processes, one_more, processes_on
@@ -102,7 +102,7 @@ async def test_a_refusal_without_a_reason_takes_no_consent_back(processes: Proce
         ("application/json", b'{"hint":"Token has been revoked"}', TokenRefused),
         ("application/json", b'{"detail":"The refresh token is invalid."}', TokenRefused),
         ("application/json", b'{"error":"invalid_grant"}', TokenRefused),
-        ("application/json", b'{"error":"invalid_client"}', WrongApp),
+        ("application/json", b'{"error":"invalid_client"}', AppRefused),
     ],
 )
 def test_only_an_answer_that_says_so_means_that_a_token_is_spent(

@@ -86,7 +86,7 @@ class Processes:
         told = await self.order("/crm/authorize", {"account_id": self.account})
         pair = await OAuth(self.client, APP).exchange(self.sandbox.url, told["code"])
         pair = Pair(pair.access_token, pair.refresh_token, expires_in)
-        await self.all[0].keep(self.account, 1, self.sandbox.url, pair)
+        await self.all[0].save(self.account, 1, self.sandbox.url, pair)
 
     async def fault(self, action: str, **more: Any) -> None:
         await self.order("/faults", {"where": "crm.token", "action": action} | more)
@@ -144,7 +144,7 @@ async def processes_on(servers: Servers) -> AsyncIterator[Processes]:
         for _ in range(PROCESSES):
             client, pool = Client(), Pool(url)
             oauth = Watched(client, APP, one.spent, one.running)
-            tokens = Tokens(url, pool, MASTER_BYTES, oauth, one.record, rest_seconds=REST_SECONDS)
+            tokens = Tokens(url, pool, MASTER_BYTES, oauth, one.record, backoff_seconds=REST_SECONDS)
             one.all.append(tokens)
             for close in (client.close, pool.close, tokens.close):
                 stack.push_async_callback(close)
@@ -153,7 +153,7 @@ async def processes_on(servers: Servers) -> AsyncIterator[Processes]:
 
 @asynccontextmanager
 async def one_more(processes: Processes, oauth: OAuth) -> AsyncIterator[Tokens]:
-    """Another process, with an app of its own, in which the rests are long."""
+    """Another process, with an app of its own, whose backoff is long."""
     pool = Pool(processes.url)
     tokens = Tokens(
         processes.url,
@@ -161,7 +161,7 @@ async def one_more(processes: Processes, oauth: OAuth) -> AsyncIterator[Tokens]:
         MASTER_BYTES,
         oauth,
         processes.record,
-        rest_seconds=PATIENT_SECONDS,
+        backoff_seconds=PATIENT_SECONDS,
     )
     yield tokens
     await tokens.close()

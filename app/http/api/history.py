@@ -73,7 +73,7 @@ async def messages(
         return _redirect(request, conversation, found.id)
     services = services_of(request)
     page = await list_messages(services.pool, conversation, limit=limit, cursor=cursor, order=order)
-    page = Messages(await services.users.named(page.items), page.next)
+    page = Messages(await services.users.with_names(page.items), page.next)
     return Response(page, headers=next_link(request, "cursor", page.next))
 
 
@@ -90,7 +90,7 @@ async def message(request: Call, message: FromPath[str], at_least: AtLeast = Non
     found = await get_message(services.pool, message)
     if found is None:
         raise ProblemError(404, "no message has this id")
-    return (await services.users.named([found]))[0]
+    return (await services.users.with_names([found]))[0]
 
 
 async def _conversation(request: Call, conversation: str, at_least: int | None) -> Conversation:

@@ -262,7 +262,7 @@ async def _listed(
 async def _history(services: Services, chat_id: str, cursor: str | None = None) -> dict[str, object]:
     """A page of messages, the newest last, and the cursor of older ones."""
     listed = await list_messages(services.pool, chat_id, limit=MESSAGES, cursor=cursor or None, order="desc")
-    messages = await services.users.named(listed.items[::-1])
+    messages = await services.users.with_names(listed.items[::-1])
     drawn = await _bubbles(services, chat_id, messages)
     return {"bubbles": drawn, "older": listed.next}
 

@@ -25,7 +25,7 @@ from app.http.webhooks import refused
 from app.http.webhooks.body import BUSY, RETRY_AFTER_SECONDS, HangUp, Receive
 from app.http.webhooks.body import read as read_body
 from app.kommo.crm import contact_links
-from app.kommo.crm.hooks import Told, commands, hook_path
+from app.kommo.crm.hooks import HookCommand, commands, hook_path
 from app.kommo.crm.php_form import BadForm, read
 from app.ledger.writer import LedgerFull, LedgerUnavailable
 from app.operations.services import Services
@@ -120,7 +120,7 @@ async def take(services: Services, account: str, body: bytes) -> None:
         await _keep(services, account, body, "; ".join(unread[:10]))
 
 
-async def _let_wait(services: Services, account: str, told: Told) -> None:
+async def _let_wait(services: Services, account: str, told: HookCommand) -> None:
     """What a talk or lead says of a chat that we do not know yet counts once we do."""
     if isinstance(told, c.Review):
         return
@@ -136,7 +136,7 @@ async def _let_wait(services: Services, account: str, told: Told) -> None:
             at = cast("int", fields["changed"])
     if not told.chats or not isinstance(contact_id, int):
         return
-    await contact_links.keep(
+    await contact_links.save(
         services.pool, account, cast("str", chat_id), contact_id, cast("int | None", lead_id), at
     )
 

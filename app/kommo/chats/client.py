@@ -71,7 +71,7 @@ class Kommo:
         url = URL(self._base + path, encoded=True)  # Not a character of it may change: it is signed.
         began()
         answer = await self._client.call(method, url, body, headers)
-        await self._budget.told(account, "chats", answer)
+        await self._budget.observe(account, "chats", answer)
         return answer
 
     async def connect(

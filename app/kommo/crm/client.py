@@ -1,8 +1,8 @@
-"""Calls of an account's CRM (`/api/v4/…`): signed in, within the account's budget, repeated only if harmless.
+"""Calls an account's CRM (`/api/v4/…`): signed in, within the account's budget, repeated only without harm.
 
-A call that may have been received is repeated only if the method is idempotent; one that Kommo turned away
-(429, a page of its firewall) was not received. A page of a gateway (502, 504) does not say which it was. Who
-waits too long gets Kommo's own answer.
+A call that Kommo may have received is repeated only if its method is idempotent. Kommo did not receive a call
+that it answered with 429 or with a page of its firewall; a gateway's page (502, 504) leaves that open. When
+the next attempt would have to wait too long, the caller gets Kommo's own answer.
 """
 
 import asyncio
@@ -13,26 +13,26 @@ from urllib.parse import urlencode
 import msgspec
 
 from app.http_client import Answer, Client, Unreached
-from app.kommo.budget import Budget
+from app.kommo.budget import CallBudget
 from app.kommo.crm.oauth import AGENT
 from app.kommo.crm.tokens import NotAuthorized, Tokens
 
-__all__ = ["Crm", "NoPlace", "NotAuthorized"]
+__all__ = ["BudgetExhausted", "Crm", "NotAuthorized"]
 
-ATTEMPTS_MAX = 3
-PAUSE_SECONDS = 0.25
-WAIT_SECONDS_MAX = 5.0
-IDEMPOTENT = frozenset({"GET", "PUT", "DELETE"})
+ATTEMPTS_MAX = 3  # Chosen: a caller of ours waits for the answer, so a longer outage is its own to retry.
+PAUSE_SECONDS = 0.25  # Chosen: the first retry waits for 0.25 s on average, the second for 0.5 s.
+WAIT_SECONDS_MAX = 5.0  # Chosen: longer than that nobody waits in front of a page.
+IDEMPOTENT = frozenset({"GET", "PUT", "DELETE"})  # RFC 9110, of those that Kommo has.
 
 
-class NoPlace(Unreached):
-    """Nothing was sent, for the account's budget of calls is used up, or Kommo asked us to wait."""
+class BudgetExhausted(Unreached):
+    """Nothing was sent: the account's budget of calls is used up, or Kommo asked us to wait."""
 
 
 class Crm:
-    """One call at a time of any account; `tokens` says where its CRM is and signs in."""
+    """Calls the CRM of any account; `tokens` knows where it is and signs in."""
 
-    def __init__(self, client: Client, tokens: Tokens, budget: Budget) -> None:
+    def __init__(self, client: Client, tokens: Tokens, budget: CallBudget) -> None:
         self._client, self._tokens, self._budget = client, tokens, budget
 
     async def call(
@@ -43,23 +43,24 @@ class Crm:
         payload: object = None,
         query: Mapping[str, str] | None = None,
     ) -> Answer:
-        """Kommo's answer, whatever its status; `path` begins with `/api/v4/`.
+        """Returns Kommo's answer, whatever its status; `path` begins with `/api/v4/`.
 
-        Raises NotAuthorized, and Unreached when no answer came or the budget gave no place within 5 s.
+        Raises what `Tokens.access` raises, BudgetExhausted when the budget gave no permit within 5 s, and
+        Unreached when no answer came.
         """
-        where = f"{path}?{urlencode(query)}" if query else path
+        target = f"{path}?{urlencode(query)}" if query else path
         body = b"" if payload is None else msgspec.json.encode(payload)
         for attempt in range(1, ATTEMPTS_MAX + 1):
             pause = PAUSE_SECONDS * 2**attempt * random.random()
             try:
-                answer = await self._signed_in(account, method, where, body)
-            except NoPlace:
+                answer = await self._signed_in(account, method, target, body)
+            except BudgetExhausted:
                 raise
             except Unreached as error:
                 if attempt == ATTEMPTS_MAX or (error.unknown and method not in IDEMPOTENT):
                     raise
             else:
-                if attempt == ATTEMPTS_MAX or not _again(method, answer):
+                if attempt == ATTEMPTS_MAX or not _repeatable(method, answer):
                     return answer
                 pause = max(pause, answer.retry_after)
                 if pause > WAIT_SECONDS_MAX:
@@ -67,17 +68,17 @@ class Crm:
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _signed_in(self, account: str, method: str, where: str, body: bytes) -> Answer:
-        """A call with the account's token; once more with another one if Kommo does not take it."""
+    async def _signed_in(self, account: str, method: str, target: str, body: bytes) -> Answer:
+        """Calls with the account's token; once more with another token if Kommo refuses the first (401)."""
         access = await self._tokens.access(account)
-        answer = await self._once(account, method, access.crm_url + where, body, access.token)
+        answer = await self._once(account, method, access.crm_url + target, body, access.token)
         if answer.status != 401 or answer.html:
             return answer
         refused = access.token
         access = await self._tokens.access(account, refused=refused)
         if access.token == refused:
             return answer
-        return await self._once(account, method, access.crm_url + where, body, access.token)
+        return await self._once(account, method, access.crm_url + target, body, access.token)
 
     async def _once(self, account: str, method: str, url: str, body: bytes, token: str) -> Answer:
         headers = {"Authorization": f"Bearer {token}", "User-Agent": AGENT, "Accept": "application/json"}
@@ -87,13 +88,15 @@ class Crm:
             async with asyncio.timeout(WAIT_SECONDS_MAX):
                 await self._budget.take(account, "crm")
         except TimeoutError:
-            raise NoPlace("the account's budget of calls gave no place in time", unknown=False) from None
+            raise BudgetExhausted(
+                "the account's budget of calls gave no place in time", unknown=False
+            ) from None
         answer = await self._client.call(method, url, body, headers)
-        await self._budget.told(account, "crm", answer)
+        await self._budget.observe(account, "crm", answer)
         return answer
 
 
-def _again(method: str, answer: Answer) -> bool:
+def _repeatable(method: str, answer: Answer) -> bool:
     """Whether a repeat may help and cannot do harm."""
     if answer.status == 429 or (answer.html and answer.status < 500):
         return True

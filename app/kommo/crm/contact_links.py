@@ -1,7 +1,10 @@
-"""A chat of which Kommo's CRM tells before we know it is linked to its contact once we do.
+"""A contact that the CRM names for a chat is linked to the conversation, also when it comes before the chat.
 
-We learn Kommo's name of a chat that a customer began from the first hook about it, and its talk is told when
-the customer writes. What was told waits in a table until the view of conversations has that name.
+Kommo's name of a chat that a customer began reaches us with the first hook about the chat. The CRM reports
+the chat's talk as soon as the customer writes, and so may be first. Then the link waits in `ledger.links`: a
+row is written by the CRM webhook if no conversation has the chat, and deleted here once its conversation is
+in the view and the command is in the ledger. Any number of processes may do this at the same time: a link
+that is recorded already records nothing again. No row outlives a week.
 """
 
 import asyncio
@@ -20,33 +23,33 @@ from domain import commands as c
 from domain.decide import Unknown
 from domain.ids import KOMMO
 
-LOOK_SECONDS = 2.0
-AT_ONCE = 200
+LOOK_SECONDS = 2.0  # Chosen: a link is shown soon enough, and the query costs nothing while nothing waits.
+ROWS_MAX = 200  # Chosen: bounds one round, whose links are recorded one after the other; the rest comes next.
 log = logging.getLogger("chatledger.links")
 
-KEEP = """INSERT INTO ledger.links AS l (account_id, chat_id, contact_id, lead_id, changed, told_at)
+SAVE = """INSERT INTO ledger.links AS l (account_id, chat_id, contact_id, lead_id, changed, told_at)
  SELECT %(account)s::text, %(chat_id)s::text, %(contact_id)s::bigint, %(lead_id)s::bigint,
  %(changed)s::bigint, now() WHERE NOT EXISTS
  (SELECT FROM conversations AS c WHERE c.account_id = %(account)s AND c.chat_id = %(chat_id)s)
  ON CONFLICT (account_id, chat_id) DO UPDATE SET contact_id = excluded.contact_id,
  lead_id = excluded.lead_id, changed = excluded.changed, told_at = excluded.told_at
  WHERE excluded.changed >= l.changed RETURNING chat_id"""
-FOUND = """SELECT l.account_id, l.chat_id, l.contact_id, l.lead_id, l.changed, c.channel,
+READY = """SELECT l.account_id, l.chat_id, l.contact_id, l.lead_id, l.changed, c.channel,
  c.id::text AS conversation FROM ledger.links AS l JOIN conversations AS c USING (account_id, chat_id)
  ORDER BY l.told_at LIMIT %(limit)s"""
-# Chats of other integrations' channels are told as well, and never become known.
-FORGET = """DELETE FROM ledger.links WHERE told_at < now() - interval '7 days'
+# The CRM reports the chats of other integrations' channels as well; those never get a conversation.
+DELETE = """DELETE FROM ledger.links WHERE told_at < now() - interval '7 days'
  OR (account_id, chat_id, changed) IN (SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[]))"""
 
 
-class Kept(Struct, frozen=True):
-    """A chat that waits."""
+class SavedLink(Struct, frozen=True):
+    """The chat of a row that was written."""
 
     chat_id: str
 
 
-class Found(Struct, frozen=True):
-    """A chat that waited, and the conversation that it turned out to be."""
+class ReadyLink(Struct, frozen=True):
+    """A waiting link, and the conversation that has its chat by now."""
 
     account_id: str
     chat_id: str
@@ -57,54 +60,54 @@ class Found(Struct, frozen=True):
     conversation: str
 
 
-class Parts(Protocol):
-    """What linking needs of a process."""
+class LinkServices(Protocol):
+    """The parts of a process that linking uses."""
 
     pool: Pool
     ledger: Ledger
     channels: Channels
 
 
-async def keep(pool: Pool, account: str, chat_id: str, contact_id: int, lead_id: int | None, at: int) -> None:
-    """Let a chat wait that no conversation has; the latest told (`at`, unix seconds) counts.
+async def save(pool: Pool, account: str, chat_id: str, contact_id: int, lead_id: int | None, at: int) -> None:
+    """Save the link of a chat that no conversation has; the latest one counts, by `at` in unix seconds.
 
     Raises ViewsMissing and psycopg.OperationalError.
     """
     values = {"account": account, "chat_id": chat_id, "contact_id": contact_id, "lead_id": lead_id}
-    await pool.fetch(Kept, KEEP, values | {"changed": at})
+    await pool.fetch(SavedLink, SAVE, values | {"changed": at})
 
 
-async def run(parts: Parts) -> NoReturn:
-    """Scope what has become known, again and again; any number of processes may."""
+async def run(services: LinkServices) -> NoReturn:
+    """Link the chats that got their conversations, again and again; any number of processes may."""
     while True:
         try:
-            await link(parts)
+            await link_ready(services)
         except (psycopg.Error, ViewsMissing, LedgerFull, LedgerUnavailable, WrongMasterKey) as error:
-            log.warning("chats wait to be linked: %s", str(error).strip() or type(error).__name__)
+            log.warning("contact links wait: %s", str(error).strip() or type(error).__name__)
         await asyncio.sleep(LOOK_SECONDS)
 
 
-async def link(parts: Parts) -> None:
-    """Scope the waiting chats whose conversations are known by now."""
-    found = await parts.pool.fetch(Found, FOUND, {"limit": AT_ONCE})
-    known = await parts.channels.all() if found else {}
-    for one in found:
-        channel = known.get(one.channel)
-        connection = channel.connections.get(one.account_id) if channel else None
+async def link_ready(services: LinkServices) -> None:
+    """Link the waiting chats that have a conversation by now, and delete their rows."""
+    links = await services.pool.fetch(ReadyLink, READY, {"limit": ROWS_MAX})
+    channels = await services.channels.all() if links else {}
+    for link in links:
+        channel = channels.get(link.channel)
+        connection = channel.connections.get(link.account_id) if channel else None
         if connection is None:
             continue
-        stamp = clock.stamp(connection.scope, one.conversation, KOMMO, now=clock.now_ms())
-        order = c.LinkContact(
-            **stamp, stream=one.conversation, contact_id=one.contact_id, lead_id=one.lead_id
+        stamp = clock.stamp(connection.scope, link.conversation, KOMMO, now=clock.now_ms())
+        command = c.LinkContact(
+            **stamp, stream=link.conversation, contact_id=link.contact_id, lead_id=link.lead_id
         )
         try:
-            await parts.ledger.submit(order)
+            await services.ledger.submit(command)
         except Unknown:
-            log.warning("conversation %s is shown but not in the ledger", one.conversation)
+            log.warning("conversation %s is in the view but not in the ledger", link.conversation)
     columns = [
-        [one.account_id for one in found],
-        [one.chat_id for one in found],
-        [one.changed for one in found],
+        [link.account_id for link in links],
+        [link.chat_id for link in links],
+        [link.changed for link in links],
     ]
-    async with parts.pool.connection() as database:
-        await database.execute(FORGET, columns)
+    async with services.pool.connection() as conn:
+        await conn.execute(DELETE, columns)

@@ -1,4 +1,16 @@
-"""DOC"""
+"""Turns the CRM's webhooks about an account into commands, and makes their secret address.
+
+A webhook is a form of talks, incoming leads and templates, each under what was done to it. An entry becomes
+one command, in the webhook's order; `domain.decide` drops what is recorded already, so a repeated webhook
+changes nothing. An entry that does not name its talk, lead or template is left out with a reason, and does
+not stop the others: if we refused the webhook, Kommo would send the same again, and end the subscription
+after a hundred refusals.
+
+Talks and leads may name a chat of Kommo. Its conversation may belong to any channel that the account has or
+had, so a command carries the stream of each. Kommo signs nothing: the address has a key that only our master
+key makes.
+Source: Kommo's developer documentation, "Webhooks"; fields as they were captured in tests/golden/crm.
+"""
 
 import base64
 import hmac
@@ -17,51 +29,58 @@ from domain import ids
 from domain.ids import KOMMO, Scope
 
 log = logging.getLogger("chatledger.crmhooks")
-TOLD_MAX = 100
-DIGITS_MAX = 15
-TEXT_CHARACTERS_MAX = 255
-Became: TypeAlias = Literal["received", "accepted", "declined", "linked"]
-Told: TypeAlias = c.Talk | c.Lead | c.Review
-BECAME: dict[str, Became] = {"accept": "accepted", "decline": "declined", "link": "linked"}
+COMMANDS_MAX = (
+    100  # Chosen: a webhook has one entry; this bounds what one body may put in the ledger's queue.
+)
+DIGITS_MAX = 15  # Chosen: any such number fits a bigint and a JavaScript number.
+TEXT_CHARACTERS_MAX = 255  # Chosen: as the ids of the contract; a longer one is not one of Kommo's.
+LeadState: TypeAlias = Literal["received", "accepted", "declined", "linked"]
+HookCommand: TypeAlias = c.Talk | c.Lead | c.Review
+LEAD_STATES: dict[str, LeadState] = {"accept": "accepted", "decline": "declined", "link": "linked"}
 ACTIONS = ("add", "update", "delete")
-REVIEWS_MAX = 100
-REASON_CHARACTERS_MAX = 500
-OUR_OWN = {"account", "message"}  # Who tells it; and what a signed hook or the messenger has told already.
+REVIEWS_MAX = 100  # Chosen: a template has one review a source, and an event stays far below its 384 KB.
+REASON_CHARACTERS_MAX = 500  # Chosen: enough for a sentence or two; people read the rest in Kommo.
+IGNORED = {
+    "account",
+    "message",
+}  # The sender; and messages, which come by signed hooks or from the messenger.
 _NAME = re.compile(r"[a-z_]{1,40}")
 
 
-class Unreadable(Exception):
-    """A talk, lead or template that does not say which it is; the message says what is missing."""
+class EntryRefused(Exception):
+    """A talk, lead or template without its id; the message says what is missing."""
 
 
 def hook_path(master: bytes, account_id: str) -> str:
-    """The path at which an account's CRM is to tell us what happens, `/crm/…`; only we can make it."""
+    """Returns the path of an account's CRM webhooks, `/crm/…`; nobody can make it without the master key."""
     key = hmac.digest(master, b"crm-hook:" + account_id.encode(), "sha256")
     return f"/crm/{account_id}/{base64.urlsafe_b64encode(key).decode().rstrip('=')}"
 
 
-def commands(account: str, tree: Tree, channels: Mapping[str, Channel]) -> tuple[list[Told], list[str]]:
-    """What a hook tells of talks, leads and templates, in its order, and why some of it cannot be read."""
-    ours = [each.connections[account].scope for each in channels.values() if account in each.connections]
-    told: list[Told] = []
-    unread: list[str] = []
+def commands(
+    account: str, tree: Tree, channels: Mapping[str, Channel]
+) -> tuple[list[HookCommand], list[str]]:
+    """Returns the commands of a webhook in its order, and the reasons for what is left out."""
+    scopes = [each.connections[account].scope for each in channels.values() if account in each.connections]
+    found: list[HookCommand] = []
+    left_out: list[str] = []
     for kind, action, fields in _entries(account, tree):
-        if len(told) >= TOLD_MAX:
-            unread.append(f"more than {TOLD_MAX} talks, leads and templates")
+        if len(found) >= COMMANDS_MAX:
+            left_out.append(f"more than {COMMANDS_MAX} talks, leads and templates")
             break
         try:
             if kind == "template":
-                told.append(_review(account, fields))
+                found.append(_review(account, fields))
             else:
                 make = _talk if kind == "talk" else _lead
-                told.append(make(account, action, fields, ours))
-        except Unreadable as error:
-            unread.append(f"{kind}[{action}]: {error}")
-    return told, unread
+                found.append(make(account, action, fields, scopes))
+        except EntryRefused as error:
+            left_out.append(f"{kind}[{action}]: {error}")
+    return found, left_out
 
 
 def _entries(account: str, tree: Tree) -> Iterator[tuple[str, str, Tree]]:
-    """The talks, leads and templates of a hook, with what was done to them; what else it tells is logged.
+    """Yields kind, action and fields of each talk, lead and template; other kinds are logged.
 
     A template has no name of its kind around it: it comes as `add[0]…`.
     """
@@ -73,17 +92,17 @@ def _entries(account: str, tree: Tree) -> Iterator[tuple[str, str, Tree]]:
         elif kind in ACTIONS and isinstance(actions, dict):
             for fields in _objects(actions):
                 yield "template", kind, fields
-        elif kind not in OUR_OWN:
+        elif kind not in IGNORED:
             name = kind if _NAME.fullmatch(kind) else "something else"
             log.info("account %s: a CRM webhook about %s is not recorded", account, name)
 
 
-def _talk(account: str, action: str, fields: Tree, ours: list[Scope]) -> c.Talk:
+def _talk(account: str, action: str, fields: Tree, scopes: list[Scope]) -> c.Talk:
     talk_id = _number(fields.get("talk_id"))
     if talk_id is None:
-        raise Unreadable("talk_id must be a number")
+        raise EntryRefused("talk_id must be a number")
     chat_id = _text(fields.get("chat_id"))
-    stream, chats = ids.talk_stream(account, talk_id), _chats(ours, chat_id)
+    stream, chats = ids.talk_stream(account, talk_id), _chats(scopes, chat_id)
     return c.Talk(
         **_stamp(account, stream, chats),
         stream=stream,
@@ -104,18 +123,18 @@ def _talk(account: str, action: str, fields: Tree, ours: list[Scope]) -> c.Talk:
     )
 
 
-def _lead(account: str, action: str, fields: Tree, ours: list[Scope]) -> c.Lead:
+def _lead(account: str, action: str, fields: Tree, scopes: list[Scope]) -> c.Lead:
     uid = _text(fields.get("uid"))
     if uid is None:
-        raise Unreadable("uid is missing")
-    became = _became(action, fields)
-    result = next((told for name in BECAME if (told := _object(fields.get(f"{name}_result")))), {})
+        raise EntryRefused("uid is missing")
+    state = _lead_state(action, fields)
+    result = next((one for name in LEAD_STATES if (one := _object(fields.get(f"{name}_result")))), {})
     chat_id = _chat_id(fields)
-    stream, chats = ids.lead_stream(account, uid), _chats(ours, chat_id)
+    stream, chats = ids.lead_stream(account, uid), _chats(scopes, chat_id)
     return c.Lead(
         **_stamp(account, stream, chats),
         stream=stream,
-        became=became,
+        became=state,
         fields={
             "uid": uid,
             "chat_id": chat_id,
@@ -130,7 +149,7 @@ def _lead(account: str, action: str, fields: Tree, ours: list[Scope]) -> c.Lead:
 def _review(account: str, fields: Tree) -> c.Review:
     template_id = _number(fields.get("id"))
     if template_id is None:
-        raise Unreadable("id must be a number")
+        raise EntryRefused("id must be a number")
     reviews = [
         e.Review(
             number,
@@ -155,48 +174,48 @@ def _review(account: str, fields: Tree) -> c.Review:
     )
 
 
-def _became(action: str, fields: Tree) -> Became:
-    """What became of an incoming lead: by its action, else by the result that is told."""
-    said = _text(fields.get("action")) or ""
-    if said in BECAME:
-        return BECAME[said]
-    for name, became in BECAME.items():
+def _lead_state(action: str, fields: Tree) -> LeadState:
+    """The state of an incoming lead after a webhook: by its own action, else by the result it has."""
+    own_action = _text(fields.get("action")) or ""
+    if own_action in LEAD_STATES:
+        return LEAD_STATES[own_action]
+    for name, state in LEAD_STATES.items():
         if f"{name}_result" in fields:
-            return became
+            return state
     if action == "delete":
-        raise Unreadable("action must be accept, decline or link")
+        raise EntryRefused("action must be accept, decline or link")
     return "received"
 
 
 def _chat_id(fields: Tree) -> str | None:
-    """The chat of an incoming lead stands in what is told of its first message."""
-    for where in (_object(fields.get("metadata")), _object(fields.get("source_data")), fields):
-        origin = _object(where.get("origin"))
-        if found := _text(origin.get("chat_id")) or _text(where.get("chat_id")):
-            return found
+    """The chat of an incoming lead, which stands beside its first message."""
+    for place in (_object(fields.get("metadata")), _object(fields.get("source_data")), fields):
+        origin = _object(place.get("origin"))
+        if chat_id := _text(origin.get("chat_id")) or _text(place.get("chat_id")):
+            return chat_id
     source = _text(fields.get("source_uid"))
     return source if source and is_uuid(source) else None
 
 
 def _first_id(result: Tree, fields: Tree, name: str) -> int | None:
-    """The first contact or lead of a result, or of what else is told: a number, or an object with an `id`."""
-    for where in (result, _object(fields.get("_embedded")), _object(fields.get("data"))):
-        for one in _object(where.get(name)).values():
-            if found := _number(one.get("id") if isinstance(one, dict) else one):
-                return found
+    """The first contact or lead of a result, or of the lead itself: a number, or an object with an `id`."""
+    for place in (result, _object(fields.get("_embedded")), _object(fields.get("data"))):
+        for one in _object(place.get(name)).values():
+            if number := _number(one.get("id") if isinstance(one, dict) else one):
+                return number
     return None
 
 
-def _chats(ours: list[Scope], chat_id: str | None) -> tuple[tuple[Scope, str], ...]:
-    """The streams that a chat of Kommo's may have: one for every channel that the account has or had."""
+def _chats(scopes: list[Scope], chat_id: str | None) -> tuple[tuple[Scope, str], ...]:
+    """The streams that Kommo's chat may have: one for every channel that the account has or had."""
     if chat_id is None:
         return ()
-    return tuple((link, ids.conversation_id(link, KOMMO, chat_id)) for link in ours)
+    return tuple((scope, ids.conversation_id(scope, KOMMO, chat_id)) for scope in scopes)
 
 
 def _stamp(account: str, stream: str, chats: tuple[tuple[Scope, str], ...]) -> c.Stamp:
-    lane = chats[0][1] if chats else stream
-    return clock.stamp(Scope("", account, "", b""), lane, KOMMO, now=clock.now_ms())
+    clock_stream = chats[0][1] if chats else stream
+    return clock.stamp(Scope("", account, "", b""), clock_stream, KOMMO, now=clock.now_ms())
 
 
 def _objects(value: Tree | str | None) -> list[Tree]:
@@ -212,7 +231,7 @@ def _text(value: Tree | str | None) -> str | None:
 
 
 def _start(value: Tree | str | None, characters: int) -> str | None:
-    """A text, no longer than that."""
+    """The first `characters` of a text; None for an empty one and for anything else."""
     return value[:characters] or None if isinstance(value, str) else None
 
 

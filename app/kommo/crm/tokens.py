@@ -1,12 +1,17 @@
-"""Our consents to use the CRM of accounts: the tokens sealed at rest, refreshed by one process at a time.
+"""Keeps our access to each account's CRM alive: tokens sealed at rest, refreshed by one process at a time.
 
-A refresh token is good once. So a refresh holds the account's lock in the database while Kommo answers, and
-whoever waited for it uses what the first one got. If no answer comes, the old tokens stay and are tried
-again; only when Kommo says that the refresh token is no longer good the consent is withdrawn, and nobody
-calls again until an administrator has consented anew.
+Theory of operation. A refresh token is good once: two refreshes with one token, or a lost answer, cost the
+account's consent. So the row in `ledger.tokens` has a `generation`, and a refresh holds the account's lock in
+the database while Kommo answers. A process that waited for the lock sees a newer generation and uses those
+tokens. If the transaction breaks after Kommo has answered, the tokens are saved again for some seconds.
 
-After a refresh that failed, and after one that gave a token that Kommo's CRM does not take either, this
-process lets the account rest, ever longer: calls of the CRM must not become calls for tokens.
+A row is authorized or withdrawn. `save` authorizes it, after an administrator consented. It is withdrawn
+when Kommo refuses the refresh token with a reason, or disables the integration; then nobody calls Kommo for
+this account until an administrator consents again. Every other failure leaves the row as it is: the tokens
+may still be good. Both changes are recorded in the ledger within the same lock.
+
+A refresh that failed puts the account off in this process, ever longer, and so does a new token that the CRM
+refuses as well: calls of the CRM must not become calls for tokens.
 """
 
 import asyncio
@@ -25,34 +30,36 @@ from app.database import connection
 from app.database.names import TOKEN_LOCK
 from app.database.pool import Pool, ViewsMissing
 from app.http_client import Unreached
-from app.kommo.crm.backoff import Rests
-from app.kommo.crm.oauth import NotNow, OAuth, Pair, State, TokenRefused, WrongApp
+from app.kommo.crm.backoff import Backoff
+from app.kommo.crm.oauth import AppRefused, OAuth, Pair, State, TokenRefused, TokensUnavailable
 from app.ledger.writer import LedgerFull, LedgerUnavailable
 from app.vault import Vault, WrongMasterKey
 from domain import commands as c
 from domain import ids
 from domain.ids import Scope
 
-AHEAD_SECONDS = 300.0
-REST_SECONDS = 1.0
-CLOSE_SECONDS = 3.0
-SAVES_MAX = 6
-UNUSED_SECONDS = 30 * 86_400.0
-KEEP_ALIVE_SECONDS = 6 * 3600.0
+AHEAD_SECONDS = 300.0  # Chosen: a token lives a day, and an outage of Kommo may last some minutes.
+BACKOFF_SECONDS = 1.0  # Chosen: the first wait after a failed refresh; it grows up to a minute.
+CLOSE_SECONDS = 3.0  # Chosen: as the service drains, which has 10 s to end.
+SAVES_MAX = 6  # Chosen: 6.3 s in all, longer than a restart of PostgreSQL takes.
+SAVE_PAUSE_SECONDS = 0.1  # Chosen: before the first of them; then it doubles.
+UNUSED_SECONDS = 30 * 86_400.0  # Chosen: a third of the three months after which Kommo ends an unused token.
+KEEP_ALIVE_SECONDS = 6 * 3600.0  # Chosen: often enough for a limit of months, also if some rounds fail.
 AUTHORIZED = "authorized"
 WITHDRAWN = "withdrawn"
 Record = Callable[[c.AnyCommand], Awaitable[object]]
 log = logging.getLogger("chatledger.tokens")
 
-WAIT = "SET LOCAL lock_timeout = '30s'"
-PATIENT = "SET LOCAL idle_in_transaction_session_timeout = 0"  # Kommo may take its time.
-ALONE = "SELECT pg_advisory_xact_lock(%s, hashtext(%s))"
+LOCK_TIMEOUT = "SET LOCAL lock_timeout = '30s'"  # Chosen: three times what one call to Kommo may take.
+# The transaction is idle while Kommo answers, and must outlive whatever the server's default is.
+NO_IDLE_TIMEOUT = "SET LOCAL idle_in_transaction_session_timeout = 0"
+LOCK = "SELECT pg_advisory_xact_lock(%s, hashtext(%s))"
 COLUMNS = """SELECT account_id, crm_id, crm_url, sealed, extract(epoch FROM expires_at)::float8 AS expires,
  state, reason, generation FROM ledger.tokens"""
 ONE = f"{COLUMNS} WHERE account_id = %(account)s"
 ALL = f"{COLUMNS} ORDER BY account_id"
 OF_CRM = f"{COLUMNS} WHERE crm_id = %(crm_id)s ORDER BY account_id LIMIT 1"
-KEEP = """INSERT INTO ledger.tokens AS t
+SAVE = """INSERT INTO ledger.tokens AS t
  (account_id, crm_id, crm_url, sealed, expires_at, state, reason, generation)
  VALUES (%(account)s, %(crm_id)s, %(crm_url)s, %(sealed)s, to_timestamp(%(expires)s), 'authorized', '', 1)
  ON CONFLICT (account_id) DO UPDATE SET crm_id = excluded.crm_id, crm_url = excluded.crm_url,
@@ -62,13 +69,13 @@ RENEW = """UPDATE ledger.tokens SET sealed = %(sealed)s, expires_at = to_timesta
  generation = generation + 1 WHERE account_id = %(account)s AND generation = %(generation)s"""
 WITHDRAW = """UPDATE ledger.tokens SET sealed = '', state = 'withdrawn', reason = %(reason)s,
  generation = generation + 1 WHERE account_id = %(account)s"""
-FORGET_STATES = "DELETE FROM ledger.consents WHERE expires_at < now()"
+DELETE_STATES = "DELETE FROM ledger.consents WHERE expires_at < now()"
 USE_STATE = """INSERT INTO ledger.consents (nonce, expires_at) VALUES (%(nonce)s, to_timestamp(%(expires)s))
  ON CONFLICT (nonce) DO NOTHING"""
 
 
 class NotAuthorized(Exception):
-    """We may not use the account's CRM: the message says why, and what to do."""
+    """We may not use the account's CRM; the message has the reason and the remedy."""
 
     def __init__(self, account: str, reason: str, remedy: str = "") -> None:
         remedy = remedy or f"ask for its consent with POST /v1/accounts/{account}/authorize"
@@ -76,8 +83,8 @@ class NotAuthorized(Exception):
         self.account = account
 
 
-class Unusable(NotAuthorized):
-    """The consent may be good, but our app in the file is not."""
+class AppUnusable(NotAuthorized):
+    """The account's consent may be good, but our app in the configuration is not."""
 
 
 FAILURES = (
@@ -92,7 +99,7 @@ FAILURES = (
 
 
 class Consent(Struct, frozen=True):
-    """What is known of an account. `crm_id` is the CRM's own number of it, `expires` in unix seconds."""
+    """An account's row: `crm_id` is its number in the CRM, `expires` its access token's end, unix seconds."""
 
     account_id: str
     crm_id: int
@@ -109,7 +116,7 @@ class Consent(Struct, frozen=True):
 
 
 class Access(Struct, frozen=True):
-    """What a call of the CRM needs."""
+    """The address of an account's CRM, and a token that is good for a call."""
 
     crm_url: str
     token: str
@@ -120,9 +127,9 @@ class Access(Struct, frozen=True):
 
 
 class Tokens:
-    """The tokens of all accounts. `record` gives a command to the ledger; `pool` reads.
+    """The tokens of all accounts. `record` submits a command to the ledger; `pool` reads.
 
-    The first rest of an account lasts `rest_seconds`.
+    `backoff_seconds`: how long an account is put off after the first failure.
     """
 
     def __init__(
@@ -133,16 +140,16 @@ class Tokens:
         oauth: OAuth | None,
         record: Record,
         *,
-        rest_seconds: float = REST_SECONDS,
+        backoff_seconds: float = BACKOFF_SECONDS,
     ) -> None:
         self._url, self._pool, self._oauth, self._record = url, pool, oauth, record
         self._vault = Vault(master)
         self._renewals: dict[str, asyncio.Task[Access]] = {}
-        self._failed: Rests[Unreached | Unusable] = Rests(rest_seconds)
-        self._replaced: Rests[str] = Rests(rest_seconds)  # Why: the token that came for a refused one.
+        self._failed: Backoff[Unreached | AppUnusable] = Backoff(backoff_seconds)
+        self._replaced: Backoff[str] = Backoff(backoff_seconds)  # The token that came for a refused one.
 
     async def keep_alive(self) -> None:
-        """Refresh what nobody used for a month, for ever: a refresh token lives three."""
+        """Refresh unused tokens from time to time, until cancelled: Kommo ends them after three months."""
         while True:
             try:
                 await self.refresh_unused()
@@ -151,7 +158,10 @@ class Tokens:
             await asyncio.sleep(KEEP_ALIVE_SECONDS)
 
     async def refresh_unused(self) -> None:
-        """The same, once; one account that fails keeps no other from it. Raises psycopg.Error."""
+        """Refresh the tokens that were unused for a month; an account that fails does not stop the others.
+
+        Raises ViewsMissing and psycopg.Error.
+        """
         for consent in await self.all():
             if consent.state == AUTHORIZED and consent.expires < time.time() - UNUSED_SECONDS:
                 account = consent.account_id
@@ -162,77 +172,78 @@ class Tokens:
                     log.warning("account %s: its unused tokens are not refreshed: %s", account, reason)
 
     async def close(self) -> None:
-        """Let refreshes that are under way end, for 3 s: an answer that is not kept costs the consent."""
+        """Wait up to 3 s for refreshes under way: an answer that is not saved costs the account's consent."""
         if running := list(self._renewals.values()):
             _, late = await asyncio.wait(running, timeout=CLOSE_SECONDS)
             for task in late:
                 task.cancel()
 
     async def all(self) -> list[Consent]:
-        """Every account that ever consented."""
+        """Returns every account that ever consented."""
         return await self._pool.fetch(Consent, ALL, {})
 
     async def account_of(self, crm_id: int) -> str | None:
-        """The amojo id of the account with this number in the CRM."""
-        found = await self._pool.fetch(Consent, OF_CRM, {"crm_id": crm_id})
-        return found[0].account_id if found else None
+        """Returns the amojo id of the account with this number in the CRM."""
+        rows = await self._pool.fetch(Consent, OF_CRM, {"crm_id": crm_id})
+        return rows[0].account_id if rows else None
 
-    async def use(self, state: State) -> bool:
-        """Whether a state is used for the first time, on whatever process."""
-        async with self._pool.connection() as link:
-            await link.execute(FORGET_STATES)
-            used = await link.execute(USE_STATE, {"nonce": state.nonce, "expires": state.expires})
-            return used.rowcount == 1
+    async def use_state(self, state: State) -> bool:
+        """Whether this is the first use of the state on any process."""
+        async with self._pool.connection() as conn:
+            await conn.execute(DELETE_STATES)
+            cursor = await conn.execute(USE_STATE, {"nonce": state.nonce, "expires": state.expires})
+            return cursor.rowcount == 1
 
-    async def keep(self, account: str, crm_id: int, crm_url: str, pair: Pair) -> None:
-        """Record that the account consented, and keep its tokens. Raises what `record` does."""
+    async def save(self, account: str, crm_id: int, crm_url: str, pair: Pair) -> None:
+        """Record that the account consented, and save its tokens. Raises what `record` raises."""
         stream = ids.account_stream(account)
-        given = clock.stamp(Scope("", account, "", b""), stream, "operator", now=clock.now_ms())
+        stamp = clock.stamp(Scope("", account, "", b""), stream, "operator", now=clock.now_ms())
         values = {"account": account, "crm_id": crm_id, "crm_url": crm_url, **self._sealed(account, pair)}
-        async with self._alone(account) as link:
-            await self._record(c.Authorize(**given, stream=stream, crm_url=crm_url))
-            await link.execute(KEEP, values)
-        self._failed.end(account)
-        self._replaced.end(account)
+        async with self._locked(account) as conn:
+            await self._record(c.Authorize(**stamp, stream=stream, crm_url=crm_url))
+            await conn.execute(SAVE, values)
+        self._failed.clear(account)
+        self._replaced.clear(account)
         log.info("account %s: authorized", account)
 
     async def withdraw(self, account: str, reason: str) -> None:
-        """Record that we may no longer use the account's CRM, and forget its tokens."""
-        async with self._alone(account) as link:
-            await self._withdraw(link, account, reason)
+        """Record that we may no longer use the account's CRM, and delete its tokens."""
+        async with self._locked(account) as conn:
+            await self._withdraw(conn, account, reason)
 
     async def access(self, account: str, *, refused: str | None = None) -> Access:
-        """A token that is good for some minutes; another one than the one that Kommo has `refused`.
+        """Returns a token that is good for some minutes, and not the one that Kommo has `refused`.
 
-        That one again if it came in place of another refused one just now: a third would not help either.
-        Raises NotAuthorized, and Unreached when there is none and Kommo does not answer, or did not just now.
+        If the refused token itself came just now in place of another refused one, it is returned again: a
+        third would not help either. Raises NotAuthorized, AppUnusable, WrongMasterKey, Unreached (Kommo gave
+        no token, now or a moment ago), and what the database and `record` raise.
         """
-        found = await self._pool.fetch(Consent, ONE, {"account": account})
-        if not found:
+        rows = await self._pool.fetch(Consent, ONE, {"account": account})
+        if not rows:
             raise NotAuthorized(account, f"account {account} has not let us into its CRM")
-        consent = found[0]
+        consent = rows[0]
         access = self._opened(consent)
-        taken = access.token != refused
-        if not taken and self._replaced.why(account) == refused:
+        good = access.token != refused
+        if not good and self._replaced.reason(account) == refused:
             return access
-        left = consent.expires - time.time() if taken else 0.0
-        failure = self._failed.why(account)
+        left = consent.expires - time.time() if good else 0.0
+        failure = self._failed.reason(account)
         if left > AHEAD_SECONDS or (left > 0 and failure):
             return access
         if failure:
-            raise _once_more(failure)
+            raise _repeated(failure)
         try:
             renewed = await asyncio.shield(self._renewal(consent))
-        except (Unreached, Unusable):
+        except (Unreached, AppUnusable):
             if left <= 0:
                 raise
             return access
-        if not taken and self._replaced.why(account) != renewed.token:
-            self._replaced.begin(account, renewed.token)
+        if not good and self._replaced.reason(account) != renewed.token:
+            self._replaced.start(account, renewed.token)
         return renewed
 
     def _renewal(self, consent: Consent) -> "asyncio.Task[Access]":
-        """The refresh that is under way in this process, or a new one; it ends whoever still waits for it."""
+        """The refresh that is under way in this process, or a new one; it goes on if its callers give up."""
         account = consent.account_id
         if (task := self._renewals.get(account)) is None:
             task = self._renewals[account] = asyncio.create_task(self._renew(consent), name="refresh")
@@ -243,34 +254,34 @@ class Tokens:
         del self._renewals[account]
         error = None if task.cancelled() else task.exception()
         if error is None:
-            self._failed.end(account)
+            self._failed.clear(account)
         else:
-            if isinstance(error, Unreached | Unusable):
-                asked = error.after_seconds if isinstance(error, NotNow) else 0.0
-                self._failed.begin(account, error, asked)
+            if isinstance(error, Unreached | AppUnusable):
+                asked_seconds = error.after_seconds if isinstance(error, TokensUnavailable) else 0.0
+                self._failed.start(account, error, asked_seconds)
             log.warning("account %s: no new token: %s", account, str(error) or type(error).__name__)
 
     async def _renew(self, stale: Consent) -> Access:
-        """The tokens after `stale`: those that another process got, or new ones."""
+        """Returns the tokens after `stale`: those that another process got, or new ones."""
         account, refused = stale.account_id, ""
         new: Pair | None = None
         try:
-            async with self._alone(account) as link:
-                consent = await _locked(link, account)
+            async with self._locked(account) as conn:
+                consent = await _consent(conn, account)
                 access = self._opened(consent)
                 if consent.generation != stale.generation:
-                    return access  # Another process was first.
+                    return access  # Another process has refreshed.
                 try:
                     new = await self._refreshed(consent)
                 except TokenRefused as error:
                     refused = f"Kommo no longer takes our refresh token ({error.reason})"
-                    await self._withdraw(link, account, refused)
+                    await self._withdraw(conn, account, refused)
                 else:
-                    await link.execute(RENEW, self._renewed(consent, new))
+                    await conn.execute(RENEW, self._renewed(consent, new))
         except psycopg.Error:
             if new is None:
                 raise
-            await self._save(stale, new)
+            await self._save_late(stale, new)
         if new is None:
             raise NotAuthorized(account, refused)
         log.info("account %s: tokens refreshed", account)
@@ -280,51 +291,51 @@ class Tokens:
         account = consent.account_id
         if self._oauth is None:
             remedy = "give client_id, client_secret and redirect_url there"
-            raise Unusable(account, "the configuration has no table [oauth]", remedy)
+            raise AppUnusable(account, "the configuration has no table [oauth]", remedy)
         try:
             return await self._oauth.refresh(account, consent.crm_url, self._pair(consent).refresh_token)
-        except WrongApp as error:
+        except AppRefused as error:
             remedy = "correct the table [oauth] of the configuration"
-            raise Unusable(account, f"Kommo does not know our app ({error.reason})", remedy) from None
+            raise AppUnusable(account, f"Kommo does not know our app ({error.reason})", remedy) from None
 
-    async def _save(self, stale: Consent, new: Pair) -> None:
-        """Keep tokens whose transaction broke: Kommo takes the old ones no longer."""
+    async def _save_late(self, stale: Consent, new: Pair) -> None:
+        """Save tokens whose transaction broke: Kommo no longer accepts the old ones."""
         values = self._renewed(stale, new)
         for attempt in range(SAVES_MAX):
-            await asyncio.sleep(0.1 * 2**attempt)
+            await asyncio.sleep(SAVE_PAUSE_SECONDS * 2**attempt)
             with contextlib.suppress(psycopg.Error):
-                async with self._alone(stale.account_id) as link:
-                    await link.execute(RENEW, values)  # Nothing to do if the commit had arrived.
+                async with self._locked(stale.account_id) as conn:
+                    await conn.execute(RENEW, values)  # Changes nothing if the broken commit had arrived.
                 return
         log.error("account %s: the database was away, its new tokens are lost", stale.account_id)
         raise psycopg.OperationalError("the new tokens could not be kept")
 
-    async def _withdraw(self, link: connection.Db, account: str, reason: str) -> None:
+    async def _withdraw(self, conn: connection.Db, account: str, reason: str) -> None:
         stream = ids.account_stream(account)
-        given = clock.stamp(Scope("", account, "", b""), stream, ids.KOMMO, now=clock.now_ms())
-        await self._record(c.Withdraw(**given, stream=stream, reason=reason))
-        await link.execute(WITHDRAW, {"account": account, "reason": reason})
+        stamp = clock.stamp(Scope("", account, "", b""), stream, ids.KOMMO, now=clock.now_ms())
+        await self._record(c.Withdraw(**stamp, stream=stream, reason=reason))
+        await conn.execute(WITHDRAW, {"account": account, "reason": reason})
         log.warning("account %s: withdrawn: %s", account, reason)
 
     @contextlib.asynccontextmanager
-    async def _alone(self, account: str) -> AsyncIterator[connection.Db]:
+    async def _locked(self, account: str) -> AsyncIterator[connection.Db]:
         """A transaction in which no other process changes the account's tokens."""
-        async with await connection.connect(self._url) as link, link.transaction():
-            await link.execute(WAIT)
-            await link.execute(PATIENT)
-            await link.execute(ALONE, (TOKEN_LOCK, account))
-            yield link
+        async with await connection.connect(self._url) as conn, conn.transaction():
+            await conn.execute(LOCK_TIMEOUT)
+            await conn.execute(NO_IDLE_TIMEOUT)
+            await conn.execute(LOCK, (TOKEN_LOCK, account))
+            yield conn
 
     def _sealed(self, account: str, pair: Pair) -> dict[str, object]:
         sealed = self._vault.seal(_sealed_name(account), pair)
         return {"sealed": sealed, "expires": time.time() + pair.expires_in}
 
     def _renewed(self, consent: Consent, pair: Pair) -> dict[str, object]:
-        where = {"account": consent.account_id, "generation": consent.generation}
-        return {**where, **self._sealed(consent.account_id, pair)}
+        key = {"account": consent.account_id, "generation": consent.generation}
+        return {**key, **self._sealed(consent.account_id, pair)}
 
     def _opened(self, consent: Consent) -> Access:
-        """Raises NotAuthorized if it was withdrawn, WrongMasterKey if it cannot be opened."""
+        """Raises NotAuthorized if the consent was withdrawn, WrongMasterKey if its tokens do not open."""
         if consent.state == WITHDRAWN:
             raise NotAuthorized(consent.account_id, consent.reason)
         return Access(consent.crm_url, self._pair(consent).access_token)
@@ -335,19 +346,19 @@ class Tokens:
         return self._vault.open(_sealed_name(account), consent.sealed, Pair, subject=subject)
 
 
-async def _locked(link: connection.Db, account: str) -> Consent:
-    async with link.cursor(row_factory=class_row(Consent)) as cursor:
+async def _consent(conn: connection.Db, account: str) -> Consent:
+    async with conn.cursor(row_factory=class_row(Consent)) as cursor:
         await cursor.execute(ONE, {"account": account})
-        found = await cursor.fetchone()
-    if found is None:
+        consent = await cursor.fetchone()
+    if consent is None:
         raise NotAuthorized(account, f"account {account} has not let us into its CRM")
-    return found
+    return consent
 
 
-def _once_more(failure: Unreached | Unusable) -> Unreached | Unusable:
-    """The same, told again: this time nothing was sent."""
+def _repeated(failure: Unreached | AppUnusable) -> Unreached | AppUnusable:
+    """The failure of a moment ago, for a caller for whom nothing was sent."""
     if isinstance(failure, Unreached):
-        return NotNow(f"{failure.reason}, a moment ago", unknown=False)
+        return TokensUnavailable(f"{failure.reason}, a moment ago", unknown=False)
     return failure.with_traceback(None)
 
 

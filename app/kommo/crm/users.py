@@ -1,6 +1,6 @@
-"""The managers of an account by their amojo ids: asked of Kommo at most once an hour, known at once after.
+"""The names of an account's managers by their amojo ids, loaded from Kommo at most once an hour.
 
-Nobody waits long for a name: while Kommo does not answer, or has not let us in, there are none.
+Nobody waits long for a name: while Kommo does not answer, or has not let us in, a manager has no name.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ from app.ledger.writer import LedgerFull, LedgerUnavailable
 from app.vault import WrongMasterKey
 from app.views.messages import Message
 
-PAGE = 250
-PAGES_MAX = 40
-KEPT_SECONDS = 3600.0
-UNKNOWN_SECONDS = 60.0
-FAILED_SECONDS = 60.0
-FIRST_SECONDS = 1.0
+PAGE = 250  # Documented: Kommo lists at most 250 users a page.
+PAGES_MAX = 40  # Chosen: 10 000 users; above that, the last ones have no names.
+FRESH_SECONDS = 3600.0  # Chosen: a name that changed is shown within an hour.
+UNKNOWN_SECONDS = 60.0  # Chosen: a new manager has a name within a minute, and an unknown id costs little.
+FAILED_SECONDS = 60.0  # Chosen: Kommo is not asked by every read while it fails.
+FIRST_SECONDS = 1.0  # Chosen: how long a read may wait for names, which it can do without.
 FAILURES = (Unreached, NotAuthorized, WrongMasterKey, LedgerFull, LedgerUnavailable, psycopg.Error)
 log = logging.getLogger("chatledger.users")
-Said = TypeVar("Said", bound=Message)
+AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 
 class User(Struct, frozen=True):
@@ -48,65 +48,69 @@ class _Page(Struct, frozen=True):
     _embedded: _Embedded = _Embedded()
 
 
-class _Known(Struct):
-    """An account's users by amojo id, when they were asked for, who asks and until when to wait."""
+class _Names(Struct):
+    """An account's names by amojo id: when they were loaded, when that failed, and the load under way.
 
-    names: dict[str, str] = {}
-    asked: float = -KEPT_SECONDS
+    Times are of this process's clock; reads wait for the load until `wait_until`.
+    """
+
+    by_id: dict[str, str] = {}
+    loaded: float = -FRESH_SECONDS
     failed: float = -FAILED_SECONDS
-    asking: "asyncio.Task[None] | None" = None
-    until: float = 0.0
+    loading: "asyncio.Task[None] | None" = None
+    wait_until: float = 0.0
 
 
 class Users:
-    """The users of all accounts, as far as anybody asked."""
+    """The managers' names of all accounts, as far as a read needed them."""
 
     def __init__(self, crm: Crm) -> None:
         self._crm = crm
-        self._known: dict[str, _Known] = {}
+        self._names: dict[str, _Names] = {}
 
     async def close(self) -> None:
-        """Ask no more."""
-        for known in self._known.values():
-            if known.asking:
-                known.asking.cancel()
+        """Stop loading."""
+        for names in self._names.values():
+            if names.loading:
+                names.loading.cancel()
 
     async def name(self, account: str, amojo_id: str) -> str | None:
-        """The name of a manager; None if there is none with this id, or none is known yet."""
-        known = self._known.setdefault(account, _Known())
+        """Returns a manager's name; None if no manager has this id, or the names are not loaded yet."""
+        names = self._names.setdefault(account, _Names())
         now = monotonic()
-        age = now - known.asked
-        stale = age > KEPT_SECONDS or (amojo_id not in known.names and age > UNKNOWN_SECONDS)
-        if stale and known.asking is None and now - known.failed > FAILED_SECONDS:
-            known.asking = asyncio.create_task(self._ask(account, known), name="users")
-            known.until = now + FIRST_SECONDS
-        if known.asking is not None and amojo_id not in known.names and known.until > now:
-            await asyncio.wait([known.asking], timeout=known.until - now)
-        return known.names.get(amojo_id)
+        age = now - names.loaded
+        stale = age > FRESH_SECONDS or (amojo_id not in names.by_id and age > UNKNOWN_SECONDS)
+        if stale and names.loading is None and now - names.failed > FAILED_SECONDS:
+            names.loading = asyncio.create_task(self._load(account, names), name="users")
+            names.wait_until = now + FIRST_SECONDS
+        if names.loading is not None and amojo_id not in names.by_id and names.wait_until > now:
+            await asyncio.wait([names.loading], timeout=names.wait_until - now)
+        return names.by_id.get(amojo_id)
 
-    async def named(self, messages: Sequence[Said]) -> list[Said]:
-        """The messages, with the names of managers who came without one."""
-        found: dict[tuple[str, str], str | None] = {}
+    async def with_names(self, messages: Sequence[AnyMessage]) -> list[AnyMessage]:
+        """Returns the messages; managers without a name in the ledger have the name that Kommo knows."""
+        names: dict[tuple[str, str], str | None] = {}
         for message in messages:
-            who = _whose(message)
-            if who and who not in found:
-                found[who] = await self.name(*who)
-        return [_with_name(message, found) for message in messages]
+            key = _nameless_manager(message)
+            if key and key not in names:
+                names[key] = await self.name(*key)
+        return [_with_name(message, names) for message in messages]
 
-    async def _ask(self, account: str, known: _Known) -> None:
+    async def _load(self, account: str, names: _Names) -> None:
         try:
-            names = await self._all(account)
+            by_id = await self._fetch(account)
         except FAILURES as error:
-            known.failed = monotonic()
+            names.failed = monotonic()
             if not isinstance(error, NotAuthorized):
                 log.warning("account %s: no names of users: %s", account, str(error) or type(error).__name__)
         else:
-            known.names, known.asked = names, monotonic()
+            names.by_id, names.loaded = by_id, monotonic()
         finally:
-            known.asking = None
+            names.loading = None
 
-    async def _all(self, account: str) -> dict[str, str]:
-        names: dict[str, str] = {}
+    async def _fetch(self, account: str) -> dict[str, str]:
+        """All names of the account, page after page. Raises one of FAILURES."""
+        by_id: dict[str, str] = {}
         for page in range(1, PAGES_MAX + 1):
             query = {"with": "amojo_id", "page": str(page), "limit": str(PAGE)}
             answer = await self._crm.call(account, "GET", "/api/v4/users", query=query)
@@ -116,23 +120,23 @@ class Users:
                 raise Unreached(f"HTTP {answer.status}, and no users", unknown=False)
             with contextlib.suppress(msgspec.DecodeError):
                 users = msgspec.json.decode(answer.body, type=_Page)._embedded.users
-                names |= {user.amojo_id: user.name for user in users if user.amojo_id and user.name}
+                by_id |= {user.amojo_id: user.name for user in users if user.amojo_id and user.name}
                 if len(users) < PAGE:
                     break
-        return names
+        return by_id
 
 
-def _whose(message: Message) -> tuple[str, str] | None:
-    """The account and amojo id of the manager who wrote it; None if the name is known, or he is not."""
+def _nameless_manager(message: Message) -> tuple[str, str] | None:
+    """The account and amojo id of the manager who wrote the message, if the ledger has no name for them."""
     account, sender = message.account_id, message.sender
     if message.direction == "in" or not account or not sender.id or sender.name:
         return None
     return account, sender.id
 
 
-def _with_name(message: Said, found: Mapping[tuple[str, str], str | None]) -> Said:
-    who = _whose(message)
-    name = found.get(who) if who else None
+def _with_name(message: AnyMessage, names: Mapping[tuple[str, str], str | None]) -> AnyMessage:
+    key = _nameless_manager(message)
+    name = names.get(key) if key else None
     if name is None:
         return message
     sender = msgspec.structs.replace(message.sender, name=name)
