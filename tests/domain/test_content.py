@@ -27,12 +27,13 @@ from app.messengers import checks, commands, webhook
 from app.messengers.adapter import Push
 from app.views.messages import Message
 from domain import events as e
-from tests.support.decisions import WHERE, Book
+from tests.support.ids import SCOPE
+from tests.support.ledgers.decisions import Ledger
 
 action, hook = json.load(sys.stdin)
 
 def sent(command):
-    recorded = [e.encode(event) for event in Book().give(command).events]
+    recorded = [e.encode(event) for event in Ledger().record(command).events]
     return next(event for event in map(e.decode, recorded) if isinstance(event, e.MessageSent))
 
 def refusal(words):
@@ -42,10 +43,10 @@ def refusal(words):
     except checks.ActionRefused as error:
         return error.path
 
-written = sent(commands.command(WHERE, checks.parse_one(msgspec.json.encode(action))))
-answered = sent(hooks.command(WHERE, msgspec.json.encode(hook)))
+written = sent(commands.command(SCOPE, checks.parse_one(msgspec.json.encode(action))))
+answered = sent(hooks.command(SCOPE, msgspec.json.encode(hook)))
 print(json.dumps({
-    "to Kommo": payloads.request(WHERE.scope_id, written)[1]["payload"]["message"],
+    "to Kommo": payloads.request(SCOPE.scope_id, written)[1]["payload"]["message"],
     "to the messenger": webhook.request(Push(answered))["message"],
     "shown": "mood" in Message.__struct_fields__,
     "refused": refusal("x" * 1025),

@@ -1,12 +1,14 @@
 """Every cell of commands and states is down once, so that silence is always deliberate."""
 
+from collections.abc import Callable
+
 from domain import commands as c
 from domain import events as e
 from domain import ids
 from domain.decide import NotConnected, OwnMessage, Unknown
 from tests.support.ids import SCOPE
 from tests.support.ledgers.decisions import (
-    Book,
+    Ledger,
     Now,
     accept,
     cells,
@@ -32,6 +34,7 @@ SHORT = {
     "conflict.noticed": "conflict",
     "typing.started": "typing",
 }
+Commands = dict[str, c.AnyCommand]
 States = dict[str, tuple[c.AnyCommand, ...]]
 
 
@@ -47,32 +50,32 @@ def words(events: list[e.AnyEvent]) -> str:
 
 
 def cell(command: c.AnyCommand, *before: c.AnyCommand) -> str:
-    book = Book().told(*before)
+    ledger = Ledger().after(*before)
     try:
-        return words(book.give(command).events)
+        return words(ledger.record(command).events)
     except (OwnMessage, Unknown, NotConnected) as error:
         return type(error).__name__
 
 
-def grid(commands: dict[str, c.AnyCommand], states: States) -> list[list[str]]:
+def grid(commands: Commands, states: States) -> list[list[str]]:
     return [
         list(states),
         *([name, *(cell(each, *before) for before in states.values())] for name, each in commands.items()),
     ]
 
 
-def delivery(kind: type, n: int, **more: str) -> c.AnyCommand:
+def delivery(kind: Callable[..., c.AnyCommand], n: int, **more: str) -> c.AnyCommand:
     return kind(**Now(n).stamp("system"), stream=K, cause="the-event", **more)
 
 
-def channel(command: type, n: int, /, **more: object) -> c.AnyCommand:
+def channel(command: Callable[..., c.AnyCommand], n: int, /, **more: object) -> c.AnyCommand:
     return command(**Now(n).stamp("operator"), stream=ids.connection_stream(SCOPE), **more)
 
 
 M, K, X = own("m-1"), kommo("k-1"), own("x-1")
 ACCEPTED = (manager(1), accept(2, K, "messenger", "x-1"))
 
-HER_COMMANDS = {
+HER_COMMANDS: Commands = {
     "send": customer(9),
     "other": customer(9, words="Something else"),
     "edit": edit(9, M),
@@ -106,7 +109,7 @@ def test_every_decision_about_a_customers_message_is_deliberate() -> None:
     assert cells(HER_DECISIONS) == grid(HER_COMMANDS, HER_STATES)
 
 
-HIS_COMMANDS = {
+HIS_COMMANDS: Commands = {
     "send": manager(9),
     "other": manager(9, content=text("Something else")),
     "echo": customer(9, "x-1"),
@@ -140,7 +143,7 @@ def test_every_decision_about_a_managers_message_is_deliberate() -> None:
     assert cells(HIS_DECISIONS) == grid(HIS_COMMANDS, HIS_STATES)
 
 
-STATUS_COMMANDS = {
+STATUS_COMMANDS: Commands = {
     "delivered": confirm(9, K, "delivered"),
     "read": confirm(9, K, "read"),
     "failed": confirm(9, K, "failed"),
@@ -171,7 +174,7 @@ def test_every_decision_about_a_status_is_deliberate() -> None:
     assert cells(STATUS_DECISIONS) == grid(STATUS_COMMANDS, STATUS_STATES)
 
 
-DELIVERY_COMMANDS = {
+DELIVERY_COMMANDS: Commands = {
     "complete": delivery(c.Complete, 9),
     "defer": delivery(c.Defer, 9, reason="HTTP 500"),
     "defer-other": delivery(c.Defer, 9, reason="timeout"),
@@ -200,7 +203,7 @@ def test_every_decision_about_a_delivery_is_deliberate() -> None:
     assert cells(DELIVERY_DECISIONS) == grid(DELIVERY_COMMANDS, DELIVERY_STATES)
 
 
-CHANNEL_COMMANDS = {
+CHANNEL_COMMANDS: Commands = {
     "register": channel(c.Register, 9, channel_id="id", kind="webhook", url="http://a"),
     "change": channel(c.Change, 9, url="http://b", bot_id=None, secrets=()),
     "connect": channel(c.Connect, 9, title="Acme"),
@@ -229,7 +232,7 @@ def test_every_decision_about_a_channel_is_deliberate() -> None:
     assert cells(CHANNEL_DECISIONS) == grid(CHANNEL_COMMANDS, CHANNEL_STATES)
 
 
-TYPING_COMMANDS = {
+TYPING_COMMANDS: Commands = {
     "fresh": typing(9),
     "late": typing(9, late_ms=4_000),
     "stale": typing(9, late_ms=5_001),

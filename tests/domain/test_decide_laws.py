@@ -15,7 +15,7 @@ from domain import events as e
 from domain.decide import OwnMessage, Unknown, decide
 from domain.state import RANKS, Message
 from tests.support.ledgers.decisions import (
-    Book,
+    Ledger,
     accept,
     confirm,
     customer,
@@ -62,14 +62,14 @@ orders = st.permutations(range(len(POOL)))
 mixtures = st.lists(st.sampled_from(POOL), max_size=40)
 
 
-def tell(book: Book, commands: Sequence[c.AnyCommand]) -> Book:
+def record_all(ledger: Ledger, commands: Sequence[c.AnyCommand]) -> Ledger:
     """Give the commands in their order; an answer to a push follows the message that was pushed."""
     waiting = list(commands)
     while waiting:
         again = []
         for command in waiting:
             try:
-                book.give(command)
+                ledger.record(command)
             except Unknown:
                 again.append(command)
             except OwnMessage:
@@ -77,18 +77,18 @@ def tell(book: Book, commands: Sequence[c.AnyCommand]) -> Book:
         if len(again) == len(waiting):
             break
         waiting = again
-    return book
+    return ledger
 
 
-def seen(book: Book) -> object:
+def meaning(ledger: Ledger) -> object:
     """What anybody could see of the messages, and of which conversations they are in by their names."""
     ends = [end("kommo", name) for name in ("chat-1", "chat-w")]
     ends += [end("messenger", name) for name in ("conv-1", "conv-2")]
     messages = {}
-    for stream, state in book.states.items():
+    for stream, state in ledger.states.items():
         if isinstance(state, Message) and state.sent and not state.alias:
-            conversation = book.root(state.sent.conversation or "")
-            chat = frozenset(str(one.ends) for one in ends if book.root(one.stream) == conversation)
+            conversation = ledger.root(state.sent.conversation or "")
+            chat = frozenset(str(one.ends) for one in ends if ledger.root(one.stream) == conversation)
             known = {key for key in state.seen if key != "message.named"}
             messages[stream] = (
                 chat,
@@ -105,38 +105,38 @@ def seen(book: Book) -> object:
 @given(order=orders, more=mixtures)
 def test_any_order_and_repetition_ends_in_the_same_state(order: list[int], more: list[c.AnyCommand]) -> None:
     shuffled = [POOL[n] for n in order]
-    assert seen(tell(Book(), [*shuffled, *more])) == seen(tell(Book(), POOL))
+    assert meaning(record_all(Ledger(), [*shuffled, *more])) == meaning(record_all(Ledger(), POOL))
 
 
 @laws
 @given(commands=mixtures)
 def test_a_command_given_twice_records_nothing_new(commands: list[c.AnyCommand]) -> None:
-    book = tell(Book(), commands)
-    count = len(book.events)
-    tell(book, commands)
-    assert len(book.events) == count
+    ledger = record_all(Ledger(), commands)
+    count = len(ledger.events)
+    record_all(ledger, commands)
+    assert len(ledger.events) == count
 
 
 @laws
 @given(commands=mixtures)
 def test_deciding_is_pure(commands: list[c.AnyCommand]) -> None:
-    book = tell(Book(), commands)
+    ledger = record_all(Ledger(), commands)
     for command in POOL:
         try:
-            first = decide(command, book.known(command))
+            first = decide(command, ledger.snapshot(command))
         except (Unknown, OwnMessage):
             continue
-        assert first == decide(command, book.known(command))
+        assert first == decide(command, ledger.snapshot(command))
 
 
 @laws
 @given(commands=mixtures)
 def test_what_a_command_does_not_name_has_no_say(commands: list[c.AnyCommand]) -> None:
-    book = tell(Book(), commands)
-    every = book.known(POOL[0]).__class__(book.states, book.clocks)
+    ledger = record_all(Ledger(), commands)
+    every = ledger.snapshot(POOL[0]).__class__(ledger.states, ledger.clocks)
     for command in POOL:
         try:
-            loaded = decide(command, book.known(command))
+            loaded = decide(command, ledger.snapshot(command))
         except (Unknown, OwnMessage):
             continue
         assert loaded == decide(command, every)
@@ -146,7 +146,7 @@ def test_what_a_command_does_not_name_has_no_say(commands: list[c.AnyCommand]) -
 @given(order=orders)
 def test_a_status_is_pushed_only_when_it_rises(order: list[int]) -> None:
     pushed: dict[str, list[int]] = {}
-    for event in tell(Book(), [POOL[n] for n in order]).events:
+    for event in record_all(Ledger(), [POOL[n] for n in order]).events:
         if isinstance(event, e.MessageDelivered | e.MessageRead | e.MessageFailed) and event.push:
             rank = RANKS[e.tag(event).removeprefix("message.")]
             pushed.setdefault(event.message or "", []).append(rank)
@@ -156,7 +156,11 @@ def test_a_status_is_pushed_only_when_it_rises(order: list[int]) -> None:
 @laws
 @given(order=orders)
 def test_the_edit_pushed_last_is_the_latest(order: list[int]) -> None:
-    edits = [one for one in tell(Book(), [POOL[n] for n in order]).events if isinstance(one, e.MessageEdited)]
+    edits = [
+        one
+        for one in record_all(Ledger(), [POOL[n] for n in order]).events
+        if isinstance(one, e.MessageEdited)
+    ]
     pushed = [one.at for one in edits if one.push]
     assert pushed == sorted(pushed)
     assert pushed[-1] == edit(8, M).at
@@ -165,9 +169,9 @@ def test_the_edit_pushed_last_is_the_latest(order: list[int]) -> None:
 @laws
 @given(order=orders)
 def test_the_messages_of_a_conversation_have_rising_times(order: list[int]) -> None:
-    book = tell(Book(), [POOL[n] for n in order])
+    ledger = record_all(Ledger(), [POOL[n] for n in order])
     last: dict[str, int] = {}
-    for event in book.events:
+    for event in ledger.events:
         if isinstance(event, e.MessageSent) and event.direction == "in":
             conversation = event.conversation or ""
             assert event.msec > last.get(conversation, 0)
@@ -186,15 +190,15 @@ async def url(database_url: str) -> str:
 async def test_the_view_is_the_same_for_every_order(
     url: str, order: list[int], more: list[c.AnyCommand]
 ) -> None:
-    shuffled = tell(Book(), [*(POOL[n] for n in order), *more])
-    assert await shown(url, shuffled) == await shown(url, tell(Book(), POOL))
+    shuffled = record_all(Ledger(), [*(POOL[n] for n in order), *more])
+    assert await views_of(url, shuffled) == await views_of(url, record_all(Ledger(), POOL))
 
 
-async def shown(url: str, book: Book) -> object:
+async def views_of(url: str, ledger: Ledger) -> object:
     """The rows of the view of messages, conversations compared by which messages share them."""
     async with await tables.connect(url, names.VIEWS_NEXT_SCHEMA) as link:
         await tables.create_views(link)
-        await tables.apply(link, list(enumerate(book.events, start=1)), 0)
+        await tables.apply(link, list(enumerate(ledger.events, start=1)), 0)
         cursor = link.cursor(row_factory=dict_row)
         await cursor.execute(
             "SELECT m.id, status, deleted, outgoing, own_id, remote_id, edited_at, failure_code, "

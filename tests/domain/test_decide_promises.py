@@ -1,5 +1,7 @@
 """What the contract promises of ids, aliases, echoes, conflicts and conversations, one sentence a test."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from tests.support.ids import SCOPE
 from tests.support.ledgers.decisions import (
     ANN,
     START_MS,
-    Book,
+    Ledger,
     Now,
     accept,
     confirm,
@@ -33,8 +35,8 @@ from tests.support.ledgers.decisions import (
 M, K, X = own("m-1"), kommo("k-1"), own("x-1")
 
 
-def sent(book: Book, stream: str) -> e.MessageSent:
-    message = book.states[stream]
+def sent(ledger: Ledger, stream: str) -> e.MessageSent:
+    message = ledger.states[stream]
     assert isinstance(message, Message)
     assert message.sent
     return message.sent
@@ -44,27 +46,27 @@ def tags(events: list[e.AnyEvent]) -> list[str]:
     return [e.tag(event) for event in events]
 
 
-def chat(book: Book, stream: str) -> Chat:
-    state = book.states[book.root(stream)]
+def chat(ledger: Ledger, stream: str) -> Chat:
+    state = ledger.states[ledger.root(stream)]
     assert isinstance(state, Chat)
     return state
 
 
 def test_an_echo_is_the_message_we_sent() -> None:
-    book = Book().told(manager(1), accept(2, K, "messenger", "x-1"))
-    decision = book.give(customer(3, "x-1"))
+    ledger = Ledger().after(manager(1), accept(2, K, "messenger", "x-1"))
+    decision = ledger.record(customer(3, "x-1"))
     assert (decision.message, decision.duplicate, decision.events) == (K, True, [])
 
 
 def test_an_echo_before_its_name_is_known_becomes_an_alias_and_stays_one() -> None:
-    book = Book().told(manager(1), customer(2, "x-1"), accept(3, K, "messenger", "x-1"))
-    assert book.give(customer(4, "x-1")).message == K
-    assert book.give(confirm(5, X, "read")).message == K
+    ledger = Ledger().after(manager(1), customer(2, "x-1"), accept(3, K, "messenger", "x-1"))
+    assert ledger.record(customer(4, "x-1")).message == K
+    assert ledger.record(confirm(5, X, "read")).message == K
 
 
 def test_a_repeat_that_differs_only_in_names_and_times_is_no_conflict() -> None:
     other = replace(ANN, name="Anna", avatar="http://a/b.png")
-    assert Book().told(customer(1)).give(customer(9, sender=other)).duplicate
+    assert Ledger().after(customer(1)).record(customer(9, sender=other)).duplicate
 
 
 @pytest.mark.parametrize(
@@ -79,127 +81,132 @@ def test_a_repeat_that_differs_only_in_names_and_times_is_no_conflict() -> None:
     ids=["message", "conversation", "sender", "source", "reply"],
 )
 def test_the_same_id_with_other_content_is_a_conflict_noticed_once(changed: c.Send) -> None:
-    book = Book().told(customer(1))
-    assert tags(book.give(changed).events) == ["conflict.noticed"]
-    again = book.give(changed)
+    ledger = Ledger().after(customer(1))
+    assert tags(ledger.record(changed).events) == ["conflict.noticed"]
+    again = ledger.record(changed)
     assert again.conflict
     assert again.events == []
 
 
 def test_conflicts_that_differ_only_in_source_are_two() -> None:
-    book = Book().told(customer(1), customer(2, source="web"), customer(3, source="app"))
-    assert tags(book.events).count("conflict.noticed") == 2
+    ledger = Ledger().after(customer(1), customer(2, source="web"), customer(3, source="app"))
+    assert tags(ledger.events).count("conflict.noticed") == 2
 
 
 def test_a_conflict_names_the_position_of_the_first() -> None:
-    decision = Book().told(edit(1, M), customer(2)).give(customer(3, words="Other"))
+    decision = Ledger().after(edit(1, M), customer(2)).record(customer(3, words="Other"))
     assert (decision.stream, decision.version) == (M, 2)
 
 
 def test_a_reply_is_resolved_through_an_alias() -> None:
-    book = Book().told(manager(1), accept(2, K, "messenger", "x-1"))
-    reply = sent(book.told(customer(3, reply=e.Reply("x-1"), reply_stream=X)), M).content.reply_to
+    ledger = Ledger().after(manager(1), accept(2, K, "messenger", "x-1"))
+    reply = sent(ledger.after(customer(3, reply=e.Reply("x-1"), reply_stream=X)), M).content.reply_to
     assert reply == e.Reply("x-1", K, "kommo", "k-1", "x-1")
 
 
 def test_a_reply_to_nothing_known_keeps_its_name_alone() -> None:
-    book = Book().told(customer(1, reply=e.Reply("m-0"), reply_stream=own("m-0")))
-    assert sent(book, M).content.reply_to == e.Reply("m-0")
+    ledger = Ledger().after(customer(1, reply=e.Reply("m-0"), reply_stream=own("m-0")))
+    assert sent(ledger, M).content.reply_to == e.Reply("m-0")
 
 
 def test_a_reply_that_is_resolved_later_is_still_the_same_message() -> None:
     first = customer(1, reply=e.Reply("m-0"), reply_stream=own("m-0"))
-    assert Book().told(first, customer(2, "m-0")).give(replace(first, id=customer(3).id)).duplicate
+    assert Ledger().after(first, customer(2, "m-0")).record(replace(first, id=customer(3).id)).duplicate
 
 
 def test_statuses_that_wait_for_a_name_keep_their_time_and_cause() -> None:
-    book = Book().told(manager(1), confirm(2, X, "read"), accept(3, K, "messenger", "x-1"))
-    waiting, applied = (event for event in book.events if isinstance(event, e.MessageRead))
+    ledger = Ledger().after(manager(1), confirm(2, X, "read"), accept(3, K, "messenger", "x-1"))
+    waiting, applied = (event for event in ledger.events if isinstance(event, e.MessageRead))
     assert (applied.cause, applied.at, applied.message) == (waiting.id, waiting.at, K)
     assert (applied.push, applied.remote_id, waiting.push) == ("kommo", "k-1", None)
 
 
 def test_a_status_of_the_messengers_own_message_that_came_first_is_dropped() -> None:
-    assert tags(Book().told(confirm(1, M, "read")).give(customer(2)).events)[1:] == ["message.sent"]
+    assert tags(Ledger().after(confirm(1, M, "read")).record(customer(2)).events)[1:] == ["message.sent"]
 
 
 def test_a_fact_known_by_both_names_is_recorded_once() -> None:
-    book = Book().told(manager(1), confirm(2, X, "read"), confirm(3, K, "read"))
-    assert tags(book.give(accept(4, K, "messenger", "x-1")).events) == ["message.accepted", "message.named"]
+    ledger = Ledger().after(manager(1), confirm(2, X, "read"), confirm(3, K, "read"))
+    assert tags(ledger.record(accept(4, K, "messenger", "x-1")).events) == [
+        "message.accepted",
+        "message.named",
+    ]
 
 
 def test_hundreds_of_facts_that_wait_all_get_ids_of_their_own() -> None:
-    book = Book().told(manager(1), *(react(n, X) for n in range(2, 400)))
-    events = book.give(accept(400, K, "messenger", "x-1")).events
+    ledger = Ledger().after(manager(1), *(react(n, X) for n in range(2, 400)))
+    events = ledger.record(accept(400, K, "messenger", "x-1")).events
     assert len({event.id for event in events}) == len(events) == 400
     assert {len(event.id) for event in events} == {36}
 
 
 def test_the_first_name_stays_if_two_messages_claim_it() -> None:
-    book = Book().told(manager(1), manager(2, "k-2"), accept(3, K, "messenger", "x-1"))
-    assert tags(book.give(accept(4, kommo("k-2"), "messenger", "x-1")).events) == ["message.accepted"]
-    assert book.give(customer(5, "x-1")).message == K
+    ledger = Ledger().after(manager(1), manager(2, "k-2"), accept(3, K, "messenger", "x-1"))
+    assert tags(ledger.record(accept(4, kommo("k-2"), "messenger", "x-1")).events) == ["message.accepted"]
+    assert ledger.record(customer(5, "x-1")).message == K
 
 
 def test_an_answer_without_a_name_is_accepted_too() -> None:
-    assert tags(Book().told(manager(1)).give(accept(2, K, "messenger")).events) == ["message.accepted"]
+    assert tags(Ledger().after(manager(1)).record(accept(2, K, "messenger")).events) == ["message.accepted"]
 
 
 def test_a_customers_message_that_kommo_refuses_names_no_message_of_kommos() -> None:
-    failed = Book().told(customer(1)).give(reject(2, M)).events[-1]
+    failed = Ledger().after(customer(1)).record(reject(2, M)).events[-1]
     assert isinstance(failed, e.MessageFailed)
     assert (failed.remote_id, failed.push) == (None, None)
 
 
 def test_an_older_edit_is_recorded_and_not_pushed() -> None:
-    book = Book().told(customer(1), edit(5, M, "late"))
-    older = book.give(edit(6, M, "early", at=2)).events[-1]
+    ledger = Ledger().after(customer(1), edit(5, M, "late"))
+    older = ledger.record(edit(6, M, "early", at=2)).events[-1]
     assert isinstance(older, e.MessageEdited)
     assert older.push is None
 
 
 def test_deleted_is_final() -> None:
-    book = Book().told(customer(1), delete(2, M))
-    late = book.give(edit(3, M)).events[-1]
+    ledger = Ledger().after(customer(1), delete(2, M))
+    late = ledger.record(edit(3, M)).events[-1]
     assert isinstance(late, e.MessageEdited)
     assert late.push is None
 
 
 def test_a_managers_reaction_finds_the_message_by_whichever_name_is_known() -> None:
-    by_name = Book().told(customer(1)).give(react(2, kommo("k-9"), M, side="kommo")).events[-1]
+    by_name = Ledger().after(customer(1)).record(react(2, kommo("k-9"), M, side="kommo")).events[-1]
     assert isinstance(by_name, e.ReactionAdded)
     assert (by_name.message, by_name.sent_by, by_name.own_id) == (M, "messenger", "m-1")
 
 
 def test_times_rise_within_a_conversation_whatever_the_senders_clock_says() -> None:
-    book = Book().told(customer(1), manager(20), customer(3, "m-2"), customer(3, "m-3"))
+    ledger = Ledger().after(customer(1), manager(20), customer(3, "m-2"), customer(3, "m-3"))
     start = START_MS + 20_000
-    assert [sent(book, own(name)).msec for name in ("m-2", "m-3")] == [start + 1, start + 2]
+    assert [sent(ledger, own(name)).msec for name in ("m-2", "m-3")] == [start + 1, start + 2]
 
 
 def test_a_conversation_keeps_the_id_of_the_first_name_seen() -> None:
-    book = Book().told(customer(1), manager(2))
-    assert sent(book, K).conversation == sent(book, M).conversation == end("messenger", "conv-1").stream
+    ledger = Ledger().after(customer(1), manager(2))
+    assert sent(ledger, K).conversation == sent(ledger, M).conversation == end("messenger", "conv-1").stream
 
 
 def test_each_side_learns_the_others_name_of_the_conversation() -> None:
-    book = Book().told(customer(1), manager(2))
-    found = chat(book, end("kommo", "chat-1").stream)
+    ledger = Ledger().after(customer(1), manager(2))
+    found = chat(ledger, end("kommo", "chat-1").stream)
     assert (found.conversation_id, found.chat_id) == ("conv-1", "chat-1")
 
 
 def test_a_chat_that_kommo_began_is_bound_by_the_messengers_answer() -> None:
-    book = Book().told(manager(1, own_chat=None), accept(2, K, "messenger", "x-1", "conv-1"), customer(3))
-    first = sent(book, M)
-    assert first.conversation == sent(book, K).conversation
+    ledger = Ledger().after(
+        manager(1, own_chat=None), accept(2, K, "messenger", "x-1", "conv-1"), customer(3)
+    )
+    first = sent(ledger, M)
+    assert first.conversation == sent(ledger, K).conversation
     assert (first.content.chat_id, first.sender.ref_id) == ("chat-1", "r-1")
 
 
 def test_two_conversations_that_are_one_are_merged_into_the_earlier() -> None:
-    book = Book().told(manager(1, own_chat=None), customer(2))
-    events = book.give(accept(3, K, "messenger", "x-1", "conv-1")).events
+    ledger = Ledger().after(manager(1, own_chat=None), customer(2))
+    events = ledger.record(accept(3, K, "messenger", "x-1", "conv-1")).events
     assert "conversation.merged" in tags(events)
-    assert book.root(end("messenger", "conv-1").stream) == end("kommo", "chat-1").stream
+    assert ledger.root(end("messenger", "conv-1").stream) == end("kommo", "chat-1").stream
 
 
 @settings(deadline=None)
@@ -209,28 +216,30 @@ def test_two_conversations_that_are_one_are_merged_into_the_earlier() -> None:
     )
 )
 def test_merges_converge_to_the_groups_that_the_names_form(told: list[tuple[int, int | None, bool]]) -> None:
-    book, groups = Book(), dict[str, set[str]]()
+    ledger, groups = Ledger(), dict[str, set[str]]()
     for n, (one, two, hers) in enumerate(told, start=1):
         names = {f"conv-{one}"} if hers else {f"chat-{one}"} | ({f"conv-{two}"} if two is not None else set())
         if hers:
-            book.give(customer(n, f"m-{n}", chat=f"conv-{one}"))
+            ledger.record(customer(n, f"m-{n}", chat=f"conv-{one}"))
         else:
             own_chat = f"conv-{two}" if two is not None else None
-            book.give(manager(n, f"k-{n}", chat=f"chat-{one}", own_chat=own_chat))
+            ledger.record(manager(n, f"k-{n}", chat=f"chat-{one}", own_chat=own_chat))
         together = set().union(names, *(groups.get(name, set()) for name in names))
         groups |= dict.fromkeys(together, together)
-    roots = {name: book.root(end("kommo" if "chat" in name else "messenger", name).stream) for name in groups}
+    roots = {
+        name: ledger.root(end("kommo" if "chat" in name else "messenger", name).stream) for name in groups
+    }
     for name, group in groups.items():
         assert {other for other in groups if roots[other] == roots[name]} == group
 
 
 def test_typing_names_the_conversation_as_far_as_it_is_known() -> None:
-    found = Book().told(customer(1), manager(2)).give(typing(3)).events[-1]
+    found = Ledger().after(customer(1), manager(2)).record(typing(3)).events[-1]
     assert isinstance(found, e.TypingStarted)
     assert (found.content, found.push) == (e.Ends("conv-1", "chat-1"), "kommo")
 
 
-def operator(kind: type, n: int, **more: object) -> c.AnyCommand:
+def operator(kind: Callable[..., c.AnyCommand], n: int, **more: object) -> c.AnyCommand:
     return kind(**Now(n).stamp("operator"), stream=ids.connection_stream(SCOPE), **more)
 
 
@@ -246,21 +255,21 @@ def operator(kind: type, n: int, **more: object) -> c.AnyCommand:
 def test_an_operators_command_decided_anew_after_a_broken_link_is_recorded_once(
     command: c.AnyCommand,
 ) -> None:
-    book = Book().told(operator(c.Connect, 1, title="Acme"))
-    first = book.give(command)
-    again = book.give(command)
+    ledger = Ledger().after(operator(c.Connect, 1, title="Acme"))
+    first = ledger.record(command)
+    again = ledger.record(command)
     assert (again.events, again.stream, again.version) == ([], first.stream, first.version)
 
 
 def test_a_reply_to_a_name_that_is_none_of_ours_keeps_it() -> None:
-    book = Book().told(manager(1, content=text("Hi", reply_to=e.Reply("who"))))
-    assert sent(book, K).content.reply_to == e.Reply("who")
+    ledger = Ledger().after(manager(1, content=text("Hi", reply_to=e.Reply("who"))))
+    assert sent(ledger, K).content.reply_to == e.Reply("who")
 
 
 def test_a_link_to_a_contact_changes_nothing_that_is_decided() -> None:
-    book = Book().told(customer(1))
+    ledger = Ledger().after(customer(1))
     stream = end("messenger", "conv-1").stream
-    before = book.states[stream]
+    before = ledger.states[stream]
     linked = e.ConversationLinked(
         id="0", stream=stream, version=2, channel="acme", at="", recorded_at="", by="", schema=1, contact_id=7
     )

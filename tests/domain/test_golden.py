@@ -13,7 +13,7 @@ from app.kommo.chats import hooks
 from domain import commands as c
 from domain import events as e
 from tests.support.ids import GOLDEN_SCOPE
-from tests.support.ledgers.decisions import Book
+from tests.support.ledgers.decisions import Ledger
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 EVENTS = sorted((GOLDEN / "events").glob("*.json"))
@@ -63,11 +63,11 @@ def becomes(body: bytes) -> list[object]:
     """The events that a hook causes in an empty ledger, with what depends on the moment made fixed."""
     command = hooks.command(GOLDEN_SCOPE, body)
     fixed = {"id": ID, "now": clock.text(NOW_MS), "now_ms": NOW_MS}
-    book = Book()
+    ledger = Ledger()
     if isinstance(command, c.React):
         known = hooks.command(GOLDEN_SCOPE, (GOLDEN / "hooks" / "text.hook.json").read_bytes())
-        book.give(replace(known, **fixed))
-    decided = book.give(replace(command, **fixed))
+        ledger.record(replace(known, **fixed))
+    decided = ledger.record(replace(command, **fixed))
     return [json.loads(e.encode(event)) for event in decided.events]
 
 

@@ -18,7 +18,7 @@ from tests.support.ledgers.decisions import (
     ANN,
     BOT,
     START_MS,
-    Book,
+    Ledger,
     Now,
     accept,
     cells,
@@ -44,15 +44,15 @@ def copied(n: int, stream: str, name: str | None = "k-1") -> c.Accept:
 
 def phoned(n: int, message: str = "p-1", **more: Any) -> c.Send:
     """The business wrote on its phone."""
-    given = {"direction": "out", "sender": replace(BOT, id="phone"), "receiver": ANN}
-    return customer(n, message, **(given | more))
+    fields: dict[str, Any] = {"direction": "out", "sender": replace(BOT, id="phone"), "receiver": ANN}
+    return customer(n, message, **(fields | more))
 
 
 def told(command: c.AnyCommand, *before: c.AnyCommand) -> str:
     """The types of what is decided, with what they are pushed to."""
-    book = Book().told(customer(1), *before)
+    ledger = Ledger().after(customer(1), *before)
     try:
-        events = book.give(command).events
+        events = ledger.record(command).events
     except (OwnMessage, Unknown) as error:
         return type(error).__name__
     found = []
@@ -64,7 +64,7 @@ def told(command: c.AnyCommand, *before: c.AnyCommand) -> str:
     return "+".join(found) or "-"
 
 
-COMMANDS = {
+COMMANDS: dict[str, c.AnyCommand] = {
     "send": operator(9),
     "other": operator(9, words="Something else"),
     "delivered": confirm(9, OURS, "delivered"),
@@ -110,9 +110,9 @@ def test_every_decision_about_an_operators_message_is_deliberate() -> None:
 
 
 def test_the_copy_says_all_that_kommo_needs() -> None:
-    book = Book().told(customer(1), operator(2, source="shop"))
-    [sent] = [event for event in book.events if isinstance(event, e.MessageSent) and event.stream == OURS]
-    [copy] = [event for event in book.events if isinstance(event, e.MessageMirrored)]
+    ledger = Ledger().after(customer(1), operator(2, source="shop"))
+    [sent] = [event for event in ledger.events if isinstance(event, e.MessageSent) and event.stream == OURS]
+    [copy] = [event for event in ledger.events if isinstance(event, e.MessageMirrored)]
     assert (sent.sent_by, sent.push, copy.push) == ("operator", "messenger", "kommo")
     assert (copy.message, copy.cause, copy.msec) == (OURS, sent.id, sent.msec)
     path, payload = payloads.request(SCOPE.scope_id, copy)
@@ -136,11 +136,11 @@ def test_the_copy_says_all_that_kommo_needs() -> None:
 
 
 def test_a_copy_raises_no_rank_and_names_the_message_in_kommo() -> None:
-    book = Book().told(customer(1), operator(2), copied(3, OURS))
-    state = book.states[OURS]
+    ledger = Ledger().after(customer(1), operator(2), copied(3, OURS))
+    state = ledger.states[OURS]
     assert isinstance(state, Message)
     assert (state.rank, state.remote_id, state.kommo_id) == (0, None, "k-1")
-    echo = book.give(manager(4))
+    echo = ledger.record(manager(4))
     assert (echo.duplicate, echo.message) == (True, OURS)
 
 
@@ -157,22 +157,22 @@ def test_a_copy_raises_no_rank_and_names_the_message_in_kommo() -> None:
     )
 )
 def test_whatever_comes_first_a_message_ends_the_same(order: list[c.AnyCommand]) -> None:
-    book = Book().told(customer(1), operator(2), *order)
-    state = book.states[OURS]
+    ledger = Ledger().after(customer(1), operator(2), *order)
+    state = ledger.states[OURS]
     assert isinstance(state, Message)
     assert (state.rank, state.remote_id, state.kommo_id) == (4, "x-1", "k-1")
     assert {"message.delivered", "message.read"} <= state.seen.keys()
-    for status in book.events:
+    for status in ledger.events:
         if isinstance(status, e.MessageDelivered | e.MessageRead) and status.stream == OURS:
-            known = book.events.index(status) > _index(book, copy=True)
+            known = ledger.events.index(status) > _index(ledger, copy=True)
             assert status.remote_id == ("k-1" if known else None)
     for command in (operator(2), *order):
-        assert book.give(command).events == []
+        assert ledger.record(command).events == []
 
 
-def _index(book: Book, *, copy: bool) -> int:
+def _index(ledger: Ledger, *, copy: bool) -> int:
     return next(
-        n for n, one in enumerate(book.events) if isinstance(one, e.MessageAccepted) and one.copy is copy
+        n for n, one in enumerate(ledger.events) if isinstance(one, e.MessageAccepted) and one.copy is copy
     )
 
 
@@ -180,8 +180,8 @@ def _index(book: Book, *, copy: bool) -> int:
 
 
 def test_what_the_business_writes_on_its_phone_goes_to_kommo_alone() -> None:
-    book = Book().told(phoned(1))
-    sent = book.events[-1]
+    ledger = Ledger().after(phoned(1))
+    sent = ledger.events[-1]
     assert isinstance(sent, e.MessageSent)
     assert (sent.direction, sent.sent_by, sent.push, e.author(sent)) == (
         "out",
@@ -200,16 +200,16 @@ def test_what_the_business_writes_on_its_phone_goes_to_kommo_alone() -> None:
 
 def test_it_has_no_status_of_the_messengers() -> None:
     with pytest.raises(OwnMessage):
-        Book().told(phoned(1), confirm(2, own("p-1"), "read"))
+        Ledger().after(phoned(1), confirm(2, own("p-1"), "read"))
 
 
 @pytest.mark.parametrize("send", [phoned(2), operator(2, ends=(end("messenger", "conv-w"),))])
 def test_what_goes_to_a_chat_that_kommo_began_says_which(send: c.Send) -> None:
-    book = Book().told(manager(1, chat="chat-w", own_chat=None))
-    book.told(accept(2, K, "messenger", "x-1", "conv-w"))
+    ledger = Ledger().after(manager(1, chat="chat-w", own_chat=None))
+    ledger.after(accept(2, K, "messenger", "x-1", "conv-w"))
     send = replace(send, ends=(end("messenger", "conv-w"),))
-    book.give(replace(send, content=replace(send.content, conversation_id="conv-w")))
-    pushed = next(one for one in reversed(book.events) if getattr(one, "push", None) == "kommo")
+    ledger.record(replace(send, content=replace(send.content, conversation_id="conv-w")))
+    pushed = next(one for one in reversed(ledger.events) if getattr(one, "push", None) == "kommo")
     assert isinstance(pushed, e.MessageSent | e.MessageMirrored)
     assert pushed.receiver is not None
     assert (pushed.content.chat_id, pushed.receiver.ref_id) == ("chat-w", "r-1")
@@ -219,12 +219,12 @@ def test_what_goes_to_a_chat_that_kommo_began_says_which(send: c.Send) -> None:
 
 
 def test_history_keeps_its_own_times_though_the_chat_has_gone_on() -> None:
-    book = Book().told(customer(1_000_000))
+    ledger = Ledger().after(customer(1_000_000))
     for n, moment in enumerate((10, 20, 30)):
-        book.give(customer(moment, f"old-{n}", imported=True))
-    imported = [one for one in book.events if isinstance(one, e.MessageSent) and one.imported]
+        ledger.record(customer(moment, f"old-{n}", imported=True))
+    imported = [one for one in ledger.events if isinstance(one, e.MessageSent) and one.imported]
     assert [one.msec for one in imported] == [START_MS + moment * 1000 for moment in (10, 20, 30)]
-    later = book.give(customer(1_000_000, "m-2")).events[0]
+    later = ledger.record(customer(1_000_000, "m-2")).events[0]
     assert isinstance(later, e.MessageSent)
     assert later.msec == START_MS + 1_000_000_001
 
@@ -239,19 +239,19 @@ def begin(n: int, chat: str = "chat-1", name: str = "conv-1") -> c.Begin:
 
 
 def test_a_chat_begins_once_and_is_known_by_both_names() -> None:
-    book = Book()
-    first, again = book.give(begin(1)), book.give(begin(2))
+    ledger = Ledger()
+    first, again = ledger.record(begin(1)), ledger.record(begin(2))
     assert [e.tag(one) for one in first.events] == ["conversation.started"] + ["conversation.bound"] * 2
     assert (again.events, again.duplicate, again.stream) == ([], True, first.stream)
-    assert book.root(end("kommo", "chat-1").stream) == first.stream
+    assert ledger.root(end("kommo", "chat-1").stream) == first.stream
 
 
 def test_a_chat_that_is_there_learns_kommos_name() -> None:
-    book = Book().told(customer(1))
-    assert [e.tag(one) for one in book.give(begin(2)).events] == ["conversation.bound"] * 2
+    ledger = Ledger().after(customer(1))
+    assert [e.tag(one) for one in ledger.record(begin(2)).events] == ["conversation.bound"] * 2
 
 
 def test_a_chat_that_kommo_began_learns_the_messengers() -> None:
-    book = Book().told(manager(1, own_chat=None))
-    begun = book.give(begin(2))
+    ledger = Ledger().after(manager(1, own_chat=None))
+    begun = ledger.record(begin(2))
     assert (begun.stream, begun.duplicate) == (end("kommo", "chat-1").stream, False)

@@ -1,7 +1,9 @@
 """History comes in once, in its order, and quietly; what is wrong with a line is told by its number."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
+from datetime import datetime
 from itertools import pairwise
 
 import pytest
@@ -12,8 +14,20 @@ from app.delivery.prepare import NOT_YET
 from app.history.importer import LINE_BYTES_MAX, PROBLEMS_MAX
 from app.servers.servers import Servers
 from domain import ids
+from ops.sandbox.state.chats import Message as KommoMessage
 from tests.support.ids import BOT, CHANNEL, MARIA, SCOPE
-from tests.support.import_files import BEGIN_MS, feed, imported, line, mixed, ndjson, outgoing, report, texts
+from tests.support.import_files import (
+    BEGIN_MS,
+    Line,
+    feed,
+    imported,
+    line,
+    mixed,
+    ndjson,
+    outgoing,
+    report,
+    texts,
+)
 from tests.support.system import Story, chat, story_on, until
 
 COUNTS = ("lines", "imported", "duplicates", "conflicts", "skipped")
@@ -30,6 +44,11 @@ def counts(told: dict[str, object]) -> list[object]:
     return [told[name] for name in COUNTS]
 
 
+async def whole_feed(story: Story, name: str, many: int) -> list[KommoMessage]:
+    """A chat as Kommo shows it, once it has so many messages."""
+    return await until(lambda: here if len(here := feed(story, name)) == many else [])
+
+
 # Into the ledger, and to Kommo.
 
 
@@ -39,7 +58,7 @@ async def test_history_is_in_kommo_in_its_order_and_with_its_own_times(story: St
     assert told["state"] == "done"
     assert counts(told) == [120, 120, 0, 0, 0]
     for name in names:
-        found = await until(lambda name=name: here if len(here := feed(story, name)) == 40 else [])
+        found = await whole_feed(story, name, 40)
         assert texts(found) == [f"{name} {number}" for number in range(40)]
         assert [one.msec_timestamp for one in found] == [BEGIN_MS + n * 1000 for n in range(40)]
         arrived = sorted(found, key=lambda one: one.arrived_ns)
@@ -88,7 +107,7 @@ async def test_an_import_does_not_move_what_is_live(story: Story) -> None:
     found = await until(lambda: here if len(here := feed(story, name)) == 5 else [])
     assert texts(found) == [f"{name} 0", f"{name} 1", "live", "later", f"{name} 2"]
     sent = {one["message"]: one for one in await story.events(type="message.sent", conversation=_id(name))}
-    assert sent[later]["msec"] == clock.milliseconds(clock.datetime.fromisoformat(sent[later]["at"]))
+    assert sent[later]["msec"] == clock.milliseconds(datetime.fromisoformat(sent[later]["at"]))
     assert sent[live]["msec"] < sent[later]["msec"]
 
 
@@ -130,7 +149,7 @@ async def test_the_report_says_where_in_the_ledger_it_is(story: Story) -> None:
 
 
 async def test_the_same_file_twice_is_a_no_op(story: Story) -> None:
-    lines = [*mixed([chat(), chat()], 10), "{}"]
+    lines: list[Line] = [*mixed([chat(), chat()], 10), "{}"]
     first = await report(story, lines)
     await story.settled()
     head = await story.head()
@@ -180,7 +199,7 @@ async def test_an_id_with_other_content_is_a_conflict_and_told(story: Story) -> 
 
 async def test_bad_lines_are_told_by_number_and_the_others_come_in(story: Story) -> None:
     name = chat()
-    lines = [
+    lines: list[Line] = [
         line(name, 0),
         "",
         "no JSON",
@@ -191,7 +210,7 @@ async def test_bad_lines_are_told_by_number_and_the_others_come_in(story: Story)
         outgoing(name, 5, receiver=None),
         line(name, 6, message={"type": "text", "text": "x" * LINE_BYTES_MAX}),
         "[" + "x" * 3 * LINE_BYTES_MAX,
-        [line(name, 7)],  # type: ignore[list-item]  # an array is no message
+        json.dumps([line(name, 7)]),
         line(name, 8),
     ]
     told = await report(story, lines)

@@ -119,7 +119,8 @@ async def test_an_answer_lost_after_kommo_spent_the_token_ends_in_a_clear_state(
     for tokens in processes.all:
         with pytest.raises(NotAuthorized, match="authorize"):
             await tokens.access(account)
-    assert [type(command) for command in processes.recorded] == [c.Authorize, c.Withdraw]
+    kinds: list[type[c.AnyCommand]] = [c.Authorize, c.Withdraw]
+    assert [type(command) for command in processes.recorded] == kinds
     await processes.again()
     assert await processes.works((await processes.all[1].access(account)).token)
 

@@ -332,7 +332,7 @@ async def test_a_channel_without_a_bot_says_what_to_do(servers: Servers) -> None
         assert (status, "bot" in answer["detail"], "PUT" in answer["detail"]) == (409, True, True)
 
 
-async def post(story: Story, content: object) -> tuple[int, Any]:
+async def post(story: Story, content: dict[str, Any] | list[dict[str, Any]]) -> tuple[int, Any]:
     """Actions for the other channel, signed."""
     actions = content if isinstance(content, list) else [content]
     body = msgspec.json.encode([{"at": AT} | action for action in actions])

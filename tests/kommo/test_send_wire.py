@@ -15,7 +15,7 @@ from app.servers.servers import Servers
 from domain import commands as c
 from domain import events as e
 from tests.support.ids import SCOPE
-from tests.support.ledgers.decisions import START_MS, Book, accept, customer, edit, own, react
+from tests.support.ledgers.decisions import START_MS, Ledger, accept, customer, edit, own, react
 from tests.support.system import Story, chat, story_on
 
 OLD = b'{"receiver":"u-1","conversation_id":"c-1","msec_timestamp":1700000000980,"type":"text","text":"Hi"}'
@@ -30,13 +30,13 @@ async def story(servers: Servers) -> AsyncIterator[Story]:
         yield story
 
 
-def payload(book: Book) -> object:
+def payload(ledger: Ledger) -> object:
     """What Kommo is told of the last event."""
-    return payloads.request(SCOPE.scope_id, book.events[-1])[1]["payload"]
+    return payloads.request(SCOPE.scope_id, ledger.events[-1])[1]["payload"]
 
 
 def test_a_customer_is_told_whole() -> None:
-    sent = Book().told(customer(1, sender=ANN, source="shop 1", silent=True))
+    sent = Ledger().after(customer(1, sender=ANN, source="shop 1", silent=True))
     assert payload(sent) == {
         "timestamp": (START_MS + 1000) // 1000,
         "msec_timestamp": START_MS + 1000,
@@ -56,7 +56,7 @@ def test_a_customer_is_told_whole() -> None:
 
 
 def test_an_edit_names_the_message_by_our_id() -> None:
-    assert payload(Book().told(customer(1), edit(2, own("m-1")))) == {
+    assert payload(Ledger().after(customer(1), edit(2, own("m-1")))) == {
         "timestamp": (START_MS + 2000) // 1000,
         "msec_timestamp": START_MS + 2000,
         "msgid": own("m-1"),
@@ -67,7 +67,7 @@ def test_an_edit_names_the_message_by_our_id() -> None:
 
 def test_an_edit_names_the_message_by_kommos_id_too_once_that_is_known() -> None:
     taken = accept(2, own("m-1"), "kommo", "theirs")
-    told = payload(Book().told(customer(1), taken, edit(3, own("m-1"))))
+    told = payload(Ledger().after(customer(1), taken, edit(3, own("m-1"))))
     assert isinstance(told, dict)
     assert (told["id"], told["msgid"]) == ("theirs", own("m-1"))
 
@@ -76,7 +76,7 @@ def test_a_reaction_in_a_managers_name_goes_by_his_amojo_id_alone() -> None:
     hers = react(2, own("m-1"))
     his = replace(hers, sender=e.Party(id="phone", ref_id="maria"))
     for command, user in ((hers, {"id": "u-1"}), (his, {"ref_id": "maria"})):
-        reaction = Book().told(customer(1), command).events[-1]
+        reaction = Ledger().after(customer(1), command).events[-1]
         path, told = payloads.request(SCOPE.scope_id, reaction)
         assert (path, told["user"], told["conversation_id"]) == (f"{SCOPE.scope_id}/react", user, "conv-1")
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -103,7 +104,7 @@ async def test_an_action_may_name_its_account(service: Served, url: str) -> None
 
 async def test_every_kind_of_content_comes_back_as_it_was_given(service: Served, url: str) -> None:
     media = "https://files.example.com/x"
-    given = [
+    given: list[dict[str, Any]] = [
         {"type": "text", "text": "a\tb\n😀 " + "x" * 60_000},
         {"type": "picture", "media": media, "text": "A caption", "file_name": "x.jpg", "file_size": 2**53},
         {"type": "video", "media": media, "media_duration": 7},

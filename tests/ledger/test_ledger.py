@@ -152,7 +152,7 @@ async def test_what_another_process_has_merged_is_not_remembered_apart(url: str)
 
 
 async def test_a_rule_that_is_broken_is_told_to_its_command_alone(url: str) -> None:
-    commands = [customer(1), confirm(2, own("m-1"), "read"), customer(3, "m-2")]
+    commands: list[c.AnyCommand] = [customer(1), confirm(2, own("m-1"), "read"), customer(3, "m-2")]
     nothing = c.Reject(**Now(4).stamp("system"), stream=kommo("nothing"), code=905, text="")
     async with opened(url) as ledger:
         first, status, second, unknown = await outcomes(ledger, [*commands, nothing])
@@ -246,8 +246,8 @@ async def test_order_holds_also_when_another_writer_is_in_the_way(url: str) -> N
             positions = [result.position or 0 for result in found[chat::2]]
             assert positions == sorted(positions)
     events = [event for event in await stored(url) if isinstance(event, e.MessageSent)]
-    for chat in {event.conversation for event in events}:
-        times = [event.msec for event in events if event.conversation == chat]
+    for conversation in {event.conversation for event in events}:
+        times = [event.msec for event in events if event.conversation == conversation]
         assert all(a < b for a, b in pairwise(times))
 
 

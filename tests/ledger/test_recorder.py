@@ -22,8 +22,12 @@ from tests.support.ledgers.decisions import customer
 @pytest.fixture
 def datastore(database_url: str) -> Iterator[PostgresDatastore]:
     where = conninfo_to_dict(database_url)
-    given = {name: str(where.get(name) or "") for name in ("dbname", "host", "port", "user", "password")}
-    with PostgresDatastore(**given, schema="public", pool_size=2, max_overflow=20, max_waiting=100) as found:
+    dbname, host, port, user, password = (
+        str(where.get(name) or "") for name in ("dbname", "host", "port", "user", "password")
+    )
+    with PostgresDatastore(
+        dbname, host, port, user, password, schema="public", pool_size=2, max_overflow=20, max_waiting=100
+    ) as found:
         yield found
 
 

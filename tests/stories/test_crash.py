@@ -46,7 +46,7 @@ def stream_url(folder: Path) -> str:
     """The private nats-server, as it says itself."""
     [ports] = (folder / "data" / "nats").glob("*.ports")
     token = (folder / "data" / "nats" / "token").read_text()
-    return json.loads(ports.read_bytes())["nats"][0].replace("nats://", f"nats://{token}@")
+    return str(json.loads(ports.read_bytes())["nats"][0]).replace("nats://", f"nats://{token}@")
 
 
 @pytest.mark.timeout(240)

@@ -53,7 +53,7 @@ async def test_whatever_a_customer_sends_arrives_unchanged(story: Story, content
 async def test_what_else_a_customer_tells_arrives_unchanged(story: Story) -> None:
     name, at = chat(), "2026-01-02T03:04:05.678Z"
     sender = {"id": "u-9", "name": "Ann Ö", "phone": "+15550100"}
-    more = {"source": {"external_id": "shop 1"}, "silent": True, "at": at}
+    more: dict[str, Any] = {"source": {"external_id": "shop 1"}, "silent": True, "at": at}
     ours = await story.customer(name, sender=sender, message_id=f"m {name}", **more)
     [message] = await story.arrived(name)
     person = story.sandbox.chat_state.people[message.sender]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from app import clock
 from app.servers.servers import Servers
 from domain import ids
 from ops.sandbox.state.chats import Chat
+from ops.sandbox.state.chats import Message as KommoMessage
 from ops.sandbox.state.messenger import Push
 from tests.support.ids import SCOPE
 from tests.support.system import Story, chat, story_on, until
@@ -138,6 +140,10 @@ async def test_what_kommo_was_told_is_recorded(story: Story) -> None:
 # Reactions and typing.
 
 
+def emojis_are(message: KommoMessage, emojis: list[str]) -> bool:
+    return [one.emoji for one in message.reactions] == emojis
+
+
 async def test_a_customers_reaction_reaches_kommo_and_can_be_taken_back(story: Story) -> None:
     name = chat()
     told, push = await sent(story, name)
@@ -146,10 +152,10 @@ async def test_a_customers_reaction_reaches_kommo_and_can_be_taken_back(story: S
     for message_id, kommo_id in ((push.answer["message_id"], told["id"]), (name, own.id)):
         order = {"message_id": message_id, "sender": {"id": f"u-{name}", "name": "Ann"}}
         await story.order("POST", "/customer/reactions?wait=1", order | {"emoji": "👍"})
-        shown = story.sandbox.chat_state.messages[kommo_id]
-        await until(lambda shown=shown: [one.emoji for one in shown.reactions] == ["👍"])
+        message = story.sandbox.chat_state.messages[kommo_id]
+        await until(partial(emojis_are, message, ["👍"]))
         await story.order("POST", "/customer/reactions?wait=1", order)
-        await until(lambda shown=shown: shown.reactions == [])
+        await until(partial(emojis_are, message, []))
 
 
 @pytest.mark.parametrize("variant", ["table", "sample"])
@@ -322,7 +328,8 @@ async def first(story: Story, phone: str, text: str = "Hi") -> tuple[dict[str, A
 
 
 def at_kommo(story: Story, told: dict[str, Any]) -> Chat:
-    return story.sandbox.chat_state.chats[told["chat_id"]]
+    found: Chat = story.sandbox.chat_state.chats[told["chat_id"]]
+    return found
 
 
 async def test_who_is_written_to_first_is_named_by_phone(story: Story) -> None:

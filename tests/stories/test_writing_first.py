@@ -17,7 +17,17 @@ from domain import events as e
 from domain import ids
 from domain.state import Chat
 from tests.support.ids import SCOPE
-from tests.support.ledgers.decisions import ANN, Book, Now, accept, customer, end, manager, operator, text
+from tests.support.ledgers.decisions import (
+    ANN,
+    Ledger,
+    Now,
+    accept,
+    customer,
+    end,
+    manager,
+    operator,
+    text,
+)
 from tests.support.system import Story, story_on, until
 
 CHAT, NAME, PERSON = "chat-w", "conv-w", "r-1"
@@ -58,14 +68,14 @@ class World:
 
     def __init__(self) -> None:
         self.n = 0
-        self.book, self.kommo = Book(), Kommo()
+        self.ledger, self.kommo = Ledger(), Kommo()
         self.hooks: list[c.Send] = []
         self.unanswered: deque[str] = deque()
         self.lanes: dict[str, deque[e.MessageSent | e.MessageMirrored]] = defaultdict(deque)
         self.first = ""
 
     def give(self, command: c.AnyCommand) -> None:
-        for event in self.book.give(command).events:
+        for event in self.ledger.record(command).events:
             if isinstance(event, e.MessageSent | e.MessageMirrored) and event.push == "kommo":
                 self.lanes[event.conversation or ""].append(event)
             elif isinstance(event, e.MessageSent):
@@ -94,8 +104,8 @@ class World:
         self.give(customer(self.n, f"m-{self.n}", chat=NAME))
 
     def operator(self) -> None:
-        root = self.book.root(end("kommo", CHAT).stream)
-        chat = self.book.states[root]
+        root = self.ledger.root(end("kommo", CHAT).stream)
+        chat = self.ledger.states[root]
         assert isinstance(chat, Chat)
         content = text("Hi", conversation_id=chat.conversation_id)
         ends = (c.End("messenger", root, e.Ends()),)
@@ -107,7 +117,7 @@ class World:
         if not lanes:
             return
         event = lanes[-1 if last else 0][0]
-        chat = self.book.states[self.book.root(event.conversation or "")]
+        chat = self.ledger.states[self.ledger.root(event.conversation or "")]
         assert isinstance(chat, Chat)
         if isinstance(event, e.MessageMirrored):
             event = as_of(event, chat)
@@ -133,8 +143,8 @@ def test_whatever_the_order_the_ledger_has_one_chat_and_kommo_refuses_nothing(or
     for name in ("manager", *order, "reply"):
         world.step(name)
     world.end()
-    sent = [event for event in world.book.events if isinstance(event, e.MessageSent)]
-    assert len({world.book.root(event.conversation or "") for event in sent}) == 1
+    sent = [event for event in world.ledger.events if isinstance(event, e.MessageSent)]
+    assert len({world.ledger.root(event.conversation or "") for event in sent}) == 1
     assert len(world.kommo.chats) == (1 if world.first == "answer" else len(world.kommo.chats))
     assert len(world.kommo.chats) <= 2
     assert NAME in world.kommo.chats.values()
@@ -148,8 +158,8 @@ def test_replies_to_a_chat_that_the_messenger_has_named_bind_it_once(order: list
         world.step(name)
     world.end()
     assert (world.kommo.chats, world.kommo.people) == ({CHAT: NAME}, {PERSON: ANN.id})
-    bound = [one for one in world.book.events if isinstance(one, e.ConversationBound)]
-    root = world.book.root(end("kommo", CHAT).stream)
+    bound = [one for one in world.ledger.events if isinstance(one, e.ConversationBound)]
+    root = world.ledger.root(end("kommo", CHAT).stream)
     assert [one.stream for one in bound] == [root, end("messenger", NAME).stream]
 
 

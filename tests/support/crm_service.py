@@ -55,7 +55,7 @@ class Office(Served):
         """A state that the service gave out."""
         told = await self.ask("POST", f"/v1/accounts/{account}/authorize")
         assert told.status == 200, told
-        return parse_qs(urlsplit(told.body["url"]).query)["state"][0]
+        return str(parse_qs(urlsplit(told.body["url"]).query)["state"][0])
 
     async def led_back(self, state: str | None = None, **changed: str) -> Answer:
         """The administrator agrees, and his browser comes back to us."""

@@ -13,6 +13,7 @@ from tests.support.system import Story
 BEGIN_MS = 1_700_000_000_000
 HEADERS = {**AS_ADMIN, "Content-Type": "application/x-ndjson"}
 Json = dict[str, Any]
+Line = Json | str
 
 
 class Answer(NamedTuple):
@@ -44,7 +45,7 @@ def outgoing(conversation: str, number: int, **changed: Any) -> Json:
     return line(conversation, number, **(told | changed))
 
 
-def ndjson(lines: Iterable[Json | str]) -> bytes:
+def ndjson(lines: Iterable[Line]) -> bytes:
     """The file; what is given as text goes in as it is."""
     return "".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines).encode()
 
@@ -69,7 +70,7 @@ async def imported(
     return Answer(200, told[:-1], told[-1])
 
 
-async def report(story: Story, lines: Iterable[Json | str], **query: Any) -> Json:
+async def report(story: Story, lines: Iterable[Line], **query: Any) -> Json:
     """The report of an import that must be answered."""
     answer = await imported(story, ndjson(lines), **query)
     assert answer.status == 200, answer

@@ -19,7 +19,7 @@ from domain.ids import message_id
 from projections import deliveries, events
 from projections.columns import Page
 from tests.support.ids import SCOPE
-from tests.support.ledgers.view_events import START_MS, TABLES, Book, fact, prepare, wild
+from tests.support.ledgers.view_events import START_MS, TABLES, EventLog, fact, prepare, random_log
 
 laws = settings(
     max_examples=40,
@@ -42,16 +42,16 @@ async def views(url: str) -> AsyncIterator[Db]:
         yield link
 
 
-def pages(book: Sequence[e.AnyEvent], cuts: Sequence[int]) -> list[Page]:
+def pages(log: Sequence[e.AnyEvent], cuts: Sequence[int]) -> list[Page]:
     """The events with their positions, cut before each of `cuts`."""
-    numbered = list(enumerate(book, start=1))
+    numbered = list(enumerate(log, start=1))
     bounds = [0, *sorted({cut % len(numbered) for cut in cuts} - {0}), len(numbered)]
     return [numbered[low:high] for low, high in pairwise(bounds)]
 
 
-async def projected(url: str, book: Sequence[e.AnyEvent], cuts: Sequence[int] = ()) -> Tables:
+async def projected(url: str, log: Sequence[e.AnyEvent], cuts: Sequence[int] = ()) -> Tables:
     async with views(url) as link:
-        for page in pages(book, cuts):
+        for page in pages(log, cuts):
             await apply(link, page, page[0][0] - 1)
         cursor = link.cursor(row_factory=dict_row)
         found: Tables = {}
@@ -64,13 +64,13 @@ async def projected(url: str, book: Sequence[e.AnyEvent], cuts: Sequence[int] = 
 @laws
 @given(seed=st.integers(0, 2**32), cuts=st.lists(st.integers(0, 400), max_size=30))
 async def test_it_does_not_matter_where_pages_begin(url: str, seed: int, cuts: list[int]) -> None:
-    book = wild(seed, 200).events
-    assert await projected(url, book, cuts) == await projected(url, book)
+    log = random_log(seed, 200).events
+    assert await projected(url, log, cuts) == await projected(url, log)
 
 
 async def test_one_event_a_page_is_the_same_as_one_page(url: str) -> None:
-    book = wild(7, 400).events
-    assert await projected(url, book, range(1, 400)) == await projected(url, book)
+    log = random_log(7, 400).events
+    assert await projected(url, log, range(1, 400)) == await projected(url, log)
 
 
 @laws
@@ -78,11 +78,11 @@ async def test_one_event_a_page_is_the_same_as_one_page(url: str) -> None:
 async def test_facts_in_any_order_and_repetition_give_the_same_message(
     url: str, seed: int, count: int, cuts: list[int]
 ) -> None:
-    book = Book(seed)
-    sent = book.send(book.start("conv-1"), "m-1", side="kommo")
-    facts = [fact(book, sent) for _ in range(count)]
-    facts.append(book.about(e.MessageAccepted, sent, side="messenger", remote_id="x-1"))
-    begin = book.events[:2]
+    log = EventLog(seed)
+    sent = log.send(log.start("conv-1"), "m-1", side="kommo")
+    facts = [fact(log, sent) for _ in range(count)]
+    facts.append(log.about(e.MessageAccepted, sent, side="messenger", remote_id="x-1"))
+    begin = log.events[:2]
     shuffled = facts + random.Random(seed).choices(facts, k=count)
     random.Random(seed).shuffle(shuffled)
     one, two = await projected(url, begin + facts), await projected(url, begin + shuffled, cuts)
@@ -95,13 +95,13 @@ async def test_facts_in_any_order_and_repetition_give_the_same_message(
 @laws
 @given(seed=st.integers(0, 2**32))
 async def test_a_status_never_goes_back(url: str, seed: int) -> None:
-    book = Book(seed)
-    sent = book.send(book.start("conv-1"), "m-1", side="kommo")
+    log = EventLog(seed)
+    sent = log.send(log.start("conv-1"), "m-1", side="kommo")
     for _ in range(12):
-        fact(book, sent)
+        fact(log, sent)
     async with views(url) as link:
         shown = 0
-        for page in pages(book.events, range(1, len(book.events))):
+        for page in pages(log.events, range(1, len(log.events))):
             await apply(link, page, page[0][0] - 1)
             row = await (await link.execute("SELECT status FROM messages")).fetchone()
             assert row is None or int(str(row[0])) >= shown
@@ -109,62 +109,62 @@ async def test_a_status_never_goes_back(url: str, seed: int) -> None:
 
 
 async def test_a_whole_exchange_in_one_page_leaves_nothing_to_deliver(url: str) -> None:
-    book = Book()
-    book.exchange(book.start("conv-1"), "m-1")
-    tables = await projected(url, book.events)
+    log = EventLog()
+    log.exchange(log.start("conv-1"), "m-1")
+    tables = await projected(url, log.events)
     assert tables["deliveries"] == []
     assert [row["status"] for row in tables["messages"]] == [4]
-    assert [statement for statement, _ in deliveries.project(pages(book.events, ())[0])] == []
+    assert [statement for statement, _ in deliveries.project(pages(log.events, ())[0])] == []
 
 
 async def test_a_refused_message_is_a_delivery_of_its_status_and_not_of_itself(url: str) -> None:
-    book = Book()
-    sent = book.send(book.start("conv-1"), "m-1", side="kommo")
-    failed = book.about(e.MessageFailed, sent, code=905, text="HTTP 422 from the messenger", push="kommo")
+    log = EventLog()
+    sent = log.send(log.start("conv-1"), "m-1", side="kommo")
+    failed = log.about(e.MessageFailed, sent, code=905, text="HTTP 422 from the messenger", push="kommo")
     for cuts in ((), (2,)):
-        (row,) = (await projected(url, book.events, cuts))["deliveries"]
+        (row,) = (await projected(url, log.events, cuts))["deliveries"]
         assert (str(row["id"]), row["destination"], row["type"]) == (failed.id, "kommo", "message.failed")
 
 
 async def test_a_delivery_remembers_its_attempts_and_why_it_waits(url: str) -> None:
-    book = Book()
-    sent = book.send(book.start("conv-1"), "m-1")
-    book.about(e.DeliveryDeferred, sent, cause=sent.id, reason="HTTP 500")
-    book.about(e.DeliveryDeferred, sent, cause=sent.id, reason="timeout")
-    (row,) = (await projected(url, book.events, (3,)))["deliveries"]
+    log = EventLog()
+    sent = log.send(log.start("conv-1"), "m-1")
+    log.about(e.DeliveryDeferred, sent, cause=sent.id, reason="HTTP 500")
+    log.about(e.DeliveryDeferred, sent, cause=sent.id, reason="timeout")
+    (row,) = (await projected(url, log.events, (3,)))["deliveries"]
     assert (row["state"], row["reason"], row["attempts"]) == ("deferred", "timeout", 2)
-    book.about(e.DeliveryParked, sent, cause=sent.id, reason="HTTP 404")
-    (row,) = (await projected(url, book.events))["deliveries"]
+    log.about(e.DeliveryParked, sent, cause=sent.id, reason="HTTP 404")
+    (row,) = (await projected(url, log.events))["deliveries"]
     assert (row["state"], row["reason"]) == ("parked", "HTTP 404")
-    book.about(e.DeliveryResumed, sent, cause=sent.id)
-    (row,) = (await projected(url, book.events))["deliveries"]
+    log.about(e.DeliveryResumed, sent, cause=sent.id)
+    (row,) = (await projected(url, log.events))["deliveries"]
     assert (row["state"], row["reason"], row["attempts"]) == ("open", None, 2)
 
 
 async def test_nothing_that_an_outside_server_answers_stops_the_views(url: str) -> None:
-    book = Book()
-    sent = book.send(book.start("conv-1"), "m-1", side="kommo", source="a\0b")
-    book.about(e.MessageAccepted, sent, side="messenger", remote_id="x\0\U0001f600" * 400)
+    log = EventLog()
+    sent = log.send(log.start("conv-1"), "m-1", side="kommo", source="a\0b")
+    log.about(e.MessageAccepted, sent, side="messenger", remote_id="x\0\U0001f600" * 400)
     for code in (-(2**53), 2**53):
-        book.about(e.MessageFailed, sent, code=code, text="no\0", push="kommo")
-    book.about(e.DeliveryDeferred, sent, cause=book.events[-1].id, reason="\0")
+        log.about(e.MessageFailed, sent, code=code, text="no\0", push="kommo")
+    log.about(e.DeliveryDeferred, sent, cause=log.events[-1].id, reason="\0")
     for cuts in ((), range(1, 9)):
-        (row,) = (await projected(url, book.events, cuts))["messages"]
+        (row,) = (await projected(url, log.events, cuts))["messages"]
         assert (row["source"], row["failure_text"], row["failure_code"]) == ("a\ufffdb", "no\ufffd", 2**53)
 
 
 async def test_a_time_that_is_none_stops_them_and_names_the_page(url: str) -> None:
-    book = Book()
-    book.start("conv-1")
-    book.send(book.start("conv-2"), "m-1", at="yesterday")
+    log = EventLog()
+    log.start("conv-1")
+    log.send(log.start("conv-2"), "m-1", at="yesterday")
     with pytest.raises(UnreadableEvent, match="positions 1 to 3"):
-        await projected(url, book.events)
+        await projected(url, log.events)
 
 
 async def test_typing_is_never_pending(url: str) -> None:
-    book = Book()
-    chat = book.start("conv-1")
-    book.add(
+    log = EventLog()
+    chat = log.start("conv-1")
+    log.add(
         e.TypingStarted,
         message_id(SCOPE, "messenger", "typing"),
         conversation=chat,
@@ -173,54 +173,54 @@ async def test_typing_is_never_pending(url: str) -> None:
         expires_at=clock.text(START_MS),
         push="kommo",
     )
-    assert (await projected(url, book.events))["deliveries"] == []
+    assert (await projected(url, log.events))["deliveries"] == []
 
 
 async def test_an_early_echo_of_ours_is_no_message(url: str) -> None:
-    book = Book()
-    chat = book.start("conv-1")
-    sent = book.send(chat, "m-1", side="kommo")
-    echo = book.send(chat, "x-1", side="messenger")
-    book.about(e.ReactionAdded, echo, sender=e.Party(id="u-1"), emoji="👍", content=e.Ends())
-    book.accept(sent, "x-1")
+    log = EventLog()
+    chat = log.start("conv-1")
+    sent = log.send(chat, "m-1", side="kommo")
+    echo = log.send(chat, "x-1", side="messenger")
+    log.about(e.ReactionAdded, echo, sender=e.Party(id="u-1"), emoji="👍", content=e.Ends())
+    log.accept(sent, "x-1")
     for cuts in ((), (4,), (3, 5)):
-        tables = await projected(url, book.events, cuts)
+        tables = await projected(url, log.events, cuts)
         assert [str(row["id"]) for row in tables["messages"]] == [sent.message]
         assert tables["conversations"][0]["messages"] == 1
         assert tables["reactions"] == tables["deliveries"] == []
 
 
 async def test_a_fact_that_waits_for_its_name_is_not_shown(url: str) -> None:
-    book = Book()
-    book.send(book.start("conv-1"), "m-1", side="kommo")
-    book.add(e.MessageRead, message_id(SCOPE, "messenger", "x-1"))
-    (row,) = (await projected(url, book.events))["messages"]
+    log = EventLog()
+    log.send(log.start("conv-1"), "m-1", side="kommo")
+    log.add(e.MessageRead, message_id(SCOPE, "messenger", "x-1"))
+    (row,) = (await projected(url, log.events))["messages"]
     assert row["status"] == 0
 
 
 async def test_merged_conversations_are_one_however_long_the_chain(url: str) -> None:
-    book = Book()
-    chats = [book.start(f"conv-{number}") for number in range(4)]
+    log = EventLog()
+    chats = [log.start(f"conv-{number}") for number in range(4)]
     for number, chat in enumerate(chats):
-        book.send(chat, f"m-{number}")
+        log.send(chat, f"m-{number}")
     for loser, winner in ((3, 2), (2, 1), (1, 0)):
-        book.add(e.ConversationMerged, chats[loser], conversation=chats[loser], into=chats[winner])
-    late = book.send(chats[3], "m-late")
+        log.add(e.ConversationMerged, chats[loser], conversation=chats[loser], into=chats[winner])
+    late = log.send(chats[3], "m-late")
     for cuts in ((), range(1, 12), (9,)):
-        tables = await projected(url, book.events, cuts)
+        tables = await projected(url, log.events, cuts)
         (row,) = tables["conversations"]
         assert (str(row["id"]), row["messages"], row["position"]) == (
             chats[0],
             5,
-            book.events.index(late) + 1,
+            log.events.index(late) + 1,
         )
         assert {str(message["conversation"]) for message in tables["messages"]} == {chats[0]}
         assert {str(merge["winner"]) for merge in tables["merges"]} == {chats[0]}
 
 
 async def test_a_page_read_for_another_position_is_refused_whole(url: str) -> None:
-    book = wild(3, 20)
-    (page,) = pages(book.events, ())
+    log = random_log(3, 20)
+    (page,) = pages(log.events, ())
     async with views(url) as link:
         await apply(link, page, 0)
         with pytest.raises(PageOutOfOrder):

@@ -9,7 +9,7 @@ import pytest
 
 from app.views.projector import FeedBehind, Projector
 from app.views.tables import UnreadableEvent, rebuild
-from tests.support.ledgers.view_events import Book, prepare, store, tables, wild
+from tests.support.ledgers.view_events import EventLog, prepare, random_log, store, tables
 
 
 @asynccontextmanager
@@ -29,40 +29,40 @@ async def execute(url: str, statement: str) -> None:
 
 
 async def test_live_and_rebuilt_views_are_the_same(database_url: str) -> None:
-    book = wild(11, 600)
-    await prepare(database_url, book.events[:100])
+    log = random_log(11, 600)
+    await prepare(database_url, log.events[:100])
     async with running(database_url, page_events=7) as projector:
         for first in range(100, 600, 50):
-            await store(database_url, book.events[first : first + 50], first=first + 1)
+            await store(database_url, log.events[first : first + 50], first=first + 1)
             projector.wake()
             assert await projector.wait_for(first + 50 if first < 550 else 600)
-        await store(database_url, book.events[600:], first=601)
+        await store(database_url, log.events[600:], first=601)
         projector.wake()
-        assert await projector.wait_for(len(book.events))
+        assert await projector.wait_for(len(log.events))
     live = await tables(database_url)
     seen: list[tuple[int, int]] = []
-    assert await rebuild(database_url, lambda *done: seen.append(done), page_events=97) == len(book.events)
+    assert await rebuild(database_url, lambda *done: seen.append(done), page_events=97) == len(log.events)
     assert await tables(database_url) == live
-    assert seen[-1] == (len(book.events), len(book.events))
+    assert seen[-1] == (len(log.events), len(log.events))
 
 
 async def test_a_commit_of_another_process_wakes_the_projector(database_url: str) -> None:
-    book = wild(1, 30)
-    await prepare(database_url, book.events[:10])
+    log = random_log(1, 30)
+    await prepare(database_url, log.events[:10])
     async with running(database_url) as projector:
         assert await projector.wait_for(10)
-        await store(database_url, book.events[10:], first=11)
+        await store(database_url, log.events[10:], first=11)
         await execute(database_url, "NOTIFY ledger_stored_events")
-        assert await projector.wait_for(len(book.events), timeout_seconds=0.8)
+        assert await projector.wait_for(len(log.events), timeout_seconds=0.8)
 
 
 async def test_events_that_nobody_announced_are_found(database_url: str) -> None:
-    book = wild(1, 30)
-    await prepare(database_url, book.events[:10])
+    log = random_log(1, 30)
+    await prepare(database_url, log.events[:10])
     async with running(database_url) as projector:
         assert await projector.wait_for(10)
-        await store(database_url, book.events[10:], first=11)
-        assert await projector.wait_for(len(book.events))
+        await store(database_url, log.events[10:], first=11)
+        assert await projector.wait_for(len(log.events))
 
 
 async def test_waiting_ends_when_the_time_is_up(database_url: str) -> None:
@@ -72,8 +72,8 @@ async def test_waiting_ends_when_the_time_is_up(database_url: str) -> None:
 
 
 async def test_one_projects_and_the_others_stand_by(database_url: str) -> None:
-    book = wild(2, 60)
-    await prepare(database_url, book.events[:20])
+    log = random_log(2, 60)
+    await prepare(database_url, log.events[:20])
     async with running(database_url, lead=False) as reader:
         async with running(database_url) as first:
             assert await first.wait_for(20)
@@ -82,16 +82,16 @@ async def test_one_projects_and_the_others_stand_by(database_url: str) -> None:
                 assert (first.leading, second.leading, reader.leading) == (True, False, False)
                 assert await reader.wait_for(20)
         async with running(database_url) as third:
-            await store(database_url, book.events[20:], first=21)
+            await store(database_url, log.events[20:], first=21)
             third.wake()
-            assert await third.wait_for(len(book.events))
+            assert await third.wait_for(len(log.events))
             assert third.leading
-            assert await reader.wait_for(len(book.events))
+            assert await reader.wait_for(len(log.events))
 
 
 async def test_a_broken_link_is_mended(database_url: str) -> None:
-    book = wild(3, 40)
-    await prepare(database_url, book.events[:20])
+    log = random_log(3, 40)
+    await prepare(database_url, log.events[:20])
     async with running(database_url) as projector:
         assert await projector.wait_for(20)
         await asyncio.sleep(0.2)  # Until it listens, too: every link it has is to break.
@@ -100,13 +100,13 @@ async def test_a_broken_link_is_mended(database_url: str) -> None:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()",
         )
-        await store(database_url, book.events[20:], first=21)
-        assert await projector.wait_for(len(book.events))
+        await store(database_url, log.events[20:], first=21)
+        assert await projector.wait_for(len(log.events))
 
 
 async def test_an_event_that_cannot_be_read_stops_the_projector_before_it(database_url: str) -> None:
-    book = wild(4, 10)
-    await prepare(database_url, book.events[:10])
+    log = random_log(4, 10)
+    await prepare(database_url, log.events[:10])
     await execute(
         database_url,
         "INSERT INTO ledger.stored_events VALUES (gen_random_uuid(), 1, 'x', '{\"type\":\"x\"}', 11)",
@@ -118,71 +118,71 @@ async def test_an_event_that_cannot_be_read_stops_the_projector_before_it(databa
 
 
 async def test_a_gap_in_the_ledger_stops_the_projector(database_url: str) -> None:
-    book = wild(4, 10)
-    await prepare(database_url, book.events[:5])
-    await store(database_url, book.events[5:], first=7)
+    log = random_log(4, 10)
+    await prepare(database_url, log.events[:5])
+    await store(database_url, log.events[5:], first=7)
     with pytest.raises(UnreadableEvent, match="lacks"):
         await Projector(database_url).run()
 
 
 async def test_views_of_other_code_are_made_anew(database_url: str) -> None:
-    book = wild(5, 50)
-    await prepare(database_url, book.events)
+    log = random_log(5, 50)
+    await prepare(database_url, log.events)
     async with running(database_url) as projector:
-        assert await projector.wait_for(len(book.events))
+        assert await projector.wait_for(len(log.events))
     right = await tables(database_url)
     await execute(
         database_url,
         "UPDATE views.positions SET fingerprint = 'old' WHERE view = 'messages'; DELETE FROM views.messages",
     )
     async with running(database_url) as projector:
-        assert await projector.wait_for(len(book.events))
+        assert await projector.wait_for(len(log.events))
         assert await tables(database_url) == right
 
 
 async def test_a_rebuild_beside_a_projector_at_work_loses_nothing(database_url: str) -> None:
-    book = wild(6, 900)
-    await prepare(database_url, book.events[:300])
+    log = random_log(6, 900)
+    await prepare(database_url, log.events[:300])
     async with running(database_url, page_events=3) as projector:
 
         async def grow() -> None:
-            for first in range(300, len(book.events), 20):
-                await store(database_url, book.events[first : first + 20], first=first + 1)
+            for first in range(300, len(log.events), 20):
+                await store(database_url, log.events[first : first + 20], first=first + 1)
                 projector.wake()
 
         await asyncio.gather(grow(), rebuild(database_url), projector.wait_for(600))
-        assert await rebuild(database_url) == len(book.events)
-        assert await projector.wait_for(len(book.events))
+        assert await rebuild(database_url) == len(log.events)
+        assert await projector.wait_for(len(log.events))
         live = await tables(database_url)
-        await store(database_url, Book(9).events, first=len(book.events) + 1)
+        await store(database_url, EventLog(9).events, first=len(log.events) + 1)
     await rebuild(database_url)
     assert await tables(database_url) == live
 
 
 @pytest.mark.parametrize("leads", [True, False])
 async def test_a_feed_has_every_event_once_it_is_in_the_views(database_url: str, leads: bool) -> None:
-    book = wild(7, 60)
-    await prepare(database_url, book.events[:20])
+    log = random_log(7, 60)
+    await prepare(database_url, log.events[:20])
     async with running(database_url) as projector, running(database_url, lead=False) as reader:
         watched = projector if leads else reader
         assert await watched.wait_for(20)
         seen: list[int] = []
         with watched.follow() as feed:
-            await store(database_url, book.events[20:], first=21)
+            await store(database_url, log.events[20:], first=21)
             projector.wake()
-            while not seen or seen[-1] < len(book.events):
+            while not seen or seen[-1] < len(log.events):
                 seen += [position for position, _ in await asyncio.wait_for(anext(feed), 5)]
-        assert seen == list(range(21, len(book.events) + 1))
+        assert seen == list(range(21, len(log.events) + 1))
 
 
 async def test_a_feed_that_nobody_reads_is_given_up(database_url: str) -> None:
-    book = wild(8, 400)
-    await prepare(database_url, book.events[:1])
+    log = random_log(8, 400)
+    await prepare(database_url, log.events[:1])
     async with running(database_url, page_events=1) as projector:
         assert await projector.wait_for(1)
         feed = projector.follow()
-        await store(database_url, book.events[1:], first=2)
+        await store(database_url, log.events[1:], first=2)
         projector.wake()
-        assert await projector.wait_for(len(book.events))
+        assert await projector.wait_for(len(log.events))
         with pytest.raises(FeedBehind):
             await anext(feed)

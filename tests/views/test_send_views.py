@@ -16,7 +16,7 @@ from domain import events as e
 from domain.ids import message_id
 from tests.support.console import NAME, Browser, System, browsing, text_message, whole_system
 from tests.support.ids import ACCOUNT, SCOPE
-from tests.support.ledgers.view_events import Book, prepare
+from tests.support.ledgers.view_events import EventLog, prepare
 
 
 @pytest.fixture
@@ -26,29 +26,29 @@ async def reads(database_url: str) -> AsyncIterator[Pool]:
     await pool.close()
 
 
-async def of(reads: Pool, url: str, book: Book) -> Pool:
-    await prepare(url, book.events)
+async def of(reads: Pool, url: str, log: EventLog) -> Pool:
+    await prepare(url, log.events)
     await tables.rebuild(url)
     return reads
 
 
-def operator(book: Book) -> tuple[e.MessageSent, e.AnyEvent]:
+def operator(log: EventLog) -> tuple[e.MessageSent, e.AnyEvent]:
     """An operator's message and its copy, neither taken yet."""
-    sent = book.send(book.start("conv-1"), "o-1", side="operator", sent_by="operator")
+    sent = log.send(log.start("conv-1"), "o-1", side="operator", sent_by="operator")
     told = {"msec": sent.msec, "sender": sent.sender, "receiver": e.Party(id="u-1"), "push": "kommo"}
-    return sent, book.about(e.MessageMirrored, sent, content=sent.content, **told)
+    return sent, log.about(e.MessageMirrored, sent, content=sent.content, **told)
 
 
-def take(book: Book, sent: e.MessageSent, copy: e.AnyEvent) -> None:
+def take(log: EventLog, sent: e.MessageSent, copy: e.AnyEvent) -> None:
     taken = {"side": "kommo", "remote_id": "k-1", "copy": True, "cause": copy.id}
-    book.about(e.MessageAccepted, sent, **taken)
-    book.add(e.MessageNamed, message_id(SCOPE, "kommo", "k-1"), message=sent.message)
+    log.about(e.MessageAccepted, sent, **taken)
+    log.add(e.MessageNamed, message_id(SCOPE, "kommo", "k-1"), message=sent.message)
 
 
 async def test_a_message_and_its_copy_wait_each_for_itself(reads: Pool, database_url: str) -> None:
-    book = Book()
-    sent, copy = operator(book)
-    reads = await of(reads, database_url, book)
+    log = EventLog()
+    sent, copy = operator(log)
+    reads = await of(reads, database_url, log)
     items = (await list_deliveries(reads)).items
     assert [(one.id, one.destination) for one in items] == [(sent.id, "messenger"), (copy.id, "kommo")]
 
@@ -56,10 +56,10 @@ async def test_a_message_and_its_copy_wait_each_for_itself(reads: Pool, database
 async def test_a_copy_that_is_taken_closes_itself_and_names_the_message(
     reads: Pool, database_url: str
 ) -> None:
-    book = Book()
-    sent, copy = operator(book)
-    take(book, sent, copy)
-    reads = await of(reads, database_url, book)
+    log = EventLog()
+    sent, copy = operator(log)
+    take(log, sent, copy)
+    reads = await of(reads, database_url, log)
     found = await get_message(reads, sent.stream)
     assert found is not None
     assert (found.sent_by, found.status, found.remote.kommo, found.remote.messenger) == (
@@ -72,11 +72,11 @@ async def test_a_copy_that_is_taken_closes_itself_and_names_the_message(
 
 
 async def test_a_message_that_is_taken_leaves_its_copy_open(reads: Pool, database_url: str) -> None:
-    book = Book()
-    sent, copy = operator(book)
-    book.accept(sent, "x-1")
-    book.about(e.MessageRead, sent, push="kommo")
-    reads = await of(reads, database_url, book)
+    log = EventLog()
+    sent, copy = operator(log)
+    log.accept(sent, "x-1")
+    log.about(e.MessageRead, sent, push="kommo")
+    reads = await of(reads, database_url, log)
     found = await get_message(reads, sent.stream)
     assert found is not None
     assert (found.status, found.remote.kommo, found.remote.messenger) == ("read", None, "x-1")
@@ -87,11 +87,11 @@ async def test_a_message_that_is_taken_leaves_its_copy_open(reads: Pool, databas
 async def test_what_was_written_on_the_phone_is_outgoing_by_the_messengers_name(
     reads: Pool, database_url: str
 ) -> None:
-    book = Book()
-    phone = {"direction": "out", "sent_by": "messenger", "receiver": e.Party(id="u-1")}
-    sent = book.send(book.start("conv-1"), "p-1", **phone)
-    book.about(e.MessageAccepted, sent, side="kommo", remote_id="k-1")
-    reads = await of(reads, database_url, book)
+    log = EventLog()
+    phone: dict[str, Any] = {"direction": "out", "sent_by": "messenger", "receiver": e.Party(id="u-1")}
+    sent = log.send(log.start("conv-1"), "p-1", **phone)
+    log.about(e.MessageAccepted, sent, side="kommo", remote_id="k-1")
+    reads = await of(reads, database_url, log)
     (message,) = (await list_messages(reads, sent.conversation or "")).items
     assert (message.direction, message.sent_by, message.receiver) == ("out", "messenger", e.Party(id="u-1"))
     assert (message.remote.kommo, message.remote.messenger) == ("k-1", "p-1")

@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict, deque
 from itertools import count
+from typing import Any
 from uuid import uuid4
 
 from msgspec import Struct, field
@@ -77,7 +78,7 @@ class Message(Struct, kw_only=True):
     timestamp: int = 0
     msec_timestamp: int = 0
     message: dict[str, object]
-    reply_to: object = None
+    reply_to: Any = None
     forwards: object = None
     source: str = ""
     silent: bool = False

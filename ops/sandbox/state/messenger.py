@@ -4,7 +4,7 @@ import time
 from collections import defaultdict, deque
 from datetime import UTC, datetime
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 from msgspec import Struct, field
@@ -63,7 +63,7 @@ class Push(Struct, kw_only=True):
     type: str
     id: str
     conversation_id: str
-    body: dict[str, object]
+    body: dict[str, Any]
     answer: dict[str, object]
     arrived_ns: int
     repeats: int = 0
@@ -75,7 +75,7 @@ class Action(Struct, kw_only=True):
     n: int
     type: str
     conversation_id: str
-    body: dict[str, object]
+    body: dict[str, Any]
     message_id: str = ""
     state: Literal["waiting", "accepted", "refused", "dropped"] = "waiting"
     status: int | None = None

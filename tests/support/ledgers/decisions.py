@@ -1,4 +1,4 @@
-"""A ledger in memory, and the commands that two people who chat can cause; for tests of what is decided."""
+"""A ledger in memory, and the commands that a customer, a manager and an operator can cause."""
 
 from typing import Any
 
@@ -20,16 +20,16 @@ MARIA = e.Party(id="maria", name="Maria")
 BOT = e.Party(id="bot", name="Bot", ref_id="bot")
 
 
-class Book:
-    """What a ledger keeps; `give` decides a command from the streams it names and those these point to."""
+class Ledger:
+    """A ledger in memory; `record` decides a command from the streams it names and those these point to."""
 
     def __init__(self) -> None:
         self.events: list[e.AnyEvent] = []
         self.states: dict[str, State] = {}
         self.clocks: dict[str, int] = {}
 
-    def known(self, command: c.AnyCommand) -> Snapshot:
-        """No more than the ledger would load."""
+    def snapshot(self, command: c.AnyCommand) -> Snapshot:
+        """The states that the ledger would load for a command, and no more."""
         found: dict[str, State] = {}
         wanted = set(names(command))
         while wanted:
@@ -38,9 +38,9 @@ class Book:
             wanted = {stream for stream in pointed if stream in self.states} - found.keys()
         return Snapshot(found, self.clocks)
 
-    def give(self, command: c.AnyCommand) -> Decision:
-        """Decide and record; what is decided must be exactly what replay makes of it."""
-        decision = decide(command, self.known(command))
+    def record(self, command: c.AnyCommand) -> Decision:
+        """Decides a command and keeps its events; the states decided must be what replay makes of them."""
+        decision = decide(command, self.snapshot(command))
         for event in decision.events:
             before = self.states.get(event.stream)
             assert event.version == (before.version + 1 if before else 1)
@@ -53,10 +53,10 @@ class Book:
             self.clocks[conversation] = msec
         return decision
 
-    def told(self, *commands: c.AnyCommand) -> "Book":
-        """The same book after some commands."""
+    def after(self, *commands: c.AnyCommand) -> "Ledger":
+        """Records commands; returns the same ledger."""
         for command in commands:
-            self.give(command)
+            self.record(command)
         return self
 
     def root(self, stream: str) -> str:

@@ -5,6 +5,7 @@ import contextlib
 import shutil
 import uuid
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import nats
 import psycopg
@@ -52,7 +53,7 @@ def message(
     )
 
 
-class Book:
+class Ledger:
     """The ledger of one database: `rows` is what it holds, by position."""
 
     def __init__(self, url: str) -> None:
@@ -60,7 +61,7 @@ class Book:
         self.id = ""
         self.rows: dict[int, bytes] = {}
 
-    async def open(self, ledger_id: str | None = None) -> "Book":
+    async def open(self, ledger_id: str | None = None) -> "Ledger":
         async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection:
             await schema.migrate(connection)
             if ledger_id:
@@ -81,17 +82,17 @@ class Book:
         self.rows |= added
         return len(self.rows)
 
-    async def fill(self, count: int, **fields: object) -> int:
-        """Append `count` messages."""
+    async def fill(self, count: int, *, age_ms: int = 0) -> int:
+        """Appends `count` messages recorded `age_ms` ago; returns the last position."""
         first = len(self.rows) + 1
-        return await self.write(*(message(n, **fields) for n in range(first, first + count)))
+        return await self.write(*(message(n, age_ms=age_ms) for n in range(first, first + count)))
 
 
 @contextlib.asynccontextmanager
-async def relaying(book: Book, nats_url: str, **options: object) -> AsyncIterator[Relay]:
-    """A relay at work; it must not have ended by itself."""
+async def relaying(ledger: Ledger, nats_url: str, **options: Any) -> AsyncIterator[Relay]:
+    """A relay at work, which must not end by itself; `options` are keyword arguments of `Relay`."""
     connection = await jetstream.connect(nats_url, name="relay")
-    relay = Relay(book.url, connection, book.id, **options)
+    relay = Relay(ledger.url, connection, ledger.id, **options)
     task = asyncio.create_task(relay.run())
     try:
         yield relay
