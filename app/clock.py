@@ -1,9 +1,11 @@
 """Time and ids as they enter from the outside world: the only place that asks the clock or the dice."""
 
+import asyncio
 import os
 import time
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Protocol
 
 from domain.commands import Stamp
 from domain.ids import VARIANTS, Scope
@@ -79,3 +81,35 @@ def stamp(scope: Scope, lane: str, by: str, *, now: int, at: int | None = None) 
         "now_ms": now,
         "by": by,
     }
+
+
+class Clock(Protocol):
+    """Time as a value: what waits and retries is handed a clock, so that a simulation can hand it another.
+
+    `time` and `sleep` belong to the running event loop, so that asyncio's own timeouts agree with them.
+    """
+
+    def time(self) -> float:
+        """Seconds that only grow, to measure spans with."""
+
+    def now_ms(self) -> int:
+        """Unix milliseconds."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+
+class LoopClock:
+    """The clock of the running event loop, and the machine's time of day."""
+
+    def time(self) -> float:
+        """Seconds of the event loop's monotonic clock."""
+        return asyncio.get_running_loop().time()
+
+    def now_ms(self) -> int:
+        """Unix milliseconds."""
+        return now_ms()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)

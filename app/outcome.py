@@ -1,4 +1,4 @@
-"""What can become of an attempt to push something: each outcome says what follows, whoever was called."""
+"""How a call to Kommo or to a messenger ends, in the same words for both."""
 
 from typing import TypeAlias
 
@@ -6,21 +6,20 @@ from msgspec import Struct
 
 
 class Done(Struct, frozen=True):
-    """Taken. The other side's names for the message, the conversation and the receiver, if it told them.
+    """Accepted. The other side's names for the message and the conversation, if it returns them.
 
-    `recovered`: it said so only when asked later.
+    `recovered`: not the call itself shows it, but a look into the history of the chat.
     """
 
     remote_id: str | None = None
     conversation_id: str | None = None
-    receiver_id: str | None = None
     recovered: bool = False
 
 
 class Retry(Struct, frozen=True):
-    """Not now. `after_seconds` is what the other side asked to wait; `unknown`: it may have been taken.
+    """Not now. The other side asks to wait `after_seconds`; `unknown`: it may have accepted all the same.
 
-    `pause` says that nothing else for this destination should be tried before that either.
+    `pause`: nothing else for this destination is to be tried before that either.
     """
 
     reason: str
@@ -30,7 +29,7 @@ class Retry(Struct, frozen=True):
 
 
 class Refused(Struct, frozen=True):
-    """Never: a status code of HTTP, and what the other side says about it."""
+    """Refused for good: the HTTP status, Kommo's code (901..905), and the reason in words."""
 
     http: int
     code: int

@@ -1,79 +1,67 @@
-"""How hard a destination may be pressed: a bounded number at once, and nothing while it asks to wait."""
+"""Concurrency limit and pause per destination: while one asks to wait, nothing passes, then a single probe.
+
+A gate is open, paused or probing. It is open until `pause`; while paused nothing passes. When the pause is
+over, one push passes as the probe and the others keep waiting; `open` opens the gate for all after the probe
+has succeeded, another `pause` begins a new pause, and a probe that ends without either (it was cut off, or
+its answer says nothing) leaves its turn to the next. A push that was on its way when the pause began is no
+probe, so its success opens nothing.
+"""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-PROBE_SECONDS = 60.0
-PAUSE_SECONDS_MIN = 1.0
+from app.clock import Clock
 
+# Chosen: so many calls keep a destination busy that answers in 50 ms at over a thousand a second, and our
+# client holds 64 connections to one host at most.
 AT_ONCE = 64
-RECONNECT_SECONDS = 60.0
-RECONNECT_SECONDS_MAX = 3600.0
+# Chosen: an eighth, so that an import leaves room for what people wait for.
 IMPORTED_AT_ONCE = 8
 
 
 class Gate:
-    """The way to one destination (a scope of Kommo, a messenger).
+    """The way to one destination: a messenger, or the scope of a channel at Kommo."""
 
-    While paused nothing passes; then one passes as a probe, and the others once that has succeeded. What was
-    on its way when the pause began says nothing about it.
-    """
-
-    def __init__(self, *, pauses: bool = True) -> None:
-        """`pauses`: whether to pause when asked to wait, as nobody else sees to that."""
+    def __init__(self, clock: Clock, *, pauses: bool = True) -> None:
+        """`pauses`: whether a request to wait pauses the gate; false if something else sees to that."""
         self.pauses = pauses
+        self._clock = clock
         self._places = asyncio.Semaphore(AT_ONCE)
         self._imported = asyncio.Semaphore(IMPORTED_AT_ONCE)
         self._until = 0.0
         self._closed = False
         self._probing = False
         self._changed = asyncio.Event()
-        self.reconnect = asyncio.Lock()
-        self.reconnected_at = float("-inf")
-        self.reconnect_rest = 0.0
-        self.reconnect_refused = ""
-
-    @property
-    def reconnectable(self) -> bool:
-        """Whether connecting again may be tried: once a minute, and seldom (an hour) if it is no use."""
-        rest = max(self.reconnect_rest, RECONNECT_SECONDS)
-        return asyncio.get_running_loop().time() - self.reconnected_at >= rest
-
-    def reconnected(self, refused: str = "") -> None:
-        """The other side was asked to connect again, or has `refused`."""
-        self.reconnected_at = asyncio.get_running_loop().time()
-        self.reconnect_rest = min(max(self.reconnect_rest * 2, RECONNECT_SECONDS), RECONNECT_SECONDS_MAX)
-        self.reconnect_refused = refused
 
     def hasten(self) -> None:
-        """End a pause: the next passes as the probe."""
+        """End a pause now: the next push passes as the probe."""
         self._until = 0.0
         self._changed.set()
 
     def pause(self, seconds: float) -> None:
         """Let nothing pass for so long, then a probe."""
-        self._until = max(self._until, asyncio.get_running_loop().time() + seconds)
+        self._until = max(self._until, self._clock.time() + seconds)
         self._closed = True
 
     def open(self) -> None:
-        """A probe succeeded."""
+        """A probe has succeeded: let all pass."""
         self._closed = False
         self._until = 0.0
         self._changed.set()
 
     @contextlib.asynccontextmanager
     async def passing(self, *, live: bool = True) -> AsyncIterator[bool]:
-        """Wait until one may pass, and hold a place meanwhile; gives whether it passes as the probe.
+        """Wait for a turn and hold a place meanwhile; yields whether it passes as the probe.
 
-        What is not `live` (imported) gets a share of the places, so that there is always one for what is.
+        What is not `live` (imported) gets a share of the places only, so that a live push finds one.
         """
         probe = False
         try:
             while True:
-                probe = probe or await self._wait()
+                probe = probe or await self._turn()
                 async with contextlib.nullcontext() if live else self._imported, self._places:
-                    if probe or not self._closed:  # It may have been paused while we waited for a place.
+                    if probe or not self._closed:  # A pause may have begun while it waited for a place.
                         yield probe
                         return
         finally:
@@ -81,10 +69,10 @@ class Gate:
                 self._probing = False
                 self._changed.set()
 
-    async def _wait(self) -> bool:
-        loop = asyncio.get_running_loop()
+    async def _turn(self) -> bool:
+        """Wait until the gate is open, or its pause over and no probe under way; returns whether to probe."""
         while self._closed:
-            rest = self._until - loop.time()
+            rest = self._until - self._clock.time()
             if rest <= 0 and not self._probing:
                 self._probing = True
                 return True

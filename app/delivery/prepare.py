@@ -1,231 +1,127 @@
-"""One attempt to tell the other side what an event says, and what its answer means for the ledger."""
+"""Everything that a push needs, read from the ledger before the push has its turn: so a push is one call.
 
-import asyncio
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+Theory of operation. `prepare` is the only file of delivery that reads the ledger on behalf of a job. It
+changes nothing and calls nobody outside; it turns a job into one of two things:
 
-import psycopg
+- a `Push`: frozen, with the channel's address and secrets, and with the names that the destination needs.
+  Neither side knows the other's names of a message or of a conversation. Most events carry the names since
+  they were recorded; the others are named here, from the states of the streams they point to.
+- an outcome without a call. `Disconnected`: the channel is not connected. `Settled`, `Superseded`: an earlier
+  attempt or another event has made the push needless. `Retry`: a name is still to come, from the other side
+  or from another lane. `Missing`: a name will not come before someone looks.
+
+A job that was never tried costs no read unless names are missing. A job that may have been tried before
+(`progress.again`) is first compared with the ledger, because somebody else may have settled it: a messenger
+reports a message as failed, a hook shows that Kommo has a copy, another process had the lease.
+
+A job with a doubt about Kommo's knowing the message (`doubt.look == "ledger"`) is examined, not pushed: the
+message may not have reached Kommo yet. If its sending is open in another lane, the job waits for that; if the
+sending is parked, or is later in the same lane, the job is parked too, because waiting would last for ever.
+If neither holds, Kommo's answer stands and is the outcome.
+
+Invariant: names only ever become known and never change again (`domain.state`), so a push that waits at its
+gate after it was prepared may lack a name that has become known since, but never carries a wrong one.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
 from msgspec.structs import replace
 
-from app import clock, metrics
-from app.channels.attempts import Attempts
-from app.channels.directory import Channel, Channels, Connection
-from app.database.binary import take_columns
-from app.database.connection import connect
-from app.delivery.gate import PAUSE_SECONDS_MIN, PROBE_SECONDS, Gate
-from app.delivery.job import Disconnected, Missing, Pushed, Result, Settled, Superseded, _live, _unknown
-from app.delivery.reconnect import OPERATOR_SECONDS
-from app.http_client import RETRIED, Unreached
-from app.kommo.chats.client import Kommo, nothing
+from app.channels.directory import Channel
+from app.delivery.job import (
+    Disconnected,
+    Doubt,
+    Job,
+    Missing,
+    Push,
+    Pushed,
+    Settled,
+    Superseded,
+    Unsent,
+    is_imported,
+)
 from app.kommo.chats.payloads import Created
-from app.kommo.chats.signature import Credentials
-from app.ledger.writer import LOAD
-from app.messengers.adapter import Messenger, Push
-from app.outcome import Done, Forbidden, Gone, Refused, Retry
-from domain import commands as c
+from app.messengers import adapter
+from app.outcome import Retry
 from domain import events as e
 from domain import ids
 from domain.ids import KOMMO, Scope
 from domain.state import COPIED, RANKS, Chat, Message, State, evolve
-from projections.columns import uuids
 
+# A merged chat points to the chat it was merged into; more than one step is rare, and a longer chain only
+# leaves a name unknown.
 ROUNDS_MAX = 4
 ENDS_OF_A_SEND = {"message.accepted", "message.failed"}
 NO_COPY = "Kommo has no copy of this message"
 NOT_YET = "its message is not with Kommo yet"
 NOT_THERE = "its message is not with Kommo: resume that one, then this"
-log = logging.getLogger("chatledger.push")
+NO_NAME = "the messenger has not named the chat yet"
+NOT_NAMED = "the messenger refused it before it named the chat"
+NO_CHAT = "the messenger does not know the conversation yet"
+BROKEN = "an error of our own: look at the log, then resume it"
+
+ToMessenger: TypeAlias = e.MessageSent | e.TypingStarted | e.Reaction
 
 
-class Pusher:
-    """Pushes events to Kommo and to messengers; knows how each destination may be pressed."""
+class Directory(Protocol):
+    """The channels in force."""
 
-    def __init__(
-        self,
-        database_url: str,
-        channels: Channels,
-        kommo: Kommo,
-        messengers: Mapping[str, Messenger],
-        *,
-        probe_seconds: float = PROBE_SECONDS,
-    ) -> None:
-        """`probe_seconds`: how often an account is tried whose Kommo refuses us (403)."""
-        self._probe_seconds = probe_seconds
-        self._url = database_url
-        self._attempts = Attempts(database_url)
-        self._channels = channels
-        self._kommo = kommo
-        self._messengers = messengers
-        self._gates: dict[tuple[str, str | None, str], Gate] = {}
-        self._forbidden: set[Gate] = set()
-        self._connection: psycopg.AsyncConnection[tuple[object, ...]] | None = None
-        self._reading = asyncio.Lock()
+    async def channel(self, name: str) -> Channel | None:
+        """A registered channel, with its connections."""
 
-    async def close(self) -> None:
-        """Let go of the database."""
-        if self._connection is not None:
-            await self._connection.close()
 
-    def gate(self, event: Pushed) -> Gate:
-        """The gate of the event's destination."""
-        key = (event.channel, event.account, event.push or "")
-        if key not in self._gates:
-            self._gates[key] = Gate(pauses=event.push != KOMMO)  # Kommo's pauses are the account's: `budget`.
-        return self._gates[key]
+class LedgerReader(Protocol):
+    """The ledger, as far as it is read here."""
 
-    async def scope(self, event: Pushed) -> Scope:
-        """Where the event belongs, also when it is no longer connected."""
-        channel = await self._channels.channel(event.channel)
-        channel_id = channel.channel_id if channel else ""
-        return ids.scope_of(event.channel, channel_id, event.account or "")
+    async def load(self, streams: Sequence[str]) -> list[bytes]:
+        """All events of these streams as they are stored, in the order of their positions."""
 
-    async def attempt(self, event: Pushed, *, again: bool, began: Callable[[], None] = nothing) -> Result:
-        """Try once. `again`: it may have been tried before, so what has happened since is looked at first.
 
-        `began` is called as soon as Kommo is: not while that waits for a place or the account's budget.
-        """
-        channel = await self._channels.channel(event.channel)
+class Preparer:
+    """Makes pushes of jobs."""
+
+    def __init__(self, reader: LedgerReader, directory: Directory) -> None:
+        self._reader = reader
+        self._directory = directory
+
+    async def prepare(self, job: Job) -> tuple[Scope, Push | Unsent]:
+        """The scope of the job's event, also of a disconnected one, and what the job becomes."""
+        event, doubt = job.event, job.progress.doubt
+        channel = await self._directory.channel(event.channel)
         connection = channel.connections.get(event.account or "") if channel else None
-        if channel is None or connection is None or not connection.connected:
-            return Disconnected()
-        if again and (found := await self._looked_at(event)):
-            return found
-        gate = self.gate(event)
-        with metrics.PUSH_SECONDS.labels(event.push).time():
-            async with gate.passing(live=_live(event)) as probe:
-                result = await self._call(channel, connection, event, began)
-                self._press(gate, result, probe)
-        if event.push == KOMMO and _unknown(result) and not isinstance(event, Created):
-            return await self._waits(event) or result
-        return result
+        if channel is None or connection is None:
+            scope = ids.scope_of(event.channel, channel.channel_id if channel else "", event.account or "")
+            return scope, Missing(BROKEN) if job.broken else Disconnected()
+        if job.broken:
+            return connection.scope, Missing(BROKEN)
+        if not connection.connected:
+            return connection.scope, Disconnected()
+        push = Push(event, channel, connection, doubt=doubt)
+        if doubt is not None:
+            return connection.scope, await self._examine(push, doubt)
+        if job.progress.again and (found := await self._find_outcome(event)):
+            return connection.scope, found
+        return connection.scope, await self._name(push)
 
-    async def _waits(self, event: Pushed) -> Retry | Missing | None:
-        """What there is to wait for, if the message that an event is about is still to be told to Kommo."""
-        stream = event.message or event.stream
-        events = [e.decode(raw) for raw in await self._load([stream])]
-        sends = [one for one in events if isinstance(one, Created) and one.push == KOMMO]
-        message: State | None = None
-        for one in events:
-            message = evolve(message, one)
-        if not sends or not isinstance(message, Message):
-            return None
-        send = sends[0]
-        ends = {COPIED} if isinstance(send, e.MessageMirrored) else ENDS_OF_A_SEND
-        stand = message.deliveries.get(send.id, "")
-        if message.seen.keys() & ends or stand == "completed":
-            return None
-        apart = not _live(send) or send.conversation != event.conversation
-        if apart and not stand.startswith("parked"):
-            return Retry(NOT_YET)
-        return Missing(NOT_THERE)  # Nothing of its own lane is waited for: that would come after it.
+    async def _examine(self, push: Push, doubt: Doubt) -> Push | Unsent:
+        """What clears up a doubt: the ledger at once, or a call."""
+        event = push.event
+        if doubt.look == "ledger":
+            return await self._blocker(event) or doubt.answer
+        if doubt.look == "history" and isinstance(event, Created):
+            return replace(push, chat_id=await self._chat_id(event))
+        return push
 
-    def _press(self, gate: Gate, result: Result, probe: bool) -> None:
-        if isinstance(result, Done):
-            gate.reconnect_rest = 0.0
-        match result:
-            case Retry(pause=True) if gate.pauses:
-                gate.pause(max(result.after_seconds, PAUSE_SECONDS_MIN))
-            case Forbidden():
-                log.error("Kommo refuses us (403): look at secret, clock and address: %s", result.text)
-                gate.pause(self._probe_seconds)
-                self._forbidden.add(gate)
-            case Done() | Refused() | Gone() if probe:
-                gate.open()
-                self._forbidden.discard(gate)
-        metrics.PAUSED.set(len(self._forbidden))
+    async def _chat_id(self, event: Created) -> str | None:
+        """Kommo's id of the chat of a message."""
+        if event.content.chat_id or event.conversation is None:
+            return event.content.chat_id
+        chat = _chat(await self._states([event.conversation]), event.conversation)
+        return chat.chat_id if chat else None
 
-    async def _call(
-        self, channel: Channel, connection: Connection, event: Pushed, began: Callable[[], None]
-    ) -> Result:
-        if isinstance(event, e.TypingStarted) and event.expires_at < clock.text(clock.now_ms()):
-            return Superseded("it has waited too long")
-        if event.push == KOMMO:
-            named = await self._named(event)
-            if isinstance(named, Superseded | Retry | Missing):
-                return named
-            who = Credentials(channel.channel_id, channel.secrets.kommo)
-            return await self._kommo.push(who, connection.scope.scope_id, named, began)
-        assert isinstance(event, e.MessageSent | e.TypingStarted | e.ReactionAdded | e.ReactionRemoved)
-        push = await self._names(event)
-        if push.conversation_id is None and not isinstance(event, e.MessageSent):
-            return Superseded("the messenger does not know the conversation yet")
-        return await self._messengers[channel.kind].push(channel, connection, push)
-
-    async def _named(self, event: Pushed) -> Pushed | Superseded | Retry | Missing:
-        """The event with the names that Kommo needs and that were not known when it was recorded.
-
-        The copy of an operator's message may wait for the messenger's name of a chat that Kommo started;
-        a status of it needs Kommo's name of the copy, whose push was settled before, in the same lane.
-        """
-        match event:
-            case e.MessageMirrored():
-                states = await self._states([event.conversation or "", event.stream])
-                named = as_of(event, _chat(states, event.conversation or ""))
-                if named.content.conversation_id:
-                    return named
-                sent = states.get(event.stream)
-                if isinstance(sent, Message) and "message.failed" in sent.seen:
-                    return Superseded("the messenger refused it before it named the chat")
-                return Retry("the messenger has not named the chat yet")
-            case e.MessageDelivered() | e.MessageRead() | e.MessageFailed() if event.remote_id is None:
-                states = await self._states([event.stream])
-                message = states.get(event.stream)
-                kommo_id = message.kommo_id if isinstance(message, Message) else None
-                if kommo_id:
-                    return replace(event, remote_id=kommo_id)
-                return await self._waits(event) or Superseded(NO_COPY)
-        return event
-
-    async def _names(self, event: e.MessageSent | e.TypingStarted | e.Reaction) -> Push:
-        """The messenger's names of conversation and messages, asked of the ledger if not in the event."""
-        conversation_id = event.content.conversation_id
-        if conversation_id is None and event.conversation:
-            states = await self._states([event.conversation])
-            chat = _chat(states, event.conversation)
-            conversation_id = chat.conversation_id if chat else None
-        match event:
-            case e.MessageSent(content=e.Content(reply_to=reply, forwards=forwards)) if reply or forwards:
-                reply_id = await self._name_of(reply) if reply else None
-                known = await self._forwards(event, forwards) if forwards else None
-                return Push(event, conversation_id, reply_id=reply_id, forwards=known)
-            case e.ReactionAdded() | e.ReactionRemoved():
-                named = e.Reply("", event.message, event.sent_by, event.own_id)
-                return Push(event, conversation_id, message_id=await self._name_of(named))
-        return Push(event, conversation_id)
-
-    async def _name_of(self, reply: e.Reply) -> str | None:
-        """What the messenger calls a message."""
-        if reply.sent_by == "messenger" or reply.message is None:
-            return reply.own_id
-        if reply.remote_id:
-            return reply.remote_id
-        message = (await self._states([reply.message])).get(reply.message)
-        return message.remote_id if isinstance(message, Message) else None
-
-    async def _forwards(self, event: e.MessageSent, forwards: e.Json) -> e.Json:
-        """What Kommo forwards, each message with the messenger's own id of it where that is known."""
-        told = forwards.get("messages")
-        if not isinstance(told, list):
-            return forwards
-        scope = await self.scope(event)
-        streams = {
-            one["id"]: ids.message_id(scope, KOMMO, one["id"])
-            for one in told
-            if isinstance(one, dict) and isinstance(one.get("id"), str)
-        }
-        states = await self._states(list(streams.values()))
-        aliases = [one.alias for one in states.values() if isinstance(one, Message) and one.alias]
-        states |= await self._states(aliases) if aliases else {}
-        named = {theirs: _own_name(states, stream) for theirs, stream in streams.items()}
-        messages = []
-        for one in told:
-            name = named.get(str(one.get("id"))) if isinstance(one, dict) else None
-            messages.append({**one, "message_id": name} if name else one)
-        return {**forwards, "messages": messages}
-
-    async def _looked_at(self, event: Pushed) -> Settled | Superseded | None:
-        """Whether the ledger has its outcome already, or something higher; None: it is to be told."""
+    async def _find_outcome(self, event: Pushed) -> Settled | Superseded | None:
+        """The outcome that the ledger has already; None: the push is still wanted."""
         stream = event.message
         if stream is None:
             return None
@@ -246,78 +142,111 @@ class Pusher:
                 return Superseded("a higher status is recorded") if message.rank > rank else None
         return None
 
-    async def recover(self, event: Created) -> str | None:
-        """Kommo's id of a message whose sending ended without an answer; None if Kommo does not have it.
-
-        Raises Unreached.
-        """
-        channel = await self._channels.channel(event.channel)
-        if channel is None:
+    async def _blocker(self, event: Pushed) -> Retry | Missing | None:
+        """Returns what blocks this event while its message has not reached Kommo; None: nothing does."""
+        stream = event.message or event.stream
+        events = [e.decode(raw) for raw in await self._reader.load([stream])]
+        sends = [one for one in events if isinstance(one, Created) and one.push == KOMMO]
+        message: State | None = None
+        for one in events:
+            message = evolve(message, one)
+        if not sends or not isinstance(message, Message):
             return None
-        who = Credentials(channel.channel_id, channel.secrets.kommo)
-        scope_id = (await self.scope(event)).scope_id
-        chat_id = event.content.chat_id
-        if chat_id is None and event.conversation:
+        send = sends[0]
+        ends = {COPIED} if isinstance(send, e.MessageMirrored) else ENDS_OF_A_SEND
+        delivery = message.deliveries.get(send.id, "")
+        if message.seen.keys() & ends or delivery == "completed":
+            return None
+        other_lane = is_imported(send) or send.conversation != event.conversation
+        if other_lane and not delivery.startswith("parked"):
+            return Retry(NOT_YET)
+        return Missing(NOT_THERE)  # In the event's own lane the sending would only come after the event.
+
+    async def _name(self, push: Push) -> Push | Unsent:
+        """The push with the names that its destination needs."""
+        event = push.event
+        match event:
+            case e.MessageMirrored():
+                return await self._name_mirror(push, event)
+            case e.MessageDelivered() | e.MessageRead() | e.MessageFailed() if event.remote_id is None:
+                return await self._name_status(push, event)
+            case _ if event.push == KOMMO:
+                return push
+        assert isinstance(event, ToMessenger)
+        names = await self._messenger_names(event, push.connection.scope)
+        if names.conversation_id is None and not isinstance(event, e.MessageSent):
+            return Superseded(NO_CHAT)
+        return replace(push, names=names)
+
+    async def _name_mirror(self, push: Push, event: e.MessageMirrored) -> Push | Unsent:
+        """A copy may have to wait for the messenger's name of a chat that Kommo started."""
+        states = await self._states([event.conversation or "", event.stream])
+        named = as_of(event, _chat(states, event.conversation or ""))
+        if named.content.conversation_id:
+            return replace(push, event=named)
+        sent = states.get(event.stream)
+        if isinstance(sent, Message) and "message.failed" in sent.seen:
+            return Superseded(NOT_NAMED)
+        return Retry(NO_NAME)
+
+    async def _name_status(self, push: Push, event: e.Status) -> Push | Unsent:
+        """A status of a mirrored message needs Kommo's name of the copy, which its lane settled before."""
+        message = (await self._states([event.stream])).get(event.stream)
+        if isinstance(message, Message) and message.kommo_id:
+            return replace(push, event=replace(event, remote_id=message.kommo_id))
+        return await self._blocker(event) or Superseded(NO_COPY)
+
+    async def _messenger_names(self, event: ToMessenger, scope: Scope) -> adapter.Push:
+        """The messenger's names of the conversation and of messages, read if the event does not have them."""
+        conversation_id = event.content.conversation_id
+        if conversation_id is None and event.conversation:
             chat = _chat(await self._states([event.conversation]), event.conversation)
-            chat_id = chat.chat_id if chat else None
-        return await self._kommo.find(who, scope_id, event, chat_id)
+            conversation_id = chat.conversation_id if chat else None
+        match event:
+            case e.MessageSent(content=e.Content(reply_to=reply, forwards=forwards)) if reply or forwards:
+                reply_id = await self._message_name(reply) if reply else None
+                named = await self._name_forwards(scope, forwards) if forwards else None
+                return adapter.Push(event, conversation_id, reply_id=reply_id, forwards=named)
+            case e.ReactionAdded() | e.ReactionRemoved():
+                about = e.Reply("", event.message, event.sent_by, event.own_id)
+                return adapter.Push(event, conversation_id, message_id=await self._message_name(about))
+        return adapter.Push(event, conversation_id)
 
-    async def reconnect(self, event: Pushed, tried_at: float) -> c.Connect | Retry | str | None:
-        """Connect the channel again after a 404 or 403, at most once a minute, and seldom if it is no use.
+    async def _message_name(self, reply: e.Reply) -> str | None:
+        """The messenger's name of a message."""
+        if reply.sent_by == "messenger" or reply.message is None:
+            return reply.own_id
+        if reply.remote_id:
+            return reply.remote_id
+        message = (await self._states([reply.message])).get(reply.message)
+        return message.remote_id if isinstance(message, Message) else None
 
-        None if that was done since `tried_at` (seconds of the loop), a Retry if it cannot be done now, a
-        reason if it cannot help.
-        """
-        gate = self.gate(event)
-        channel = await self._channels.channel(event.channel)
-        connection = channel.connections.get(event.account or "") if channel else None
-        if channel is None or connection is None:
-            return "the channel is not registered"
-        async with gate.reconnect:
-            if gate.reconnected_at > tried_at and not gate.reconnect_refused:
-                return None
-            if not gate.reconnectable:
-                return gate.reconnect_refused or "Kommo does not know it (404), also after connecting again"
-            await asyncio.sleep(OPERATOR_SECONDS)
-            channel = await self._channels.channel(event.channel)
-            connection = channel.connections.get(event.account or "") if channel else None
-            if channel is None or connection is None or not connection.connected:
-                return Retry("the channel was disconnected meanwhile")
-            who = Credentials(channel.channel_id, channel.secrets.kommo)
-            try:
-                answer = await self._kommo.connect(
-                    who,
-                    event.account or "",
-                    connection.title,
-                    is_time_window_disabled=connection.is_time_window_disabled,
-                )
-            except Unreached as error:
-                return Retry(f"connecting again failed: {error.reason}")
-            if answer.html or answer.status in RETRIED or answer.status >= 500:
-                return Retry(f"connecting again failed: HTTP {answer.status}", answer.retry_after)
-            refused = (
-                "" if answer.status == 200 else f"connecting again failed: HTTP {answer.status} {answer.text}"
-            )
-            gate.reconnected(refused)
-            await self._attempts.record(channel.name, event.account or "", refused or None)
-            if refused:
-                return refused
-        if gate in self._forbidden:
-            gate.hasten()
-        log.warning("channel %s was not connected to the account any more: connected again", channel.name)
-        stream = ids.connection_stream(connection.scope)
-        given = clock.stamp(connection.scope, stream, "system", now=clock.now_ms())
-        disabled = connection.is_time_window_disabled
-        return c.Connect(
-            **given, stream=stream, title=connection.title, again=True, is_time_window_disabled=disabled
-        )
+    async def _name_forwards(self, scope: Scope, forwards: e.Json) -> e.Json:
+        """What Kommo forwards, each message with the messenger's own id of it where that is known."""
+        entries = forwards.get("messages")
+        if not isinstance(entries, list):
+            return forwards
+        streams = {
+            one["id"]: ids.message_id(scope, KOMMO, one["id"])
+            for one in entries
+            if isinstance(one, dict) and isinstance(one.get("id"), str)
+        }
+        states = await self._states(list(streams.values()))
+        aliases = [one.alias for one in states.values() if isinstance(one, Message) and one.alias]
+        states |= await self._states(aliases) if aliases else {}
+        named = {theirs: _own_name(states, stream) for theirs, stream in streams.items()}
+        messages = []
+        for one in entries:
+            name = named.get(str(one.get("id"))) if isinstance(one, dict) else None
+            messages.append({**one, "message_id": name} if name else one)
+        return {**forwards, "messages": messages}
 
     async def _states(self, streams: Sequence[str]) -> dict[str, State]:
-        """The streams as the ledger has them, with those they point to."""
+        """The states of streams, with those that they point to."""
         states: dict[str, State] = {}
         wanted = list(streams)
         for _ in range(ROUNDS_MAX):
-            for raw in await self._load(wanted):
+            for raw in await self._reader.load(wanted):
                 event = e.decode(raw)
                 states[event.stream] = evolve(states.get(event.stream), event)
             into = {state.into for state in states.values() if isinstance(state, Chat) and state.into}
@@ -326,22 +255,12 @@ class Pusher:
                 break
         return states
 
-    async def _load(self, streams: list[str]) -> list[bytes]:
-        async with self._reading:
-            if self._connection is None or self._connection.closed:
-                self._connection = await connect(self._url)
-                take_columns(self._connection)
-            cursor = self._connection.cursor(binary=True)
-            await cursor.execute(LOAD.encode(), [uuids(streams), uuids([])], prepare=True)
-            rows = cast("list[tuple[int, bytes, None]]", await cursor.fetchall())
-        return [raw for _, raw, _ in sorted(rows)]
-
 
 def as_of(event: e.MessageMirrored, chat: Chat | None) -> e.MessageMirrored:
     """A copy with the names that its conversation has by now.
 
     If the messenger's name of it turned out to be that of a chat which had begun apart, Kommo has bound the
-    customer there, and must not be told again which of its own it was.
+    customer there, and must not get its own name of the customer once more.
     """
     content = event.content
     if chat is None:
@@ -354,7 +273,7 @@ def as_of(event: e.MessageMirrored, chat: Chat | None) -> e.MessageMirrored:
 
 
 def _own_name(states: dict[str, State], stream: str) -> str | None:
-    """What the messenger calls a message."""
+    """The messenger's name of a message."""
     message = states.get(stream)
     if isinstance(message, Message) and message.alias:
         message = states.get(message.alias)

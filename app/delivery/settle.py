@@ -1,283 +1,205 @@
-"""DOC"""
+"""A job is tried until its outcome is in the ledger, and until then nothing else of its lane is begun.
 
-import asyncio
+Theory of operation. `settle` takes a job through one line, once per pass:
+
+    prepare -> destination -> decide -> record -> wait
+
+`prepare` reads the ledger and makes a `Push`, or finds the outcome without a call. The destination passes its
+gate and makes the call. `decide` says what that means, as data: the command to record, the job's new
+progress, and how long to wait before the next pass. Only this file acts on a decision: it submits the command
+and waits until the ledger has it, then it waits, then it begins the next pass or returns.
+
+A pass either tries to push or clears up a doubt that the pass before has left in the progress. A job without
+trouble makes one pass.
+
+Invariants. An outcome is in the ledger before `settle` returns, so whoever replays the ledger knows what was
+done. If the process dies between the call and the record, the job is open in the view, whoever has the lease
+next tries it again (`again`) under the same id, and the other side recognises the repeat. A command is
+submitted until the ledger takes it, because only the ledger ends a delivery.
+
+Copies. A message to the customer that was not written in Kommo (an operator's, or one that the business sent
+from its phone) is pushed to Kommo too. Kommo may then send a hook of this copy, as of any message of its own,
+even before its answer names the copy; recorded as a message from Kommo, it would go to the customer a second
+time. So a message from Kommo waits while a copy of its conversation may be with Kommo without its name being
+in the ledger, and is compared with the ledger after that (`again`). A copy that only waits for its turn holds
+up nobody.
+"""
+
 import logging
-import random
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from msgspec.structs import replace
 
 from app import clock, metrics
-from app.delivery.job import (
-    DISCONNECTED,
-    Disconnected,
-    Job,
-    Missing,
-    Pushed,
-    Settled,
-    Superseded,
-    classify,
-)
-from app.delivery.prepare import Pusher
-from app.http_client import Unreached
-from app.kommo.chats.payloads import Created
-from app.ledger.writer import Ledger, LedgerFull, LedgerUnavailable, Recorded
-from app.outcome import Done, Forbidden, Gone, Refused, Retry
+from app.clock import Clock
+from app.delivery.decide import Decision, Moment, attempt_outcome, decide
+from app.delivery.destinations import is_stale
+from app.delivery.job import Job, Push, Pushed, Result, Unsent
+from app.ledger.writer import LedgerFull, LedgerUnavailable, Recorded
+from app.outcome import Refused
 from domain import commands as c
 from domain import events as e
 from domain import ids
+from domain.ids import Scope
 
-log = logging.getLogger("chatledger.deliver")
-RETRY_FIRST_SECONDS = 0.25
-RETRY_SECONDS_MAX = 60.0
-RETRY_SECONDS_LATER = 300.0
-LATER_SECONDS = 3600.0
+# Chosen: as long as the ledger takes to have room again.
 RECORD_SECONDS = 0.5
-COPY_SECONDS = 12.0  # Longer than a call may take.
+# A call ends after 10 s (`http_client.TIMEOUT_SECONDS`), so after this the name of the copy is known or the
+# attempt has failed.
+COPY_SECONDS = 12.0
+# Chosen: imperceptible to whoever waits for the message, and cheap.
 COPY_POLL_SECONDS = 0.02
+log = logging.getLogger("chatledger.deliver")
+
+
+class Preparer(Protocol):
+    """Reads what a push needs."""
+
+    async def prepare(self, job: Job) -> tuple[Scope, Push | Unsent]:
+        """The scope of the job's event, and what the job becomes."""
+
+
+class Destination(Protocol):
+    """Kommo and the messengers."""
+
+    async def push(self, push: Push, began: Callable[[], None]) -> Result:
+        """Push once, or clear up the push's doubt; `began` is called once Kommo may know of the push."""
+
+
+class Ledger(Protocol):
+    """The ledger, as far as it is written here."""
+
+    def submit(self, command: c.AnyCommand) -> Awaitable[Recorded]:
+        """Record a command. Raises LedgerFull, also when awaited LedgerUnavailable."""
 
 
 class Settle:
-    """Tries a job until its outcome is in the ledger."""
+    """Settles the jobs of all lanes of the process."""
 
-    def __init__(self, ledger: Ledger, pusher: Pusher) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        preparer: Preparer,
+        destination: Destination,
+        clock: Clock,
+        chance: Callable[[], float],
+    ) -> None:
+        """`chance` gives random numbers from 0 up to 1."""
         self._ledger = ledger
-        self._pusher = pusher
+        self._preparer = preparer
+        self._destination = destination
+        self._clock = clock
+        self._chance = chance
         self._copies: defaultdict[str | None, list[Job]] = defaultdict(list)
-        self._copied = 0
+        self._copied: defaultdict[int, int] = defaultdict(int)
         self._ends_at: float | None = None
 
     def end(self, seconds: float) -> None:
-        """Begin nothing more; what is in flight has so long to end."""
-        self._ends_at = asyncio.get_running_loop().time() + seconds
+        """Begin no more jobs; what is in flight has so long to end."""
+        self._ends_at = self._clock.time() + seconds
 
     @property
     def ending(self) -> bool:
-        """Whether nothing more is to be begun."""
+        """Whether no more jobs are begun."""
         return self._ends_at is not None
 
     @property
     def seconds_left(self) -> float:
-        """How long what is in flight may take."""
-        return 0.0 if self._ends_at is None else self._ends_at - asyncio.get_running_loop().time()
+        """How long what is in flight may still take."""
+        return 0.0 if self._ends_at is None else self._ends_at - self._clock.time()
 
     async def settle(self, job: Job) -> int:
-        """Push the event, again and again if it must be; returns the position of what settles it."""
+        """Push until the outcome is in the ledger; returns the position of that outcome."""
         event = job.event
-        if isinstance(event, e.TypingStarted):
-            return await self._typing(job.position, event)
+        if isinstance(event, e.TypingStarted) and is_stale(event, self._clock.now_ms()):
+            return job.position
         if _is_copy(event):
             return await self._settle_copy(job)
         if isinstance(event, e.MessageSent) and event.push == ids.MESSENGER and e.author(event) == ids.KOMMO:
             await self._outwait_copies(job)
         return await self._settle(job)
 
+    async def _settle(self, job: Job) -> int:
+        while True:
+            began = self._clock.time()
+            scope, push = await self._preparer.prepare(job)
+            result = await self._destination.push(push, job.call) if isinstance(push, Push) else push
+            decision = decide(result, job, self._moment(job, scope, began))
+            _report(job, result, decision)
+            job.progress = decision.progress
+            position = job.position if decision.command is None else await self._record(decision.command)
+            if decision.after_seconds is None:
+                return position
+            if decision.after_seconds > 0:
+                await self._rest(job, decision.after_seconds)
+
+    def _moment(self, job: Job, scope: Scope, began: float) -> Moment:
+        event = job.event
+        stamp = clock.stamp(scope, event.conversation or event.stream, "system", now=self._clock.now_ms())
+        return Moment(stamp, began, self._clock.time(), self._chance())
+
+    async def _record(self, command: c.AnyCommand) -> int:
+        """Submit until the ledger has it; returns the position of the outcome."""
+        while True:
+            try:
+                recorded = await self._ledger.submit(command)
+            except (LedgerFull, LedgerUnavailable) as error:
+                log.warning("an outcome waits for the ledger: %s", error)
+                await self._clock.sleep(RECORD_SECONDS)
+            else:
+                return max(recorded.last or 0, recorded.position or 0)
+
+    async def _rest(self, job: Job, seconds: float) -> None:
+        job.resting, job.called = True, False
+        await self._clock.sleep(seconds)
+        job.resting = False
+
     async def _settle_copy(self, job: Job) -> int:
         conversation = job.event.conversation
         copies = self._copies[conversation]  # A live one and an imported one may be under way together.
         copies.append(job)
         try:
-            settled = await self._settle(job)
+            position = await self._settle(job)
         finally:
             copies.remove(job)
             if not copies:
                 del self._copies[conversation]
-        self._copied = max(self._copied, settled)
-        return settled
-
-    async def _outwait_copies(self, job: Job) -> None:
-        """Kommo may send a hook of a copy that it has just taken: that it is one shows once its name is here.
-
-        Only while a copy of the chat may be with Kommo without our knowing its name, and not for ever. What
-        was recorded before the name of some copy was is looked at, for it may have been that one.
-        """
-        loop = asyncio.get_running_loop()
-        until = loop.time() + COPY_SECONDS
-        while loop.time() < until:
-            copies = self._copies.get(job.event.conversation, ())
-            if not any(copy.called or copy.unknown for copy in copies):
-                break
-            job.again = True
-            await asyncio.sleep(COPY_POLL_SECONDS)
-        job.again = job.again or job.position < self._copied
-
-    async def _settle(self, job: Job) -> int:
-        event = job.event
-
-        def began() -> None:
-            job.called = True
-
-        while True:
-            job.tried_at = asyncio.get_running_loop().time()
-            result = await self._pusher.attempt(event, again=job.again, began=began)
-            metrics.DELIVERIES.labels(event.push, classify(result)).inc()
-            job.again = True
-            match result:
-                case Done():
-                    return await self._done(job, result)
-                case Settled():
-                    return job.position
-                case Superseded():
-                    return await self._complete(job, result.reason)
-                case Disconnected():
-                    return await self._park(job, DISCONNECTED)
-                case Missing():
-                    return await self._park(job, result.reason)
-                case Refused():
-                    settled = await self._refused(job, result)
-                case Gone():
-                    settled = await self._gone(job, result)
-                case Forbidden():
-                    await self._forbidden(job, result)
-                    settled = None
-                case Retry():
-                    settled = await self._retry(job, result)
-            if settled is not None:
-                return settled
-
-    async def _typing(self, position: int, event: e.TypingStarted) -> int:
-        """Tried once while it is fresh: in a moment it means nothing."""
-        if event.expires_at >= clock.text(clock.now_ms()):
-            result = await self._pusher.attempt(event, again=False)
-            metrics.DELIVERIES.labels(event.push, classify(result)).inc()
+        partition = ids.partition(conversation)
+        self._copied[partition] = max(self._copied[partition], position)
         return position
 
-    async def give_up(self, job: Job) -> int:
-        """Park a job that nothing else can be done with; returns the position of that."""
-        if isinstance(job.event, e.TypingStarted):
-            return job.position
-        return await self._park(job, "an error of our own: look at the log, then resume it")
+    async def _outwait_copies(self, job: Job) -> None:
+        """Wait while a copy may be with Kommo without a name, but not for ever; then look, if one was there.
 
-    async def _done(self, job: Job, done: Done) -> int:
-        event = job.event
-        side = event.push or ""
-        if not isinstance(event, Created):
-            return await self._complete(job)
-        scope = await self._pusher.scope(event)
-        alias = ids.message_id(scope, side, done.remote_id) if done.remote_id else None
-        end = None
-        if side == ids.MESSENGER and done.conversation_id:
-            named = ids.conversation_id(scope, side, done.conversation_id)
-            end = c.End("messenger", named, e.Ends(conversation_id=done.conversation_id))
-        command = c.Accept(
-            **await self._stamp(job, "recovery" if done.recovered else side),
-            stream=event.stream,
-            side=event.push or "kommo",
-            remote_id=done.remote_id,
-            alias=alias,
-            end=end,
-            cause=event.id,
-            copy=isinstance(event, e.MessageMirrored),
-        )
-        return await self._record(command)
+        A message that was recorded before the name of the latest copy of its partition is looked at too: it
+        may be the hook of that copy.
+        """
+        conversation, looks = job.event.conversation, False
+        until = self._clock.time() + COPY_SECONDS
+        while self._clock.time() < until:
+            copies = self._copies.get(conversation, ())
+            if not any(copy.called or copy.progress.unknown for copy in copies):
+                break
+            looks = True
+            await self._clock.sleep(COPY_POLL_SECONDS)
+        if looks or job.position < self._copied.get(ids.partition(conversation), 0):
+            job.progress = replace(job.progress, again=True)
 
-    async def _complete(self, job: Job, superseded: str | None = None) -> int:
-        event = job.event
-        if isinstance(event, e.MessageSent) and superseded is None:
-            raise AssertionError("a send is completed by its acceptance")
-        stamp = await self._stamp(job, "system")
-        return await self._record(
-            c.Complete(**stamp, stream=event.stream, cause=event.id, superseded=superseded)
-        )
 
-    async def _park(self, job: Job, reason: str) -> int:
-        event = job.event
-        log.error("parked: position %d (%s): %s", job.position, e.tag(event), reason)
-        stamp = await self._stamp(job, "system")
-        return await self._record(c.Park(**stamp, stream=event.stream, cause=event.id, reason=reason))
-
-    async def _refused(self, job: Job, refused: Refused) -> int | None:
-        """Final, unless an earlier attempt was taken without our learning of it: Kommo's history says."""
-        event = job.event
-        if not isinstance(event, Created):
-            return await self._park(job, f"refused for good: {refused.text}")
-        if job.unknown and event.push == ids.KOMMO:
-            try:
-                found = await self._pusher.recover(event)
-            except Unreached as error:
-                await self._later(job, f"looking it up: {error.reason}", 0.0)
-                return None
-            if found is not None:
-                return await self._done(job, Done(remote_id=found, recovered=True))
-        if isinstance(event, e.MessageMirrored):
-            return await self._park(job, f"Kommo refused the copy: {refused.text}")
-        log.error("refused: position %d: HTTP %d", job.position, refused.http)
-        return await self._record(
-            c.Reject(
-                **await self._stamp(job, event.push or "system"),
-                stream=event.stream,
-                code=refused.code,
-                text=refused.text,
-                cause=event.id,
-            )
-        )
-
-    async def _gone(self, job: Job, gone: Gone) -> int | None:
-        """Not connected any more, perhaps: connect again, once, and try again; else someone must look."""
-        if job.reconnected:
-            return await self._park(job, f"not found (404), also after connecting again: {gone.text}")
-        found = await self._pusher.reconnect(job.event, job.tried_at)
-        if isinstance(found, str):
-            return await self._park(job, found)
-        if isinstance(found, Retry):
-            await self._later(job, found.reason, found.after_seconds)
-            return None
-        job.reconnected = True
-        if found is not None:
-            await self._record(found)
-        return None
-
-    async def _forbidden(self, job: Job, forbidden: Forbidden) -> None:
-        """Not connected any more, perhaps: connect again, once; else wait until someone has looked."""
-        found = None if job.reconnected else await self._pusher.reconnect(job.event, job.tried_at)
-        if isinstance(found, c.Connect):
-            await self._record(found)
-        if job.reconnected or isinstance(found, str | Retry):
-            await self._later(job, f"refused (403): {forbidden.text}", 0.0)
-        else:
-            job.reconnected = True
-
-    async def _retry(self, job: Job, retry: Retry) -> int | None:
-        """Again, later; but what an import sent holds up all that follows it no longer than an hour."""
-        job.unknown = job.unknown or retry.unknown
-        event = job.event
-        failing = job.since and asyncio.get_running_loop().time() - job.since > LATER_SECONDS
-        if failing and not retry.pause and isinstance(event, e.MessageSent) and event.imported:
-            return await self._park(job, f"given up after an hour: {retry.reason}")
-        await self._later(job, retry.reason, retry.after_seconds)
-        return None
-
-    async def _later(self, job: Job, reason: str, after_seconds: float) -> None:
-        """Record the first failure, and any change of reason, then wait."""
-        loop = asyncio.get_running_loop()
-        job.since = job.since or loop.time()
-        if reason != job.reason:
-            job.reason = reason
-            event = job.event
+def _report(job: Job, result: Result, decision: Decision) -> None:
+    """Count the attempt, and log what an operator may want to look at: one line an outcome."""
+    event = job.event
+    if outcome := attempt_outcome(result, job, decision):
+        metrics.DELIVERIES.labels(event.push, outcome).inc()
+    match decision.command:
+        case c.Park(reason=reason):
+            log.error("parked: position %d (%s): %s", job.position, e.tag(event), reason)
+        case c.Defer(reason=reason):
             log.warning("deferred: position %d (%s): %s", job.position, e.tag(event), reason)
-            stamp = await self._stamp(job, "system")
-            await self._record(c.Defer(**stamp, stream=event.stream, cause=event.id, reason=reason))
-        later = loop.time() - job.since > LATER_SECONDS
-        most = RETRY_SECONDS_LATER if later else RETRY_SECONDS_MAX
-        longest = min(most, RETRY_FIRST_SECONDS * 2 ** min(job.attempts, 20))
-        job.attempts += 1
-        job.resting, job.called = True, False
-        await asyncio.sleep(max(random.uniform(longest / 10, longest), after_seconds))
-        job.resting = False
-
-    async def _stamp(self, job: Job, by: str) -> c.Stamp:
-        event = job.event
-        scope = await self._pusher.scope(event)
-        return clock.stamp(scope, event.conversation or event.stream, by, now=clock.now_ms())
-
-    async def _record(self, command: c.AnyCommand) -> int:
-        """The outcome must be in the ledger before anything else happens: wait for it as long as it takes."""
-        while True:
-            try:
-                recorded: Recorded = await self._ledger.submit(command)
-            except (LedgerFull, LedgerUnavailable) as error:
-                log.warning("an outcome waits for the ledger: %s", error)
-                await asyncio.sleep(RECORD_SECONDS)
-            else:
-                return max(recorded.last or 0, recorded.position or 0)
+        case c.Reject() if isinstance(result, Refused):
+            log.error("refused: position %d: HTTP %d", job.position, result.http)
 
 
 def _is_copy(event: Pushed) -> bool:

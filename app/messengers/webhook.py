@@ -119,7 +119,7 @@ def outcome(answer: Answer) -> Outcome:
     """2xx is done; 408, 425, 429 and any status that is no 4xx are tried again; any other 4xx is final."""
     status, body = answer.status, answer.json()
     if 200 <= status < 300:
-        return Done(_id(body, "message_id"), _id(body, "conversation_id"), _id(body, "receiver_id"))
+        return Done(_id(body, "message_id"), _id(body, "conversation_id"))
     if status in RETRIED or not 400 <= status < 500:  # A redirect is a wrong address, which can be corrected.
         return Retry(f"HTTP {status} from the messenger", answer.retry_after, pause=status == 429)
     code, text = body.get("code"), body.get("text")

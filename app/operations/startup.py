@@ -21,9 +21,10 @@ import psycopg
 from msgspec import Struct
 
 from app.channels.directory import Channel, Connection
+from app.clock import LoopClock
 from app.config import file
 from app.database.pool import ViewsMissing
-from app.delivery.reconnect import OPERATOR_SECONDS
+from app.delivery.reconnect import still_connected
 from app.http_client import Unreached
 from app.kommo.chats.client import ask_scope
 from app.kommo.chats.signature import Credentials
@@ -162,12 +163,9 @@ class Start:
             return "another process has connected it"
         channel = await channels.named(services, want.channel)
         was_lost = not want.connected or await self._is_lost(channel, want)
-        if was_lost and want.connected:
-            # An operator's disconnection reaches Kommo before the ledger: what looks lost may be that.
-            await asyncio.sleep(OPERATOR_SECONDS)
-            now = (await channels.named(services, want.channel)).connections[want.account]
-            if not now.connected:
-                return "an operator disconnected it meanwhile: it stays so"
+        dropped = was_lost and want.connected
+        if dropped and not await still_connected(services.channels, LoopClock(), want.channel, want.account):
+            return "an operator disconnected it meanwhile: it stays so"
         done = await channels.connect(
             services,
             want.channel,
@@ -177,7 +175,7 @@ class Start:
             was_lost=was_lost,
             is_time_window_disabled=want.is_time_window_disabled,
         )
-        if was_lost and want.connected:
+        if dropped:
             return "Kommo had dropped the connection, as a reinstallation does: connected again"
         return "connected, as it was" if done.again else "connected"
 

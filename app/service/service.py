@@ -22,21 +22,27 @@ supervisor starts it again, and nothing runs on with half of its parts unnoticed
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
+from app.clock import LoopClock
 from app.config.file import Setup
 from app.config.settings import Settings, load_keys
 from app.database import schema
 from app.database.connection import connect
 from app.delivery.deliverer import Deliverer
-from app.delivery.prepare import Pusher
+from app.delivery.destinations import Destinations
+from app.delivery.prepare import Preparer
+from app.delivery.reconnect import Reconnector
+from app.delivery.settle import Settle
 from app.http_client import Client
 from app.kommo.chats.client import Kommo
 from app.kommo.crm import contact_links
+from app.ledger.reader import StreamReader
 from app.ledger.writer import Ledger
 from app.messengers.kinds import messengers
 from app.operations import startup
@@ -221,10 +227,14 @@ async def _start_delivery(
     services = run.services
     client = Client()
     stack.push_async_callback(client.close)
+    reader = StreamReader(urls.database_url)
+    stack.push_async_callback(reader.close)
+    clock, directory = LoopClock(), services.channels
     kommo = Kommo(client, services.settings.kommo_url, services.budget)
-    pusher = Pusher(urls.database_url, services.channels, kommo, messengers(client))
-    stack.push_async_callback(pusher.close)
-    deliverer = services.deliverer = Deliverer(urls.database_url, nats, services.ledger, pusher)
+    reconnector = Reconnector(kommo, directory, services.attempts, clock)
+    destinations = Destinations(kommo, messengers(client), reconnector, clock)
+    settle = Settle(services.ledger, Preparer(reader, directory), destinations, clock, random.random)
+    deliverer = services.deliverer = Deliverer(urls.database_url, nats, settle)
     hub.listeners.append(deliverer.wake)
     await stack.enter_async_context(run.role("deliver", deliverer.run()))
     await stack.enter_async_context(run.role("start", startup.Start(services).run()))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from app.clock import LoopClock
 from app.delivery.gate import Gate
 from app.delivery.lane import LANE_MAX
 from app.http_client import retry_after
@@ -209,7 +210,7 @@ async def test_a_lane_that_overflows_is_filled_again_in_its_order(story: Story, 
 
 
 async def test_what_was_on_its_way_does_not_open_a_gate() -> None:
-    gate, passed = Gate(), asyncio.Event()
+    gate, passed = Gate(LoopClock()), asyncio.Event()
     async with gate.passing() as probe:
         gate.pause(0.2)
         waiting = asyncio.create_task(_pass(gate, passed))
@@ -220,7 +221,7 @@ async def test_what_was_on_its_way_does_not_open_a_gate() -> None:
 
 
 async def test_a_gate_lets_one_probe_pass_and_the_others_after_it() -> None:
-    gate, passed = Gate(), asyncio.Event()
+    gate, passed = Gate(LoopClock()), asyncio.Event()
     gate.pause(0)
     async with gate.passing() as probe:
         assert probe
@@ -232,7 +233,7 @@ async def test_a_gate_lets_one_probe_pass_and_the_others_after_it() -> None:
 
 
 async def test_a_probe_that_is_cut_off_leaves_its_place_to_the_next() -> None:
-    gate, passed = Gate(), asyncio.Event()
+    gate, passed = Gate(LoopClock()), asyncio.Event()
     gate.pause(0)
     first = asyncio.create_task(_pass(gate, passed, 60))
     await passed.wait()

@@ -3,27 +3,24 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 from prometheus_client import REGISTRY
 
-from app.delivery.deliverer import RANGES, Deliverer
+from app.delivery.deliverer import RANGES
 from app.delivery.job import Job
 from app.delivery.lane import Lane
 from app.delivery.ledger_tail import PAGE
-from app.delivery.settle import Settle
 from app.http_client import Answer, Client
 from app.kommo.chats.client import Kommo, outcome
 from app.kommo.chats.signature import Credentials
 from app.outcome import Done, Forbidden, Gone, Refused, Retry
 from app.servers.servers import Servers
-from app.stream import jetstream
 from domain import events as e
 from domain import ids
-from tests.support.deliveries import PROBE_SECONDS, pushing
+from tests.support.deliveries import PROBE_SECONDS, Lease, delivering, line_of
 from tests.support.ids import CHANNEL, CHANNEL_SECRET, SCOPE
 from tests.support.system import Story, chat, story_on, until
 
@@ -38,37 +35,6 @@ async def story(servers: Servers) -> AsyncIterator[Story]:
     """A service whose Kommo refuses a repeated msgid; each test has conversations of its own."""
     async with story_on(servers, duplicates="refuse") as story:
         yield story
-
-
-@asynccontextmanager
-async def delivering(story: Story) -> AsyncIterator[None]:
-    """The role `deliver`, in the hands of the test."""
-    assert story.run
-    services = story.run.services
-    given = services.settings
-    nats = await jetstream.connect(given.nats_url or "", name="test")
-    async with pushing(services) as pusher:
-        task = asyncio.create_task(Deliverer(given.database_url or "", nats, services.ledger, pusher).run())
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
-            await nats.close()
-
-
-class Lease:
-    """Holds a lane as a range does."""
-
-    def __init__(self) -> None:
-        self.done: dict[int, int] = {}
-        self.failures: list[BaseException] = []
-
-    def failed(self, error: BaseException) -> None:
-        self.failures.append(error)
-
-    def has_room(self) -> None:
-        """Nothing was cut off."""
 
 
 @pytest.mark.parametrize("status", ["408", "425", "429", "500", "503", "html", "drop"])
@@ -227,9 +193,9 @@ async def test_an_error_of_our_own_parks_one_push_and_no_other(servers: Servers)
         [sent] = [e.decode(json.dumps(one).encode()) for one in await story.events(type="message.sent")]
         assert isinstance(sent, e.MessageSent)
         broken = e.MessageEdited(**{field: getattr(sent, field) for field in COMMON}, push="messenger")
-        async with pushing(story.run.services) as pusher:
+        async with line_of(story.run.services) as line:
             lease = Lease()
-            lane = Lane(Settle(story.run.services.ledger, pusher), lease)
+            lane = Lane(line.settle, lease)
             lane.put(Job(1, broken))  # Nobody tells the messenger of edits.
             lane.put(Job(2, sent))
             await story.arrived(name)

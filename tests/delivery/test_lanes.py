@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from app.delivery.job import Job, Pushed
-from app.delivery.prepare import NOT_THERE, Pusher
-from app.delivery.settle import LATER_SECONDS, Settle
+from app.delivery.decide import LATER_SECONDS
+from app.delivery.job import Job, Progress, Pushed
+from app.delivery.prepare import NOT_THERE
+from app.delivery.settle import Settle
 from app.http_client import Answer
 from app.servers.servers import Servers
 from domain import events as e
 from domain import ids
-from tests.support.deliveries import pushing
+from tests.support.deliveries import Line, line_of
 from tests.support.ids import MARIA, SCOPE
 from tests.support.import_files import line, report
 from tests.support.system import Story, chat, story_on
@@ -31,11 +32,11 @@ async def story(servers: Servers) -> AsyncIterator[Story]:
 
 
 @asynccontextmanager
-async def settling(story: Story) -> AsyncIterator[tuple[Settle, Pusher]]:
-    """A range's pushes in the hands of the test."""
+async def settling(story: Story) -> AsyncIterator[Line]:
+    """The line of the story's deliveries in the hands of the test."""
     assert story.run
-    async with pushing(story.run.services) as pusher:
-        yield Settle(story.run.services.ledger, pusher), pusher
+    async with line_of(story.run.services) as line:
+        yield line
 
 
 async def jobs(story: Story, name: str) -> list[Job]:
@@ -93,10 +94,10 @@ async def test_only_what_kommo_wrote_waits_for_a_copy(story: Story) -> None:
 @pytest.mark.parametrize("held_by", ["gate", "budget"])
 async def test_a_copy_that_is_not_on_its_way_is_not_waited_for(story: Story, held_by: str) -> None:
     assert story.run
-    async with settling(story) as (settle, pusher):
+    async with settling(story) as (settle, destinations):
         name, _, copy = await operated(story, settle)
         if held_by == "gate":
-            pusher.gate(copy.event).pause(PAUSE_SECONDS)
+            destinations.gate(copy.event).pause(PAUSE_SECONDS)
         else:
             asks = Answer(503, "application/json", PAUSE_SECONDS, b"")
             await story.run.services.budget.observe(SCOPE.account, "chats", asks)
@@ -113,7 +114,8 @@ async def test_an_import_is_not_held_up_for_ever(story: Story) -> None:
     await story.fault("kommo.new_message", "503", times=None, conversation_id=name)
     async with settling(story) as (settle, _):
         job, _ = await jobs(story, name)
-        job.since = asyncio.get_running_loop().time() - LATER_SECONDS - 1
+        since = asyncio.get_running_loop().time() - LATER_SECONDS - 1
+        job.progress = Progress(since=since)
         await asyncio.wait_for(settle.settle(job), SOON_SECONDS)
     [parked] = await story.until_recorded(job.event.stream, "delivery.parked")
     assert parked["reason"] == "given up after an hour: HTTP 503 from Kommo"
@@ -126,7 +128,8 @@ async def test_an_edit_of_what_is_parked_is_parked_with_it(story: Story) -> None
     await story.tell(edit | {"message": {"type": "text", "text": "Edited"}})
     async with settling(story) as (settle, _):
         sent, edited = await jobs(story, name)
-        await settle.give_up(sent)
+        sent.broken = True
+        await settle.settle(sent)
         await settle.settle(edited)
     parked = await story.until_recorded(ours, "delivery.parked", 2)
     assert parked[1]["reason"] == NOT_THERE

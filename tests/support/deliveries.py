@@ -1,26 +1,77 @@
-"""A pusher that a test drives itself."""
+"""The line that a job goes along, built of its real parts and in the hands of a test."""
 
+import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
-from app.delivery.prepare import Pusher
+from app.clock import LoopClock
+from app.delivery.deliverer import Deliverer
+from app.delivery.destinations import Destinations
+from app.delivery.prepare import Preparer
+from app.delivery.reconnect import Reconnector
+from app.delivery.settle import Settle
 from app.http_client import Client
 from app.kommo.chats.client import Kommo
+from app.ledger.reader import StreamReader
 from app.messengers.kinds import messengers
 from app.operations.services import Services
+from app.stream import jetstream
+from tests.support.system import Story
 
 PROBE_SECONDS = 1.0
 
 
+class Line(NamedTuple):
+    """What settles a job, and the destinations it pushes to."""
+
+    settle: Settle
+    destinations: Destinations
+
+
 @asynccontextmanager
-async def pushing(services: Services) -> AsyncIterator[Pusher]:
-    """A pusher in the hands of the test: it probes every second."""
-    client = Client()
+async def line_of(services: Services) -> AsyncIterator[Line]:
+    """The line of a service's deliveries; it probes every second."""
+    client, clock = Client(), LoopClock()
+    reader = StreamReader(services.settings.database_url or "")
     kommo = Kommo(client, services.settings.kommo_url, services.budget)
-    url = services.settings.database_url or ""
-    pusher = Pusher(url, services.channels, kommo, messengers(client), probe_seconds=PROBE_SECONDS)
+    reconnector = Reconnector(kommo, services.channels, services.attempts, clock)
+    destinations = Destinations(kommo, messengers(client), reconnector, clock, probe_seconds=PROBE_SECONDS)
+    preparer = Preparer(reader, services.channels)
     try:
-        yield pusher
+        yield Line(Settle(services.ledger, preparer, destinations, clock, random.random), destinations)
     finally:
-        await pusher.close()
+        await reader.close()
         await client.close()
+
+
+@asynccontextmanager
+async def delivering(story: Story) -> AsyncIterator[None]:
+    """The role `deliver`, in the hands of the test."""
+    assert story.run
+    services = story.run.services
+    settings = services.settings
+    nats = await jetstream.connect(settings.nats_url or "", name="test")
+    async with line_of(services) as line:
+        task = asyncio.create_task(Deliverer(settings.database_url or "", nats, line.settle).run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            await nats.close()
+
+
+class Lease:
+    """Holds a lane as a range does."""
+
+    def __init__(self) -> None:
+        self.done: dict[int, int] = {}
+        self.failures: list[BaseException] = []
+
+    def failed(self, error: BaseException) -> None:
+        self.failures.append(error)
+
+    def has_room(self) -> None:
+        """Nothing was cut off."""

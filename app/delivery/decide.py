@@ -1,0 +1,223 @@
+"""A result and a job decide what is recorded and what the job does next; nothing is done here."""
+
+from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from app.channels.directory import Connection
+from app.delivery.job import (
+    DISCONNECTED,
+    Disconnected,
+    Doubt,
+    Job,
+    Lost,
+    Missing,
+    Progress,
+    Pushed,
+    Reconnected,
+    Result,
+    Settled,
+    Superseded,
+    is_imported,
+)
+from app.kommo.chats.payloads import Created
+from app.outcome import Done, Forbidden, Gone, Refused, Retry
+from domain import commands as c
+from domain import events as e
+from domain import ids
+from domain.ids import KOMMO
+
+# Chosen: what passes in a moment (a restart, a lost packet) costs no more than a moment.
+RETRY_FIRST_SECONDS = 0.25
+# Chosen: nobody waits longer than a minute after the other side has recovered ...
+RETRY_SECONDS_MAX = 60.0
+# ... and five minutes after it has been away for an hour, when thousands of conversations may be waiting.
+RETRY_SECONDS_LATER = 300.0
+LATER_SECONDS = 3600.0
+# Chosen: each pause is a random share of its longest, at least a tenth, so that jobs that failed together do
+# not come back together.
+SHARE_MIN = 0.1
+# Chosen: 2**20 times the first pause is far beyond every limit, and a larger power is no number any more.
+DOUBLINGS_MAX = 20
+
+# Kommo answers an edit of a message that it does not have with 400, everything else with 404.
+UNKNOWN_EDIT = 400
+
+
+class Moment(NamedTuple):
+    """What a decision needs from outside, as values.
+
+    `began` is when the attempt began and `time` the present, in seconds of the clock; `chance` is a random
+    number from 0 up to 1. `stamp` is that of the job's conversation, by "system".
+    """
+
+    stamp: c.Stamp
+    began: float
+    time: float
+    chance: float
+
+
+class Decision(Struct, frozen=True):
+    """`command` is recorded first (None: nothing is); then the job waits and is tried again.
+
+    `after_seconds` is how long it waits; 0 is not at all, and None is that the job is settled.
+    """
+
+    progress: Progress
+    command: c.AnyCommand | None = None
+    after_seconds: float | None = None
+
+
+def decide(result: Result, job: Job, now: Moment) -> Decision:
+    """What follows from what the job's pass through `prepare` and its destination ended in.
+
+    The pass has cleared up the doubt that the job had, if any, so the progress that follows has it no more.
+    """
+    event, doubt = job.event, job.progress.doubt
+    tried = replace(job.progress, again=True, doubt=None)
+    if isinstance(event, e.TypingStarted):
+        return Decision(tried)  # Tried once, while it is fresh; the next moment it means nothing.
+    if doubt and isinstance(doubt.answer, Forbidden) and isinstance(result, Retry | Lost):
+        return _later(event, tried, now, _forbidden(doubt.answer))
+    match result:
+        case Done():
+            return Decision(tried, _accept(event, result, now))
+        case Settled():
+            return Decision(tried)
+        case Superseded():
+            return Decision(tried, _complete(event, now, result.reason))
+        case Disconnected():
+            return _park(event, tried, now, DISCONNECTED)
+        case Missing() | Lost():
+            return _park(event, tried, now, result.reason)
+        case Reconnected():
+            command = _connect(result.connection, now) if result.connection else None
+            return Decision(replace(tried, reconnected=True), command, 0.0)
+        case Retry():
+            return _retry(event, tried, now, result, cleared=doubt is not None)
+        case Refused():
+            return _refused(event, tried, now, result, doubt)
+        case Gone():
+            return _gone(event, tried, now, result, doubt)
+        case Forbidden():
+            if tried.reconnected:
+                return _later(event, tried, now, _forbidden(result))
+            return _doubt(tried, Doubt(result, "connection", now.began))
+
+
+def attempt_outcome(result: Result, job: Job, decision: Decision) -> str:
+    """The word by which an attempt is counted; empty if the pass was none or its answer is in doubt."""
+    doubt, raised = job.progress.doubt, decision.progress.doubt
+    if job.broken or (doubt and doubt.look != "ledger") or (raised and raised.look == "ledger"):
+        return ""
+    match result:
+        case Done():
+            return "done"
+        case Refused():
+            return "refused"
+        case Retry() | Forbidden():
+            return "deferred"
+        case Gone() | Disconnected() | Missing() | Lost():
+            return "gone"
+        case Superseded() | Settled() | Reconnected():
+            return "superseded"
+
+
+def _retry(event: Pushed, tried: Progress, now: Moment, retry: Retry, *, cleared: bool) -> Decision:
+    """Again, later; but what an import sent holds up what follows in its lane for no longer than an hour."""
+    if not cleared:
+        tried = replace(tried, unknown=tried.unknown or retry.unknown)
+        failing = tried.since is not None and now.time - tried.since > LATER_SECONDS
+        if failing and not retry.pause and is_imported(event):
+            return _park(event, tried, now, f"given up after an hour: {retry.reason}")
+    return _later(event, tried, now, retry.reason, retry.after_seconds)
+
+
+def _refused(event: Pushed, tried: Progress, now: Moment, refused: Refused, doubt: Doubt | None) -> Decision:
+    """Final, unless Kommo does not know the message yet, or has it from an attempt without an answer."""
+    if not isinstance(event, Created):
+        if doubt is None and event.push == KOMMO and refused.http == UNKNOWN_EDIT:
+            return _doubt(tried, Doubt(refused, "ledger"))
+        return _park(event, tried, now, f"refused for good: {refused.text}")
+    if doubt is None and event.push == KOMMO and tried.unknown:
+        return _doubt(tried, Doubt(refused, "history"))
+    if isinstance(event, e.MessageMirrored):
+        return _park(event, tried, now, f"Kommo refused the copy: {refused.text}")
+    stamp = _by(now, event.push or "system")
+    command = c.Reject(**stamp, stream=event.stream, code=refused.code, text=refused.text, cause=event.id)
+    return Decision(tried, command)
+
+
+def _gone(event: Pushed, tried: Progress, now: Moment, gone: Gone, doubt: Doubt | None) -> Decision:
+    """Kommo does not know the message yet, or no longer the channel: connecting again helps once."""
+    if doubt is None and event.push == KOMMO and not isinstance(event, Created):
+        return _doubt(tried, Doubt(gone, "ledger", now.began))
+    if tried.reconnected:
+        return _park(event, tried, now, f"not found (404), also after connecting again: {gone.text}")
+    return _doubt(tried, Doubt(gone, "connection", doubt.tried_at if doubt else now.began))
+
+
+def _doubt(tried: Progress, doubt: Doubt) -> Decision:
+    return Decision(replace(tried, doubt=doubt), after_seconds=0.0)
+
+
+def _later(event: Pushed, tried: Progress, now: Moment, reason: str, after_seconds: float = 0.0) -> Decision:
+    """Wait longer each time; record the first failure, and any change of reason."""
+    since = now.time if tried.since is None else tried.since
+    most = RETRY_SECONDS_LATER if now.time - since > LATER_SECONDS else RETRY_SECONDS_MAX
+    longest = min(most, RETRY_FIRST_SECONDS * 2 ** min(tried.attempts, DOUBLINGS_MAX))
+    pause = longest * (SHARE_MIN + (1 - SHARE_MIN) * now.chance)
+    command = None
+    if reason != tried.reason:
+        command = c.Defer(**now.stamp, stream=event.stream, cause=event.id, reason=reason)
+    progress = replace(tried, since=since, reason=reason, attempts=tried.attempts + 1)
+    return Decision(progress, command, max(pause, after_seconds))
+
+
+def _park(event: Pushed, tried: Progress, now: Moment, reason: str) -> Decision:
+    return Decision(tried, c.Park(**now.stamp, stream=event.stream, cause=event.id, reason=reason))
+
+
+def _complete(event: Pushed, now: Moment, superseded: str | None = None) -> c.Complete:
+    return c.Complete(**now.stamp, stream=event.stream, cause=event.id, superseded=superseded)
+
+
+def _accept(event: Pushed, done: Done, now: Moment) -> c.Accept | c.Complete:
+    """A message is accepted under the names that the other side has for it; anything else is complete."""
+    if not isinstance(event, Created):
+        return _complete(event, now)
+    side: e.Side = event.push or "kommo"
+    scope, end = now.stamp["scope"], None
+    if side == ids.MESSENGER and done.conversation_id:
+        stream = ids.conversation_id(scope, side, done.conversation_id)
+        end = c.End(side, stream, e.Ends(conversation_id=done.conversation_id))
+    return c.Accept(
+        **_by(now, "recovery" if done.recovered else side),
+        stream=event.stream,
+        side=side,
+        remote_id=done.remote_id,
+        alias=ids.message_id(scope, side, done.remote_id) if done.remote_id else None,
+        end=end,
+        cause=event.id,
+        copy=isinstance(event, e.MessageMirrored),
+    )
+
+
+def _connect(connection: Connection, now: Moment) -> c.Connect:
+    stream = ids.connection_stream(connection.scope)
+    return c.Connect(
+        **(now.stamp | {"scope": connection.scope, "lane": stream}),
+        stream=stream,
+        title=connection.title,
+        again=True,
+        is_time_window_disabled=connection.is_time_window_disabled,
+    )
+
+
+def _by(now: Moment, by: str) -> c.Stamp:
+    return {**now.stamp, "by": by}
+
+
+def _forbidden(forbidden: Forbidden) -> str:
+    return f"refused (403): {forbidden.text}"
