@@ -1,4 +1,4 @@
-"""One HTTP call to a stranger: bounded in time and size, never redirected, its answer read leniently."""
+"""One HTTP call to a server that is not ours: bounded in time and size, never redirected, read leniently."""
 
 import asyncio
 import contextlib
@@ -11,16 +11,28 @@ import msgspec
 from msgspec import Struct
 from yarl import URL
 
+# Chosen: a call that takes longer is more likely lost than slow, and its conversation waits for it.
 TIMEOUT_SECONDS = 10.0
+# Chosen: two retransmissions of a lost SYN.
 CONNECT_SECONDS = 5.0
+# Chosen: hundreds of times the largest answer that is documented; what exceeds it is cut.
 ANSWER_BYTES_MAX = 1024 * 1024
+# Chosen: what a person reads of an error on one screen.
 TEXT_CHARACTERS_MAX = 500
+# Chosen: nobody looks for a reason why nothing was tried for longer than an hour.
 RETRY_AFTER_SECONDS_MAX = 3600.0
+# Chosen: several connections for each of the busiest hosts, below the usual limit of 1024 open files.
+CONNECTIONS_MAX = 200
+# As many as a gate lets pass at once (`delivery.gate.AT_ONCE`).
+CONNECTIONS_TO_A_HOST_MAX = 64
+# Chosen: a host that moves is found within a minute.
+DNS_SECONDS = 60
+# The 4xx of RFC 9110 and RFC 6585 that ask to try again: timeout, too early, too many requests.
 RETRIED = frozenset({408, 425, 429})
 
 
 class Answer(Struct, frozen=True):
-    """A status, the content type, what Retry-After says in seconds (0: nothing), the first of the body."""
+    """An answer: `retry_after` is in seconds (0: not given), `body` is cut at ANSWER_BYTES_MAX."""
 
     status: int
     content_type: str
@@ -29,9 +41,9 @@ class Answer(Struct, frozen=True):
 
     @property
     def html(self) -> bool:
-        """Whether a page came instead of an answer, as a firewall in front sends it.
+        """Whether it is a page instead of an answer, as a firewall in front sends it.
 
-        The type alone does not say so: PHP calls everything a page, also JSON and nothing at all.
+        The type alone does not show that: PHP calls everything a page, also JSON and an empty body.
         """
         begins = self.body[:20].lstrip()[:1]
         typed = self.content_type.startswith("text/html")
@@ -39,11 +51,11 @@ class Answer(Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """The body, shortened, for people."""
+        """The body for people to read, shortened."""
         return self.body[: TEXT_CHARACTERS_MAX * 4].decode("utf-8", "replace")[:TEXT_CHARACTERS_MAX]
 
     def json(self) -> dict[str, object]:
-        """The body as an object; an empty one if it is none."""
+        """The body as a JSON object; an empty object if it is none."""
         try:
             value = msgspec.json.decode(self.body)
         except (msgspec.DecodeError, UnicodeError):
@@ -52,7 +64,7 @@ class Answer(Struct, frozen=True):
 
 
 class Unreached(Exception):
-    """No answer came. `unknown`: the request may have been received all the same."""
+    """No answer came. `unknown`: the server may have received the request all the same."""
 
     def __init__(self, reason: str, *, unknown: bool) -> None:
         super().__init__(reason)
@@ -61,11 +73,13 @@ class Unreached(Exception):
 
 
 class Client:
-    """A pool of connections. Its user agent and limits are the same for Kommo and for messengers."""
+    """A pool of connections; Kommo and messengers are called with the same limits."""
 
     def __init__(self) -> None:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=200, limit_per_host=64, ttl_dns_cache=60),
+            connector=aiohttp.TCPConnector(
+                limit=CONNECTIONS_MAX, limit_per_host=CONNECTIONS_TO_A_HOST_MAX, ttl_dns_cache=DNS_SECONDS
+            ),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS, sock_connect=CONNECT_SECONDS),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -77,7 +91,10 @@ class Client:
         await self._session.close()
 
     async def call(self, method: str, url: str | URL, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """Send and read the answer; raises Unreached. A text is made a URL, a URL is called as it is."""
+        """Send a request and read the answer. A URL is called as it is, a text is encoded first.
+
+        Raises Unreached.
+        """
         try:
             async with self._session.request(
                 method, url, data=body or None, headers=headers, allow_redirects=False
@@ -92,7 +109,7 @@ class Client:
             raise Unreached(f"no connection: {error.os_error.strerror or error}", unknown=False) from None
         except TimeoutError:
             raise Unreached(f"no answer within {TIMEOUT_SECONDS:.0f} s", unknown=True) from None
-        except ValueError:  # aiohttp.InvalidURL, or a host that is no name (UnicodeError).
+        except ValueError:  # aiohttp.InvalidURL, or UnicodeError for a host that is no name.
             raise Unreached("the URL cannot be called", unknown=False) from None
         except (aiohttp.ClientError, OSError) as error:
             raise Unreached(f"the connection broke: {type(error).__name__}", unknown=True) from None

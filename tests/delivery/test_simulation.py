@@ -16,9 +16,9 @@ from app.http_client import Answer, Unreached
 from app.outcome import Done, Forbidden, Gone, Refused, Retry
 from domain import events as e
 from domain.state import Message
-from tests.support import virtual_time
 from tests.support.ledgers.decisions import confirm, customer, edit, kommo, manager, own
-from tests.support.simulation import CALL_SECONDS, Simulation
+from tests.support.virtual import loop
+from tests.support.virtual.simulation import CALL_SECONDS, Simulation
 
 BUSY = Retry("HTTP 503 from Kommo")
 HOUR = 3600.0
@@ -32,7 +32,7 @@ def simulated(test: Callable[[Simulation], Coroutine[Any, Any, None]]) -> Callab
         await test(Simulation())
 
     def run() -> None:
-        virtual_time.run(main)
+        loop.run(main)
 
     run.__name__, run.__doc__ = test.__name__, test.__doc__
     return run
@@ -83,7 +83,7 @@ def test_a_dropped_connection_is_connected_once_for_all(answer: Gone | Forbidden
         assert len(sim.events(e.ChannelConnected)) == 1
         assert (sim.problems, sim.clock.passed < 5) == ([None], True)
 
-    virtual_time.run(main)
+    loop.run(main)
 
 
 @simulated
@@ -166,7 +166,7 @@ def test_a_refusal_after_an_attempt_without_an_answer_is_looked_up(taken: bool) 
         assert ([event.by for event in accepted], len(failed)) == ((["recovery"], 0) if taken else ([], 1))
         assert len(sim.events(e.DeliveryDeferred)) == 2
 
-    virtual_time.run(main)
+    loop.run(main)
 
 
 @simulated
@@ -282,7 +282,7 @@ def trace(sim: Simulation) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("seed", range(10))
 def test_whatever_happens_all_is_settled_once_and_in_order(seed: int) -> None:
     print(f"seed {seed}")
-    sim, passed = virtual_time.run(lambda: hours(seed))
+    sim, passed = loop.run(lambda: hours(seed))
     events = sim.ledger.book.events
     positions = {event.id: position for position, event in enumerate(events)}
     lanes = defaultdict(list)
@@ -300,12 +300,14 @@ def test_whatever_happens_all_is_settled_once_and_in_order(seed: int) -> None:
     failed = {event.message for event in sim.events(e.MessageFailed)}
     assert not failed & sim.kommo.history.keys(), "Kommo has what is recorded as failed"
     assert all(later - at >= RECONNECT_SECONDS for at, later in pairwise(sim.kommo.connects))
+    delivered = sim.events(e.MessageAccepted, e.DeliveryCompleted)
+    assert len(delivered) > 10 * len(parked(sim)) > 0
     assert passed > HOUR
 
 
 def test_the_same_seed_gives_the_same_hours_in_less_than_a_second() -> None:
     began = time.process_time()
-    (first, passed), (second, _) = (virtual_time.run(lambda: hours(7)) for _ in range(2))
+    (first, passed), (second, _) = (loop.run(lambda: hours(7)) for _ in range(2))
     assert trace(first) == trace(second)
     assert passed > HOUR
     assert time.process_time() - began < 1

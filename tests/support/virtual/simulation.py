@@ -20,8 +20,9 @@ from app.messengers import adapter
 from app.outcome import Done, Outcome
 from domain import commands as c
 from domain import events as e
-from tests.support.ledgers.decisions import START_MS, WHERE, Book
-from tests.support.virtual_time import START_SECONDS
+from tests.support.ids import SCOPE
+from tests.support.ledgers.decisions import START_MS, Book
+from tests.support.virtual.loop import START_SECONDS
 
 COMMIT_SECONDS = 0.004
 CALL_SECONDS = 0.05
@@ -171,9 +172,9 @@ class Simulation:
 
     async def channel(self, name: str) -> Channel:
         """The channel as the directory has it."""
-        connection = Connection(WHERE, "Acme", self.connected, "")
+        connection = Connection(SCOPE, "Acme", self.connected, "")
         secrets = Secrets("kommo", "messenger")
-        return Channel(name, "id", "simulated", "", None, secrets, {WHERE.account: connection})
+        return Channel(name, "id", "simulated", "", None, secrets, {SCOPE.account: connection})
 
     async def record(self, channel: str, account: str = "", problem: str | None = None) -> None:
         """Keep how an attempt to connect ended."""
