@@ -21,7 +21,7 @@ from app.outcome import Done, Outcome
 from domain import commands as c
 from domain import events as e
 from tests.support.ids import SCOPE
-from tests.support.ledgers.decisions import START_MS, Book
+from tests.support.ledgers.decisions import START_MS, Ledger
 from tests.support.virtual.loop import START_SECONDS
 
 COMMIT_SECONDS = 0.004
@@ -49,7 +49,7 @@ class Memory:
     """A ledger in memory; a share `failing` of the commands meet a full queue, or get no answer."""
 
     def __init__(self, clock: VirtualClock, dice: random.Random) -> None:
-        self.book = Book()
+        self.book = Ledger()
         self.failing = 0.0
         self.listeners: list[Callable[[int, e.AnyEvent], None]] = []
         self._clock = clock
@@ -67,7 +67,7 @@ class Memory:
     def give(self, command: c.AnyCommand) -> Recorded:
         """Record at once, and bring what is new to whoever listens."""
         before = len(self.book.events)
-        decision = self.book.give(command)
+        decision = self.book.record(command)
         for position, event in enumerate(self.book.events[before:], start=before + 1):
             for listener in self.listeners:
                 listener(position, event)
