@@ -153,7 +153,7 @@ async def test_the_list_is_found_by_either_sides_id_and_filtered(browser: Browse
         _, text = await browser.get(f"/?{query}")
         assert re.findall(r'data-conversation="([^"]+)"', text) == [chat], query
     _, text = await browser.get("/?q=conv-find&channel=other")
-    assert "No chat fits." in text
+    assert "No matching chats." in text
 
 
 async def test_older_messages_come_on_demand(browser: Browser) -> None:
@@ -234,7 +234,7 @@ async def test_a_message_tells_everything_that_happened_to_it(browser: Browser) 
     chat = await system.chat_of("conv-told")
     sent = await until_status(system, chat, "delivered")
     _, text = await browser.get(f"/messages/{sent}")
-    for words in ("Taken by the messenger", "Delivered", "Where the time went", "position "):
+    for words in ("Accepted by the messenger", "Delivered", "Delivery time", "position "):
         assert words in text
 
 
@@ -260,8 +260,8 @@ async def test_what_is_parked_is_shown_with_its_reason_and_taken_up_again(browse
     )
     await system.act(text_message("Stuck", "conv-parked"))
     chat = await system.chat_of("conv-parked")
-    assert "503" in await until_shown(browser, f"/conversations/{chat}", "Not passed on yet")
-    assert "trying again" in await until_shown(browser, "/deliveries", 'data-state="deferred"')
+    assert "503" in await until_shown(browser, f"/conversations/{chat}", "Not delivered yet")
+    assert "retrying" in await until_shown(browser, "/deliveries", 'data-state="deferred"')
     await system.api("DELETE", f"/v1/channels/{NAME}/connections/{ACCOUNT}")
     await until_shown(browser, "/deliveries?state=parked", 'data-state="parked"')
     await system.order("DELETE", "/faults")
@@ -270,10 +270,10 @@ async def test_what_is_parked_is_shown_with_its_reason_and_taken_up_again(browse
     answer, _ = await browser.post("/deliveries/resume", csrf=token, conversation=chat)
     assert answer.status == 303
     _, text = await browser.get(answer.headers["Location"])
-    assert "taken up again" in text
+    assert " resumed." in text
     await until_status(system, chat, "accepted")
     _, text = await browser.get(f"/conversations/{chat}")
-    assert "Held back" not in text
+    assert "Parked" not in text
     answer, _ = await browser.post("/deliveries/resume", csrf=token)  # All, also of other chats.
     assert answer.status == 303
 

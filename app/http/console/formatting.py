@@ -1,4 +1,4 @@
-"""What a page says of a message, a delivery or a moment, in plain words; only web links become links."""
+"""Words and filters of the templates; only http and https addresses become links."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -14,11 +14,11 @@ from app.views import conversations, deliveries, events
 from app.views.messages import History, Message, Moment
 from domain.events import Json, Party
 
-FOLD_CHARACTERS = 1600
-SLOW_SECONDS = 5.0
-RAW_CHARACTERS_MAX = 100_000
-BUTTONS_MAX = 40
-LINK_CHARACTERS_MAX = 4096
+FOLD_CHARACTERS = 1600  # Chosen: about a screen of text.
+SLOW_SECONDS = 5.0  # Chosen: Kommo waits so long for an answer to a hook.
+RAW_CHARACTERS_MAX = 100_000  # Chosen: a browser still shows so much text at once.
+BUTTONS_MAX = 40  # Chosen: more rows than any messenger shows.
+LINK_CHARACTERS_MAX = 4096  # Chosen: longer addresses are not opened by hand.
 SIDES = {"kommo": "Kommo", "messenger": "the messenger", "operator": "an operator", "system": "chatledger"}
 EXPLANATIONS = ("error_description", "detail", "message", "text", "error")
 KINDS = {
@@ -32,33 +32,33 @@ KINDS = {
     "location": "Location",
     "contact": "Contact",
 }
-PROBLEMS = {404: "Not found", 500: "Something went wrong", 503: "Not just now"}
+PROBLEMS = {404: "Not found", 500: "Something went wrong", 503: "Temporarily unavailable"}
 STATUS_WORDS = {
-    ("in", "sent"): "Recorded, not yet with Kommo",
-    ("in", "accepted"): "Kommo has it",
+    ("in", "sent"): "Recorded, not yet sent to Kommo",
+    ("in", "accepted"): "Accepted by Kommo",
     ("in", "delivered"): "Delivered in Kommo",
     ("in", "read"): "Read in Kommo",
-    ("out", "sent"): "Recorded, not yet with the messenger",
-    ("out", "accepted"): "The messenger has it",
+    ("out", "sent"): "Recorded, not yet sent to the messenger",
+    ("out", "accepted"): "Accepted by the messenger",
     ("out", "delivered"): "Delivered to the customer",
     ("out", "read"): "Read by the customer",
 }
 MOMENTS = {
     "message.sent": "Written",
-    "message.mirrored": "To be shown in Kommo too",
+    "message.mirrored": "Queued to be mirrored in Kommo",
     "message.edited": "Edited",
     "message.deleted": "Deleted",
-    "message.named": "Named by the other side",
+    "message.named": "Named in the other system",
     "message.delivered": "Delivered",
     "message.read": "Read",
     "message.failed": "Failed",
     "reaction.added": "Reaction added",
     "reaction.removed": "Reaction removed",
-    "delivery.completed": "Passed on",
-    "delivery.deferred": "Attempt failed, will be repeated",
-    "delivery.parked": "Given up until someone looks",
-    "delivery.resumed": "Taken up again",
-    "conflict.noticed": "Same id came again with other content",
+    "delivery.completed": "Push completed",
+    "delivery.deferred": "Attempt failed, will be retried",
+    "delivery.parked": "Parked until someone resumes it",
+    "delivery.resumed": "Resumed",
+    "conflict.noticed": "Same id received again with different content",
 }
 
 
@@ -70,7 +70,7 @@ class Button(Struct, frozen=True):
 
 
 class Forward(Struct, frozen=True):
-    """A forwarded message, as far as it is told."""
+    """A forwarded message, as far as Kommo or the messenger describes it."""
 
     name: str
     kind: str
@@ -78,7 +78,7 @@ class Forward(Struct, frozen=True):
 
 
 class Hop(Struct, frozen=True):
-    """How long a message took from one place to the next."""
+    """One step of a message, and how long after the previous step it happened."""
 
     name: str
     seconds: float
@@ -87,10 +87,13 @@ class Hop(Struct, frozen=True):
 
 
 class Bubble(Struct, frozen=True):
-    """A message in a chat: how its delivery stands, what it answers, and whether the last was of the same."""
+    """A message in a chat, with its pending delivery and the message it quotes.
+
+    `follows`: the same person wrote the message before. `day` is set on the first message of a day.
+    """
 
     message: Message
-    waits: deliveries.Delivery | None = None
+    delivery: deliveries.Delivery | None = None
     quoted: Message | None = None
     follows: bool = False
     day: str = ""
@@ -98,12 +101,12 @@ class Bubble(Struct, frozen=True):
 
 def bubbles(
     messages: list[Message],
-    waiting: dict[str, deliveries.Delivery],
+    pending: dict[str, deliveries.Delivery],
     quoted: dict[str, Message],
     *,
     alone: bool = False,
 ) -> Iterator[Bubble]:
-    """Messages in order; `alone`: each for itself, as when one is drawn anew."""
+    """Messages in order, as bubbles; `alone`: each by itself, as when a page redraws one."""
     before: Message | None = None
     for message in messages:
         day = "" if before and before.sent_at[:10] == message.sent_at[:10] else message.sent_at[:10]
@@ -111,7 +114,7 @@ def bubbles(
         answered = message.reply_to.message if message.reply_to else None
         yield Bubble(
             message,
-            waiting.get(message.id),
+            pending.get(message.id),
             quoted.get(answered or ""),
             follows and not alone,
             "" if alone else day,
@@ -120,46 +123,46 @@ def bubbles(
 
 
 def speaker(message: Message) -> str:
-    """Who wrote it, as a key."""
+    """A key that is the same for all messages of one person in a chat."""
     return f"{message.direction} {message.sender.id or message.sender.name or ''}"
 
 
 def author(message: Message) -> str:
-    """Who wrote it, for people."""
+    """The name to show for the person who wrote a message."""
     party = message.sender
     return party.name or party.phone or ("Customer" if message.direction == "in" else "Manager")
 
 
-def name(conversation: conversations.Conversation, face: Party | None) -> str:
+def name(conversation: conversations.Conversation, customer: Party | None) -> str:
     """The customer's name, else what the chat is called."""
-    known = (face.name or face.phone) if face else None
+    known = (customer.name or customer.phone) if customer else None
     return known or conversation.conversation_id or conversation.chat_id or conversation.id[:8]
 
 
 def initial(text: str) -> str:
-    """The letter or digit that stands for a face."""
+    """The letter or digit shown in place of a portrait."""
     return next((letter for letter in text if letter.isalnum()), "?").upper()[:1]
 
 
 def sentence(text: str) -> str:
-    """A message of ours as a sentence."""
+    """An error message of ours as a sentence."""
     text = text[:1].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def reason(text: str) -> str:
-    """Why a delivery failed; of a stranger's JSON only what it says for people."""
-    said, brace, rest = text.partition("{")
+    """Why a delivery failed, as a sentence; of a JSON answer only its explanation for people."""
+    before, brace, rest = text.partition("{")
     if brace:
         with contextlib.suppress(msgspec.MsgspecError):
-            told = msgspec.json.decode(brace + rest, type=dict[str, object])
-            found = next((told[name] for name in EXPLANATIONS if isinstance(told.get(name), str)), None)
-            text = f"{said}{found}" if found else text
+            body = msgspec.json.decode(brace + rest, type=dict[str, object])
+            found = next((body[name] for name in EXPLANATIONS if isinstance(body.get(name), str)), None)
+            text = f"{before}{found}" if found else text
     return sentence(text)
 
 
 def web_link(url: object) -> str:
-    """The address if it is one of the web, else nothing."""
+    """The address if it is http or https, else an empty text."""
     if not isinstance(url, str) or len(url) > LINK_CHARACTERS_MAX or any(ord(one) < 33 for one in url):
         return ""
     try:
@@ -170,12 +173,12 @@ def web_link(url: object) -> str:
 
 
 def host(url: str) -> str:
-    """Where a link leads."""
+    """The host and port of a link, without credentials."""
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def size(count: int | None) -> str:
-    """Bytes for people."""
+    """A number of bytes as B, KB or MB."""
     if not count or count < 0:
         return ""
     if count < 1000:
@@ -184,12 +187,12 @@ def size(count: int | None) -> str:
 
 
 def minutes(seconds: int | None) -> str:
-    """The length of a recording."""
+    """The length of a recording as minutes:seconds."""
     return f"{seconds // 60}:{seconds % 60:02d}" if seconds and seconds > 0 else ""
 
 
 def lasting(seconds: float) -> str:
-    """How long something took."""
+    """A duration in the unit that fits it."""
     if abs(seconds) < 1:
         return f"{seconds * 1000:.0f} ms"
     if abs(seconds) < 60:
@@ -200,7 +203,7 @@ def lasting(seconds: float) -> str:
 
 
 def status_words(message: Message) -> str:
-    """How far it has come."""
+    """The status of a message in words."""
     if message.status == "failed":
         failure = message.failure
         return f"Not delivered: {failure.text or 'no reason given'} ({failure.code})" if failure else "Failed"
@@ -209,7 +212,7 @@ def status_words(message: Message) -> str:
 
 
 def snippet(last: conversations.Snippet | None) -> str:
-    """The latest message in a line."""
+    """The latest message of a chat, in one line."""
     if last is None:
         return "No messages yet"
     if last.deleted:
@@ -221,14 +224,14 @@ def snippet(last: conversations.Snippet | None) -> str:
 
 
 def excerpt(message: Message) -> str:
-    """A quoted message in a line."""
+    """A quoted message, in one line."""
     if message.deleted:
         return "Message deleted"
     return (message.text or KINDS.get(message.type, message.type))[:160]
 
 
 def buttons(markup: object) -> list[list[Button]]:
-    """The rows of buttons, or the rows of a list, that a message of Kommo's offers."""
+    """The rows of buttons, or of a list, that a message from Kommo offers."""
     if not isinstance(markup, dict):
         return []
     rows = [row for row in _list(markup.get("buttons")) if isinstance(row, list)]
@@ -250,9 +253,9 @@ def _list(value: object) -> list[Any]:
     return value[:BUTTONS_MAX] if isinstance(value, list) else []
 
 
-def forwards(told: object) -> list[Forward]:
-    """What was forwarded with a message."""
-    messages = _list(told.get("messages")) if isinstance(told, dict) else []
+def forwards(value: object) -> list[Forward]:
+    """The messages that were forwarded with a message."""
+    messages = _list(value.get("messages")) if isinstance(value, dict) else []
     return [_forward(one) for one in messages if isinstance(one, dict)]
 
 
@@ -264,7 +267,7 @@ def _forward(one: dict[str, Any]) -> Forward:
 
 
 def template_name(template: object) -> str:
-    """What a message's template is called."""
+    """The name of a message's template."""
     return str(template.get("external_id") or template.get("id") or "") if isinstance(template, dict) else ""
 
 
@@ -277,23 +280,24 @@ def post_link(post: Json | None) -> tuple[str, str]:
 
 
 def moment_title(moment: Moment) -> str:
-    """What happened, in words."""
+    """The title of a moment in a message's timeline."""
     if moment.type == "message.accepted":
         side = SIDES.get(moment.side or "", "the other side")
-        return f"Shown in {side}" if moment.copy else f"Taken by {side}"
+        return f"Mirrored in {side}" if moment.copy else f"Accepted by {side}"
     if moment.type == "message.failed":
         return f"Failed: {moment.text or 'no reason given'} ({moment.code})"
     return MOMENTS.get(moment.type, moment.type)
 
 
 def hops(history: History) -> list[Hop]:
-    """Where the time went between writing and reading; the clocks of three parties are compared."""
+    """The steps of a message from writing to reading; they compare the clocks of three systems."""
     reached = [("Written", history.sent_at), ("Recorded here", history.recorded_at)]
-    names = {"message.accepted": "Taken by the other side", "message.delivered": "Delivered"}
-    names |= {"message.read": "Read", "message.failed": "Failed"}
+    first = {"message.accepted", "message.delivered", "message.read", "message.failed"}
     for moment in history.timeline:
-        title = None if moment.copy else names.pop(moment.type, None)
-        reached += [(title, moment.recorded_at)] if title else []
+        if moment.type in first and not moment.copy:
+            first.remove(moment.type)
+            title = "Failed" if moment.type == "message.failed" else moment_title(moment)
+            reached.append((title, moment.recorded_at))
     found = []
     for (_, before), (title, after) in pairwise(reached):
         seconds = max(0.0, (_moment(after) - _moment(before)).total_seconds())
@@ -312,7 +316,7 @@ def since_previous(history: History) -> dict[int, str]:
 
 
 def milliseconds_between(before: str, after: str) -> int:
-    """From one moment to another."""
+    """Milliseconds from one moment to another."""
     return int((_moment(after) - _moment(before)).total_seconds() * 1000)
 
 
@@ -321,7 +325,7 @@ def _moment(text: str) -> datetime:
 
 
 class Stored(Struct, frozen=True):
-    """What every stored event begins with."""
+    """The fields of a stored event that its line shows."""
 
     type: str
     by: str
@@ -329,12 +333,12 @@ class Stored(Struct, frozen=True):
 
 
 def event_head(stored: events.Stored) -> Stored:
-    """What a line says of an event."""
+    """The fields of an event that its line shows."""
     return msgspec.json.decode(stored.event, type=Stored)
 
 
 def pretty(raw: msgspec.Raw) -> str:
-    """Stored JSON with a line for each field."""
+    """Stored JSON, indented."""
     return msgspec.json.format(bytes(raw), indent=2).decode()[:RAW_CHARACTERS_MAX]
 
 

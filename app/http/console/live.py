@@ -1,4 +1,4 @@
-"""An open page is told what changed, by position, and misses nothing while it is away."""
+"""Server-sent events for open pages: what changed, by position, so a page that was away misses nothing."""
 
 import asyncio
 import contextlib
@@ -21,9 +21,9 @@ from app.views.events import Filter, stream_events
 from app.views.projector import Feed, FeedBehind
 from domain import events as e
 
-LOOK_SECONDS = 0.5
-QUIET_LOOKS = 30
-MISSED_MAX = 1000
+LOOK_SECONDS = 0.5  # Chosen: how soon the end of the process is noticed.
+QUIET_LOOKS = 30  # A comment every 15 s, so that proxies, which cut after 60 s, keep the stream open.
+MISSED_MAX = 1000  # Chosen: beyond so many events a page loads faster anew than it catches up.
 RETRY_MS = 1000
 POSITION = re.compile(r"[0-9]{1,18}")
 LISTED = (
@@ -39,7 +39,7 @@ Page = Iterable[tuple[int, e.AnyEvent]]
 
 
 class Change(Struct, frozen=True):
-    """What to draw anew: messages of the open chat, its head, the list of chats, or (`reload`) everything."""
+    """What to redraw: messages of the open chat, its head, the list of chats, or (`reload`) everything."""
 
     messages: list[str] = []
     head: bool = False
@@ -48,7 +48,7 @@ class Change(Struct, frozen=True):
 
 
 class Typing(Struct, frozen=True):
-    """Somebody writes, for so long."""
+    """Somebody is typing, for so many milliseconds."""
 
     name: str
     milliseconds: int
@@ -58,7 +58,7 @@ class Typing(Struct, frozen=True):
 async def live(
     request: Call, conversation: FromQuery[str | None] = None, after: FromQuery[int | None] = None
 ) -> Stream:
-    """Server-sent events `change` and `typing`; `id` is the position, from which they resume."""
+    """Server-sent events `change` and `typing`; `id` is the position from which a stream resumes."""
     services = services_of(request)
     ids: set[str] = set()
     if conversation:
@@ -69,14 +69,14 @@ async def live(
     last = request.headers.get("last-event-id", "")
     start = int(last) if POSITION.fullmatch(last) else after
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
-    told = _follow(services, ids, conversation, start)
-    return Stream(told, media_type="text/event-stream", headers=headers)
+    lines = _follow(services, ids, conversation, start)
+    return Stream(lines, media_type="text/event-stream", headers=headers)
 
 
 async def _follow(
     services: Services, ids: set[str], conversation: str | None, after: int | None
 ) -> AsyncIterator[bytes]:
-    """What was missed since `after`, then what changes, until the process stops."""
+    """One change for everything missed since `after`, then each change, until the process stops."""
     with services.projector.follow() as feed:
         seen = services.projector.position
         yield b"retry: %d\n\n" % RETRY_MS
@@ -90,7 +90,7 @@ async def _follow(
                 yield _line("change", services.projector.position, Change(reload=True))
                 return
             quiet = 0 if page else quiet + 1
-            for line in _told(page, ids):
+            for line in _lines(page, ids):
                 yield line
             if quiet % QUIET_LOOKS == QUIET_LOOKS - 1:
                 yield b": quiet\n\n"
@@ -105,7 +105,7 @@ async def _next(feed: Feed) -> Page:
 
 
 async def _missed(services: Services, ids: set[str], conversation: str | None, after: int) -> Change:
-    """Everything after a position as one change; too much of it is a reload."""
+    """Everything after a position as one change; too much of it becomes a reload."""
     if not conversation:
         return Change(chats=True)
     changed: dict[str, None] = {}
@@ -119,8 +119,8 @@ async def _missed(services: Services, ids: set[str], conversation: str | None, a
     return Change(list(changed), head=True, chats=True)
 
 
-def _told(page: Page, ids: set[str]) -> list[bytes]:
-    """The lines that a page of events amounts to for one reader."""
+def _lines(page: Page, ids: set[str]) -> list[bytes]:
+    """The lines of a page of events for one reader."""
     page = list(page)
     if not page:
         return []
@@ -132,16 +132,16 @@ def _told(page: Page, ids: set[str]) -> list[bytes]:
     for position, event in page:
         if isinstance(event, e.TypingStarted) and event.conversation in ids and event.expires_at > now:
             left = formatting.milliseconds_between(now, event.expires_at)
-            lines.append(_line("typing", position, Typing(_writer(event), left)))
+            lines.append(_line("typing", position, Typing(_writer_name(event), left)))
     return lines
 
 
-def _writer(event: e.TypingStarted) -> str:
+def _writer_name(event: e.TypingStarted) -> str:
     return event.sender.name or ("The customer" if event.by == "messenger" else "The manager")
 
 
 def changes(page: Page, ids: set[str]) -> Change:
-    """What of an open chat (all ids it had), and of the list, is not as it was before these events."""
+    """What these events change in an open chat, by all ids it had, and in the list of chats."""
     messages: dict[str, None] = {}
     head = listed = reload = False
     for _, event in page:
@@ -161,5 +161,5 @@ def _is_about_chat(event: e.AnyEvent) -> bool:
     )
 
 
-def _line(name: str, position: int, told: Struct) -> bytes:
-    return b"id: %d\nevent: %b\ndata: %b\n\n" % (position, name.encode(), msgspec.json.encode(told))
+def _line(name: str, position: int, data: Struct) -> bytes:
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (position, name.encode(), msgspec.json.encode(data))

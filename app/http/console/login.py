@@ -1,4 +1,4 @@
-"""Who may see the console: whoever gave the admin key, or opened a link that the operator was given, once."""
+"""Only a browser that gave the admin key, or opened a one-time link, sees the console."""
 
 import asyncio
 import re
@@ -16,30 +16,30 @@ from app.http.request import Call, services_of
 from app.http.security import HEADERS
 from app.problems import ProblemError
 
-WRONG_KEY_SECONDS = 0.5
-VISIT_SECONDS = 3600
-NEXT_CHARACTERS_MAX = 2000
+WRONG_KEY_SECONDS = 0.5  # Chosen: a person does not notice, a guessing program does.
+VISIT_SECONDS = 3600  # Chosen: a login form may lie open for an hour.
+NEXT_CHARACTERS_MAX = 2000  # Chosen: every browser takes addresses of this length.
 LOCAL = re.compile(r"/(?![/\\])[!-\[\]-~]*")
 STALE = "This form is too old, or came from elsewhere. Please try again."
-USED = "This link was used already or is older than ten minutes. Sign in with the key instead."
+USED = "This link has already been used or is older than ten minutes. Sign in with the key instead."
 WRONG = "That is not the admin key."
 
 
 def local(address: str | None) -> str:
-    """The address if it is a path of ours, else the first page."""
+    """The address if it is a path of ours, else the first page: a login never leads to another site."""
     fits = address and len(address) <= NEXT_CHARACTERS_MAX and LOCAL.fullmatch(address)
     return address if address and fits else "/"
 
 
 def signed_in(request: Call) -> Response[str] | Response[None] | None:
-    """Let a signed-in browser pass; lead others to the login, and programs to a 401."""
+    """Let a signed-in browser pass, lead others to the login; raises ProblemError (401) for programs."""
     if session_of(request):
         return None
     if request.method != "GET" or not is_page(request):
         raise ProblemError(401, "you are not signed in, or no longer: sign in at /login")
     address = local(request.url.path + (f"?{request.url.query}" if request.url.query else ""))
     if request.headers.get("sec-fetch-site") == "cross-site":
-        # The browser keeps a strict cookie back when a link of another site led here: come again from here.
+        # A link on another site led here, so the browser withheld the strict cookie: come from our own page.
         return page(request, "hop.html", {"to": address})
     return Redirect(f"/login?next={quote(address, safe='')}", status_code=303)
 
@@ -62,7 +62,7 @@ async def _fields(request: Call) -> dict[str, str]:
 
 @get("/login", include_in_schema=False)
 async def login(request: Call, token: FromQuery[str | None] = None) -> Response[str] | Redirect:
-    """The form; or, with the token of a one-time link, straight in."""
+    """The login form; the token of a one-time link signs in at once."""
     services = services_of(request)
     to = local(request.query_params.get("next"))
     if token is not None:
@@ -76,7 +76,7 @@ async def login(request: Call, token: FromQuery[str | None] = None) -> Response[
 
 @post("/login", include_in_schema=False)
 async def enter(request: Call) -> Response[str]:
-    """Check the key; wrong ones are slow, and few."""
+    """Check the key; a wrong one is answered slowly, and ten a minute lock the address out."""
     services = services_of(request)
     fields = await _fields(request)
     to = local(fields.get("next"))
@@ -96,7 +96,7 @@ async def enter(request: Call) -> Response[str]:
 
 @post("/logout", include_in_schema=False, before_request=signed_in)
 async def logout(request: Call) -> Redirect:
-    """Forget this browser's cookie."""
+    """Delete this browser's cookie."""
     await checked_form(request)
     gone = cookie(request, cookie_name(request), "", 0)
     return Redirect("/login", status_code=303, cookies=[gone], headers=HEADERS)
@@ -109,7 +109,7 @@ def _visit_name(request: Call) -> str:
 def _form(
     request: Call, to: str, *, problem: str = "", status: int = 200, retry_after: int | None = None
 ) -> Response[str]:
-    """The form, bound to this visit by a cookie of its own."""
+    """The login form, bound to this visit by a cookie of its own."""
     services = services_of(request)
     visit = request.cookies.get(_visit_name(request), "") or secrets.token_urlsafe(16)
     return page(
@@ -127,7 +127,7 @@ def _form(
 
 
 def _welcome(request: Call, to: str) -> Response[str]:
-    """Signed in; a page leads on, for after a redirect from elsewhere the cookie would be kept back."""
+    """Signed in; a page leads on, because after a redirect from another site browsers withhold the cookie."""
     session = cookie(request, cookie_name(request), services_of(request).sessions.start())
     return page(request, "hop.html", {"to": to}, cookies=[session])
 

@@ -1,4 +1,4 @@
-"""Every page is escaped and under the strict policy; errors are pages too where a browser asks."""
+"""Pages from templates: escaped, under the strict policy, and an error is a page where a browser asks."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -42,7 +42,7 @@ def asset(name: str) -> tuple[str, bytes, str]:
 
 
 def asset_url(name: str) -> str:
-    """The address of a static file, another one whenever the file changes."""
+    """The address of a static file, which changes whenever the file does."""
     return f"/static/{name}?v={asset(name)[2]}"
 
 
@@ -52,18 +52,18 @@ TEMPLATES.globals["asset"] = asset_url
 
 
 def cookie_name(request: Call) -> str:
-    """The session cookie; named by the ledger, for cookies do not tell ports apart."""
+    """The name of the session cookie; it holds the ledger's id, because cookies do not tell ports apart."""
     return f"chatledger_{services_of(request).ledger_id.replace('-', '')[:8]}"
 
 
 def session_of(request: Call) -> Session | None:
-    """The session of a request, if it has one in force."""
+    """The session of a request, if its cookie is still good."""
     cookie = request.cookies.get(cookie_name(request), "")
     return services_of(request).sessions.read(cookie) if cookie else None
 
 
 def cookie(request: Call, name: str, value: str, seconds: int = SESSION_SECONDS) -> Cookie:
-    """A cookie that scripts and other sites cannot use; only over https if the request came so."""
+    """A cookie that neither scripts nor other sites can use; only over https if the request was."""
     return Cookie(
         key=name,
         value=value,
@@ -76,12 +76,12 @@ def cookie(request: Call, name: str, value: str, seconds: int = SESSION_SECONDS)
 
 
 def address_of(request: Call) -> str:
-    """Where a request comes from."""
+    """The address of the client, as a proxy on this machine reports it."""
     return _forwarded(request, "x-forwarded-for", request.client.host if request.client else "")
 
 
 def _forwarded(request: Call, header: str, otherwise: str) -> str:
-    """What a proxy on this machine says; others are not believed."""
+    """The value that a proxy on this machine set; a header from elsewhere is ignored."""
     if request.client and request.client.host in ("127.0.0.1", "::1"):
         return request.headers.get(header, otherwise).rpartition(",")[2].strip()
     return otherwise
@@ -96,7 +96,7 @@ def page(
     headers: dict[str, str] | None = None,
     cookies: list[Cookie] | None = None,
 ) -> Response[str]:
-    """A page or a piece of one."""
+    """A page, or a fragment of one."""
     services = services_of(request)
     session = session_of(request)
     text = TEMPLATES.get_template(template).render(
@@ -116,20 +116,20 @@ def page(
 
 
 def is_page(request: Call) -> bool:
-    """Whether a browser asks in order to show it, not a script or a program."""
+    """Whether a browser navigates here, and not a script or a program."""
     return "text/html" in request.headers.get("accept", "") and "hx-request" not in request.headers
 
 
-def failure(request: Call, wrong: ProblemError) -> Response[str] | None:
-    """The page of an error, if a browser shows it; None for programs, who read problem details."""
+def failure(request: Call, error: ProblemError) -> Response[str] | None:
+    """The page of an error, if a browser shows it; None for programs, which read problem details."""
     if not is_page(request) or f"{request.url.path}/".startswith(NOT_PAGES):
         return None
-    detail = "There is nothing at this address." if wrong.status == 404 else formatting.sentence(str(wrong))
-    title = formatting.PROBLEMS.get(wrong.status, wrong.problem.title)
+    detail = "There is nothing at this address." if error.status == 404 else formatting.sentence(str(error))
+    title = formatting.PROBLEMS.get(error.status, error.problem.title)
     return page(
         request,
         "error.html",
-        {"code": wrong.status, "title": title, "detail": detail},
-        status=wrong.status,
-        headers=wrong.headers,
+        {"code": error.status, "title": title, "detail": detail},
+        status=error.status,
+        headers=error.headers,
     )

@@ -1,4 +1,4 @@
-"""What a person sees is what the views say; nothing is changed here but that parked deliveries go on."""
+"""The console's pages show the views; all that a person can change is to resume parked deliveries."""
 
 from urllib.parse import urlencode
 
@@ -23,18 +23,19 @@ from app.views.messages import Message, get_message, list_messages
 from app.views.status import list_channels, view_status
 from projections.events import TAGS
 
+# Chosen, all of them: what fits a page or two and is drawn within some milliseconds.
 CHATS = 30
 MESSAGES = 50
 BUBBLES_MAX = 50
 QUOTES_MAX = 50
-WAITING_MAX = 500
+PENDING_MAX = 500
 ROWS = 50
 CACHE = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
 
 
 @get("/static/{name:str}", include_in_schema=False, sync_to_thread=False)
 def static(name: FromPath[str]) -> Response[bytes]:
-    """Our style and scripts, and htmx from its wheel; the address changes when the content does."""
+    """Our style sheet and scripts, and htmx from its wheel; an address always has the same content."""
     if name not in ASSETS:
         raise ProblemError(404, "no such file")
     media_type, content, _ = asset(name)
@@ -43,17 +44,19 @@ def static(name: FromPath[str]) -> Response[bytes]:
 
 @get("/")
 async def home(request: Call) -> Response[str] | Redirect:
-    """The conversations."""
+    """The list of chats, with none open."""
     position = _position(request)
     listed = await _chats(request)
     return page(
-        request, "chat.html", {"here": "chats", "position": position, "chat": None, "face": None, **listed}
+        request,
+        "chat.html",
+        {"here": "chats", "position": position, "chat": None, "customer": None, **listed},
     )
 
 
 @get("/conversations/{conversation:str}")
 async def chat(request: Call, conversation: FromPath[str]) -> Response[str] | Redirect:
-    """A chat's latest messages beside the conversations."""
+    """A chat's latest messages beside the list of chats."""
     position = _position(request)
     found = await _conversation(request, conversation)
     if found.id != conversation:
@@ -67,7 +70,7 @@ async def chat(request: Call, conversation: FromPath[str]) -> Response[str] | Re
         "position": position,
         "chat": found,
         "chat_name": formatting.name(found, known.get(found.id)),
-        "face": known.get(found.id),
+        "customer": known.get(found.id),
         "current": found.id,
     }
     return page(request, "chat.html", values)
@@ -75,7 +78,7 @@ async def chat(request: Call, conversation: FromPath[str]) -> Response[str] | Re
 
 @get("/fragments/conversations")
 async def chats_fragment(request: Call) -> Response[str]:
-    """A page of the list."""
+    """A page of the list of chats."""
     return page(
         request, "_chats.html", {**await _chats(request), "current": request.query_params.get("open")}
     )
@@ -83,12 +86,12 @@ async def chats_fragment(request: Call) -> Response[str]:
 
 @get("/fragments/conversations/{conversation:str}/head")
 async def head_fragment(request: Call, conversation: FromPath[str]) -> Response[str]:
-    """Whom the chat is with."""
+    """The head of a chat: the customer and the ids."""
     found = await _conversation(request, conversation)
     known = await customers(services_of(request).pool, [found.id])
-    face = known.get(found.id)
-    name = formatting.name(found, face)
-    return page(request, "_head.html", {"chat": found, "chat_name": name, "face": face})
+    customer = known.get(found.id)
+    name = formatting.name(found, customer)
+    return page(request, "_head.html", {"chat": found, "chat_name": name, "customer": customer})
 
 
 @get("/fragments/conversations/{conversation:str}/messages")
@@ -106,7 +109,7 @@ async def messages_fragment(
 async def bubbles_fragment(
     request: Call, conversation: FromPath[str], ids: FromQuery[str] = ""
 ) -> Response[str]:
-    """Some messages as they are now; one that is no more, or of another chat, is left out."""
+    """Some messages as they are now; one that is gone, or belongs to another chat, is left out."""
     services = services_of(request)
     wanted = [one for one in ids.split(",") if one][:BUBBLES_MAX]
     found = [message for one in wanted if (message := await get_message(services.pool, one))]
@@ -138,7 +141,7 @@ async def message(request: Call, message: FromPath[str]) -> Response[str] | Redi
 
 @get("/deliveries")
 async def deliveries(request: Call, cursor: FromQuery[str | None] = None) -> Response[str]:
-    """What is not delivered, and why."""
+    """Pending deliveries, and why they are pending."""
     services = services_of(request)
     state = _of(request, "state", ("open", "deferred", "parked"))
     listed = await list_deliveries(services.pool, state=state, limit=ROWS, cursor=cursor or None)
@@ -158,7 +161,7 @@ async def deliveries(request: Call, cursor: FromQuery[str | None] = None) -> Res
 
 @post("/deliveries/resume")
 async def resume(request: Call) -> Redirect:
-    """Take up parked deliveries again: one conversation's, or all."""
+    """Resume parked deliveries: one conversation's, or all."""
     fields = await checked_form(request)
     count, position = await resume_parked(
         services_of(request), conversation=fields.get("conversation") or None
@@ -210,7 +213,7 @@ async def events(request: Call) -> Response[str]:
 
 
 def _position(request: Call) -> int:
-    """How far the views are at least: asked before they are read, so that nothing is missed after."""
+    """A position that the views have reached: read first, so that the live stream misses nothing."""
     return services_of(request).projector.position
 
 
@@ -227,10 +230,10 @@ async def _conversation(request: Call, conversation: str) -> conversations.Conve
 
 
 async def _chats(request: Call) -> dict[str, object]:
-    """A page of the list, with what it was filtered by."""
-    services, asked = services_of(request), request.query_params
-    filters = {name: asked.get(name, "").strip() for name in ("channel", "account", "q")}
-    listed = await _listed(services, filters, asked.get("cursor") or None)
+    """A page of the list of chats, with its filters."""
+    services, query = services_of(request), request.query_params
+    filters = {name: query.get(name, "").strip() for name in ("channel", "account", "q")}
+    listed = await _listed(services, filters, query.get("cursor") or None)
     known = await customers(services.pool, [one.id for one in listed.items])
     channels = await list_channels(services.pool)
     return {
@@ -246,7 +249,7 @@ async def _chats(request: Call) -> dict[str, object]:
 async def _listed(
     services: Services, filters: dict[str, str], cursor: str | None
 ) -> conversations.Conversations:
-    """By the messenger's name of the chat, else by Kommo's, else by ours."""
+    """Chats that fit; an id is looked up as the messenger's, then as Kommo's, then as ours."""
     reads, wanted = services.pool, filters["q"] or None
     where = {"channel": filters["channel"] or None, "account_id": filters["account"] or None}
     listed = await list_conversations(reads, **where, conversation_id=wanted, limit=CHATS, cursor=cursor)
@@ -270,18 +273,18 @@ async def _history(services: Services, chat_id: str, cursor: str | None = None) 
 async def _bubbles(
     services: Services, chat_id: str, messages: list[Message], *, alone: bool = False
 ) -> list[formatting.Bubble]:
-    """Messages with what waits to be passed on, and with what they answer."""
+    """Messages with their pending deliveries and the messages they quote."""
     reads = services.pool
-    waiting: dict[str, Delivery] = {}
+    pending: dict[str, Delivery] = {}
     for state in ("deferred", "parked"):
-        listed = await list_deliveries(reads, state=state, conversation=chat_id, limit=WAITING_MAX)
-        waiting |= {one.message: one for one in listed.items if one.message}
+        listed = await list_deliveries(reads, state=state, conversation=chat_id, limit=PENDING_MAX)
+        pending |= {one.message: one for one in listed.items if one.message}
     quoted = {one.id: one for one in messages}
-    answered = {one.reply_to.message for one in messages if one.reply_to and one.reply_to.message}
-    for id_ in list(answered - quoted.keys())[:QUOTES_MAX]:
+    wanted = {one.reply_to.message for one in messages if one.reply_to and one.reply_to.message}
+    for id_ in list(wanted - quoted.keys())[:QUOTES_MAX]:
         if found := await get_message(reads, id_):
             quoted[id_] = found
-    return list(formatting.bubbles(messages, waiting, quoted, alone=alone))
+    return list(formatting.bubbles(messages, pending, quoted, alone=alone))
 
 
 ROUTER = Router(

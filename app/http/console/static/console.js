@@ -1,6 +1,6 @@
 "use strict";
-// The open chat and the list follow the ledger: what changed is told by server-sent events and drawn by the
-// server. Needs page.js and htmx.
+// The open chat and the list follow the ledger: server-sent events name what changed, and the server draws
+// it. Needs page.js and htmx.
 
 const chat = document.body.dataset.chat || "";
 const log = document.getElementById("messages");
@@ -17,13 +17,13 @@ const RETRY_MS_MIN = 500;
 const RETRY_MS_MAX = 15000;
 let position = Number(document.body.dataset.live || 0);
 
-// What is said to the reader.
+// Words for the reader.
 
 function say(text) {
   document.getElementById("announce").textContent = text;
 }
 
-function tellState(words, alive) {
+function showState(words, alive) {
   document.getElementById("live-words").textContent = words;
   document.getElementById("live-dot").classList.toggle("on", alive);
 }
@@ -39,7 +39,7 @@ async function fragment(path) {
   return made.content;
 }
 
-// One drawing after another, so that two changes of one message make one bubble.
+// Draw one change after another, so that two changes of one message make one bubble.
 let chain = Promise.resolve();
 function inOrder(work) {
   chain = chain.then(work).catch((error) => {
@@ -91,7 +91,7 @@ function dayLine(at) {
   return line;
 }
 
-// Only what differs is exchanged, so that an opened picture or a playing recording stays as it is.
+// Replace only the parts that differ, so that an open picture or a playing recording stays as it is.
 function exchange(known, fresh) {
   known.dataset.status = fresh.dataset.status;
   for (const part of fresh.querySelectorAll("[data-part]")) {
@@ -120,22 +120,22 @@ async function drawMessages(ids) {
   const path = `/fragments/conversations/${encodeURIComponent(chat)}/bubbles?ids=${ids.map(encodeURIComponent).join(",")}`;
   const drawn = await fragment(path);
   const stay = isNearBottom();
-  const told = [];
+  const added = [];
   for (const id of ids) {
     const fresh = drawn.querySelector(`[data-message="${CSS.escape(id)}"]`);
     const known = bubble(id);
     if (!fresh) known?.remove();
     else if (known) exchange(known, fresh);
-    else if (insert(fresh)) told.push(fresh);
+    else if (insert(fresh)) added.push(fresh);
   }
   arrange();
   localize(log);
-  if (told.length) announce(told, stay);
+  if (added.length) announce(added, stay);
   if (stay) toBottom();
 }
 
-function announce(told, stay) {
-  const last = told[told.length - 1];
+function announce(added, stay) {
+  const last = added[added.length - 1];
   const who = last.querySelector(".who").textContent.trim();
   const text = last.querySelector(".text")?.textContent.slice(0, 300) ?? last.querySelector(".kind, .file, .picture-name")?.textContent;
   say(`${who}: ${text || "sent something"}`);
@@ -145,7 +145,7 @@ function announce(told, stay) {
 
 // The list of chats.
 
-// As it was filtered last, not by what is being typed.
+// The filter that was last applied, not the one that is being typed.
 let applied = new URLSearchParams(new FormData(filter));
 filter.addEventListener("htmx:beforeRequest", () => {
   applied = new URLSearchParams(new FormData(filter));
@@ -177,7 +177,7 @@ async function drawHead() {
   if (open) head.querySelector("details").open = true;
 }
 
-// Changes are gathered for a moment, then drawn together.
+// Changes are collected for a moment, then drawn together.
 
 const pending = new Set();
 let gathering = 0;
@@ -232,17 +232,17 @@ function open() {
   source = new EventSource(`/live?${asked}`);
   source.addEventListener("open", () => {
     retry = RETRY_MS_MIN;
-    tellState("Live", true);
+    showState("Live", true);
     complain("");
   });
   source.addEventListener("error", () => {
-    tellState("Reconnecting", false);
+    showState("Reconnecting", false);
     if (source.readyState === EventSource.CLOSED) reopen();
   });
   source.addEventListener("change", (event) => changed(event.lastEventId, JSON.parse(event.data)));
   source.addEventListener("typing", (event) => {
-    const told = JSON.parse(event.data);
-    if (log) showTyping(told.name, told.milliseconds);
+    const typing = JSON.parse(event.data);
+    if (log) showTyping(typing.name, typing.milliseconds);
   });
 }
 
@@ -252,10 +252,10 @@ function close() {
   source = null;
 }
 
-// An answer other than a stream ends an EventSource for good: try again ourselves, ever more slowly.
+// Any answer but a stream ends an EventSource for good: reconnect here, with a growing delay.
 function reopen() {
   close();
-  tellState("Reconnecting", false);
+  showState("Reconnecting", false);
   retryTimer = setTimeout(async () => {
     try {
       await fragment(listPath());
@@ -263,7 +263,7 @@ function reopen() {
     } catch (error) {
       if (error instanceof SignedOut) signedOut();
       else {
-        complain("chatledger does not answer. Trying again.");
+        complain("chatledger is not responding. Retrying.");
         reopen();
       }
     }
@@ -271,18 +271,18 @@ function reopen() {
   retry = Math.min(retry * 2, RETRY_MS_MAX);
 }
 
-function changed(at, told) {
+function changed(at, change) {
   position = Math.max(position, Number(at));
-  if (told.reload) {
+  if (change.reload) {
     location.reload();
     return;
   }
-  if (log) gather(told.messages);
-  if (log && told.head) inOrder(drawHead);
-  if (told.chats) refreshList();
+  if (log) gather(change.messages);
+  if (log && change.head) inOrder(drawHead);
+  if (change.chats) refreshList();
 }
 
-// A hidden page gives its connection back after a while, for a browser has few of them.
+// A hidden page closes its connection after a while, because a browser opens only a few.
 let hidden = 0;
 document.addEventListener("visibilitychange", () => {
   clearTimeout(hidden);
@@ -294,7 +294,7 @@ window.addEventListener("pageshow", (event) => {
   if (event.persisted) open();
 });
 
-// Older messages go on top, and what was in view stays there.
+// Older messages are added on top, and what is in view stays in view.
 let height = 0;
 document.addEventListener("htmx:beforeSwap", (event) => {
   if (log?.contains(event.detail.target)) height = scroller.scrollHeight - scroller.scrollTop;
@@ -307,7 +307,7 @@ document.addEventListener("htmx:afterSettle", () => {
   scroller.focus({ preventScroll: true });
 });
 
-// A picture or a recording is fetched from its stranger's server only when somebody asks for it.
+// A picture or a recording is fetched from the server that hosts it only when the reader asks for it.
 function showMedia(event, link) {
   event.preventDefault();
   if (link.dataset.media === "image") showPicture(link);
@@ -347,7 +347,7 @@ function showPicture(link) {
 }
 
 function cannotShow(link) {
-  link.querySelector(".picture-host").textContent = "It cannot be shown here. Open it in a new tab";
+  link.querySelector(".picture-host").textContent = "Cannot be shown here. Open in a new tab";
   link.removeAttribute("data-media");
 }
 

@@ -1,6 +1,6 @@
 "use strict";
-// What every page does: times are written in the reader's own zone (the server writes them in UTC), and what
-// could not be loaded is said.
+// For every page: times are shown in the reader's own zone (the server writes them in UTC), and a failed load
+// is reported.
 
 const FORMATS = {
   time: { hour: "2-digit", minute: "2-digit" },
@@ -60,9 +60,9 @@ function complain(text) {
 
 document.addEventListener("htmx:responseError", (event) => {
   if (event.detail.xhr.status === 401) complain("You are signed out. Reload the page to sign in again.");
-  else complain("That could not be loaded. Try again.");
+  else complain("Loading failed. Try again.");
 });
-document.addEventListener("htmx:sendError", () => complain("chatledger does not answer. Try again."));
+document.addEventListener("htmx:sendError", () => complain("chatledger is not responding. Try again."));
 document.addEventListener("htmx:afterRequest", (event) => {
   if (event.detail.successful) complain("");
 });
