@@ -1,22 +1,21 @@
 """Every test that stores or publishes does so on a real PostgreSQL and a real nats-server, started once."""
 
-import asyncio
-import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
-import psycopg
 import pytest
-from psycopg import sql
 
 from app.config.settings import load_settings
 from app.servers.nats import PrivateNats
 from app.servers.servers import Servers
 from app.servers.servers import servers as start_servers
-
-NewDatabase = Callable[..., Awaitable[str]]
+from tests.support.databases import NewDatabase, database
+from tests.support.service import Served, serving
+from tests.support.system import Story, story_on
 
 
 @pytest.fixture(scope="session")
@@ -45,21 +44,13 @@ async def servers(session_folder: Path) -> AsyncIterator[Servers]:
 
 @pytest.fixture
 async def new_database(servers: Servers) -> AsyncIterator[NewDatabase]:
-    """`await new_database(template="…")` makes a database and gives its URL; they are dropped after the test.
+    """`await new_database(template="…")` makes a database for the test and gives its URL."""
+    async with AsyncExitStack() as stack:
 
-    A template (another database of the same test, to which nobody is connected) is copied in milliseconds.
-    """
-    made: list[str] = []
+        async def new(template: str = "template0") -> str:
+            return await stack.enter_async_context(database(servers, template))
 
-    async def new(template: str = "template0") -> str:
-        made.append(f"test_{secrets.token_hex(8)}")
-        await _execute(servers.database_url, "CREATE DATABASE {} TEMPLATE {}", made[-1], template)
-        return servers.database_url.replace("/postgres?", f"/{made[-1]}?")
-
-    yield new
-    await asyncio.gather(
-        *(_execute(servers.database_url, "DROP DATABASE {} WITH (FORCE)", name) for name in made)
-    )
+        yield new
 
 
 @pytest.fixture
@@ -83,6 +74,32 @@ async def nats_own(data_folder: Path) -> AsyncIterator[PrivateNats]:
     await own.stop()
 
 
-async def _execute(url: str, statement: str, *names: str) -> None:
-    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-        await connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
+@pytest.fixture(scope="module")
+async def story(request: pytest.FixtureRequest, servers: Servers) -> AsyncIterator[Story]:
+    """One service and sandbox for a module, whose tests each have conversations of their own.
+
+    `pytestmark = pytest.mark.story(duplicates="refuse")` gives `roles` and fields of the sandbox's Config.
+    """
+    async with story_on(servers, **_options(request)) as story:
+        yield story
+
+
+@pytest.fixture
+async def own_story(request: pytest.FixtureRequest, servers: Servers) -> AsyncIterator[Story]:
+    """The same for one test, which does something to the whole of it."""
+    async with story_on(servers, **_options(request)) as story:
+        yield story
+
+
+@pytest.fixture(scope="module")
+async def service(servers: Servers) -> AsyncIterator[Served]:
+    """One service for a module, which delivers nothing: the channel is registered, the account connected."""
+    async with serving(servers) as service:
+        assert (await service.register()).status == 201
+        assert (await service.connect()).status == 201
+        yield service
+
+
+def _options(request: pytest.FixtureRequest) -> dict[str, Any]:
+    mark = request.node.get_closest_marker("story")
+    return dict(mark.kwargs) if mark else {}

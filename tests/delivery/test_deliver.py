@@ -13,26 +13,18 @@ from app.clock import LoopClock
 from app.delivery.gate import Gate
 from app.delivery.lane import LANE_MAX
 from app.http_client import retry_after
-from app.servers.servers import Servers
 from tests.support.messenger import Answering, answering, refusing
-from tests.support.system import Story, chat, story_on, until
+from tests.support.system import Story, chat, until
 
 SLACK_SECONDS = 0.4
 
 
-@pytest.fixture(scope="module")
-async def messenger() -> AsyncIterator[Answering]:
-    """The messenger of all tests here."""
+@pytest.fixture(scope="module", autouse=True)
+async def messenger(story: Story) -> AsyncIterator[Answering]:
+    """The messenger behind the channel."""
     async with answering() as messenger:
-        yield messenger
-
-
-@pytest.fixture(scope="module")
-async def story(servers: Servers, messenger: Answering) -> AsyncIterator[Story]:
-    """One service for all tests here; each has conversations of its own."""
-    async with story_on(servers) as story:
         await story.api("PUT", "/v1/channels/acme", {"messenger": {"url": messenger.url}})
-        yield story
+        yield messenger
 
 
 # Patience.

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -24,17 +23,12 @@ from tests.support.deliveries import PROBE_SECONDS, Lease, delivering, line_of
 from tests.support.ids import CHANNEL, CHANNEL_SECRET, SCOPE
 from tests.support.system import Story, chat, story_on, until
 
+pytestmark = pytest.mark.story(duplicates="refuse")
+
 COMMON = (
     *("id", "stream", "version", "channel", "account", "conversation", "message"),
     *("at", "recorded_at", "by", "schema", "content"),
 )
-
-
-@pytest.fixture(scope="module")
-async def story(servers: Servers) -> AsyncIterator[Story]:
-    """A service whose Kommo refuses a repeated msgid; each test has conversations of its own."""
-    async with story_on(servers, duplicates="refuse") as story:
-        yield story
 
 
 @pytest.mark.parametrize("status", ["408", "425", "429", "500", "503", "html", "drop"])

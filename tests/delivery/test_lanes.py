@@ -13,22 +13,16 @@ from app.delivery.job import Job, Progress, Pushed
 from app.delivery.prepare import NOT_THERE
 from app.delivery.settle import Settle
 from app.http_client import Answer
-from app.servers.servers import Servers
 from domain import events as e
 from domain import ids
 from tests.support.deliveries import Line, line_of
 from tests.support.ids import MARIA, SCOPE
 from tests.support.import_files import line, report
-from tests.support.system import Story, chat, story_on
+from tests.support.system import Story, chat
+
+pytestmark = pytest.mark.story(echo=True, roles="web,relay,project")
 
 SOON_SECONDS, PAUSE_SECONDS = 5.0, 6.0
-
-
-@pytest.fixture(scope="module")
-async def story(servers: Servers) -> AsyncIterator[Story]:
-    """A service that delivers nothing itself; managers' messages by API come back as hooks."""
-    async with story_on(servers, echo=True, roles="web,relay,project") as story:
-        yield story
 
 
 @asynccontextmanager

@@ -33,13 +33,6 @@ from tests.support.system import Story, chat, story_on, until
 COUNTS = ("lines", "imported", "duplicates", "conflicts", "skipped")
 
 
-@pytest.fixture(scope="module")
-async def story(servers: Servers) -> AsyncIterator[Story]:
-    """One service for all tests here; each has conversations of its own."""
-    async with story_on(servers) as story:
-        yield story
-
-
 def counts(told: dict[str, object]) -> list[object]:
     return [told[name] for name in COUNTS]
 

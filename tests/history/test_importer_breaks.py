@@ -9,10 +9,8 @@ from signal import SIGKILL
 from typing import Any
 
 import aiohttp
-import pytest
 
 from app.history.importer import CHECKPOINT_LINES
-from app.servers.servers import Servers
 from tests.support.ids import ADMIN_KEY, AS_ADMIN
 from tests.support.import_files import HEADERS, Json, imported, line, mixed, ndjson
 from tests.support.processes import (
@@ -24,15 +22,9 @@ from tests.support.processes import (
     service_process,
     started,
 )
-from tests.support.system import Story, chat, free_port, story_on
+from tests.support.system import Story, chat, free_port
 
 LINES, CHATS = 10_000, 40
-
-
-@pytest.fixture(scope="module")
-async def story(servers: Servers) -> AsyncIterator[Story]:
-    async with story_on(servers) as story:
-        yield story
 
 
 async def import_file(file: Path, *more: str) -> Result:

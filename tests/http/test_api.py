@@ -2,31 +2,26 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from app.servers.servers import Servers
 from tests.support.ids import ACCOUNT, NOBODY
-from tests.support.service import Served, about, sent, serving, wrote
+from tests.support.service import Served, about, sent, wrote
 
 READS = ["/v1/conversations", "/v1/events", "/v1/status", "/v1/channels", "/v1/deliveries", "/v1/refused"]
 
 
-@pytest_asyncio.fixture(scope="module")
-async def service(servers: Servers) -> AsyncIterator[Served]:
-    async with serving(servers) as one:
-        assert (await one.register()).status == 201
-        assert (await one.connect()).status == 201
-        for chat in range(3):
-            array = [sent(f"{chat}-{n}", conversation_id=f"conv-{chat}") for n in range(7)]
-            assert (await one.act(array)).status == 200
-        assert (await one.hook(wrote(1, conversation={"client_id": "conv-0"}))).status == 200
-        await one.get("/v1/status", at_least=await one.head())
-        await one.get("/v1/conversations", at_least=await one.head())
-        yield one
+@pytest_asyncio.fixture(scope="module", autouse=True)
+async def recorded(service: Served) -> None:
+    """Three chats with messages, and a hook, are recorded and in the views."""
+    for chat in range(3):
+        array = [sent(f"{chat}-{n}", conversation_id=f"conv-{chat}") for n in range(7)]
+        assert (await service.act(array)).status == 200
+    assert (await service.hook(wrote(1, conversation={"client_id": "conv-0"}))).status == 200
+    await service.get("/v1/status", at_least=await service.head())
+    await service.get("/v1/conversations", at_least=await service.head())
 
 
 async def conversation(service: Served, name: str = "conv-0") -> dict[str, Any]:

@@ -1,29 +1,24 @@
 """What breaks the contract is refused with its status and what to do, and the ledger stays as it was."""
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from app.servers.servers import Servers
 from tests.support.ids import OTHER_ACCOUNT
-from tests.support.service import Served, about, refused, sent, serving, signed, wrote
+from tests.support.service import Served, about, refused, sent, signed, wrote
 
 KB = 1024
 DEEP = b"[" * 100_000 + b"]" * 100_000
 Raw = dict[str, bytes]
 
 
-@pytest_asyncio.fixture(scope="module")
-async def service(servers: Servers) -> AsyncIterator[Served]:
-    async with serving(servers) as one:
-        assert (await one.register()).status == 201
-        assert (await one.connect()).status == 201
-        assert (await one.act(sent("known"))).status == 200
-        assert (await one.hook(wrote("known"))).status == 200
-        yield one
+@pytest_asyncio.fixture(scope="module", autouse=True)
+async def recorded(service: Served) -> None:
+    """A message of each side is recorded."""
+    assert (await service.act(sent("known"))).status == 200
+    assert (await service.hook(wrote("known"))).status == 200
 
 
 @pytest.fixture(params=["front", "routes"])

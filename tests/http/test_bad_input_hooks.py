@@ -12,23 +12,19 @@ import pytest_asyncio
 from yarl import URL
 
 from app.kommo.chats.hooks import CONTENT_BYTES_MAX
-from app.servers.servers import Servers
 from tests.support.ids import ACCOUNT, SCOPE_ID
-from tests.support.service import Served, refused, sent, serving, signature, wrote
+from tests.support.service import Served, refused, sent, signature, wrote
 
 KB = 1024
 DEEP = b"[" * 100_000 + b"]" * 100_000
 LONG = "x" * 10_000
 
 
-@pytest_asyncio.fixture(scope="module")
-async def service(servers: Servers) -> AsyncIterator[Served]:
-    async with serving(servers) as one:
-        assert (await one.register()).status == 201
-        assert (await one.connect()).status == 201
-        assert (await one.act(sent("known"))).status == 200
-        assert (await one.hook(wrote("known"))).status == 200
-        yield one
+@pytest_asyncio.fixture(scope="module", autouse=True)
+async def recorded(service: Served) -> None:
+    """A message of each side is recorded."""
+    assert (await service.act(sent("known"))).status == 200
+    assert (await service.hook(wrote("known"))).status == 200
 
 
 @pytest.fixture(params=["front", "routes"])

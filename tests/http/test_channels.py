@@ -2,27 +2,16 @@
 
 import base64
 import logging
-from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg
 import pytest
-import pytest_asyncio
 
-from app.servers.servers import Servers
 from tests.support.ids import ACCOUNT, ADMIN_KEY, CHANNEL, CHANNEL_SECRET, MESSENGER_SECRET, OTHER_ACCOUNT
-from tests.support.service import Answer, Served, channel, sent, serving, wrote
+from tests.support.service import Answer, Served, channel, sent, wrote
 
 NEW_WHSEC = "whsec_" + base64.b64encode(b"n" * 32).decode()
 LOST = "344a5002-f8ca-454d-af3d-3961801020"
-
-
-@pytest_asyncio.fixture(scope="module")
-async def service(servers: Servers) -> AsyncIterator[Served]:
-    async with serving(servers) as one:
-        assert (await one.register()).status == 201
-        assert (await one.connect()).status == 201
-        yield one
 
 
 async def unchanged(service: Served, answer: Answer, status: int, head: int) -> str:

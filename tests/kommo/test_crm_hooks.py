@@ -20,14 +20,15 @@ from app.channels.directory import Channel, Connection, Secrets
 from app.database import names
 from app.kommo.crm import contact_links, hooks, php_form
 from app.kommo.crm.php_form import DEPTH_MAX, PAIRS_MAX, BadForm, Tree
-from app.servers.servers import Servers
 from domain import commands as c
 from domain import events as e
 from domain import ids
 from domain.ids import KOMMO
 from ops.sandbox import OAuthClient
 from tests.support.ids import ACCOUNT, AS_ADMIN, CHANNEL, MASTER_BYTES, SCOPE
-from tests.support.system import Story, chat, story_on, until
+from tests.support.system import Story, chat, until
+
+pytestmark = pytest.mark.story(oauth=(OAuthClient("client", "secret", "http://127.0.0.1:9/"),))
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "crm"
 CHAT = "6cbab3d5-c4c1-46ff-b710-ad59ad10805f"
@@ -71,13 +72,6 @@ def golden(name: str) -> bytes:
 def body(kind: str, action: str = "add", **fields: str | int) -> bytes:
     """A form about one talk or lead."""
     return urlencode({f"{kind}[{action}][0][{name}]": value for name, value in fields.items()}).encode()
-
-
-@pytest.fixture(scope="module")
-async def story(servers: Servers) -> AsyncIterator[Story]:
-    """A service and a sandbox with a CRM, which does not tell us anything until it is asked to."""
-    async with story_on(servers, oauth=(OAuthClient("client", "secret", "http://127.0.0.1:9/"),)) as story:
-        yield story
 
 
 class Crm:

@@ -96,7 +96,8 @@ def told(file: str, name: str, seen: set[tuple[str, str]], depth: int = 0) -> It
 
 @cache
 def speaks(file: str, function: str) -> str:
-    return "\n".join(told(file, function, set()))
+    module_marks = definitions(file).get("pytestmark", "")
+    return "\n".join([*told(file, function, set()), module_marks])
 
 
 def test_no_part_of_the_reference_is_forgotten() -> None:

@@ -1,6 +1,5 @@
 """Every field that a messenger may give arrives in Kommo, also of what the business wrote on its phone."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -25,13 +24,6 @@ POST = {
     "caption": "New!",
 }
 SHARED = {"url": "https://example.com/p", "preview_link": PHOTO, "type": "post", "site_name": "example"}
-
-
-@pytest.fixture(scope="module")
-async def story(servers: Servers) -> AsyncIterator[Story]:
-    """One service for all tests here; each has conversations of its own."""
-    async with story_on(servers) as story:
-        yield story
 
 
 def sent(name: str, own: str = "", text: str = "Hello", **more: Any) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What goes to Kommo field by field, and the hooks that are none of the documented ones."""
 
 import logging
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -11,23 +10,16 @@ from msgspec.structs import replace
 from app import clock
 from app.kommo.chats import hooks, payloads
 from app.kommo.chats.hooks import HookRefused
-from app.servers.servers import Servers
 from domain import commands as c
 from domain import events as e
 from tests.support.ids import SCOPE
 from tests.support.ledgers.decisions import START_MS, Ledger, accept, customer, edit, own, react
-from tests.support.system import Story, chat, story_on
+from tests.support.system import Story, chat
 
 OLD = b'{"receiver":"u-1","conversation_id":"c-1","msec_timestamp":1700000000980,"type":"text","text":"Hi"}'
 ANN = e.Party(
     "u-1", "Ann", "+15550100", "ann@example.com", "https://e.example/a.png", "https://e.example/u-1"
 )
-
-
-@pytest.fixture(scope="module")
-async def story(servers: Servers) -> AsyncIterator[Story]:
-    async with story_on(servers) as story:
-        yield story
 
 
 def payload(ledger: Ledger) -> object:

@@ -1,23 +1,12 @@
 """What comes in by a webhook is stored and comes out again, whichever way it is routed."""
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
-from app.servers.servers import Servers
 from tests.support.ids import ACCOUNT
-from tests.support.service import Served, about, sent, serving, signature, wrote
-
-
-@pytest_asyncio.fixture(scope="module")
-async def service(servers: Servers) -> AsyncIterator[Served]:
-    async with serving(servers) as one:
-        assert (await one.register()).status == 201
-        assert (await one.connect()).status == 201
-        yield one
+from tests.support.service import Served, about, sent, signature, wrote
 
 
 @pytest.fixture(params=["front", "routes"])

@@ -1,28 +1,21 @@
 """What an operator sends by API reaches the customer and shows in Kommo; each side has a name of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from app import clock
 from app.delivery.prepare import NOT_THERE
-from app.servers.servers import Servers
 from domain import ids
 from ops.sandbox.state.chats import Message as KommoMessage
 from tests.support.ids import AS_ADMIN, BOT, MARIA, SCOPE
-from tests.support.system import Story, chat, story_on, until
+from tests.support.system import Story, chat, until
+
+pytestmark = pytest.mark.story(echo=True)
 
 HEADERS = AS_ADMIN
 MARIA_NAME = "Maria Keller"
-
-
-@pytest.fixture(scope="module")
-async def story(servers: Servers) -> AsyncIterator[Story]:
-    """One service for all tests here; managers' messages by API come back as hooks."""
-    async with story_on(servers, echo=True) as story:
-        yield story
 
 
 async def ask(story: Story, path: str, body: object) -> tuple[int, Any]:

@@ -1,13 +1,11 @@
 """What is said on one side is said on the other: once, whole, in order, and by its right name."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from app.servers.servers import Servers
 from tests.support.ids import SCOPE
-from tests.support.system import PHOTO, Story, chat, story_on, until
+from tests.support.system import PHOTO, Story, chat, until
 
 WAIT_SHORT = 0.3
 
@@ -30,13 +28,6 @@ REPLIES: list[dict[str, Any]] = [
     {"type": "text", "text": "choose", "markup": {"mode": "inline", "buttons": [[{"text": "yes"}]]}},
     {"type": "text", "text": "Hi", "template": {"id": 7, "content": "Hi {{name}}", "params": []}},
 ]
-
-
-@pytest.fixture(scope="module")
-async def story(servers: Servers) -> AsyncIterator[Story]:
-    """One service for all tests here; each has conversations of its own."""
-    async with story_on(servers) as story:
-        yield story
 
 
 # What is said.

@@ -1,7 +1,6 @@
 """What belongs together finds together: statuses, reactions, echoes and chats, whatever comes first."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -9,22 +8,14 @@ from typing import Any
 import pytest
 
 from app import clock
-from app.servers.servers import Servers
 from domain import ids
 from ops.sandbox.state.chats import Chat
 from ops.sandbox.state.chats import Message as KommoMessage
 from ops.sandbox.state.messenger import Push
 from tests.support.ids import SCOPE
-from tests.support.system import Story, chat, story_on, until
+from tests.support.system import Story, chat, until
 
 QUIET_SECONDS = 0.3
-
-
-@pytest.fixture(scope="module")
-async def story(servers: Servers) -> AsyncIterator[Story]:
-    """One service for all tests here; each has conversations of its own."""
-    async with story_on(servers) as story:
-        yield story
 
 
 async def sent(story: Story, name: str) -> tuple[dict[str, Any], Push]:

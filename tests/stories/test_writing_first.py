@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from app.delivery.prepare import as_of
-from app.servers.servers import Servers
 from domain import commands as c
 from domain import events as e
 from domain import ids
@@ -28,7 +26,9 @@ from tests.support.ledgers.decisions import (
     operator,
     text,
 )
-from tests.support.system import Story, story_on, until
+from tests.support.system import Story, until
+
+pytestmark = pytest.mark.story(echo=True)
 
 CHAT, NAME, PERSON = "chat-w", "conv-w", "r-1"
 STEPS = ("manager", "repeat", "answer", "reply", "operator", "push", "push-last")
@@ -164,13 +164,6 @@ def test_replies_to_a_chat_that_the_messenger_has_named_bind_it_once(order: list
 
 
 # Through the whole service.
-
-
-@pytest.fixture(scope="module")
-async def story(servers: Servers) -> AsyncIterator[Story]:
-    """One service for all tests here; each writes to a number of its own."""
-    async with story_on(servers, echo=True) as story:
-        yield story
 
 
 async def first(story: Story, phone: str) -> tuple[dict[str, Any], Any]:

@@ -1,14 +1,12 @@
 """A service whose Kommo has a CRM: the sandbox plays both, and its administrator lets us in or does not."""
 
-import secrets
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
-import psycopg
-from psycopg import sql
 
 from app import clock
 from app.config.file import Account, Budgets, OAuthApp, Setup
@@ -17,6 +15,7 @@ from app.kommo.chats.signature import Credentials
 from app.servers.servers import Servers
 from app.service import service
 from ops.sandbox import Channel, Config, OAuthClient, Sandbox, crm_account
+from tests.support.databases import database
 from tests.support.ids import (
     ACCOUNT,
     ADMIN_KEY,
@@ -114,8 +113,6 @@ class Office(Served):
 @asynccontextmanager
 async def office_of(servers: Servers, **changed: Any) -> AsyncIterator[Office]:
     """A service with an OAuth app on a database of its own; `changed` are fields of the sandbox's Config."""
-    name = f"test_{secrets.token_hex(8)}"
-    url = servers.database_url.replace("/postgres?", f"/{name}?")
     port = free_port()
     here = f"http://127.0.0.1:{port}"
     config: dict[str, Any] = {
@@ -126,29 +123,28 @@ async def office_of(servers: Servers, **changed: Any) -> AsyncIterator[Office]:
         "disabled_url": f"{here}/oauth/disabled",
         "hook_url": f"{here}/kommo/:scope_id",
     } | changed
-    async with (
-        await psycopg.AsyncConnection.connect(servers.database_url, autocommit=True) as owner,
-        Sandbox(Config(**config)) as sandbox,
-        aiohttp.ClientSession() as client,
-    ):
-        await owner.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        await service.migrate(url)
-        settings = {
-            "CHATLEDGER_DATABASE_URL": url,
-            "CHATLEDGER_NATS_URL": servers.nats_url,
-            "CHATLEDGER_DATA": f"/tmp/chatledger-{name}",
-            "CHATLEDGER_MASTER_KEY": MASTER_KEY,
-            "CHATLEDGER_ADMIN_KEY": ADMIN_KEY,
-            "CHATLEDGER_KOMMO_URL": sandbox.url,
-            "CHATLEDGER_PUBLIC_URL": here,
-            "CHATLEDGER_PORT": str(port),
-            "CHATLEDGER_ROLES": "web,project",
-        }
-        app = OAuthApp(CLIENT, CLIENT_SECRET, f"{here}/oauth/callback", f"{sandbox.url}/oauth")
-        accounts = (Account(ACCOUNT, sandbox.url), Account(OTHER_ACCOUNT, sandbox.url))
-        setup = Setup(oauth=app, accounts=accounts, budgets=Budgets(crm_per_second=1000))
-        async with service.running(load_settings(environment=settings), setup) as run:
-            office = Office(run, "", sandbox, client)
-            office.database_url = url
-            yield office
-        await owner.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with tempfile.TemporaryDirectory(prefix="chatledger-test-", dir="/tmp") as folder:
+        async with (
+            database(servers) as url,
+            Sandbox(Config(**config)) as sandbox,
+            aiohttp.ClientSession() as client,
+        ):
+            await service.migrate(url)
+            settings = {
+                "CHATLEDGER_DATABASE_URL": url,
+                "CHATLEDGER_NATS_URL": servers.nats_url,
+                "CHATLEDGER_DATA": folder,
+                "CHATLEDGER_MASTER_KEY": MASTER_KEY,
+                "CHATLEDGER_ADMIN_KEY": ADMIN_KEY,
+                "CHATLEDGER_KOMMO_URL": sandbox.url,
+                "CHATLEDGER_PUBLIC_URL": here,
+                "CHATLEDGER_PORT": str(port),
+                "CHATLEDGER_ROLES": "web,project",
+            }
+            app = OAuthApp(CLIENT, CLIENT_SECRET, f"{here}/oauth/callback", f"{sandbox.url}/oauth")
+            accounts = (Account(ACCOUNT, sandbox.url), Account(OTHER_ACCOUNT, sandbox.url))
+            setup = Setup(oauth=app, accounts=accounts, budgets=Budgets(crm_per_second=1000))
+            async with service.running(load_settings(environment=settings), setup) as run:
+                office = Office(run, "", sandbox, client)
+                office.database_url = url
+                yield office

@@ -3,17 +3,15 @@
 import asyncio
 import hmac
 import json
-import secrets
 import socket
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import aiohttp
-import psycopg
 import uvicorn
-from psycopg import sql
 from standardwebhooks import Webhook
 
 from app.config.settings import load_settings
@@ -22,6 +20,7 @@ from app.service import application, web
 from app.service import service as serve
 from app.views.events import ledger_head
 from ops.sandbox import Channel, Config, Sandbox
+from tests.support.databases import database
 from tests.support.ids import (
     ACCOUNT,
     ADMIN_KEY,
@@ -191,30 +190,22 @@ async def serving(
     servers: Servers, *, roles: str = "web,project", kommo_url: str = ""
 ) -> AsyncIterator[Served]:
     """A service on a database of its own; without the role `deliver` nothing but the test adds events."""
-    name = f"test_{secrets.token_hex(8)}"
-    url = servers.database_url.replace("/postgres?", f"/{name}?")
-    async with await psycopg.AsyncConnection.connect(servers.database_url, autocommit=True) as owner:
-        await owner.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        await serve.migrate(url)
-        sandbox = Config(channels=(Channel(CHANNEL, CHANNEL_SECRET),), accounts=(ACCOUNT, OTHER_ACCOUNT))
-        async with Sandbox(sandbox) as kommo:
+    sandbox = Config(channels=(Channel(CHANNEL, CHANNEL_SECRET),), accounts=(ACCOUNT, OTHER_ACCOUNT))
+    with tempfile.TemporaryDirectory(prefix="chatledger-test-", dir="/tmp") as folder:
+        async with database(servers) as url, Sandbox(sandbox) as kommo, aiohttp.ClientSession() as client:
+            await serve.migrate(url)
             settings = {
                 "CHATLEDGER_DATABASE_URL": url,
                 "CHATLEDGER_NATS_URL": servers.nats_url,
-                "CHATLEDGER_DATA": f"/tmp/chatledger-{name}",
+                "CHATLEDGER_DATA": folder,
                 "CHATLEDGER_MASTER_KEY": MASTER_KEY,
                 "CHATLEDGER_ADMIN_KEY": ADMIN_KEY,
                 "CHATLEDGER_KOMMO_URL": kommo_url or kommo.url,
                 "CHATLEDGER_PORT": "0",
                 "CHATLEDGER_ROLES": roles,
             }
-            async with (
-                serve.running(load_settings(environment=settings)) as run,
-                _inner(run) as inner,
-                aiohttp.ClientSession() as client,
-            ):
+            async with serve.running(load_settings(environment=settings)) as run, _inner(run) as inner:
                 yield Served(run, inner, kommo, client)
-        await owner.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 @asynccontextmanager

@@ -1,7 +1,6 @@
 """Several processes' tokens on one database, and the Kommo that gives them out."""
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import count
@@ -9,7 +8,6 @@ from typing import Any
 
 import aiohttp
 import psycopg
-from psycopg import sql
 
 from app.config.file import OAuthApp
 from app.database.pool import Pool
@@ -21,6 +19,7 @@ from app.servers.servers import Servers
 from app.service import service
 from domain import commands as c
 from ops.sandbox import Config, OAuthClient, Sandbox, crm_account
+from tests.support.databases import database
 from tests.support.ids import CLIENT, CLIENT_SECRET, MASTER_BYTES, REDIRECT
 
 APP = OAuthApp(CLIENT, CLIENT_SECRET, REDIRECT)
@@ -126,16 +125,12 @@ class Processes:
 
 @asynccontextmanager
 async def processes_on(servers: Servers) -> AsyncIterator[Processes]:
-    name = f"test_{secrets.token_hex(8)}"
-    url = servers.database_url.replace("/postgres?", f"/{name}?")
     accounts = tuple(crm_account(f"52e591f7-c98f-4255-8495-{n:012d}") for n in range(1000))
     config = Config(
         oauth=(OAuthClient(CLIENT, CLIENT_SECRET, REDIRECT),), crm_accounts=accounts, crm_per_second=0
     )
     async with AsyncExitStack() as stack:
-        owner = await psycopg.AsyncConnection.connect(servers.database_url, autocommit=True)
-        await stack.enter_async_context(owner)
-        await owner.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        url = await stack.enter_async_context(database(servers))
         await service.migrate(url)
         sandbox = await stack.enter_async_context(Sandbox(config))
         http = await stack.enter_async_context(aiohttp.ClientSession())
