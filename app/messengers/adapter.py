@@ -53,7 +53,7 @@ class Received(NamedTuple):
 
 
 class Result(Struct, frozen=True):
-    """What became of an action: our message id (None while the message is not known), and its position."""
+    """The outcome of an action: our message id (None while no message has that name), and its position."""
 
     id: str | None
     position: int | None

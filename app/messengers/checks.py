@@ -28,9 +28,9 @@ from app.messengers.contract import (
     ReactionRemoved,
     Read,
     ReplyTo,
+    ReportedStatus,
     Sent,
     Status,
-    StatusTold,
     Typing,
 )
 from domain.content import Way, names
@@ -100,6 +100,7 @@ def parse_one(raw: bytes) -> Action:
 
 
 def refuse_nul(value: object, path: str) -> None:
+    """No text holds NUL, which PostgreSQL cannot store; raises ActionRefused."""
     match value:
         case str() if "\0" in value:
             raise ActionRefused(path, "a text must not hold the character NUL: leave it out")
@@ -113,7 +114,7 @@ def refuse_nul(value: object, path: str) -> None:
 
 
 def _refuse_odd(value: object, path: str) -> None:
-    """Refuse what a free object may hold and JSON's readers may not."""
+    """A free object is one that every JSON reader can take; raises ActionRefused."""
     if too_deep(value):
         raise ActionRefused(path, f"objects are nested at most {NESTING_MAX} deep: send less")
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -125,7 +126,7 @@ def _refuse_odd(value: object, path: str) -> None:
 
 
 def _check(action: Action) -> None:
-    """What types alone cannot say."""
+    """The rules that types cannot express; raises ActionRefused."""
     check_moment(action.at)
     check_printable(action.conversation_id, "$.conversation_id")
     if not isinstance(action, Typing) and action.message_id is not None:
@@ -135,7 +136,7 @@ def _check(action: Action) -> None:
             _check_sent(action)
         case Edited():
             check_message(action.message)
-            _check_told(action.delivery_status)
+            _check_status(action.delivery_status)
         case Typing():
             check_printable(action.sender.id, "$.sender.id")
         case Delivered() | Read() | Failed():
@@ -189,9 +190,9 @@ def _check_quoted(quoted: ReplyTo | Forward, path: str) -> None:
             raise ActionRefused(f"{path}.{name}", "Kommo needs it to show a message that it does not have")
 
 
-def _check_told(told: StatusTold | None) -> None:
-    if told and told.status == "failed":
-        check_code(told.code, "$.delivery_status.code")
+def _check_status(reported: ReportedStatus | None) -> None:
+    if reported and reported.status == "failed":
+        check_code(reported.code, "$.delivery_status.code")
 
 
 def check_code(code: int, path: str) -> None:
@@ -230,6 +231,6 @@ def check_message(message: Message, path: str = "$.message") -> None:
 
 
 def check_printable(text: str, path: str) -> None:
-    """An id can be shown; raises ActionRefused."""
+    """An id has printable characters only; raises ActionRefused."""
     if not text.isprintable():
         raise ActionRefused(path, "an id holds 1 to 255 printable characters")

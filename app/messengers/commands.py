@@ -24,10 +24,10 @@ from app.messengers.contract import (
     ReactionRemoved,
     Read,
     ReplyTo,
+    ReportedStatus,
     Sender,
     Sent,
     Status,
-    StatusTold,
     Typing,
 )
 from domain import commands as c
@@ -144,7 +144,7 @@ def party(sender: Sender) -> e.Party:
     return e.Party(sender.id, sender.name, sender.phone, sender.email, sender.avatar, sender.profile_link)
 
 
-def _delivery_status(reported: StatusTold | None) -> e.DeliveryStatus | None:
+def _delivery_status(reported: ReportedStatus | None) -> e.DeliveryStatus | None:
     """How far an edited message has come, with Kommo's codes."""
     if reported is None:
         return None

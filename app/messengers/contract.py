@@ -25,7 +25,7 @@ Degrees = Annotated[float, Meta(ge=-180, le=180)]
 
 
 class Sender(Struct, frozen=True):
-    """Who acts, as the messenger calls them; `user_id` is the amojo id of a manager behind it."""
+    """The acting person, by the messenger's id; `user_id` is the amojo id of a manager."""
 
     id: Name
     name: Words
@@ -37,7 +37,7 @@ class Sender(Struct, frozen=True):
 
 
 class Actor(Struct, frozen=True):
-    """The same where the name may be left out."""
+    """A `Sender` that may have no name."""
 
     id: Name
     name: Words | None = None
@@ -86,7 +86,7 @@ class Message(Struct, frozen=True):
 
 
 class Author(Struct, frozen=True):
-    """Who wrote what is quoted; `user_id` is the amojo id of a manager."""
+    """The author of a quoted message; `user_id` is the amojo id of a manager."""
 
     name: Words
     id: Name | None = None
@@ -106,7 +106,7 @@ class ReplyTo(Struct, frozen=True):
 
 
 class Forward(Struct, frozen=True):
-    """A forwarded message: by the messenger's id of it, or told whole, or both."""
+    """A forwarded message: by the messenger's id of it, quoted in full, or both."""
 
     message_id: Name | None = None
     message: Message | None = None
@@ -115,14 +115,14 @@ class Forward(Struct, frozen=True):
 
 
 class Forwards(Struct, frozen=True):
-    """What is forwarded, and from which conversation; Kommo takes one message."""
+    """The forwarded message, and its conversation; Kommo takes one message."""
 
     messages: Annotated[list[Forward], Meta(min_length=1, max_length=1)]
     conversation_id: Name | None = None
 
 
 class Source(Struct, frozen=True):
-    """Kommo's sources allow up to 40 printable ASCII characters."""
+    """One of Kommo's sources, whose ids are up to 40 printable ASCII characters."""
 
     external_id: Annotated[str, Meta(pattern=r"^[ -~]{1,40}$(?!\n)")]
 
@@ -144,7 +144,7 @@ class Sent(Struct, frozen=True, tag="message.sent"):
     receiver: Sender | None = None
 
 
-class StatusTold(Struct, frozen=True):
+class ReportedStatus(Struct, frozen=True):
     """How far an edited message has come; `code` (901..905) and `text` are of a failure."""
 
     status: Literal["delivered", "read", "failed"]
@@ -160,7 +160,7 @@ class Edited(Struct, frozen=True, tag="message.edited"):
     at: Moment
     message: Message
     account_id: str | None = None
-    delivery_status: StatusTold | None = None
+    delivery_status: ReportedStatus | None = None
 
 
 class Deleted(Struct, frozen=True, tag="message.deleted"):
@@ -198,7 +198,7 @@ class Failed(Status, frozen=True, tag="message.failed"):
 
 
 class Typing(Struct, frozen=True, tag="typing"):
-    """A customer is writing, for so long."""
+    """A customer is writing; Kommo shows it for `duration_ms`."""
 
     conversation_id: Name
     at: Moment
@@ -208,7 +208,7 @@ class Typing(Struct, frozen=True, tag="typing"):
 
 
 class Reaction(Struct, frozen=True):
-    """Somebody reacted to a message, named likewise."""
+    """A reaction to a message, which is named as in `Status`."""
 
     conversation_id: Name
     at: Moment

@@ -47,7 +47,7 @@ class ContentDiffers(StateConflict):
         super().__init__(message, position=position)
 
 
-class AuthorTold(Struct, frozen=True):
+class Manager(Struct, frozen=True):
     """A manager, by the amojo id that Kommo gives users; the name is shown in Kommo."""
 
     user_id: Name
@@ -74,7 +74,7 @@ class NewMessage(Struct, frozen=True):
     message_id: Name
     message: Message
     at: Moment | None = None
-    sender: AuthorTold | None = None
+    sender: Manager | None = None
     receiver: Receiver | None = None
     reply_to: Answered | None = None
     source: Source | None = None
@@ -145,7 +145,7 @@ def _check(body: NewMessage | StatusNow) -> None:
         raise InvalidInput.at(error.path, error.message) from None
 
 
-def _sender(channel: Channel, author: AuthorTold | None) -> e.Party:
+def _sender(channel: Channel, author: Manager | None) -> e.Party:
     """Who sends, as Kommo knows them: the manager, else the channel's bot."""
     if author is not None:
         return e.Party(id=author.user_id, name=author.name, ref_id=author.user_id)

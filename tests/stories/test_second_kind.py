@@ -15,7 +15,7 @@ from app.messengers.kinds import KINDS
 from ops.sandbox import Sandbox
 from tests.support import pigeon
 from tests.support.ids import ACCOUNT, ADMIN_KEY, AS_ADMIN, BOT, CHANNEL, CHANNEL_SECRET
-from tests.support.processes import ENVIRONMENT, ROOT, Process, started
+from tests.support.processes import ENVIRONMENT, ROOT, Process
 from tests.support.system import Story, config, free_port, until
 
 SECOND = "tests.support.pigeon"
@@ -96,8 +96,11 @@ async def keeper(data_folder: Path) -> AsyncIterator[Keeper]:
             "CHATLEDGER_ADMIN_KEY": ADMIN_KEY,
             "CHATLEDGER_KOMMO_URL": sandbox.url,
         }
-        async with started(service(data_folder, settings)) as url:
-            yield Keeper(Story(client, sandbox, url), loft, settings)
+        process = service(data_folder, settings)
+        try:
+            yield Keeper(Story(client, sandbox, await process.start()), loft, settings)
+        finally:
+            await process.end()  # With its servers, whose folder is removed next.
 
 
 async def test_a_second_kind_needs_one_module_and_one_line(keeper: Keeper) -> None:

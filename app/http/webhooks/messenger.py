@@ -83,9 +83,11 @@ async def take(services: Services, kind: str, request: Request) -> Answer:
     failed = next((one for one in results if isinstance(one, ProblemError)), None)
     if failed is not None and not received.array:
         raise failed
-    told: list[Result | Problem] = [one.problem if isinstance(one, ProblemError) else one for one in results]
+    bodies: list[Result | Problem] = [
+        one.problem if isinstance(one, ProblemError) else one for one in results
+    ]
     headers = {"Content-Type": "application/json", "Ledger-Position": str(last)}
-    return Answer(200, messenger.answer(told), headers)
+    return Answer(200, messenger.answer(bodies), headers)
 
 
 async def _sender(services: Services, kind: str, request: Request) -> Channel:

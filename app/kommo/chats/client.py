@@ -1,7 +1,6 @@
-"""Kommo's Chats API: requests signed over their exact bytes, events as its payloads, its answers as outcomes.
+"""Calls of Kommo's Chats API: signed over their exact bytes, and within the account's budget.
 
-Signature: HMAC-SHA1 over METHOD, Content-MD5, Content-Type, Date and path, each on a line, keyed with the
-channel's secret as text; lower-case hex. Every attempt is signed anew, for a Date is valid for 15 minutes.
+Every attempt gets a signature of its own, because Kommo accepts a Date for 15 minutes.
 """
 
 import uuid
@@ -15,27 +14,19 @@ from yarl import URL
 
 from app.http_client import RETRIED, Answer, Client, Unreached
 from app.kommo.budget import Budget
-from app.kommo.chats.history import (
-    HISTORY_PAGE,
-    HISTORY_PAGES_MAX,
-    _Chat,
-    _History,
-    _is_newer,
-    _is_older,
-    _Past,
-    _told,
-)
-from app.kommo.chats.payloads import Created, _participant, request
+from app.kommo.chats.history import PAGE_MESSAGES, ChatNames, History, PastMessage, find_in, read
+from app.kommo.chats.payloads import Created, participant, request
 from app.kommo.chats.signature import Credentials, sign
 from app.outcome import Done, Forbidden, Gone, Outcome, Refused, Retry
 from domain import events as e
 from domain.events import Json
 
+# How long a call whose caller waits may wait for the budget: chosen, less than people wait for a page.
 PATIENCE_SECONDS = 5.0
 
 
 def nothing() -> None:
-    """For whoever need not be told."""
+    """A callback that does nothing."""
 
 
 class Kommo:
@@ -91,7 +82,7 @@ class Kommo:
         self, who: Credentials, scope_id: str, conversation_id: str, user: e.Party, source: str | None = None
     ) -> Answer:
         """Kommo's chat of a conversation, made if there is none. Raises Unreached."""
-        payload: Json = {"conversation_id": conversation_id, "user": _participant(user)}
+        payload: Json = {"conversation_id": conversation_id, "user": participant(user)}
         if source:
             payload["source"] = {"external_id": source}
         return await self.call(who, "POST", f"{scope_id}/chats", payload)
@@ -118,45 +109,23 @@ class Kommo:
         """Kommo's id of a message that may have arrived, from the chat's history; None if it is not there.
 
         Without a chat id the chat is asked for by our own name, which Kommo answers without making a new one
-        if it exists. The history is newest first, so the message's time says how far back it is: the first
-        page that is not all newer is found by ever longer steps, then by halves. Raises Unreached.
+        if it exists. Raises Unreached.
         """
         chat = chat_id or await self._chat(who, scope_id, event)
         if not chat:
             return None
-        history, pages = f"{scope_id}/chats/{quote(chat)}/history", dict[int, list[_Past]]()
+        history = f"{scope_id}/chats/{quote(chat)}/history"
 
-        async def page(number: int) -> list[_Past]:
-            if number not in pages:
-                if len(pages) == HISTORY_PAGES_MAX:
-                    raise Unreached("too much of its chat's history is to be looked through", unknown=False)
-                query = f"offset={number * HISTORY_PAGE}&limit={HISTORY_PAGE}"
-                answer = await self.call(who, "GET", f"{history}?{query}")
-                pages[number] = _told(answer, _History).messages
-            return pages[number]
+        async def page(number: int) -> list[PastMessage]:
+            query = f"offset={number * PAGE_MESSAGES}&limit={PAGE_MESSAGES}"
+            return read(await self.call(who, "GET", f"{history}?{query}"), History).messages
 
-        newer, there = -1, 0
-        while _is_newer(await page(there), event.msec):
-            newer, there = there, there * 2 + 1
-        while there - newer > 1:
-            middle = (newer + there) // 2
-            if _is_newer(await page(middle), event.msec):
-                newer = middle
-            else:
-                there = middle
-        while messages := await page(there):
-            for past in messages:
-                if past.message.client_id == event.message:
-                    return past.message.id
-            if len(messages) < HISTORY_PAGE or _is_older(messages, event.msec):
-                break
-            there += 1
-        return None
+        return await find_in(page, event.message or "", event.msec)
 
     async def _chat(self, who: Credentials, scope_id: str, event: Created) -> str | None:
         user = event.receiver or event.sender
         answer = await self.new_chat(who, scope_id, event.content.conversation_id or "", user)
-        return _told(answer, _Chat).id
+        return read(answer, ChatNames).id
 
 
 def outcome(answer: Answer) -> Outcome:

@@ -45,11 +45,11 @@ def _new_message(event: Created) -> Json:
         "msgid": event.message,
         "conversation_id": content.conversation_id,
         "silent": event.silent if isinstance(event, e.MessageSent) else True,
-        "sender": _participant(event.sender),
+        "sender": participant(event.sender),
         "message": _message(content),
     }
     if event.receiver:
-        payload["receiver"] = _participant(event.receiver)
+        payload["receiver"] = participant(event.receiver)
     if content.chat_id:
         payload["conversation_ref_id"] = content.chat_id
     if event.source:
@@ -67,7 +67,8 @@ def _message(content: e.Content) -> Json:
     return message | part_fields(content, Way.TO_KOMMO)
 
 
-def _participant(party: e.Party) -> Json:
+def participant(party: e.Party) -> Json:
+    """A sender, a receiver or a chat's user; Kommo requires a name, so the id stands in for a missing one."""
     profile = {name: value for name in ("phone", "email") if (value := getattr(party, name))}
     participant: Json = {"id": party.id, "name": party.name or party.id}
     for name in ("ref_id", "avatar", "profile_link"):
