@@ -17,6 +17,7 @@ from litestar.openapi.spec import Components
 
 from app import problems
 from app.database.pool import BadFilter, ViewsMissing
+from app.http import docs
 from app.http.api import (
     accounts,
     channels,
@@ -68,7 +69,7 @@ KEYED = [
     *crm_webhooks.routes,
     *imports.routes,
 ]
-OPEN = [*webhooks.routes, *crm_webhook.routes, *health.routes, *consent.open_routes]
+OPEN = [*webhooks.routes, *crm_webhook.routes, *health.routes, *consent.open_routes, *docs.routes]
 
 
 class Rule(NamedTuple):
@@ -104,14 +105,19 @@ PROBLEMS: dict[type[Exception], Rule] = {
 
 def application(services: Services) -> Front:
     """Every route over these services, behind the fast path of the two webhooks."""
+    return Front(cast("App", routed({"services": services})), services)
+
+
+def routed(state: Mapping[str, object]) -> Litestar:
+    """Every route; what `/schema` says depends on the routes alone, so that the state may be empty for it."""
     key: list[dict[str, list[str]]] = [{document.KEY: []}]
-    app = Litestar(
+    return Litestar(
         route_handlers=[
             *OPEN,
             Router("/v1", route_handlers=KEYED, guards=[guard], security=key),
             *console.routes,
         ],
-        state=State({"services": services}),
+        state=State(dict(state)),
         exception_handlers={
             **dict.fromkeys(PROBLEMS, _by_table),
             ProblemError: _respond,
@@ -121,7 +127,6 @@ def application(services: Services) -> Front:
         logging_config=None,
         request_max_body_size=problems.BODY_BYTES_MAX,
     )
-    return Front(cast("App", app), services)
 
 
 def _openapi() -> OpenAPIConfig:
