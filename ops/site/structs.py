@@ -14,6 +14,7 @@ from app.messengers import contract, webhook
 from app.messengers.adapter import Push
 from domain import events as e
 from domain import parts
+from domain.content import Content
 from ops.site.markdown import code, pretty, sentences, table
 from ops.site.types import fields
 
@@ -31,7 +32,7 @@ def events() -> str:
 
 def contents() -> str:
     """The structs that events are made of."""
-    shapes = (parts.Party, parts.Content, parts.Ends, parts.Reply, parts.Location, parts.Contact)
+    shapes = (parts.Party, Content, parts.Ends, parts.Reply, parts.Location, parts.Contact)
     return "\n\n".join(_shape(shape) for shape in (*shapes, parts.DeliveryStatus, parts.Review))
 
 

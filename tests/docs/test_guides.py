@@ -11,8 +11,8 @@ from app.config.file import check_together, load_setup
 from app.config.settings import load_settings
 from app.database import names
 from app.views.tables import connect, create_views
-from tests.support.documents import EVERY_PAGE, PAGES, blocks, name
-from tests.support.view_events import Book, prepare
+from tests.support.documents.pages import EVERY_PAGE, PAGES, blocks, name
+from tests.support.ledgers.view_events import EventLog, prepare
 
 SECRETS = {
     "ACME_CHANNEL_SECRET": "secret",
@@ -61,11 +61,11 @@ def shown_view(folder: Path) -> ModuleType:
 
 async def test_the_view_that_is_shown_counts(database_url: str, tmp_path: Path) -> None:
     await prepare(database_url)
-    view, book = await asyncio.to_thread(shown_view, tmp_path), Book()
-    chat = book.start("conv-1")
+    view, log = await asyncio.to_thread(shown_view, tmp_path), EventLog()
+    chat = log.start("conv-1")
     for number in range(5):
-        book.send(chat, f"m-{number}")
-    page = list(enumerate(book.events, start=1))
+        log.send(chat, f"m-{number}")
+    page = list(enumerate(log.events, start=1))
     async with await connect(database_url, names.VIEWS_NEXT_SCHEMA) as db:
         await create_views(db)
         await db.execute(view.SCHEMA)

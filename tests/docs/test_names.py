@@ -15,7 +15,7 @@ from domain.events import TAGS
 from ops.main import cli
 from ops.site.http import operations
 from ops.site.structs import metrics
-from tests.support.documents import EVERY_PAGE, PAGES, ROOT, blocks, name
+from tests.support.documents.pages import EVERY_PAGE, PAGES, ROOT, blocks, name
 
 SHELLS = ("sh", "console")
 SEPARATORS = {"|", "||", "&&", ";", "&", ">", "2>&1", "<"}

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, ConsoleMessage, Page, Request, Response, async_playwright, expect
 
 from app.http.security import HEADERS
 from app.servers.servers import Servers
@@ -73,12 +73,23 @@ async def browser() -> AsyncIterator[Browser]:
 async def watched(browser: Browser, url: str) -> tuple[Page, list[str]]:
     """A page, and all that goes wrong on it or leaves the service."""
     page, problems = await browser.new_page(), list[str]()
-    page.on("console", lambda message: problems.append(message.text))
+
+    def written(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            problems.append(message.text)
+
+    def requested(request: Request) -> None:
+        if not request.url.startswith((url, "data:")):
+            problems.append(request.url)
+
+    def responded(response: Response) -> None:
+        if response.status >= 400:
+            problems.append(response.url)
+
+    page.on("console", written)
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on(
-        "request", lambda asked: problems.append(asked.url) if not asked.url.startswith((url, "data:")) else 0
-    )
-    page.on("response", lambda answer: problems.append(answer.url) if answer.status >= 400 else 0)
+    page.on("request", requested)
+    page.on("response", responded)
     return page, problems
 
 

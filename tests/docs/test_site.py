@@ -12,7 +12,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 import pytest
 
 from ops.site import build, reference
-from tests.support.documents import PAGES, README, ROOT
+from tests.support.documents.pages import PAGES, README, ROOT
 
 AGAIN = "run ./ops/build-docs"
 LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}

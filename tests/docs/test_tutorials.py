@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.documents import PAGES, Block, blocks
+from tests.support.documents.pages import PAGES, Block, blocks
+from tests.support.documents.terminals import Open, terminals
 from tests.support.system import free_port
-from tests.support.terminals import Open, terminals
 
 TUTORIALS = sorted((PAGES / "tutorials").glob("*.md"))
 TOOLS = ("curl", "jq", "openssl")

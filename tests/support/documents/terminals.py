@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-from tests.support.documents import ROOT
+from tests.support.documents.pages import ROOT
 
 SHOWN_SECONDS = 60.0  # A first start makes a database, and the machine may be busy.
 END_SECONDS = 30.0

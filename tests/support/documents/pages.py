@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGES = ROOT / "ops/docs"
 README = ROOT / "README.md"
 EVERY_PAGE = sorted([README, *PAGES.rglob("*.md")])
