@@ -13,10 +13,8 @@ from app.http.openapi.examples import ACCOUNT, CHAT, CHAT_ID, EVENT, KOMMO_ID, L
 from app.messengers import contract, webhook
 from app.messengers.adapter import Push
 from domain import events as e
-from domain import parts
-from domain.content import Content
 from ops.site.markdown import code, pretty, sentences, table
-from ops.site.types import fields
+from ops.site.types import fields, within
 
 COMMON = frozenset(e.Event.__struct_fields__)
 KINDS = {Counter: "counter", Gauge: "gauge", Histogram: "histogram"}
@@ -32,19 +30,14 @@ def events() -> str:
 
 def contents() -> str:
     """The structs that events are made of."""
-    shapes = (parts.Party, Content, parts.Ends, parts.Reply, parts.Location, parts.Contact)
-    return "\n\n".join(_shape(shape) for shape in (*shapes, parts.DeliveryStatus, parts.Review))
+    return "\n\n".join(_shape(shape) for shape in within(get_args(e.AnyEvent)))
 
 
 def actions() -> str:
     """What a messenger posts: each action, then the shapes in them."""
-    found = [f"### {_tag(kind)}\n\n{_text(kind)}\n\n{fields(kind)}" for kind in get_args(contract.Action)]
-    inner = (
-        contract.Sender, contract.Actor, contract.Message, contract.Location, contract.Contact,
-        contract.ReplyTo, contract.Forwards, contract.Forward, contract.Author, contract.Source,
-        contract.Post, contract.StatusTold,
-    )  # fmt: skip
-    return "\n\n".join([*found, *(_shape(shape) for shape in inner)])
+    kinds = get_args(contract.Action)
+    found = [f"### {_tag(kind)}\n\n{_text(kind)}\n\n{fields(kind)}" for kind in kinds]
+    return "\n\n".join([*found, *(_shape(shape) for shape in within(kinds))])
 
 
 def calls() -> str:

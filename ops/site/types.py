@@ -1,6 +1,6 @@
 """Types of msgspec structs in the words of the reference pages."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from msgspec import NODEFAULT, UNSET, inspect
@@ -20,14 +20,34 @@ PLAIN: dict[type[inspect.Type], str] = {
 
 def fields(shape: type, *, without: frozenset[str] = frozenset()) -> str:
     """A table of a struct's fields: name, type and bounds, and what holds when it is left out."""
-    info = inspect.type_info(shape)
-    assert isinstance(info, inspect.StructType)
     rows = [
         (f"`{field.encode_name}`", words(field.type), _default(field))
-        for field in info.fields
+        for field in _fields(shape)
         if field.encode_name not in without
     ]
     return table(("field", "type", "if left out"), rows)
+
+
+def within(shapes: Iterable[type]) -> list[type]:
+    """The structs that the fields of these are made of, and those of their fields, each once, by name."""
+    found: set[type] = set()
+    waiting: list[inspect.Type] = [field.type for shape in shapes for field in _fields(shape)]
+    while waiting:
+        match waiting.pop():
+            case inspect.Metadata(type=inner) | inspect.ListType(item_type=inner):
+                waiting.append(inner)
+            case inspect.UnionType(types=types):
+                waiting.extend(types)
+            case inspect.StructType(cls=cls, fields=inside) if cls not in found:
+                found.add(cls)
+                waiting.extend(one.type for one in inside)
+    return sorted(found, key=lambda cls: cls.__name__)
+
+
+def _fields(shape: type) -> tuple[inspect.Field, ...]:
+    info = inspect.type_info(shape)
+    assert isinstance(info, inspect.StructType)
+    return info.fields
 
 
 def words(kind: inspect.Type) -> str:
