@@ -1,1 +1,1 @@
-"""What is true: events, commands, decide and evolve; pure, so that replay never lies."""
+"""Events, commands, decide and evolve: the rules of what is true, pure, so that a replay always agrees."""

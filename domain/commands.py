@@ -1,7 +1,7 @@
-"""What is asked of the ledger; time and ids come in as values, so that deciding stays pure.
+"""The commands that the ledger takes; time and ids are values in them, so that decisions stay pure.
 
 `id` is a UUIDv7 ending in `00`, the base of the ids of the events that follow; `lane` is the key within which
-commands keep their order (the conversation, or what is known of it).
+commands keep their order: the conversation, or the best name of it that the sender knows.
 """
 
 from typing import Literal, TypeAlias, TypedDict
@@ -13,7 +13,7 @@ from domain.ids import Scope
 
 
 class End(Struct, frozen=True, gc=False):
-    """One side's name of a conversation: `stream` is made from it."""
+    """One side's name for a conversation, and the stream that the name stands for."""
 
     side: Side
     stream: str
@@ -21,7 +21,7 @@ class End(Struct, frozen=True, gc=False):
 
 
 class Stamp(TypedDict):
-    """The fields that every command has, as they are given to its constructor."""
+    """The fields that every command has, as keyword arguments of its constructor."""
 
     scope: Scope
     id: str
@@ -33,7 +33,10 @@ class Stamp(TypedDict):
 
 
 class Command(Struct, frozen=True, kw_only=True, gc=False):
-    """`at` is the source's clock and `now` ours, as text; `now_ms` is `now` in unix milliseconds."""
+    """A request to record something. `at` is the time of the source's clock and `now` of ours, as text.
+
+    `now_ms` is `now` in unix milliseconds; `by` is the side that reports.
+    """
 
     scope: Scope
     id: str
@@ -45,10 +48,10 @@ class Command(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Send(Command, frozen=True, kw_only=True, gc=False):
-    """Somebody wrote. `ends` are the names of the conversation, the most trusted first.
+    """Somebody wrote a message. `ends` are the names of the conversation, the most trusted first.
 
-    `side` is who sends; `direction` matters only of the messenger, on whose phone the business may write too
-    ("out", then `receiver` is the customer). `imported`: it was written before we were there to see it.
+    `side` is the sender's. `direction` matters only for the messenger, because the business may write on its
+    own phone ("out"; then `receiver` is the customer). `imported`: the message is older than its recording.
     """
 
     stream: str
@@ -82,7 +85,7 @@ class Delete(Command, frozen=True, kw_only=True, gc=False):
 
 
 class Confirm(Command, frozen=True, kw_only=True, gc=False):
-    """The messenger says how far the message that `stream` names has come."""
+    """The messenger reports the status of the message that `stream` names."""
 
     stream: str
     status: Literal["delivered", "read", "failed"]
@@ -91,7 +94,7 @@ class Confirm(Command, frozen=True, kw_only=True, gc=False):
 
 
 class React(Command, frozen=True, kw_only=True, gc=False):
-    """Somebody on `side` reacted to the message that the first known of `streams` names, or took it back."""
+    """Somebody on `side` reacted to the message that the first known of `streams` names, or undid it."""
 
     streams: tuple[str, ...]
     side: Side
@@ -101,7 +104,7 @@ class React(Command, frozen=True, kw_only=True, gc=False):
 
 
 class Type(Command, frozen=True, kw_only=True, gc=False):
-    """Somebody on `side` is writing; stale if `at_ms` is over 5 s before `now_ms`."""
+    """Somebody on `side` is typing; stale if `at_ms` is over 5 s before `now_ms`."""
 
     stream: str
     side: Side
@@ -114,17 +117,17 @@ class Type(Command, frozen=True, kw_only=True, gc=False):
 
 
 class Begin(Command, frozen=True, kw_only=True, gc=False):
-    """Kommo made a chat for a conversation before anybody wrote; `receiver` is its customer."""
+    """Kommo created a chat for a conversation before anybody wrote; `receiver` is its customer."""
 
     ends: tuple[End, ...]
     receiver: Party
 
 
 class Accept(Command, frozen=True, kw_only=True, gc=False):
-    """The side that a message was pushed to took it.
+    """The receiving side accepted a message.
 
-    `alias` is the stream that its `remote_id` names; `end` the messenger's name of the conversation, learned
-    from the same answer. `copy`: Kommo took the copy of a message that an operator sent.
+    `alias` is the stream that `remote_id` names; `end` is the messenger's name for the conversation, from the
+    same answer. `copy`: Kommo accepted the mirror of a message that an operator sent.
     """
 
     stream: str
@@ -137,7 +140,7 @@ class Accept(Command, frozen=True, kw_only=True, gc=False):
 
 
 class Reject(Command, frozen=True, kw_only=True, gc=False):
-    """The side that a message was pushed to refused it for good."""
+    """The receiving side refused a message for good."""
 
     stream: str
     code: int
@@ -146,7 +149,7 @@ class Reject(Command, frozen=True, kw_only=True, gc=False):
 
 
 class Complete(Command, frozen=True, kw_only=True, gc=False):
-    """The push that event `cause` asked for is done, or `superseded` says why it is not wanted."""
+    """The delivery of event `cause` is done, or no longer needed for the reason in `superseded`."""
 
     stream: str
     cause: str
@@ -154,7 +157,7 @@ class Complete(Command, frozen=True, kw_only=True, gc=False):
 
 
 class Defer(Command, frozen=True, kw_only=True, gc=False):
-    """An attempt failed and will be repeated."""
+    """An attempt to deliver event `cause` failed and will be repeated."""
 
     stream: str
     cause: str
@@ -162,7 +165,7 @@ class Defer(Command, frozen=True, kw_only=True, gc=False):
 
 
 class Park(Command, frozen=True, kw_only=True, gc=False):
-    """A delivery is given up until someone looks."""
+    """The delivery of event `cause` stops until an operator resumes it."""
 
     stream: str
     cause: str
@@ -170,14 +173,14 @@ class Park(Command, frozen=True, kw_only=True, gc=False):
 
 
 class Resume(Command, frozen=True, kw_only=True, gc=False):
-    """A parked delivery is taken up again."""
+    """An operator resumes the parked delivery of event `cause`."""
 
     stream: str
     cause: str
 
 
 class Register(Command, frozen=True, kw_only=True, gc=False):
-    """A channel and its messenger become known."""
+    """A channel and its messenger are registered."""
 
     stream: str
     channel_id: str
@@ -187,7 +190,7 @@ class Register(Command, frozen=True, kw_only=True, gc=False):
 
 
 class Change(Command, frozen=True, kw_only=True, gc=False):
-    """A channel's address or secrets are replaced; `secrets` names which, never what."""
+    """A channel's address or secrets are replaced; `secrets` has the secrets' names, never their values."""
 
     stream: str
     url: str
@@ -196,7 +199,7 @@ class Change(Command, frozen=True, kw_only=True, gc=False):
 
 
 class Connect(Command, frozen=True, kw_only=True, gc=False):
-    """Kommo connected the channel; `again` records it even if it was connected."""
+    """Kommo connected the channel; `again` records it even if it was connected already."""
 
     stream: str
     title: str
@@ -211,7 +214,7 @@ class Disconnect(Command, frozen=True, kw_only=True, gc=False):
 
 
 class LinkContact(Command, frozen=True, kw_only=True, gc=False):
-    """The conversation that `stream` names belongs to a contact of the CRM, and perhaps a lead."""
+    """The conversation that `stream` names belongs to a contact of the CRM, and perhaps to a lead."""
 
     stream: str
     contact_id: int
@@ -219,7 +222,7 @@ class LinkContact(Command, frozen=True, kw_only=True, gc=False):
 
 
 class Talk(Command, frozen=True, kw_only=True, gc=False):
-    """Kommo tells how a talk stands. `chats` are the streams that its chat may have, by channel.
+    """Kommo reports the state of a talk. `chats` are the streams that its chat may have, one per scope.
 
     `fields` are those of `events.TalkAdded`.
     """
@@ -231,7 +234,7 @@ class Talk(Command, frozen=True, kw_only=True, gc=False):
 
 
 class Lead(Command, frozen=True, kw_only=True, gc=False):
-    """Kommo tells what became of an incoming lead; `fields` are those of `events.LeadReceived`."""
+    """Kommo reports what happened to an incoming lead; `fields` are those of `events.LeadReceived`."""
 
     stream: str
     became: Literal["received", "accepted", "declined", "linked"]
@@ -240,14 +243,14 @@ class Lead(Command, frozen=True, kw_only=True, gc=False):
 
 
 class Review(Command, frozen=True, kw_only=True, gc=False):
-    """Kommo tells how the reviews of a template stand; `fields` are those of `events.TemplateReview`."""
+    """Kommo reports the reviews of a template; `fields` are those of `events.TemplateReview`."""
 
     stream: str
     fields: dict[str, object]
 
 
 class Authorize(Command, frozen=True, kw_only=True, gc=False):
-    """An account's administrator let us into its CRM."""
+    """An administrator of an account has authorized us to use its CRM."""
 
     stream: str
     crm_url: str

@@ -1,15 +1,15 @@
-"""A conversation has one id for ever, that of the first name it was seen under; other names point to it."""
+"""A conversation keeps the id that its first name gave it; its other names are streams that point to it."""
 
 from domain import events as e
 from domain.commands import End
 from domain.draft import Draft
 from domain.state import Chat
 
-HOPS_MAX = 8
+HOPS_MAX = 8  # chosen: an alias and a merge are two hops, and a longer chain needs a merge for each hop
 
 
 def root(draft: Draft, stream: str) -> str:
-    """The conversation that a stream stands for, through aliases and merges."""
+    """Returns the conversation that a stream stands for, through aliases and merges."""
     for _ in range(HOPS_MAX):
         chat = draft.chat(stream)
         if chat is None or chat.into is None:
@@ -19,12 +19,12 @@ def root(draft: Draft, stream: str) -> str:
 
 
 def resolve(draft: Draft, ends: tuple[End, ...], receiver: e.Party | None = None) -> tuple[str, Chat]:
-    """The conversation that `ends` name, most trusted first: started, bound or merged if that is news."""
+    """Returns the conversation that `ends` name, most trusted first; starts, binds or merges it if needed."""
     return _agreed(draft, ends) or _settled(draft, ends, receiver)
 
 
 def _agreed(draft: Draft, ends: tuple[End, ...]) -> tuple[str, Chat] | None:
-    """The conversation if all its names are known to be its own, as those of most messages are."""
+    """Returns the conversation if all `ends` are known and agree, as for most messages; None otherwise."""
     found: tuple[str, Chat] | None = None
     for end in ends:
         stream = end.stream
@@ -48,8 +48,8 @@ def _settled(draft: Draft, ends: tuple[End, ...], receiver: e.Party | None) -> t
     for end in ends:
         if end.stream == found:
             continue
-        known = draft.chat(end.stream)
-        if known is None:
+        chat_of_end = draft.chat(end.stream)
+        if chat_of_end is None:
             _bind(draft, found, end)
         elif (other := root(draft, end.stream)) != found:
             found = _merge(draft, found, other)
@@ -72,7 +72,7 @@ def _bind(draft: Draft, conversation: str, end: End) -> None:
 
 
 def _merge(draft: Draft, one: str, two: str) -> str:
-    """The earlier of two conversations takes the other in, with its names."""
+    """Merge two conversations into the earlier one, which takes over the names; returns that one."""
     first, second = draft.chat(one), draft.chat(two)
     assert first is not None
     assert second is not None

@@ -1,4 +1,4 @@
-"""What Kommo's CRM says of chats: their contacts and leads, how talks, leads and templates' reviews stand."""
+"""The rules for facts from Kommo's CRM: contacts, talks, incoming leads, templates' reviews, and consent."""
 
 from domain import commands as c
 from domain import events as e
@@ -16,7 +16,7 @@ LEADS: dict[str, type[e.LeadEvent]] = {
 
 
 def link(draft: Draft, command: c.LinkContact) -> Decision | None:
-    """A chat has one contact: another one is a new event. None if the conversation is not known."""
+    """Link a chat to its one contact; another contact is a new event. None if the conversation is unknown."""
     conversation = root(draft, command.stream)
     chat = draft.chat(conversation)
     if chat is None:
@@ -26,8 +26,8 @@ def link(draft: Draft, command: c.LinkContact) -> Decision | None:
     return draft.done(conversation, version, duplicate=event is None)
 
 
-def tell(draft: Draft, command: c.Talk | c.Lead) -> Decision:
-    """How a talk or an incoming lead stands; the same told again is a repeat of Kommo's."""
+def record_case(draft: Draft, command: c.Talk | c.Lead) -> Decision:
+    """Record the state of a talk or an incoming lead; the same state again is a repeated webhook."""
     stream, fields = command.stream, command.fields
     kind = _kind(command)
     before = draft.case(stream)
@@ -41,14 +41,14 @@ def tell(draft: Draft, command: c.Talk | c.Lead) -> Decision:
     latest = (
         not isinstance(event, e.TalkAdded | e.TalkUpdated) or not before or event.changed >= before.changed
     )
-    declined = isinstance(event, e.LeadDeclined)  # Its contact goes with it.
+    declined = isinstance(event, e.LeadDeclined)  # Kommo deletes its contact too.
     if conversation and isinstance(contact_id, int) and latest and not declined:
         _link(draft, scope, conversation, contact_id, _lead_id(event))
     return draft.done(stream, event.version)
 
 
 def review(draft: Draft, command: c.Review) -> Decision:
-    """How the reviews of a template stand; the same told again is a repeat of Kommo's."""
+    """Record the reviews of a template; the same reviews again are a repeated webhook."""
     stream, fields = command.stream, command.fields
     before = draft.case(stream)
     if before and (version := before.seen.get(case_key(e.TemplateReview, fields))):
@@ -57,11 +57,13 @@ def review(draft: Draft, command: c.Review) -> Decision:
 
 
 def account(draft: Draft, command: c.Authorize | c.Withdraw) -> Decision:
-    """We may use an account's CRM, or not; the same again is no news."""
+    """Record that we may use an account's CRM, or no longer; withdrawing twice records nothing."""
     stream = command.stream
     before = draft.connection(stream)
     if before and before.last[:-2] == command.id[:-2]:
-        return draft.done(stream, before.version)  # Stored, but the link broke before that was known.
+        return draft.done(
+            stream, before.version
+        )  # It was stored, but the connection broke before we learned that.
     match command:
         case c.Authorize():
             event: e.AccountEvent = draft.add(e.AccountAuthorized, stream, {"crm_url": command.crm_url})

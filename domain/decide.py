@@ -1,8 +1,8 @@
-"""Commands become events here, and only here: every rule of what may follow what, without a clock or an id.
+"""Commands become events here, and only here: all rules of what may follow what, without a clock or a new id.
 
-A message's stream is named by its sender's own id, so a repeat meets what it repeats. The receiving side's id
-is an alias: a stream that points to the message. A fact about a name that nothing is known by waits in that
-name's stream and is recorded again, with `cause`, once the name is known. Statuses only rise.
+The sender's own id names a message's stream, so a repeat meets the message that it repeats. The receiving
+side's id is an alias: a stream that points to the message. Events that mention an unknown id wait in that
+id's stream and are recorded again, with `cause`, once the id is known. Statuses only rise.
 """
 
 from msgspec.structs import replace
@@ -12,13 +12,13 @@ from domain import crm
 from domain import events as e
 from domain.conversations import resolve, root
 from domain.draft import Decision, Draft, Snapshot
-from domain.facts import Fact, apply, asked, record
+from domain.facts import Fact, apply, fact_of_command, record
 from domain.ids import KOMMO, MESSENGER, OPERATOR, TYPING_WINDOW_MS, other
 from domain.state import COPIED, Chat, Message, State, comparable, conflict_key
 
 
 class OwnMessage(Exception):
-    """The messenger reports a status of its own message: only messages we sent have one."""
+    """The messenger reports a status of its own message: only messages that we sent have one."""
 
 
 class Unknown(Exception):
@@ -30,7 +30,7 @@ class NotConnected(Exception):
 
 
 def names(command: c.AnyCommand) -> list[str]:
-    """The streams that a command reads; `follow` may name more once these are known."""
+    """Returns the streams that a command reads; `follow` names further ones once these are loaded."""
     match command:
         case c.Send():
             named = [command.stream]
@@ -57,7 +57,7 @@ def names(command: c.AnyCommand) -> list[str]:
 
 
 def follow(command: c.AnyCommand, state: State) -> list[str]:
-    """The streams that a stream points to, which its readers need as well."""
+    """Returns the streams that a stream points to, which the command needs as well."""
     if not isinstance(state, Message):
         into = getattr(state, "into", None)
         return [into] if into else []
@@ -69,7 +69,7 @@ def follow(command: c.AnyCommand, state: State) -> list[str]:
 
 
 def decide(command: c.AnyCommand, known: Snapshot) -> Decision:
-    """What follows from a command, given the streams it names; raises OwnMessage, Unknown, NotConnected."""
+    """Returns the events that follow from a command. Raises OwnMessage, Unknown, NotConnected."""
     draft = Draft(command, known)
     match command:
         case c.Send():
@@ -95,7 +95,7 @@ def decide(command: c.AnyCommand, known: Snapshot) -> Decision:
                 raise Unknown
             return linked
         case c.Talk() | c.Lead():
-            return crm.tell(draft, command)
+            return crm.record_case(draft, command)
         case c.Review():
             return crm.review(draft, command)
         case c.Authorize() | c.Withdraw():
@@ -149,14 +149,13 @@ def _send(draft: Draft, command: c.Send) -> Decision:
         _mirror(draft, sent)
     for fact in before.waiting if before else ():
         apply(draft, stream, fact)
-    reached = (
-        last if command.imported else max(msec, last)
-    )  # History keeps its own place, and moves no clock.
+    # An imported message keeps its own time and does not move the clock.
+    reached = last if command.imported else max(msec, last)
     return draft.done(stream, version, message=stream, clock=(conversation, reached))
 
 
 def _mirror(draft: Draft, sent: e.MessageSent) -> None:
-    """What an operator sends to the customer, the managers are to see in Kommo."""
+    """Record that Kommo is to show what an operator sent, so that the managers see it."""
     about: dict[str, object] = {"conversation": sent.conversation, "message": sent.stream, "cause": sent.id}
     fields = {"msec": sent.msec, "sender": sent.sender, "receiver": sent.receiver, "content": sent.content}
     more = {"source": sent.source, "push": KOMMO}
@@ -164,7 +163,7 @@ def _mirror(draft: Draft, sent: e.MessageSent) -> None:
 
 
 def _content(draft: Draft, command: c.Send, chat: Chat) -> e.Content:
-    """The content with what is known of the message it answers and of the conversation's names."""
+    """Returns the content, completed with the message that it answers and the conversation's names."""
     content = command.content
     if content.reply_to:
         content = replace(content, reply_to=_found(draft, content.reply_to, command.reply_stream))
@@ -178,14 +177,14 @@ def _content(draft: Draft, command: c.Send, chat: Chat) -> e.Content:
 
 
 def _echo(draft: Draft, message: str) -> Decision:
-    """Our own message comes back under the name that the other side gave it."""
+    """Our own message comes back under the other side's id: report the message that the id points to."""
     target = draft.message(message)
     version = target.seen.get("message.sent", 1) if target else 1
     return draft.done(message, version, duplicate=True, message=message)
 
 
 def _again(draft: Draft, command: c.Send, before: Message, sent: e.MessageSent) -> Decision:
-    """The same id again: a repeat, or a conflict that is recorded once per distinct content."""
+    """The same id comes again: a repeat, or a conflict, which is recorded once for each distinct content."""
     version = before.seen["message.sent"]
     if _same(draft, command, sent):
         return draft.done(command.stream, version, duplicate=True, message=command.stream)
@@ -211,7 +210,7 @@ def _same(draft: Draft, command: c.Send, sent: e.MessageSent) -> bool:
 
 
 def _found(draft: Draft, reply: e.Reply, stream: str | None) -> e.Reply:
-    """The message that is answered or forwarded, as far as it is known."""
+    """Returns the reference to an answered or forwarded message, completed if the message is known."""
     if stream is None:
         return reply
     named = draft.message(stream)
@@ -227,8 +226,8 @@ def _found(draft: Draft, reply: e.Reply, stream: str | None) -> e.Reply:
 def _about(
     draft: Draft, command: c.Edit | c.Delete | c.Confirm | c.React, streams: tuple[str, ...]
 ) -> Decision:
-    """A fact about the message that one of the streams names: recorded there, or kept until that is known."""
-    fact = asked(command)
+    """Record a fact about the message that one of the streams names; it waits if there is no such message."""
+    fact = fact_of_command(command)
     target = next((found for stream in streams if (found := _named(draft, stream))), None)
     for stream in dict.fromkeys((*streams, target or streams[0])):
         named = draft.message(stream)
@@ -243,7 +242,7 @@ def _about(
 
 
 def _named(draft: Draft, stream: str) -> str | None:
-    """The message that a stream is, or is another name of; None while there is none."""
+    """Returns the message that a stream is or points to, None while there is none."""
     message = draft.message(stream)
     if message and message.alias:
         stream, message = message.alias, draft.message(message.alias)
@@ -251,7 +250,7 @@ def _named(draft: Draft, stream: str) -> str | None:
 
 
 def _type(draft: Draft, command: c.Type) -> Decision:
-    """Typing is worth recording while it is fresh, and once in 5 seconds."""
+    """Record typing only while it is fresh, and once in 5 seconds."""
     if command.now_ms - command.at_ms > TYPING_WINDOW_MS:
         return draft.done(command.stream, 0)
     if draft.state(command.stream):
@@ -271,13 +270,13 @@ def _type(draft: Draft, command: c.Type) -> Decision:
 
 
 def _begin(draft: Draft, command: c.Begin) -> Decision:
-    """A chat that nobody has written in yet is known by both its names."""
+    """Record both names of a chat in which nobody has written yet."""
     conversation, chat = resolve(draft, command.ends, command.receiver)
     return draft.done(conversation, chat.version, duplicate=not draft.events)
 
 
 def _accept(draft: Draft, command: c.Accept) -> Decision:
-    """The other side took the message: its name for it becomes an alias, and what waited there is applied."""
+    """The other side accepted the message: its id becomes an alias, and the facts that waited there apply."""
     message = draft.message(command.stream)
     if message is None or message.sent is None:
         raise Unknown
@@ -299,7 +298,7 @@ def _accept(draft: Draft, command: c.Accept) -> Decision:
 
 
 def _learn(draft: Draft, conversation: str, end: c.End) -> None:
-    """The messenger's name of a conversation comes with the answer to a message."""
+    """Bind the messenger's name for a conversation, which came with its answer to a message."""
     conversation = root(draft, conversation)
     chat = draft.chat(conversation)
     if chat and chat.started_by:
@@ -308,7 +307,7 @@ def _learn(draft: Draft, conversation: str, end: c.End) -> None:
 
 
 def _reject(draft: Draft, command: c.Reject) -> Decision:
-    """The other side will never take the message."""
+    """Record that the other side refused the message for good."""
     message = draft.message(command.stream)
     if message is None or message.sent is None:
         raise Unknown
@@ -320,7 +319,7 @@ def _reject(draft: Draft, command: c.Reject) -> Decision:
 
 
 def _deliver(draft: Draft, command: c.Complete | c.Defer | c.Park | c.Resume) -> Decision:
-    """How the push of an event stands; a completed one stays so."""
+    """Record the state of a delivery; a completed one stays completed."""
     message = draft.message(command.stream)
     if message is None:
         raise Unknown
@@ -348,11 +347,13 @@ def _deliver(draft: Draft, command: c.Complete | c.Defer | c.Park | c.Resume) ->
 
 
 def _channel(draft: Draft, command: c.Register | c.Change | c.Connect | c.Disconnect) -> Decision:
-    """A channel is registered once; it is connected to an account, or not."""
+    """Record that a channel is registered, changed, connected to an account, or disconnected."""
     stream = command.stream
     before = draft.connection(stream)
     if before and before.last[:-2] == command.id[:-2]:
-        return draft.done(stream, before.version)  # Stored, but the link broke before that was known.
+        return draft.done(
+            stream, before.version
+        )  # It was stored, but the connection broke before we learned that.
     kind: type[e.ChannelEvent]
     fields: dict[str, object]
     match command:

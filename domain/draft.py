@@ -1,4 +1,4 @@
-"""A decision being written: every event added is at once part of what the next step sees."""
+"""A decision in the making: each event that is added is at once visible to the next step."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -14,17 +14,18 @@ AnEvent = TypeVar("AnEvent", bound=AnyEvent)
 
 
 class Snapshot(Struct, frozen=True):
-    """What the ledger says of the streams that a command reads, and the last `msec` of its conversations."""
+    """The states of the streams that a command reads, and the latest `msec` of its conversations."""
 
     streams: Mapping[str, State]
     clocks: Mapping[str, int]
 
 
 class Decision(Struct, frozen=True, gc=False):
-    """What to record, and what to answer.
+    """The events to record and the outcome to report.
 
-    `stream` and `version` name the fact that the command is about, new or already recorded (0: nothing is).
-    `states` are the streams after `events`; `clock` is the conversation and the `msec` that it has reached.
+    `stream` and `version` name the fact that the command reports, new or already recorded (0: there is none).
+    `states` are the streams' states after `events`; `clock` is the conversation and the `msec` it has
+    reached.
     """
 
     events: list[AnyEvent]
@@ -40,34 +41,34 @@ class Decision(Struct, frozen=True, gc=False):
 class Draft:
     """The events decided so far for one command."""
 
-    def __init__(self, command: Command, known: Snapshot) -> None:
+    def __init__(self, command: Command, snapshot: Snapshot) -> None:
         self.command = command
-        self.clocks = known.clocks
+        self.clocks = snapshot.clocks
         self.events: list[AnyEvent] = []
         self.states: dict[str, State] = {}
-        self._known = known.streams
+        self._streams = snapshot.streams
 
     def state(self, stream: str) -> State | None:
-        """The stream as it stands after the events added so far."""
-        return self.states.get(stream) or self._known.get(stream)
+        """Returns the stream's state after the events added so far, None if it is empty."""
+        return self.states.get(stream) or self._streams.get(stream)
 
     def message(self, stream: str) -> Message | None:
-        """The same for a stream named by a message's id."""
-        state = self.states.get(stream) or self._known.get(stream)
+        """Returns the state of a stream named by a message's id."""
+        state = self.states.get(stream) or self._streams.get(stream)
         return state if isinstance(state, Message) else None
 
     def chat(self, stream: str) -> Chat | None:
-        """The same for a stream named by a conversation's id."""
-        state = self.states.get(stream) or self._known.get(stream)
+        """Returns the state of a stream named by a conversation's id."""
+        state = self.states.get(stream) or self._streams.get(stream)
         return state if isinstance(state, Chat) else None
 
     def connection(self, stream: str) -> Connection | None:
-        """The same for the stream of a channel or a connection."""
+        """Returns the state of the stream of a channel, a connection or a consent."""
         state = self.state(stream)
         return state if isinstance(state, Connection) else None
 
     def case(self, stream: str) -> Case | None:
-        """The same for the stream of a talk or of an incoming lead."""
+        """Returns the state of the stream of a talk, an incoming lead or a template."""
         state = self.state(stream)
         return state if isinstance(state, Case) else None
 
@@ -101,13 +102,13 @@ class Draft:
         return event
 
     def append(self, event: AnyEvent) -> None:
-        """Add an event made by the caller, who has given it the next id and version."""
+        """Append an event that the caller has made with the next id and version."""
         self.events.append(event)
         self.states[event.stream] = evolve(self.state(event.stream), event)
 
     @property
     def next_id(self) -> str:
-        """The id of the event to be added next."""
+        """Returns the id of the event to be added next."""
         return nth(self.command.id, len(self.events))
 
     def done(
@@ -120,5 +121,5 @@ class Draft:
         message: str | None = None,
         clock: tuple[str, int] | None = None,
     ) -> Decision:
-        """The finished decision about the fact at `version` of `stream`."""
+        """Returns the finished decision about the fact at `version` of `stream`."""
         return Decision(self.events, self.states, stream, version, duplicate, conflict, message, clock)

@@ -1,8 +1,8 @@
 """What happened: immutable facts with permanent tags; fields are only ever added, with defaults.
 
-An event is encoded once, by `encode`; the same bytes are stored, published and hashed. Personal data lives
-only in `sender`, `receiver` and `content`. Times are text, `2026-11-22T08:00:00.000Z`. An event with `push`
-causes a delivery to that side ("kommo" or "messenger"); the fields it carries are all that the push needs.
+An event is encoded once, by `encode`; the same bytes are stored, published and hashed. Personal data is only
+in `sender`, `receiver` and `content`. Times are text, `2026-11-22T08:00:00.000Z`. An event with `push`
+requires a delivery to that side ("kommo" or "messenger") and has all the fields that the delivery needs.
 """
 
 from typing import TypeAlias, get_args
@@ -31,11 +31,12 @@ __all__ = [
 ]  # fmt: skip
 
 SCHEMA = 1
+# Chosen: more than the longest line of an import (256 KB), and half of what the stream accepts.
 EVENT_BYTES_MAX = 384 * 1024
 
 
 class Event(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True, gc=False):
-    """A fact. `at` is the source's clock, `recorded_at` ours, `cause` the event that brought it about."""
+    """A fact. `at` is the source's time, `recorded_at` ours; `cause` is the event that led to it."""
 
     id: str
     stream: str
@@ -52,7 +53,7 @@ class Event(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=T
 
 
 class ChannelRegistered(Event, frozen=True, kw_only=True, gc=False, tag="channel.registered"):
-    """A chat channel of Kommo and the messenger behind it are known; their secrets are kept elsewhere."""
+    """A Kommo chat channel and its messenger are registered; their secrets are not in the event."""
 
     channel_id: str
     kind: str
@@ -83,7 +84,7 @@ class ChannelDisconnected(Event, frozen=True, kw_only=True, gc=False, tag="chann
 
 
 class ConversationStarted(Event, frozen=True, kw_only=True, gc=False, tag="conversation.started"):
-    """A chat is seen first, by this side's name; `receiver` is the customer, if somebody else wrote first."""
+    """A chat is first seen, under this side's name; `receiver` is the customer if somebody else wrote."""
 
     side: Side
     content: Ends
@@ -91,9 +92,9 @@ class ConversationStarted(Event, frozen=True, kw_only=True, gc=False, tag="conve
 
 
 class ConversationBound(Event, frozen=True, kw_only=True, gc=False, tag="conversation.bound"):
-    """The other side's name of the chat is learned; recorded in the chat's stream and in the name's.
+    """The other side's name for the chat is learned; recorded in the chat's stream and in the name's.
 
-    `apart`: it was the name of a chat that had begun by itself, so that Kommo has two.
+    `apart`: the name belonged to a chat that had started separately, so Kommo has two chats.
     """
 
     side: Side
@@ -102,7 +103,7 @@ class ConversationBound(Event, frozen=True, kw_only=True, gc=False, tag="convers
 
 
 class ConversationMerged(Event, frozen=True, kw_only=True, gc=False, tag="conversation.merged"):
-    """Two chats turned out to be one; `into` is the earlier."""
+    """Two chats turned out to be one; `into` is the earlier of them."""
 
     into: str
 
@@ -115,9 +116,9 @@ class ConversationLinked(Event, frozen=True, kw_only=True, gc=False, tag="conver
 
 
 class MessageSent(Event, frozen=True, kw_only=True, gc=False, tag="message.sent"):
-    """Somebody wrote. `own_id` is the sender's own id; `msec` orders the chat in Kommo's feed.
+    """Somebody wrote a message. `own_id` is the sender's own id; `msec` orders the chat in Kommo's feed.
 
-    `sent_by` is left out where the direction says it: "in" is from the messenger, "out" from Kommo.
+    `sent_by` is absent where the direction implies it: "in" is from the messenger, "out" from Kommo.
     """
 
     direction: Direction
@@ -134,7 +135,7 @@ class MessageSent(Event, frozen=True, kw_only=True, gc=False, tag="message.sent"
 
 
 class MessageMirrored(Event, frozen=True, kw_only=True, gc=False, tag="message.mirrored"):
-    """A message that an operator sent is to be shown in Kommo as well, without a sound."""
+    """Kommo is to show a message that an operator sent, without a notification."""
 
     msec: int
     sender: Party
@@ -154,13 +155,14 @@ class MessageEdited(Event, frozen=True, kw_only=True, gc=False, tag="message.edi
 
 
 class MessageDeleted(Event, frozen=True, kw_only=True, gc=False, tag="message.deleted"):
-    """Taken back; final."""
+    """The message was deleted; this is final."""
 
 
 class MessageAccepted(Event, frozen=True, kw_only=True, gc=False, tag="message.accepted"):
-    """The receiving side took the message and calls it `remote_id` (None: it did not say).
+    """The receiving side accepted the message; `remote_id` is its id for it (None: it did not say).
 
-    `copy`: Kommo took the copy of a message that an operator sent, which says nothing of the message itself.
+    `copy`: Kommo accepted the mirror of a message that an operator sent; the message's own status is
+    unchanged.
     """
 
     side: Side
@@ -169,25 +171,25 @@ class MessageAccepted(Event, frozen=True, kw_only=True, gc=False, tag="message.a
 
 
 class MessageNamed(Event, frozen=True, kw_only=True, gc=False, tag="message.named"):
-    """This stream's name is another name of `message`."""
+    """The name of this stream is another name for `message`."""
 
 
 class MessageDelivered(Event, frozen=True, kw_only=True, gc=False, tag="message.delivered"):
-    """The receiver's device has it. `remote_id` is Kommo's id of the message."""
+    """The receiver's device has the message. `remote_id` is Kommo's id of it."""
 
     remote_id: str | None = None
     push: Side | None = None
 
 
 class MessageRead(Event, frozen=True, kw_only=True, gc=False, tag="message.read"):
-    """The receiver saw it. `remote_id` is Kommo's id of the message."""
+    """The receiver has read the message. `remote_id` is Kommo's id of it."""
 
     remote_id: str | None = None
     push: Side | None = None
 
 
 class MessageFailed(Event, frozen=True, kw_only=True, gc=False, tag="message.failed"):
-    """It will not arrive: a code of Kommo's (901..905) and a text. `remote_id` is Kommo's id of it."""
+    """The message will not arrive; `code` is Kommo's (901..905), `remote_id` Kommo's id of the message."""
 
     code: int
     text: str
@@ -196,7 +198,7 @@ class MessageFailed(Event, frozen=True, kw_only=True, gc=False, tag="message.fai
 
 
 class ReactionAdded(Event, frozen=True, kw_only=True, gc=False, tag="reaction.added"):
-    """Somebody reacted. `sent_by` and `own_id` say who sent the message and what they call it."""
+    """Somebody reacted. `sent_by` is the side that sent the message, and `own_id` that side's id of it."""
 
     sender: Party
     content: Ends
@@ -218,7 +220,7 @@ class ReactionRemoved(Event, frozen=True, kw_only=True, gc=False, tag="reaction.
 
 
 class TypingStarted(Event, frozen=True, kw_only=True, gc=False, tag="typing.started"):
-    """Somebody is writing; worth nothing after `expires_at`. `duration_ms` is how long, if that was told.
+    """Somebody is typing, until `expires_at`. `duration_ms` is how long, if the source said so.
 
     `post_id` is the post under which a comment is being written.
     """
@@ -232,7 +234,7 @@ class TypingStarted(Event, frozen=True, kw_only=True, gc=False, tag="typing.star
 
 
 class DeliveryCompleted(Event, frozen=True, kw_only=True, gc=False, tag="delivery.completed"):
-    """What event `cause` asked for was pushed, or `superseded` says why it is no longer wanted."""
+    """The delivery of event `cause` is done, or no longer needed for the reason in `superseded`."""
 
     superseded: str | None = None
 
@@ -244,23 +246,23 @@ class DeliveryDeferred(Event, frozen=True, kw_only=True, gc=False, tag="delivery
 
 
 class DeliveryParked(Event, frozen=True, kw_only=True, gc=False, tag="delivery.parked"):
-    """The delivery of event `cause` is given up until someone looks."""
+    """The delivery of event `cause` has stopped until an operator resumes it."""
 
     reason: str
 
 
 class DeliveryResumed(Event, frozen=True, kw_only=True, gc=False, tag="delivery.resumed"):
-    """The delivery of event `cause` is taken up again."""
+    """The delivery of event `cause` goes on."""
 
 
 class AccountAuthorized(Event, frozen=True, kw_only=True, gc=False, tag="account.authorized"):
-    """An account's administrator let us into its CRM, at `crm_url`; the tokens are kept elsewhere."""
+    """An administrator authorized us to use the account's CRM at `crm_url`; tokens are not in the event."""
 
     crm_url: str
 
 
 class AccountWithdrawn(Event, frozen=True, kw_only=True, gc=False, tag="account.withdrawn"):
-    """We may no longer use the account's CRM: the consent was taken back, or the integration disabled."""
+    """We may no longer use the account's CRM: consent was withdrawn, or the integration disabled."""
 
     reason: str
 
@@ -295,11 +297,11 @@ class _Lead(Event, frozen=True, kw_only=True, gc=False):
 
 
 class LeadReceived(_Lead, frozen=True, kw_only=True, gc=False, tag="lead.received"):
-    """A chat brought an incoming lead, which waits in Kommo to be accepted; `uid` is Kommo's name of it."""
+    """A chat led to an incoming lead, which waits in Kommo to be accepted; `uid` is Kommo's id of it."""
 
 
 class LeadAccepted(_Lead, frozen=True, kw_only=True, gc=False, tag="lead.accepted"):
-    """An incoming lead was accepted by a user of the CRM: `lead_id` is what it became."""
+    """A user of the CRM accepted an incoming lead, which became `lead_id`."""
 
 
 class LeadDeclined(_Lead, frozen=True, kw_only=True, gc=False, tag="lead.declined"):
@@ -307,13 +309,13 @@ class LeadDeclined(_Lead, frozen=True, kw_only=True, gc=False, tag="lead.decline
 
 
 class LeadLinked(_Lead, frozen=True, kw_only=True, gc=False, tag="lead.linked"):
-    """An incoming lead was joined with a lead that was there already."""
+    """An incoming lead was joined with an existing lead."""
 
 
 class TemplateReview(Event, frozen=True, kw_only=True, gc=False, tag="template.review"):
-    """A message template is to be reviewed, or was, source by source. `kind` is its type in Kommo: `waba`.
+    """The reviews of a message template, one per source. `kind` is the template's type in Kommo: `waba`.
 
-    `changed` is Kommo's `updated_at`, in unix seconds. What the template says is Kommo's to tell.
+    `changed` is Kommo's `updated_at`, in unix seconds. The text of the template is only in Kommo.
     """
 
     template_id: int
@@ -361,7 +363,7 @@ AnyEvent: TypeAlias = (
     | AccountEvent
     | TalkEvent
     | LeadEvent
-    | MessageMirrored  # New ones go to the end: the view `events` keeps a type by its place here.
+    | MessageMirrored  # New types go to the end, because the view `events` stores a type as its index here.
     | TemplateReview
 )
 
@@ -373,10 +375,10 @@ TAGS: dict[type, str] = {kind: str(kind.__struct_config__.tag) for kind in get_a
 
 
 def tag(event: AnyEvent) -> str:
-    """The permanent name of the event's type."""
+    """Returns the permanent name of the event's type."""
     return TAGS[type(event)]
 
 
 def author(sent: MessageSent) -> Author:
-    """Who sent a message: the messenger also when it is the business that wrote on its phone."""
+    """Returns the side that sent a message: the messenger also if the business wrote on its own phone."""
     return sent.sent_by or ("messenger" if sent.direction == "in" else "kommo")

@@ -1,4 +1,4 @@
-"""Facts about a message: the same whether they come in a command or have waited for their name."""
+"""Facts about a message, treated alike whether a command reports them or they waited for its id."""
 
 from collections.abc import Mapping
 from typing import TypeAlias
@@ -21,7 +21,7 @@ STATUS: dict[str, type[e.Status]] = {
 
 
 class Fact(Struct, frozen=True):
-    """A kind of event to record about a message, when it happened, by whom, and the event's own fields."""
+    """An event to record about a message: its kind, time, source and own fields; `key` identifies repeats."""
 
     kind: type[FactEvent]
     at: str
@@ -30,8 +30,8 @@ class Fact(Struct, frozen=True):
     key: Key = ""
 
 
-def asked(command: AboutMessage) -> Fact:
-    """The fact that a command reports."""
+def fact_of_command(command: AboutMessage) -> Fact:
+    """Returns the fact that a command reports."""
     at, by = command.at, command.by
     match command:
         case c.Edit():
@@ -45,12 +45,12 @@ def asked(command: AboutMessage) -> Fact:
         case c.React():
             kind = e.ReactionRemoved if command.removed else e.ReactionAdded
             sender, emoji = command.sender, command.emoji
-            told = {"sender": sender, "emoji": emoji, "content": e.Ends()}
-            return Fact(kind, at, by, told, reaction_key(kind, at, sender, emoji))
+            reaction = {"sender": sender, "emoji": emoji, "content": e.Ends()}
+            return Fact(kind, at, by, reaction, reaction_key(kind, at, sender, emoji))
 
 
-def waited(event: e.MessageEvent) -> Fact | None:
-    """The fact that an event recorded before its message was known; None if it is not such a fact."""
+def fact_of_event(event: e.MessageEvent) -> Fact | None:
+    """Returns the fact that an event recorded before its message was known, None if it is no such fact."""
     fields: dict[str, object]
     match event:
         case e.MessageEdited():
@@ -67,19 +67,19 @@ def waited(event: e.MessageEvent) -> Fact | None:
 
 
 def apply(draft: Draft, stream: str, event: e.MessageEvent) -> None:
-    """Record a fact that waited in the stream of a message, now that it is known."""
-    message, fact = draft.message(stream), waited(event)
+    """Record a fact that waited for a message, now that the message is known."""
+    message, fact = draft.message(stream), fact_of_event(event)
     if message is None or message.sent is None or fact is None:
         return
     if fact.kind in STATUS.values() and e.author(message.sent) == MESSENGER:
-        return  # It was the messenger's own message after all: it has no status to report.
+        return  # The message turned out to be the messenger's own, which has no status to report.
     if event.stream != stream and fact.key in message.seen:
         return
     record(draft, stream, fact)
 
 
 def record(draft: Draft, stream: str, fact: Fact) -> FactEvent:
-    """Append a fact to a stream: with what its push needs if the message is known, else to wait there."""
+    """Append a fact to a stream: complete for delivery if the message is known, else to wait there."""
     message = draft.message(stream)
     fields = dict(fact.fields)
     if message and message.sent:
@@ -89,15 +89,15 @@ def record(draft: Draft, stream: str, fact: Fact) -> FactEvent:
 
 
 def _push(message: Message, sent: e.MessageSent, fact: Fact) -> dict[str, object]:
-    """Where the fact must be told, and by which name the message is known there.
+    """Returns the side that the fact must be delivered to, and that side's id of the message.
 
-    What Kommo calls an operator's message may be learned later than its status: the push looks then.
+    Kommo's id of an operator's message may be learned later than its status; then the delivery looks it up.
     """
     sent_by = e.author(sent)
     if fact.kind is e.MessageEdited:
         newest = fact.at >= message.edited[0] and not message.deleted
-        told = sent_by == MESSENGER and newest
-        return {"push": KOMMO, "remote_id": message.remote_id} if told else {}
+        wanted = sent_by == MESSENGER and newest
+        return {"push": KOMMO, "remote_id": message.remote_id} if wanted else {}
     if fact.kind in STATUS.values():
         rank = RANKS[str(fact.kind.__struct_config__.tag).removeprefix("message.")]
         push = {"push": KOMMO} if rank > message.rank else {}

@@ -9,9 +9,9 @@ from msgspec import Struct
 KOMMO = "kommo"
 MESSENGER = "messenger"
 OPERATOR = "operator"
-PARTITIONS = 64
-IDS_KEPT = 16_384
-TYPING_WINDOW_MS = 5_000
+PARTITIONS = 64  # fixed for ever: subjects of the stream and rows of the views contain the number
+IDS_KEPT = 16_384  # chosen: the active conversations of a process, a few megabytes
+TYPING_WINDOW_MS = 5_000  # Kommo documents 5000 ms as the default duration of typing
 _HEX = tuple(f"{n:02x}" for n in range(256))
 VARIANTS = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 """A random hexadecimal digit as the one that holds the variant of a UUID (RFC 9562)."""
@@ -28,19 +28,19 @@ class Scope(Struct, frozen=True):
 
 
 def scope_of(channel: str, channel_id: str, account: str) -> Scope:
-    """The scope of a channel and an account; its scope id is `{channel_id}_{account}` as in Kommo."""
+    """Returns the scope of a channel and an account; its id is `{channel_id}_{account}`, as in Kommo."""
     scope_id = f"{channel_id}_{account}"
     namespace = sha1(_ROOT + scope_id.encode(), usedforsecurity=False).digest()[:16]
     return Scope(channel, account, scope_id, namespace)
 
 
 def other(side: str) -> str:
-    """The side across: what Kommo sends goes to the messenger, and the reverse."""
+    """Returns the opposite side: the messenger for Kommo, Kommo for the messenger and an operator."""
     return MESSENGER if side == KOMMO else KOMMO
 
 
 def uuid5(namespace: bytes, name: str) -> str:
-    """RFC 9562 UUIDv5 as 36 characters; a third of the cost of `uuid.uuid5` and `str`."""
+    """Returns an RFC 9562 UUIDv5 (36 characters), at a third of the cost of `uuid.uuid5` and `str`."""
     digits = sha1(namespace + name.encode(), usedforsecurity=False).hexdigest()
     variant = VARIANTS[digits[16]]
     return f"{digits[:8]}-{digits[8:12]}-5{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
@@ -50,63 +50,63 @@ _kept_uuid5 = lru_cache(maxsize=IDS_KEPT)(uuid5)
 
 
 def message_id(scope: Scope, side: str, own_id: str) -> str:
-    """The id of a message, which is the stream named by `own_id`, the sender's own id for it."""
+    """Returns the id of a message, which is the stream named by `own_id`, the sender's own id for it."""
     return uuid5(scope.namespace, f"{side}:{own_id}")
 
 
 def conversation_id(scope: Scope, side: str, own_id: str) -> str:
-    """The stream named by a side's own id of a conversation; asked for with every message of it."""
+    """Returns the stream named by a side's own id of a conversation; cached, as every message needs it."""
     return _kept_uuid5(scope.namespace, f"conversation:{side}:{own_id}")
 
 
 def typing_id(scope: Scope, conversation: str, sender: str, at_ms: int) -> str:
-    """One stream per sender and window of 5 seconds, so typing is recorded at most once in it."""
+    """Returns the stream of a sender's typing in a window of 5 s, so that it is recorded once in it."""
     return uuid5(scope.namespace, f"typing:{conversation}:{sender}:{at_ms // TYPING_WINDOW_MS}")
 
 
 def channel_stream(name: str) -> str:
-    """The stream of a channel's registration."""
+    """Returns the stream of a channel's registration."""
     return uuid5(_ROOT, f"channel:{name}")
 
 
 def connection_stream(scope: Scope) -> str:
-    """The stream of a channel's connection to one account."""
+    """Returns the stream of a channel's connection to one account."""
     return uuid5(scope.namespace, "connection")
 
 
 def account_stream(account: str) -> str:
-    """The stream of our consent to use an account's CRM."""
+    """Returns the stream of our consent to use an account's CRM."""
     return uuid5(_ROOT, f"account:{account}")
 
 
 def talk_stream(account: str, talk_id: int) -> str:
-    """The stream of a talk of an account's CRM."""
+    """Returns the stream of a talk of an account's CRM."""
     return uuid5(_ROOT, f"talk:{account}:{talk_id}")
 
 
 def lead_stream(account: str, uid: str) -> str:
-    """The stream of an incoming lead of an account's CRM."""
+    """Returns the stream of an incoming lead of an account's CRM."""
     return uuid5(_ROOT, f"lead:{account}:{uid}")
 
 
 def template_stream(account: str, template_id: int) -> str:
-    """The stream of a message template of an account's CRM."""
+    """Returns the stream of a message template of an account's CRM."""
     return uuid5(_ROOT, f"template:{account}:{template_id}")
 
 
 def nth(base: str, n: int) -> str:
-    """The id of the n-th event of a command whose base id ends in `00`; past 255 it carries."""
+    """Returns the id of a command's n-th event, from a base that ends in `00`; carries beyond 255."""
     if n > 0xFF:
         return f"{base[:24]}{(int(base[24:], 16) + n) % 2**48:012x}"
     return base[:-2] + _HEX[n] if n else base
 
 
 def partition(conversation: str | None) -> int:
-    """crc32 of the conversation id mod 64; 0 without a conversation. Fixed for ever."""
+    """Returns crc32 of the conversation id mod 64, 0 without a conversation. Fixed for ever."""
     return crc32(conversation.encode()) % PARTITIONS if conversation else 0
 
 
 def subject(conversation: str | None, account: str | None, tag: str) -> str:
-    """`ledger.<p00..p63>.<account>.<conversation>.<type>`, a dash where there is none."""
+    """Returns `ledger.<p00..p63>.<account>.<conversation>.<type>`, with a dash where there is none."""
     where = f"p{partition(conversation):02d}.{account or '-'}.{conversation or '-'}"
     return f"ledger.{where}.{tag.replace('.', '_')}"

@@ -1,4 +1,4 @@
-"""What events are made of; of an event, personal data lives in its parties, contents and quotes only."""
+"""The structs that events consist of; personal data is only in parties, contents and quotes."""
 
 from typing import Literal, TypeAlias
 
@@ -11,8 +11,10 @@ Author: TypeAlias = Literal["kommo", "messenger", "operator"]
 
 
 class Party(Struct, frozen=True, omit_defaults=True, gc=False):
-    """Somebody who writes or reads. `id` is what the acting side calls them; `client_id` is the messenger's
-    name of a receiver that Kommo speaks of, `ref_id` Kommo's name of a sender that the messenger speaks of.
+    """Somebody who writes or reads; `id` is the acting side's id for them.
+
+    `client_id` is the messenger's id of a receiver that Kommo reports, `ref_id` Kommo's id of a sender that
+    the messenger reports.
     """
 
     id: str | None = None
@@ -40,10 +42,12 @@ class Contact(Struct, frozen=True, gc=False):
 
 
 class Reply(Struct, frozen=True, omit_defaults=True, gc=False):
-    """What a message answers. `id` is as its sender named it; the rest is known once that is resolved.
+    """The message that another one answers or forwards. `id` comes from the sender, the rest once it is
+    known.
 
-    `message` is our id, `sent_by` who sent it and `own_id` what they call it; `remote_id` is what the side
-    calls it that it was sent to. `quoted` is the message as its quoter tells it, kept while it is not known.
+    `message` is our id; `sent_by` is the side that sent it and `own_id` that side's id; `remote_id` is the id
+    of the side that received it. `quoted` is the text that came with the reference, kept while the message is
+    unknown.
     """
 
     id: str
@@ -55,14 +59,14 @@ class Reply(Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class Ends(Struct, frozen=True, omit_defaults=True, gc=False):
-    """A conversation's names: the messenger's `conversation_id` and Kommo's `chat_id`."""
+    """The names of a conversation: the messenger's `conversation_id` and Kommo's `chat_id`."""
 
     conversation_id: str | None = None
     chat_id: str | None = None
 
 
 class DeliveryStatus(Struct, frozen=True, omit_defaults=True, gc=False):
-    """How far an edited message has come, as Kommo is told: 1 delivered, 2 read, -1 failed."""
+    """The status that Kommo gets with an edited message: 1 delivered, 2 read, -1 failed."""
 
     status_code: int
     error_code: int | None = None
@@ -70,7 +74,7 @@ class DeliveryStatus(Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class Review(Struct, frozen=True, omit_defaults=True, gc=False):
-    """How the review of a template stands for one source: `approved`, `review`, `paused` or `rejected`."""
+    """The review of a template for one source: `approved`, `review`, `paused` or `rejected`."""
 
     id: int
     source_id: int | None = None

@@ -1,4 +1,4 @@
-"""What a stream's events amount to: the little that decisions need, and nothing that a view is for."""
+"""The state of a stream: the little of its events that decisions need, and nothing that only views need."""
 
 from collections.abc import Mapping
 from typing import TypeAlias, assert_never
@@ -16,17 +16,17 @@ Key: TypeAlias = str | tuple[str | bytes, ...]
 COMMON = frozenset(e.Event.__struct_fields__)
 
 COPIED = "message.accepted copy"
-"""The key of Kommo's taking the copy of an operator's message."""
+"""The key of the event that Kommo accepted the mirror of an operator's message."""
 
 encode_any = msgspec.json.Encoder().encode
 
 
 class Message(Struct, frozen=True, gc=False):
-    """A stream named by a message's id: the message itself, another name of one, or facts that wait.
+    """A stream named by a message's id: the message itself, an alias of one, or facts that wait for one.
 
-    `seen` maps what is recorded to its version, so that a repeat is recognised; `waiting` are facts about an
-    id that nothing is known by yet; `deliveries` maps an event's id to how its push stands. `remote_id` is
-    what the side calls it that it was sent to, `kommo_id` what Kommo calls the copy of an operator's.
+    `seen` maps the key of a recorded fact to its version, so that a repeat is recognised. `waiting` are facts
+    about an id that is still unknown. `deliveries` maps an event's id to the state of its delivery.
+    `remote_id` is the receiving side's id, `kommo_id` Kommo's id of the mirror of an operator's message.
     """
 
     version: int
@@ -45,7 +45,7 @@ class Message(Struct, frozen=True, gc=False):
 class Chat(Struct, frozen=True, gc=False):
     """A stream named by a conversation's id: the conversation, or (`into`) a pointer to it.
 
-    `linked` is the version that linked it to its contact, 0 while it has none.
+    `linked` is the version of the event that linked it to its contact, 0 while it has none.
     """
 
     version: int
@@ -62,14 +62,15 @@ class Chat(Struct, frozen=True, gc=False):
 
     @property
     def begun_by_kommo(self) -> bool:
-        """Whether Kommo has to be told which of its chats is meant: it knows it only by its own name."""
+        """Whether Kommo needs its chat id with each message, because it knows the chat by no other name."""
         return self.started_by == "kommo" and not self.apart
 
 
 class Case(Struct, frozen=True, gc=False):
-    """A stream of a talk, an incoming lead or a template; `changed` is Kommo's latest time, unix seconds.
+    """A stream of a talk, an incoming lead or a template; `changed` is Kommo's latest time in unix seconds.
 
-    `seen` maps what is recorded to its version, for Kommo repeats a webhook that it thinks was not taken.
+    `seen` maps the key of a recorded fact to its version, because Kommo repeats a webhook that seems to have
+    failed.
     """
 
     version: int
@@ -78,7 +79,7 @@ class Case(Struct, frozen=True, gc=False):
 
 
 class Connection(Struct, frozen=True, gc=False):
-    """A stream of a channel, of its connection to an account, or of our consent to use that one's CRM.
+    """A stream of a channel, of its connection to an account, or of our consent to use an account's CRM.
 
     `last` is the id of its last event.
     """
@@ -94,7 +95,7 @@ State: TypeAlias = Message | Chat | Connection | Case
 
 
 def key(event: e.AnyEvent) -> Key:
-    """What makes an event of a message's stream the same as another one."""
+    """Returns the key of an event in a message's stream: events with the same key are repeats."""
     match event:
         case e.MessageEdited():
             return edit_key(event.at, event.content)
@@ -109,22 +110,22 @@ def key(event: e.AnyEvent) -> Key:
 
 
 def edit_key(at: str, content: e.Content) -> Key:
-    """The same content at another time is another edit."""
+    """Returns the key of an edit; the same content at another time is another edit."""
     return "message.edited", at, encode(content)
 
 
 def reaction_key(kind: type[e.Reaction], at: str, sender: e.Party, emoji: str) -> Key:
-    """The same reaction at another time is another one, for it may have been taken back between."""
+    """Returns the key of a reaction; at another time it is another one, because it may have been undone."""
     return str(kind.__struct_config__.tag), sender.id or "", emoji, at
 
 
 def conflict_key(sender: e.Party, content: e.Content, source: str | None) -> Key:
-    """The same for the same content, whatever is known of the message it answers."""
+    """Returns the key of a conflict, the same whether or not the answered message is known."""
     return "conflict", sender.id or "", source or "", encode(comparable(content))
 
 
 def comparable(content: e.Content) -> e.Content:
-    """The content as its sender gave it: without what we found out about the messages it refers to."""
+    """Returns the content as its sender wrote it, without our own details of the messages it refers to."""
     if content.reply_to:
         content = replace(content, reply_to=e.Reply(content.reply_to.id))
     if content.forwarded:
@@ -133,7 +134,7 @@ def comparable(content: e.Content) -> e.Content:
 
 
 def evolve(state: State | None, event: e.AnyEvent) -> State:
-    """The stream's state after one more event."""
+    """Returns the stream's state after one more event."""
     match event:
         case e.MessageSent() if state is None:
             return Message(event.version, sent=event, seen={"message.sent": event.version})
@@ -196,9 +197,9 @@ def _chat(chat: Chat, event: e.ConversationEvent) -> Chat:
 
 
 def case_key(kind: type[e.CaseEvent], fields: Mapping[str, object]) -> Key:
-    """What makes an event of a talk, lead or template the same as another: its type and all that it tells."""
-    told = {name: value for name, value in fields.items() if value not in (None, False)}
-    return str(kind.__struct_config__.tag), encode_any(dict(sorted(told.items())))
+    """Returns the key of an event of a talk, lead or template: its type and all its fields that are set."""
+    present = {name: value for name, value in fields.items() if value not in (None, False)}
+    return str(kind.__struct_config__.tag), encode_any(dict(sorted(present.items())))
 
 
 def _case(state: State | None, event: e.CaseEvent, changed: int) -> Case:

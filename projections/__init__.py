@@ -1,1 +1,1 @@
-"""What can be asked: SQL text and pure functions from events to statements; executes nothing."""
+"""The views: their tables as SQL text, and pure functions from events to statements; nothing is executed."""

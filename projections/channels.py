@@ -1,4 +1,4 @@
-"""The channels and the accounts they are connected to, as last recorded; their secrets are elsewhere."""
+"""The channels and their connections to accounts, as last recorded; secrets are not in the views."""
 
 from collections.abc import Iterator
 
@@ -38,13 +38,13 @@ WHERE channel = %b::text AND account_id = %b::text
 """
 
 
-_SEEN = {ChannelRegistered, ChannelChanged, ChannelConnected, ChannelDisconnected}
+_TYPES = {ChannelRegistered, ChannelChanged, ChannelConnected, ChannelDisconnected}
 
 
 def project(page: Page) -> Iterator[Statement]:
-    """One statement an event: they are rare."""
+    """Yield one statement per event, because these events are rare."""
     for position, event in page:
-        if type(event) not in _SEEN:
+        if type(event) not in _TYPES:
             continue
         match event:
             case ChannelRegistered(channel_id=channel_id, kind=kind, url=url):

@@ -1,6 +1,6 @@
-"""A page's values as PostgreSQL's binary arrays, so that a statement takes thousands of rows as it takes one.
+"""A page's values as PostgreSQL's binary arrays, so that one statement stores thousands of rows.
 
-Each function makes one column from values in row order. The classes are bytes; the connection sends them as
+Each function builds one column from values in row order. The classes are bytes, which the connection sends as
 they are, with the array type in `OID`.
 """
 
@@ -85,38 +85,38 @@ COLUMNS: tuple[type[Column], ...] = (Longs, Ints, Smalls, Booleans, Texts, Blobs
 
 
 def longs(values: Sequence[int]) -> Longs:
-    """64-bit integers, no nulls."""
+    """Build a column of 64-bit integers without nulls."""
     return Longs(_head(Longs, len(values)) + b"".join(map(_LONG.pack, repeat(8), values)))
 
 
 def longs_or_null(values: Sequence[int | None]) -> Longs:
-    """64-bit integers."""
+    """Build a column of 64-bit integers."""
     items = [_NULL if value is None else _LONG.pack(8, value) for value in values]
     return Longs(_head(Longs, len(values)) + b"".join(items))
 
 
 def ints(values: Sequence[int]) -> Ints:
-    """32-bit integers, no nulls."""
+    """Build a column of 32-bit integers without nulls."""
     return Ints(_head(Ints, len(values)) + b"".join(map(_INT.pack, repeat(4), values)))
 
 
 def smalls(values: Sequence[int]) -> Smalls:
-    """16-bit integers, no nulls."""
+    """Build a column of 16-bit integers without nulls."""
     return Smalls(_head(Smalls, len(values)) + b"".join(map(_SMALL.pack, repeat(2), values)))
 
 
 def booleans(values: Sequence[bool]) -> Booleans:
-    """Truth values, no nulls."""
+    """Build a column of booleans without nulls."""
     return Booleans(_head(Booleans, len(values)) + b"".join([_TRUE if v else _FALSE for v in values]))
 
 
 def texts(values: Sequence[str | None]) -> Texts:
-    """Unicode text; NUL, which PostgreSQL does not take, becomes U+FFFD."""
+    """Build a column of text; NUL, which PostgreSQL rejects, becomes U+FFFD."""
     return Texts(_head(Texts, len(values)) + b"".join(map(_text, values)))
 
 
 def texts_repeated(values: Sequence[str | None]) -> Texts:
-    """The same, faster where most values occur several times."""
+    """Build the column of `texts`, faster where most values occur several times."""
     packed = {value: _text(value) for value in set(values)}
     return Texts(_head(Texts, len(values)) + b"".join(map(packed.__getitem__, values)))
 
@@ -129,38 +129,38 @@ def _text(value: str | None) -> bytes:
 
 
 def plain(text: str) -> str:
-    """The text as PostgreSQL can hold it: no answer of an outside server may stop the views."""
+    """Returns the text with NUL replaced, because no input from outside may stop the views."""
     return text.replace("\0", "\ufffd")
 
 
 def blobs(values: Sequence[bytes | None]) -> Blobs:
-    """Byte strings."""
+    """Build a column of byte strings."""
     items = [_NULL if v is None else _SIZE(len(v)) + v for v in values]
     return Blobs(_head(Blobs, len(values)) + b"".join(items))
 
 
 def uuids(values: Sequence[str | None]) -> Uuids:
-    """UUIDs from their 36 characters, all in one conversion."""
+    """Build a column of UUIDs from their 36 characters, in one conversion."""
     digits = "".join([_NULL_DIGITS if v is None else _UUID_DIGITS + v for v in values])
     return Uuids(_head(Uuids, len(values)) + bytes.fromhex(digits.replace("-", "")))
 
 
 def uuids_repeated(values: Sequence[str | None]) -> Uuids:
-    """The same, faster where most values occur several times."""
+    """Build the column of `uuids`, faster where most values occur several times."""
     unhex = bytes.fromhex
     packed = {v: _NULL if v is None else unhex(_UUID_DIGITS + v.replace("-", "")) for v in set(values)}
     return Uuids(_head(Uuids, len(values)) + b"".join(map(packed.__getitem__, values)))
 
 
 def times(values: Sequence[str | None]) -> Times:
-    """Instants from the text of events, `2026-11-22T08:00:00.000Z`."""
+    """Build a column of instants from the text of events, `2026-11-22T08:00:00.000Z`."""
     seconds, thousandths = _Seconds(), _THOUSANDTHS
     items = [_NULL if v is None else _LONG.pack(8, seconds[v[:19]] + thousandths[v[19:]]) for v in values]
     return Times(_head(Times, len(items)) + b"".join(items))
 
 
 class _Seconds(dict[str, int]):
-    """PostgreSQL's number for a second: microseconds since 2000-01-01 UTC; few seconds occur in a page."""
+    """PostgreSQL's number of a second: microseconds since 2000-01-01 UTC; cached, because a page has few."""
 
     def __missing__(self, text: str) -> int:
         passed = datetime.fromisoformat(text).replace(tzinfo=UTC) - _EPOCH
@@ -172,6 +172,6 @@ _THOUSANDTHS = {f".{number:03d}Z": number * 1000 for number in range(1000)}
 
 
 def _head(column: type[Column], length: int) -> bytes:
-    # The flag for nulls may be set without any; an empty array has no dimensions.
+    # The flag for nulls may be set although there are none; an empty array has no dimensions.
     head = _HEADER.pack(1 if length else 0, 1, column.ELEMENT, length, 1)
     return head if length else head[:12]

@@ -1,7 +1,8 @@
-"""The conversations by their latest activity; two that turn out to be one are one row from then on.
+"""The conversations by their latest activity; two that turn out to be one become one row.
 
-A row's `position` is the last `conversation.*` or `message.sent` of it. `messages` leaves out early echoes of
-our own messages. What still names a merged conversation counts for the one it was merged into.
+A row's `position` is that of its last `conversation.*` or `message.sent`. `messages` does not count early
+echoes of our own messages. An event that still names a merged conversation counts for the one it was merged
+into.
 """
 
 from collections.abc import Iterator
@@ -113,7 +114,7 @@ class _Names(Struct, gc=False):
 
 
 class _Part:
-    """What happened between two merges: sums and maxima, and the names in order."""
+    """The changes between two merges: sums and maxima per conversation, and the names in order."""
 
     def __init__(self) -> None:
         self.rows: dict[str | None, _Activity] = {}
@@ -159,7 +160,7 @@ _IDENTITY = {ConversationStarted, ConversationBound, ConversationLinked, Convers
 
 
 class _Fold:
-    """A page cut at its merges, for a merge needs what came before it to be in the tables."""
+    """A page cut at its merges, because a merge needs the changes before it to be in the tables."""
 
     def __init__(self) -> None:
         self.part = _Part()
@@ -205,7 +206,7 @@ class _Fold:
 
 
 def project(page: Page) -> Iterator[Statement]:
-    """Statements for a page; those of `messages` for the same page must come after them."""
+    """Yield the statements for a page; those of `messages` for the same page must come after them."""
     fold = _Fold()
     for position, event in page:
         kind = type(event)

@@ -1,8 +1,8 @@
-"""What is still to be pushed: every event that asks for it until a later one closes it; typing never waits.
+"""The deliveries that are not done: of every event that requires one, except typing, until it is closed.
 
 A send is closed by `message.accepted`, `message.failed` or `delivery.completed`, and by `message.named` in
-its stream, for then it was an echo; the copy of an operator's by the `message.accepted` of the copy; anything
-else by the `delivery.completed` that names it as its cause.
+its stream, because then it was an echo. The mirror of an operator's message is closed by the
+`message.accepted` of the mirror. Anything else is closed by the `delivery.completed` whose cause it is.
 """
 
 from collections.abc import Iterator
@@ -34,8 +34,9 @@ VERSION = 2
 
 OPEN, DEFERRED, PARKED = "open", "deferred", "parked"
 
-# `send` is the message whose sending the row is; rows come and go, so the table stays small and is made with
-# its indexes. `imported` are the sends of an import, of which there may be very many at once.
+# `send` is the message that the row sends, if it sends one. Rows come and go, so the table stays small and is
+# created with two of its indexes. `imported` marks the sends of an import, of which there may be very many at
+# once.
 SCHEMA = """
 CREATE TABLE deliveries (position bigint PRIMARY KEY, id uuid NOT NULL, updated bigint NOT NULL,
   recorded_at timestamptz NOT NULL, conversation uuid, message uuid, send uuid, attempts integer NOT NULL,
@@ -80,8 +81,8 @@ _OTHERS = {
 }
 
 
-class _Stand(Struct, gc=False):
-    """How a delivery stands, as far as the page says."""
+class _State(Struct, gc=False):
+    """The state of a delivery, as far as the page changes it."""
 
     updated: int
     state: str = OPEN
@@ -90,12 +91,12 @@ class _Stand(Struct, gc=False):
 
 
 class _Fold:
-    """What a page opens and leaves open, and what it says of deliveries that were opened before it."""
+    """The deliveries that a page opens and leaves open, and its changes to those opened before it."""
 
     def __init__(self) -> None:
         self.opened: dict[str, tuple[int, Pushed]] = {}
         self.sends: dict[str, str] = {}
-        self.stands: dict[str, _Stand] = {}
+        self.states: dict[str, _State] = {}
         self.closed: list[str] = []
         self.closed_sends: list[str] = []
 
@@ -119,11 +120,11 @@ class _Fold:
             if event.version > 1 or event.stream in self.sends:
                 self._close_send(event.stream)
         elif isinstance(event, DeliveryDeferred):
-            self._stand(position, event.cause, DEFERRED, event.reason).attempts += 1
+            self._change(position, event.cause, DEFERRED, event.reason).attempts += 1
         elif isinstance(event, DeliveryParked):
-            self._stand(position, event.cause, PARKED, event.reason)
+            self._change(position, event.cause, PARKED, event.reason)
         elif isinstance(event, DeliveryResumed):
-            self._stand(position, event.cause, OPEN, None)
+            self._change(position, event.cause, OPEN, None)
 
     def _close(self, cause: str | None) -> None:
         if cause and self.opened.pop(cause, None) is None:
@@ -138,17 +139,17 @@ class _Fold:
         else:
             self.opened.pop(sent, None)
 
-    def _stand(self, position: int, cause: str | None, state: str, reason: str | None) -> _Stand:
+    def _change(self, position: int, cause: str | None, state: str, reason: str | None) -> _State:
         key = cause or ""
-        stand = self.stands.get(key)
-        if stand is None:
-            stand = self.stands[key] = _Stand(position)
-        stand.updated, stand.state, stand.reason = position, state, reason
-        return stand
+        delivery = self.states.get(key)
+        if delivery is None:
+            delivery = self.states[key] = _State(position)
+        delivery.updated, delivery.state, delivery.reason = position, state, reason
+        return delivery
 
 
 def project(page: Page) -> Iterator[Statement]:
-    """Statements for a page; what is opened and closed within it is not written at all."""
+    """Yield the statements for a page; a delivery opened and closed within it is not written at all."""
     fold = _Fold()
     for position, event in page:
         kind = type(event)
@@ -156,7 +157,9 @@ def project(page: Page) -> Iterator[Statement]:
             fold.begin(position, cast("Pushed", event))
         elif kind in _OTHERS:
             fold.take(position, event)
-    before = {cause: stand for cause, stand in fold.stands.items() if cause and cause not in fold.opened}
+    before = {
+        cause: delivery for cause, delivery in fold.states.items() if cause and cause not in fold.opened
+    }
     if fold.closed:
         yield CLOSE, (uuids(fold.closed),)
     if fold.closed_sends:
@@ -167,36 +170,36 @@ def project(page: Page) -> Iterator[Statement]:
         yield OPENED, _rows(fold)
 
 
-def _changes(changed: dict[str, _Stand]) -> tuple[object, ...]:
-    stands = changed.values()
+def _changes(changed: dict[str, _State]) -> tuple[object, ...]:
+    states = changed.values()
     return (
         uuids(list(changed)),
-        texts_repeated([stand.state for stand in stands]),
-        texts_repeated([stand.reason for stand in stands]),
-        ints([stand.attempts for stand in stands]),
-        longs([stand.updated for stand in stands]),
+        texts_repeated([delivery.state for delivery in states]),
+        texts_repeated([delivery.reason for delivery in states]),
+        ints([delivery.attempts for delivery in states]),
+        longs([delivery.updated for delivery in states]),
     )
 
 
 def _rows(fold: _Fold) -> tuple[object, ...]:
     positions = [position for position, _ in fold.opened.values()]
     events = [event for _, event in fold.opened.values()]
-    stands = [fold.stands.get(event.id) or _Stand(position) for position, event in fold.opened.values()]
+    states = [fold.states.get(event.id) or _State(position) for position, event in fold.opened.values()]
     return (
         longs(positions),
         uuids([event.id for event in events]),
-        longs([stand.updated for stand in stands]),
+        longs([delivery.updated for delivery in states]),
         times([event.recorded_at for event in events]),
         uuids([event.conversation for event in events]),
         uuids([event.message for event in events]),
         uuids([event.stream if isinstance(event, MessageSent) else None for event in events]),
-        ints([stand.attempts for stand in stands]),
+        ints([delivery.attempts for delivery in states]),
         smalls([partition(event.conversation) for event in events]),
         texts_repeated([event.push for event in events]),
         texts_repeated([event.channel for event in events]),
         texts_repeated([event.account for event in events]),
         texts_repeated([tag(event) for event in events]),
-        texts_repeated([stand.state for stand in stands]),
-        texts_repeated([stand.reason for stand in stands]),
+        texts_repeated([delivery.state for delivery in states]),
+        texts_repeated([delivery.reason for delivery in states]),
         booleans([isinstance(event, MessageSent) and event.imported for event in events]),
     )

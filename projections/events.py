@@ -1,4 +1,4 @@
-"""Where in the ledger the events of a type, channel, account, conversation or time are; they stay there."""
+"""An index from type, channel, account, conversation and time to positions; the events stay in the ledger."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -11,8 +11,8 @@ from projections.columns import Page, Statement, ints, longs, smalls, texts, tim
 NAME = "events"
 VERSION = 1
 
-# `periods` gives the earliest and latest time of each 1024 positions: times only roughly grow with positions,
-# and a time becomes a narrow range of positions by looking at a thousandth as many rows.
+# `periods` has the earliest and latest time of each 1024 positions. Times grow only roughly with positions; a
+# search for a time becomes a narrow range of positions after reading a thousandth as many rows.
 SCHEMA = """
 CREATE TABLE places (id bigint PRIMARY KEY, channel text NOT NULL, account text);
 CREATE TABLE events (position bigint NOT NULL, place bigint NOT NULL, recorded_at timestamptz NOT NULL,
@@ -54,13 +54,13 @@ _KINDS = {kind: number for number, kind in enumerate(get_args(AnyEvent))}
 
 @lru_cache(maxsize=4096)
 def place(channel: str, account: str | None) -> int:
-    """A 64-bit number for a channel and an account: their hash, so nothing has to be looked up."""
+    """Returns a 64-bit number for a channel and an account: their hash, so that no look-up is needed."""
     digest = sha1(f"{channel}\n{account or ''}".encode(), usedforsecurity=False).digest()
     return int.from_bytes(digest[:8], signed=True)
 
 
 def project(page: Page) -> Iterator[Statement]:
-    """The rows of a page, and the places and periods it touches."""
+    """Yield the statements for the rows of a page, and for the places and periods that it touches."""
     events = [event for _, event in page]
     numbers = [place(event.channel, event.account) for event in events]
     recorded = [event.recorded_at for event in events]
@@ -87,7 +87,7 @@ def project(page: Page) -> Iterator[Statement]:
 
 
 def _periods(first: int, recorded: list[str]) -> tuple[object, ...]:
-    """The extremes of each period; positions have no gaps, so a period is a slice."""
+    """Returns the extremes of each period; positions have no gaps, so a period is a slice."""
     offset = first % PERIOD
     starts = range(-offset, len(recorded), PERIOD)
     spans = [recorded[max(start, 0) : start + PERIOD] for start in starts]

@@ -1,8 +1,8 @@
 """One row per message as it stands now, whatever the order in which its facts were recorded.
 
-The highest rank of status shows; of edits, and of a sender's reactions, the latest `at` counts, then the
-event's id; deleted is final; the first `remote_id` stays. A message that turns out to be an echo of ours is
-no message.
+The highest rank of status counts; of edits, and of a sender's reactions, the latest `at`, then the event's
+id. Deleted is final, and the first `remote_id` stays. A message that turns out to be an echo of our own is
+removed.
 """
 
 from collections.abc import Iterator
@@ -45,9 +45,9 @@ from projections.columns import (
 NAME = "messages"
 VERSION = 2
 
-# `content`, `sender` and `receiver` are the event's own JSON. `edit` is the event that gave the content, if
-# that is not the message itself; `failure` the event that `failure_code` and `failure_text` come from.
-# `copy_id` is what Kommo calls its copy of an operator's message.
+# `content`, `sender` and `receiver` are the event's own JSON. `edit` is the event that the content comes
+# from, unless it is the message itself; `failure` is the event that `failure_code` and `failure_text` come
+# from. `copy_id` is Kommo's id of the mirror of an operator's message.
 SCHEMA = """
 CREATE TABLE messages (id uuid PRIMARY KEY, position bigint NOT NULL, updated bigint NOT NULL,
   conversation uuid NOT NULL, sent_at timestamptz NOT NULL, recorded_at timestamptz NOT NULL,
@@ -118,7 +118,7 @@ Dated = TypeVar("Dated", MessageEdited, Reaction)
 
 
 class _Facts(Struct, gc=False):
-    """What a page says of a message besides that it was sent."""
+    """The changes that a page makes to a message, apart from sending it."""
 
     updated: int
     status: int = 0
@@ -135,7 +135,7 @@ def _later(one: Dated | None, two: Dated) -> Dated:
 
 
 class _Fold:
-    """A page as the messages it adds, the facts about messages, and the messages that were none."""
+    """A page as the messages that it adds, the facts about messages, and the messages that were echoes."""
 
     def __init__(self) -> None:
         self.sent: dict[str, tuple[int, MessageSent]] = {}
@@ -156,7 +156,7 @@ class _Fold:
 
     def note(self, position: int, event: AnyEvent) -> None:
         if event.message is None:
-            return  # It waits in a stream for its name, and is recorded again once that is known.
+            return  # It waits in the stream of an unknown id, and is recorded again once the id is known.
         facts = self.facts.get(event.message)
         if facts is None:
             facts = self.facts[event.message] = _Facts(position)
@@ -199,7 +199,7 @@ _TAKEN = {MessageSent, MessageNamed, ConversationMerged}
 
 
 def project(page: Page) -> Iterator[Statement]:
-    """Statements for a page; they need the `merges` of the conversations view as they are after it."""
+    """Yield the statements for a page; they need the table `merges` as it is at the page's end."""
     fold = _Fold()
     for position, event in page:
         kind = type(event)

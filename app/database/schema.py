@@ -1,5 +1,4 @@
-"""The ledger's tables: created by `migrate`, checked at start, and closed to UPDATE and DELETE by the
-database.
+"""The ledger's tables: `migrate` creates them, `check` compares them, the database refuses UPDATE and DELETE.
 
 Schema `ledger` holds what must never be lost; schema `views`, which the projector creates, can be dropped at
 will.

@@ -1,4 +1,4 @@
-"""The ledger as the eventsourcing library knows it: a recorder whose positions have no gaps.
+"""The ledger through the eventsourcing library: a recorder whose positions have no gaps.
 
 The service appends in batches (`app.ledger.writer`) through the same PostgreSQL function. This module serves
 programs written on the library: `open_recorder(url)` reads the ledger, also as a subscription, and
@@ -39,9 +39,9 @@ class LedgerRecorder(PostgresApplicationRecorder):
         self._insert = sql.SQL(INSERT).format(**names)
 
     def insert_events(self, stored_events: Sequence[StoredEvent], **_: Any) -> Sequence[int] | None:
-        """All of them or none; returns their positions. Raises IntegrityError if a version is taken.
+        """Store all events or none; returns their positions. Raises IntegrityError if a version is taken.
 
-        It is not tried again when the link breaks, for then it may be stored already.
+        An insert is not repeated after the connection breaks, because the events may be stored already.
         """
         if not stored_events:
             return None
@@ -57,7 +57,7 @@ class LedgerRecorder(PostgresApplicationRecorder):
 
 
 def open_recorder(url: str) -> LedgerRecorder:
-    """The ledger of a chatledger database, to be read: `select_notifications`, `select_events`, `subscribe`.
+    """Open a chatledger database's ledger to read it: `select_notifications`, `select_events`, `subscribe`.
 
     Close its `datastore` after use.
     """

@@ -227,10 +227,8 @@ def _copied(installed: Path, folder: Path) -> Path:
         return copy
     draft = folder / "binaries.new"
     shutil.rmtree(draft, ignore_errors=True)
-    for name in (
-        PACKAGE,
-        f"{PACKAGE}.libs",
-    ):  # Side by side, for the binaries look for their libraries there.
+    # Side by side, because the binaries look for their libraries there.
+    for name in (PACKAGE, f"{PACKAGE}.libs"):
         if (installed / name).exists():
             shutil.copytree(
                 installed / name, draft / name, ignore=shutil.ignore_patterns("include", "__pycache__")
