@@ -29,7 +29,7 @@ from domain import ids
 from tests.support.databases import NewDatabase
 from tests.support.ids import ACCOUNT, BOT, CHANNEL, CHANNEL_SECRET, MESSENGER_SECRET, OTHER_ACCOUNT, SCOPE
 from tests.support.processes import ROOT, Process
-from tests.support.system import Story, free_port, installed, until
+from tests.support.system import WAIT_SECONDS, Story, free_port, installed, until
 
 STRANGER = "52e591f7-c98f-4255-8495-827210138c83"
 UNKNOWN = "00000000-f8ca-454d-af3d-396180102ac7"
@@ -70,7 +70,9 @@ async def clinic(servers: Servers) -> AsyncIterator[Clinic]:
         async with running(settings, clinic.setup) as run:
             story.run = run
             await until(lambda: SCOPE.scope_id in story.sandbox.chat_state.connections)
-            await story.api("GET", f"/v1/events?at_least={2}")
+            async with asyncio.timeout(WAIT_SECONDS):
+                while (await story.call("POST", f"{story.url}/kommo/{SCOPE.scope_id}", {}))[0] != 403:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)  # The scope becomes known to the web within the lease.
             yield clinic
 
 

@@ -17,11 +17,11 @@ from app.stream import jetstream
 from app.views.tables import rebuild
 from ops.sandbox import Sandbox
 from tests.support.databases import database
-from tests.support.ids import ADMIN_KEY
+from tests.support.ids import ADMIN_KEY, MASTER_KEY
 from tests.support.processes import Process, living_servers, started
 from tests.support.system import Story, Traffic, broker, chat, config, free_port, story_on, telling
 
-KEYS = {"CHATLEDGER_ADMIN_KEY": ADMIN_KEY, "CHATLEDGER_MASTER_KEY": "A" * 43 + "="}
+KEYS = {"CHATLEDGER_ADMIN_KEY": ADMIN_KEY, "CHATLEDGER_MASTER_KEY": MASTER_KEY}
 
 
 async def all_is_well(story: Story, traffic: Traffic) -> None:

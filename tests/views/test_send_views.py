@@ -135,10 +135,10 @@ async def test_an_operators_message_has_a_name_its_ticks_and_its_story(browser: 
     await until_read(system, told["id"])
     _, page = await browser.get(f"/conversations/{chat}")
     bubble = page[page.index(f'id="m-{told["id"]}"') :]
-    for words in ("Maria K.", "by API", "Hi, Ann", 'data-status="read"', "Read by the customer"):
+    for words in ("Maria K.", "via API", "Hi, Ann", 'data-status="read"', "Read by the customer"):
         assert words in bubble
     _, page = await browser.get(f"/messages/{told['id']}")
-    for words in ("To be shown in Kommo too", "Shown in Kommo", "Taken by the messenger"):
+    for words in ("Queued to be mirrored in Kommo", "Mirrored in Kommo", "Accepted by the messenger"):
         assert words in page
 
 
@@ -154,7 +154,7 @@ async def test_what_was_written_on_the_phone_says_so(browser: Browser) -> None:
         while (await system.api("GET", f"/v1/messages/{told['id']}"))["status"] != "accepted":  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     _, page = await browser.get(f"/conversations/{await system.chat_of('conv-phone')}")
-    for words in ("on the phone", "Acme", "Kommo has it"):
+    for words in ("from the phone", "Acme", "Accepted by Kommo"):
         assert words in page
 
 
