@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import zlib
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -55,9 +57,9 @@ class Answer(Struct, frozen=True):
         return self.body[: TEXT_CHARACTERS_MAX * 4].decode("utf-8", "replace")[:TEXT_CHARACTERS_MAX]
 
     def json(self) -> dict[str, object]:
-        """The body as a JSON object; an empty object if it is none."""
+        """The body as a JSON object, with or without a byte order mark; an empty object if it is none."""
         try:
-            value = msgspec.json.decode(self.body)
+            value = msgspec.json.decode(self.body.removeprefix(BOM_UTF8))
         except (msgspec.DecodeError, UnicodeError):
             return {}
         return value if isinstance(value, dict) else {}
@@ -103,7 +105,7 @@ class Client:
                     response.status,
                     response.headers.get("Content-Type", ""),
                     retry_after(response.headers.get("Retry-After")),
-                    await _limited(response),
+                    decompressed(await _limited(response), response.headers.get("Content-Encoding", "")),
                 )
         except aiohttp.ClientConnectorError as error:
             raise Unreached(f"no connection: {error.os_error.strerror or error}", unknown=False) from None
@@ -124,6 +126,21 @@ async def _limited(response: aiohttp.ClientResponse) -> bytes:
                 response.close()
                 break
     return body[:ANSWER_BYTES_MAX]
+
+
+def decompressed(body: bytes, encoding: str) -> bytes:
+    """A body without its Content-Encoding, cut at ANSWER_BYTES_MAX; as it came if it is not what it says."""
+    coding = encoding.strip().lower()
+    if coding in ("gzip", "x-gzip"):
+        windows: tuple[int, ...] = (zlib.MAX_WBITS | 16,)
+    elif coding == "deflate":
+        windows = (zlib.MAX_WBITS, -zlib.MAX_WBITS)  # Many servers send it without the header of zlib.
+    else:
+        return body
+    for window in windows:
+        with contextlib.suppress(zlib.error):
+            return zlib.decompressobj(window).decompress(body, ANSWER_BYTES_MAX)
+    return body
 
 
 def retry_after(header: str | None) -> float:

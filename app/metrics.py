@@ -16,6 +16,11 @@ PUSH_SECONDS = Histogram("chatledger_push_seconds", "Time of one attempt", ["des
 BUDGET_SECONDS = Histogram(
     "chatledger_budget_seconds", "Time that calls to Kommo waited for their turn", ["api"], buckets=_SECONDS
 )
+UNNAMED = Counter(
+    "chatledger_unnamed_messages_total",
+    "Messages that the other side accepted without a name",
+    ["destination"],
+)
 PAUSED = Gauge("chatledger_paused_scopes", "Connections where Kommo refuses us (403) and someone must look")
 QUEUE = Gauge("chatledger_ledger_queue", "Commands that wait for the ledger")
 HEAD = Gauge("chatledger_ledger_head", "Position of the last event this process committed or saw")

@@ -200,6 +200,9 @@ def _report(job: Job, result: Result, decision: Decision) -> None:
             log.warning("deferred: position %d (%s): %s", job.position, e.tag(event), reason)
         case c.Reject() if isinstance(result, Refused):
             log.error("refused: position %d: HTTP %d", job.position, result.http)
+        case c.Accept(stream=message, remote_id=None):
+            metrics.UNNAMED.labels(event.push).inc()
+            log.warning("unnamed: message %s is accepted, but the %s gave no message_id", message, event.push)
 
 
 def _is_copy(event: Pushed) -> bool:

@@ -14,7 +14,7 @@ from standardwebhooks.webhooks import EmptyWebhookSecretError
 from app import clock, problems
 from app.channels.directory import Channel, Connection
 from app.http_client import RETRIED, Answer, Unreached
-from app.limits import FAILURE_CODES, ID_CHARACTERS_MAX, OTHER_FAILURE
+from app.limits import FAILURE_CODES, ID_CHARACTERS_MAX, INTEGER_MAX, OTHER_FAILURE
 from app.messengers import checks
 from app.messengers.adapter import (
     Messenger,
@@ -129,8 +129,12 @@ def outcome(answer: Answer) -> Outcome:
 
 
 def _id(body: Json, field: str) -> str | None:
-    """One of the messenger's ids; None if it cannot be an id."""
+    """One of the messenger's ids, a number as its digits; None if it cannot be an id."""
     value = body.get(field)
+    if isinstance(value, float) and value.is_integer() and abs(value) <= INTEGER_MAX:
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
     return value if isinstance(value, str) and 0 < len(value) <= ID_CHARACTERS_MAX else None
 
 

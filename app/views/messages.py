@@ -86,7 +86,8 @@ class Message(Struct, frozen=True, kw_only=True):
 class Moment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One event of a message's stream: its type and time, the side that reported it, and the evidence.
 
-    `copy`: the event is about the mirror, in Kommo, of a message that an operator sent.
+    `copy`: the event is about the mirror, in Kommo, of a message that an operator sent. `warning` says in
+    words what is wrong with it.
     """
 
     position: int
@@ -105,6 +106,7 @@ class Moment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reason: str | None = None
     superseded: str | None = None
     copy: bool = False
+    warning: str | None = None
 
 
 class History(Message, frozen=True, kw_only=True):
@@ -153,6 +155,7 @@ SHOWN = names(Way.SHOWN)
 decode_content = msgspec.json.Decoder(Content).decode
 _party = msgspec.json.Decoder(Party).decode
 _reactions = msgspec.json.Decoder(list[ReactionShown]).decode
+UNNAMED = "the answer gave no message_id: what happens to the message there is not known here"
 _EVIDENCE = ("push", "side", "remote_id", "code", "text", "emoji", "reason", "superseded")
 
 _MESSAGE = """
@@ -247,6 +250,7 @@ def moment_of(position: int, event: AnyEvent) -> Moment:
         by=event.by,
         cause=event.cause,
         copy=isinstance(event, MessageAccepted) and event.copy,
+        warning=UNNAMED if isinstance(event, MessageAccepted) and event.remote_id is None else None,
         **evidence,
     )
 

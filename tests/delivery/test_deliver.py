@@ -1,6 +1,10 @@
 """A push is tried until it is taken or refused for good, with patience and in its conversation's order."""
 
 import asyncio
+import gzip
+import json
+import logging
+import zlib
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from statistics import median
@@ -8,6 +12,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from prometheus_client import REGISTRY
 
 from app.clock import LoopClock
 from app.delivery.gate import Gate
@@ -17,6 +22,7 @@ from tests.support.messenger import Answering, answering, refusing
 from tests.support.system import Story, chat, until
 
 SLACK_SECONDS = 0.4
+UNNAMED = "chatledger_unnamed_messages_total"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -141,6 +147,72 @@ async def test_an_odd_answer_is_an_answer(story: Story, messenger: Answering, an
     told = await story.manager(name)
     await story.until_recorded(told["ours"], "message.accepted")
     assert (await story.shown(told["ours"]))["status"] == "accepted"
+
+
+def _raw(body: bytes, status: int = 200, **headers: str) -> web.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return web.Response(body=body, status=status, headers={"Content-Type": "application/json"} | named)
+
+
+def _packed(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _deflated(value: object) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(_packed(value)) + packer.flush()
+
+
+NAMED_ANSWERS = {
+    "a number": (_raw(_packed({"message_id": 7001})), "7001"),
+    "a number beyond 64 bits": (_raw(_packed({"message_id": 10**24})), str(10**24)),
+    "a number with a fraction of zero": (_raw(b'{"message_id": 7002.0}'), "7002"),
+    "a negative number": (_raw(_packed({"message_id": -7003})), "-7003"),
+    "a byte order mark": (_raw(b"\xef\xbb\xbf" + _packed({"message_id": "bom"})), "bom"),
+    "gzip": (_raw(gzip.compress(_packed({"message_id": "gz"})), Content_Encoding="GZIP"), "gz"),
+    "gzip and a mark": (
+        _raw(gzip.compress(b"\xef\xbb\xbf" + _packed({"message_id": 7004})), Content_Encoding="gzip"),
+        "7004",
+    ),
+    "deflate": (_raw(zlib.compress(_packed({"message_id": "zl"})), Content_Encoding="deflate"), "zl"),
+    "raw deflate": (_raw(_deflated({"message_id": "raw"}), Content_Encoding="deflate"), "raw"),
+    "identity": (_raw(_packed({"message_id": "id"}), Content_Encoding="identity"), "id"),
+    "gzip in name only": (_raw(_packed({"message_id": "no"}), Content_Encoding="gzip"), "no"),
+    "201": (_raw(_packed({"message_id": "created"}), status=201), "created"),
+}
+
+
+@pytest.mark.parametrize("case", NAMED_ANSWERS)
+async def test_a_name_is_read_however_it_is_written(story: Story, messenger: Answering, case: str) -> None:
+    answer, expected = NAMED_ANSWERS[case]
+    name = chat()
+    messenger.answers[name] = [answer]
+    told = await story.manager(name)
+    await story.until_recorded(told["ours"], "message.accepted")
+    assert (await story.shown(told["ours"]))["remote"]["messenger"] == expected
+    read = {"type": "message.read", "conversation_id": name, "message_id": expected}
+    assert (await story.tell(read))[0] == 200
+    await until(lambda: story.statuses(told["id"]) == [2])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"{}", b"ok", b'{"message_id":""}', b'{"message_id":true}', b'{"message_id":1.5}', b"[7]"],
+    ids=str,
+)
+async def test_an_answer_without_a_name_is_a_warning(
+    story: Story, messenger: Answering, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = REGISTRY.get_sample_value(UNNAMED, {"destination": "messenger"}) or 0.0
+    name = chat()
+    messenger.answers[name] = [_raw(body)]
+    with caplog.at_level(logging.WARNING, "chatledger.deliver"):
+        told = await story.manager(name)
+        [accepted] = await story.until_recorded(told["ours"], "message.accepted")
+    assert "gave no message_id" in accepted["warning"]
+    [line] = [record.getMessage() for record in caplog.records if "unnamed" in record.getMessage()]
+    assert told["ours"] in line
+    assert REGISTRY.get_sample_value(UNNAMED, {"destination": "messenger"}) == before + 1
 
 
 async def test_what_the_messenger_reports_as_failed_is_not_tried_again(

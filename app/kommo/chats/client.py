@@ -141,6 +141,8 @@ def outcome(answer: Answer) -> Outcome:
     if 200 <= status < 300:
         new = answer.json().get("new_message")
         msgid = new.get("msgid") if isinstance(new, dict) else None
+        if isinstance(msgid, int) and not isinstance(msgid, bool):
+            msgid = str(msgid)
         return Done(remote_id=msgid if isinstance(msgid, str) and msgid else None)
     if status in RETRIED or not 400 <= status < 500:
         return Retry(f"HTTP {status} from Kommo", answer.retry_after, unknown=status >= 500)
