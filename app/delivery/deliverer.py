@@ -1,14 +1,15 @@
 """What an event asks to push is pushed once and in its conversation's order, or is visibly parked.
 
-Theory of operation. The ledger drives delivery: the view `deliveries` holds what is open, and the stream only
-brings what is new. The conversations are divided into partitions, and the partitions into ranges. A range
-belongs to one process at a time, by a lock of the database that ends with its connection.
+Theory of operation. The ledger drives delivery: every event that is pushed is read from PostgreSQL. The view
+`deliveries` holds what is open, the ledger's tail brings what is new, and the stream only wakes the tail with
+a position, so that nothing that a stranger puts into the stream is pushed or moves anything. The
+conversations are divided into partitions, and the partitions into ranges. A range belongs to one process at a
+time, by a lock of the database that ends with its connection.
 
 A range starts from a position that the view has reached. What is open up to there comes from the view, what
-is later from the ledger (whatever this process commits, at once) and from the stream (everything). Both bring
-events in order, so whichever is first counts: `_upto` only grows, and everything up to it is in a lane, is
-done, or is open in the view. What neither brings is found by a sweep of the view. A message of the stream is
-acknowledged once its lane has it; waiting, retries and order belong to the lane.
+is later from the tail, in order: `_upto` only grows, and everything up to it is in a lane, is done, or is
+open in the view. What nothing wakes the tail for is found by a sweep of the view. Waiting, retries and order
+belong to the lane.
 
 However much is imported, the lanes hold a bounded number of jobs; the view holds the rest.
 """
@@ -19,17 +20,18 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NoReturn, cast
 
+import msgspec
 import psycopg
 
 from app.database import names
 from app.database.connection import Db, connect
 from app.delivery.job import Job, Progress, Pushed, is_imported, lane_key
 from app.delivery.lane import Lane, Lanes
-from app.delivery.ledger_tail import BACKOFF_SECONDS, PAGE, Arrival, LedgerTail, arrivals, fetch_all
+from app.delivery.ledger_tail import BACKOFF_SECONDS, PAGE, Arrival, LedgerTail, fetch_all
 from app.delivery.settle import Settle
 from app.stream import jetstream
 from app.stream.consumer import Consumer, partition_subjects
-from app.stream.jetstream import JetStreamError
+from app.stream.jetstream import STREAM_GONE, JetStreamError, StreamRefused
 from domain import events as e
 from domain import ids
 
@@ -37,7 +39,7 @@ from domain import ids
 RANGES = 4
 # Chosen: the work of a process that dies is taken over within about a second.
 LEASE_SECONDS = 1.0
-# Chosen: what the stream and the ledger's tail have both missed is found after two sweeps.
+# Chosen: what nothing has woken the ledger's tail for is found after two sweeps.
 SWEEP_SECONDS = 5.0
 # Chosen: a database that answers no sooner than this is away, and then the lease may be gone.
 LOOK_SECONDS = 10.0
@@ -47,6 +49,8 @@ VIEWS_SECONDS = 0.05
 IMPORTED_SECONDS = 0.2
 # Chosen: how soon a stream that was away is used again.
 LISTEN_SECONDS = 0.25
+# Chosen: a first start makes the stream within a second; one that is missing for longer is worth a warning.
+STREAM_SECONDS = 10.0
 log = logging.getLogger("chatledger.deliver")
 
 TRY_LEASE = "SELECT pg_try_advisory_lock(%s)"
@@ -191,16 +195,20 @@ class _Range:
         await self._find_imported(connection, self._upto)
 
     async def _listen(self) -> NoReturn:
-        """Have the stream bring what is new; while it cannot, the sweep finds that in the view."""
+        """Have the stream wake the tail; while it cannot, the sweep finds in the view what is new."""
         name, filters, reason = f"deliver-{self.number}", partition_subjects(self.partitions), ""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         while True:
-            consumer = Consumer(self._nats, name, filters, self._upto + 1, self._received)
+            start = self._upto + 1
+            consumer = Consumer(self._nats, name, filters, start, self._reached, headers_only=True)
             try:
                 await jetstream.delete_consumer(self._nats, name)
                 await consumer.start()
                 await asyncio.Event().wait()  # Until cancelled.
             except JetStreamError as error:
-                if str(error) != reason:
+                new = isinstance(error, StreamRefused) and error.code == STREAM_GONE  # The relay makes it.
+                if str(error) != reason and not (new and loop.time() - began < STREAM_SECONDS):
                     reason = str(error)
                     log.warning("deliver %d does without the stream: %s", self.number, reason)
             finally:
@@ -268,8 +276,7 @@ class _Range:
     async def _sweep(self, connection: Db, before: int) -> None:
         """Take what the view has as open and no lane has, a page at a time.
 
-        Also take what the view had at the last sweep (`before`) and neither ledger nor stream has brought
-        since.
+        Also take what the view had at the last sweep (`before`) and the tail has not brought since.
         """
         rows = await self._open(connection, self._swept, self._upto)
         self._swept = rows[-1][0] if len(rows) == PAGE else 0
@@ -280,10 +287,9 @@ class _Range:
             self._upto = max(self._upto, rows[-1][0] if len(rows) == PAGE else before)
             self._put_back(rows)
 
-    def _received(self, sequence: int, raw: bytes, ack: Callable[[], None]) -> None:
-        """Take an event that the stream brings, unless the ledger has brought it before."""
-        if sequence > self._upto:
-            self.read(arrivals([(sequence, raw)]), sequence)
+    def _reached(self, sequence: int, _: bytes, ack: Callable[[], None]) -> None:
+        """Have the tail read up to a position of the stream; nothing else of a message counts."""
+        self._tail.reached(sequence)
         ack()
 
     def read(self, news: Sequence[Arrival], upto: int) -> None:
@@ -297,7 +303,11 @@ class _Range:
         position, head, raw = arrival
         if head.imported and self.lanes.of(lane_key(head)).cuts(position):
             return  # Most of a large import is cut off, and need not be decoded for that.
-        event = e.decode(raw)
+        try:
+            event = e.decode(raw)
+        except msgspec.MsgspecError as error:
+            log.error("deliver: event %d cannot be read and is not pushed: %s", position, error)
+            return
         if isinstance(event, e.DeliveryResumed):
             self._resumed[event.cause or ""] = position
             self._wake.set()

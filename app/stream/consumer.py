@@ -79,8 +79,12 @@ class Consumer:
         *,
         outstanding: int = OUTSTANDING_MAX,
         stream: str = STREAM,
+        headers_only: bool = False,
     ) -> None:
-        """`start_sequence` (a ledger position) applies only if the durable consumer does not exist yet."""
+        """`start_sequence` (a ledger position) applies only if the durable consumer does not exist yet.
+
+        With `headers_only` the server leaves out the bodies: `data` is empty, and only the sequence counts.
+        """
         self.last_sequence = 0
         self._nats = nats
         self._name = name
@@ -89,6 +93,7 @@ class Consumer:
         self._on_message = on_message
         self._outstanding_max = outstanding
         self._stream = stream
+        self._headers_only = headers_only
         self._inbox = nats.new_inbox()
         self._round = 0
         self._outstanding = 0
@@ -179,6 +184,7 @@ class Consumer:
             "max_ack_pending": UNACKNOWLEDGED_MAX,
             "max_deliver": -1,
             "replay_policy": "instant",
+            **({"headers_only": True} if self._headers_only else {}),
         }
 
     # Pulling.
@@ -308,4 +314,5 @@ def partition_subjects(partitions: Iterable[int], types: Iterable[str] = ()) -> 
 
 
 def _has_settings(config: Mapping[str, object], wanted: Mapping[str, object]) -> bool:
-    return all(config.get(name) == value for name, value in wanted.items() if name not in START_FIELDS)
+    same = all(config.get(name) == value for name, value in wanted.items() if name not in START_FIELDS)
+    return same and bool(config.get("headers_only")) == bool(wanted.get("headers_only"))

@@ -60,6 +60,21 @@ async def all_acknowledged(nats: NatsClient, *, but: int = 0) -> bool:
                 return True
 
 
+async def test_a_reader_of_positions_gets_no_bodies(nats: NatsClient) -> None:
+    seen: list[tuple[int, bytes]] = []
+
+    def read(sequence: int, data: bytes, ack: Callable[[], None]) -> None:
+        seen.append((sequence, data))
+        ack()
+
+    consumer = Consumer(nats, "reader", ALL, 1, read, headers_only=True)
+    await consumer.start()
+    await publish(nats, 1, 20)
+    await until(lambda: len(seen) == 20)
+    await consumer.stop()
+    assert seen == [(number, b"") for number in range(1, 21)]
+
+
 async def test_messages_come_in_order_and_acknowledged_ones_not_again(nats: NatsClient) -> None:
     await publish(nats, 1, 30)
     reader = Reader()
