@@ -56,7 +56,8 @@ class Content(Struct, frozen=True, omit_defaults=True):
 
     `type` is a `MessageType`. `file_size` is in bytes, `media_duration` in seconds. `forwards_cut` is the
     number of forwarded messages that were too long to keep. `forwarded` is the message that a customer
-    forwards, if an id names it.
+    forwards, if an id names it. `raw` is the whole of a message of a type that is unknown here: `text` has
+    what could be understood of it.
     """
 
     type: Annotated[str, IN | OUT | SEEN | QUOTED]
@@ -82,6 +83,7 @@ class Content(Struct, frozen=True, omit_defaults=True):
     conversation_id: str | None = None
     chat_id: str | None = None
     forwarded: Annotated[Reply | None, Way.SHOWN] = None
+    raw: Annotated[Json | None, Way.SHOWN] = None
 
 
 class Field(NamedTuple):

@@ -17,6 +17,8 @@ PREFIX = "CHATLEDGER_"
 MASTER_KEY_BYTES = 32  # AES-256
 CONFIG_BYTES_MAX = 1_000_000  # chosen: far more than any file needs, and read in one piece
 
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
 Role = Literal["web", "relay", "project", "deliver"]
 ROLES: frozenset[Role] = frozenset(get_args(Role))
 
@@ -40,7 +42,13 @@ class Settings(
     master_key: str | None = None
     kommo_url: Annotated[str, Meta(pattern=r"^https?://[^\s?#]+$(?!\n)")] = "https://amojo.kommo.com"
     public_url: Annotated[str, Meta(pattern=r"^https?://[^\s?#]+$(?!\n)")] | None = None
+    hook_max_age: Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,4}[smhd]$(?!\n)")] = "24h"
     roles: frozenset[Role] = ROLES
+
+    @property
+    def hook_age_seconds_max(self) -> int:
+        """Returns the age, in seconds, beyond which a hook of Kommo's is kept and not delivered."""
+        return int(self.hook_max_age[:-1]) * SECONDS[self.hook_max_age[-1]]
 
     def __repr__(self) -> str:
         """Shows neither keys nor URLs, which contain secrets."""
@@ -68,6 +76,7 @@ HINTS = {
     "CHATLEDGER_MASTER_KEY": "give 32 bytes in base64, for example from: openssl rand -base64 32",
     "CHATLEDGER_KOMMO_URL": "give an http or https URL, like https://amojo.kommo.com",
     "CHATLEDGER_PUBLIC_URL": "give the http or https URL under which Kommo reaches this service",
+    "CHATLEDGER_HOOK_MAX_AGE": "give a whole number with s, m, h or d behind it, like 24h",
     "CHATLEDGER_ROLES": "give some of web,relay,project,deliver with commas between",
 }
 

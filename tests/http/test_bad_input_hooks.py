@@ -4,15 +4,16 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import psycopg
 import pytest
 import pytest_asyncio
+from multidict import CIMultiDict
 from yarl import URL
 
 from app.kommo.chats.hooks import CONTENT_BYTES_MAX
-from tests.support.ids import ACCOUNT, SCOPE_ID
+from tests.support.ids import ACCOUNT, OTHER_ACCOUNT, SCOPE_ID
 from tests.support.service import Served, refused, sent, signature, wrote
 
 KB = 1024
@@ -120,21 +121,14 @@ NEVER_READABLE: dict[str, bytes] = {
     "an array": b"[]",
     "neither message nor action": b'{"account_id":"a","time":1}',
     "an old hook": b'{"receiver":"u-1","conversation_id":"c","type":"text","text":"Hi"}',
-    "not UTF-8": json.dumps(wrote("bad")).encode().replace(b"Hi bad", b"\xff\xfe"),
-    "NaN": b'{"message":{"conversation":{"id":"c"},"message":{"id":"n","type":"location","text":"\\u0000",'
+    "NaN": b'{"message":{"conversation":{"id":"c"},"message":{"id":"n","type":"location",'
     b'"location":{"lon":NaN,"lat":0}}}}',
-    "a number in a text": json.dumps(wrote("bad", message={"text": 7})).encode(),
+    "an object in a text": json.dumps(wrote("bad", message={"text": {"a": 1}})).encode(),
     "no message id": json.dumps(wrote("bad", message={"id": None})).encode(),
     "an empty message id": json.dumps(wrote("bad", message={"id": ""})).encode(),
     "a long message id": json.dumps(wrote("bad", message={"id": LONG})).encode(),
     "a long conversation id": json.dumps(wrote("bad", conversation={"client_id": LONG})).encode(),
-    "no conversation id": json.dumps(wrote("bad", conversation={"id": ""})).encode(),
-    "an unknown type": json.dumps(wrote("bad", message={"type": "hologram"})).encode(),
-    "a long type": json.dumps(wrote("bad", message={"type": LONG})).encode(),
-    "deep nesting": json.dumps(wrote("bad", message={"markup": "@@"})).encode().replace(b'"@@"', DEEP),
-    "nesting that others could not read": json.dumps(wrote("bad", message={"markup": "@@"}))
-    .encode()
-    .replace(b'"@@"', b'{"a":' * 65 + b"1" + b"}" * 65),
+    "no conversation id": json.dumps(wrote("bad", conversation={"id": "", "client_id": ""})).encode(),
     "a reaction of an unknown kind": json.dumps(
         {"action": {"reaction": {"type": "love", "message": {"id": "k"}, "conversation": {"id": "c"}}}}
     ).encode(),
@@ -153,6 +147,88 @@ async def test_a_signed_hook_that_cannot_be_read_is_kept_whole(service: Served, 
     assert kept["scope_id"] == SCOPE_ID
     assert kept["id"] in problem["detail"]
     assert len(problem["detail"]) < 1000
+
+
+def spoilt(old: bytes, new: bytes, **message: object) -> Callable[[str], bytes]:
+    """A hook of the manager's by its number, with some of its bytes replaced."""
+    return lambda number: json.dumps(wrote(number, message=message)).encode().replace(old, new)
+
+
+UNDERSTOOD: dict[str, Callable[[str], bytes]] = {
+    "not UTF-8": spoilt(b'"Hi ', b'"\xff\xfe'),
+    "raw control characters": spoilt(b'"Hi ', b'"\n\t'),
+    "a byte order mark": spoilt(b'{"account_id', b'\xef\xbb\xbf{"account_id'),
+    "a number in a text": spoilt(b"@@", b"@@", text=7),
+    "an unknown type": spoilt(b"@@", b"@@", type="hologram"),
+    "a long type": spoilt(b"@@", b"@@", type=LONG),
+    "deep nesting": spoilt(b'"@@"', DEEP, markup="@@"),
+    "nesting that others could not read": spoilt(b'"@@"', b'{"a":' * 65 + b"1" + b"}" * 65, markup="@@"),
+}
+
+
+@pytest.mark.parametrize("name", UNDERSTOOD)
+async def test_a_signed_hook_that_can_be_understood_is_recorded(service: Served, url: str, name: str) -> None:
+    head = await service.head()
+    assert (await service.hook(UNDERSTOOD[name](f"{name} {url}"), url=url)).status == 200
+    [event] = await service.since(head)
+    assert event["type"] == "message.sent"
+    assert event["own_id"] == f"k-{name} {url}"
+
+
+NEEDLESS = [
+    *("media", "thumbnail", "file_size", "sticker_id", "tag", "location", "contact", "shared_post", "post"),
+    *("markup", "template", "reply_to", "forwards"),
+]
+ODD: list[object] = [None, [], {}, "", 0, False, True, 7, 1.5, "x", [1], {"a": 1}, "1e400"]
+
+
+async def test_whatever_stands_in_a_field_that_a_text_does_not_need_the_text_is_recorded(
+    service: Served,
+) -> None:
+    head = await service.head()
+    texts = []
+    for name in NEEDLESS:
+        for number, value in enumerate(ODD):
+            hook = wrote(f"{name}-{number}", message={name: value})
+            hook["message"] |= {("sender", "receiver", "source")[number % 3]: value} | {"timestamp": value}
+            assert (await service.hook(hook | {"time": value})).status == 200, (name, value)
+            texts.append(f"Hi {name}-{number}")
+    assert [event["content"]["text"] for event in await service.since(head)] == texts
+
+
+@pytest.mark.parametrize("encoding", ["Identity", "identity", "", " IDENTITY "])
+async def test_a_body_that_is_called_identity_is_not_compressed(
+    service: Served, url: str, encoding: str
+) -> None:
+    hook = wrote(f"encoding {encoding} {url}")
+    assert (await service.hook(hook, url=url, headers={"Content-Encoding": encoding})).status == 200
+
+
+async def test_two_signatures_are_a_bad_request(service: Served, url: str) -> None:
+    head, body = await service.head(), json.dumps(wrote("twice signed")).encode()
+    for two in ((signature(body), "0" * 40), ("0" * 40, signature(body))):
+        headers = CIMultiDict([("X-Signature", one) for one in two])
+        answer = await service.request("POST", f"/kommo/{SCOPE_ID}", url=url, data=body, headers=headers)
+        assert "X-Signature" in (await refused(service, answer, 400, head))["detail"]
+
+
+async def test_a_hook_of_another_account_is_forbidden_and_kept(service: Served, url: str) -> None:
+    head, hook = await service.head(), wrote("replayed") | {"account_id": OTHER_ACCOUNT}
+    problem = await refused(service, await service.hook(hook, url=url), 403, head)
+    kept = (await service.get("/v1/refused", limit=1))["items"][0]
+    assert kept["id"] in problem["detail"]
+    assert json.loads(base64.b64decode(kept["body"])) == hook
+
+
+async def test_an_old_hook_is_taken_and_kept_and_not_recorded(service: Served, url: str) -> None:
+    head, now = await service.head(), int(time.time())
+    young, old = ({"time": now - hours * 3600 - 60} for hours in (23, 24))
+    assert (await service.hook(wrote(f"young {url}") | young, url=url)).status == 200
+    assert [event["own_id"] for event in await service.since(head)] == [f"k-young {url}"]
+    assert (await service.hook(wrote(f"old {url}") | old, url=url)).status == 200
+    kept = (await service.get("/v1/refused", limit=1))["items"][0]
+    assert "24.0 hours old" in kept["reason"]
+    assert len(await service.since(head)) == 1
 
 
 MENDED: dict[str, tuple[bytes, str]] = {

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from app import clock
 from app.kommo.chats import hooks, payloads
-from app.kommo.chats.hooks import HookRefused
+from app.kommo.chats.hooks import HookRefused, Why
 from domain import commands as c
 from domain import events as e
 from tests.support.ids import SCOPE
@@ -76,10 +76,10 @@ def test_a_reaction_in_a_managers_name_goes_by_his_amojo_id_alone() -> None:
 def test_a_v1_hook_is_known_for_what_it_is() -> None:
     with pytest.raises(HookRefused, match="v1") as raised:
         hooks.command(SCOPE, OLD)
-    assert raised.value.old
+    assert raised.value.why == Why.V1
     with pytest.raises(HookRefused, match="neither") as raised:
         hooks.command(SCOPE, b'{"account_id":"a"}')
-    assert not raised.value.old
+    assert raised.value.why == Why.UNREADABLE
 
 
 async def test_a_v1_hook_is_refused_with_one_line_in_the_log(
@@ -132,7 +132,7 @@ async def test_a_quote_that_nobody_here_knows_is_passed_on_as_kommo_tells_it(sto
     assert "reply_to" not in (await story.pushed(name, 3))[2].body
 
 
-@pytest.mark.parametrize("odd", [[], {}, {"message": []}, {"id": 7}, {"message": {"id": None}}])
+@pytest.mark.parametrize("odd", [[], {}, {"message": []}, {"id": [7]}, {"id": 0}, {"message": {"id": None}}])
 def test_a_quote_without_a_name_is_none(odd: object) -> None:
     command = hooks.command(SCOPE, msgspec.json.encode(outgoing("c", "chat", odd)))
     assert isinstance(command, c.Send)

@@ -36,7 +36,7 @@ class HangUp(Exception):
 
 async def read(headers: dict[bytes, bytes], receive: Receive) -> bytes:
     """The body, as far as the limit; raises ProblemError (413, 415) and HangUp."""
-    if headers.get(b"content-encoding", b"identity") != b"identity":
+    if headers.get(b"content-encoding", b"").strip().lower() not in (b"", b"identity"):
         raise ProblemError(415, COMPRESSED)
     length = headers.get(b"content-length", b"0")
     if length.isdigit() and int(length) > BODY_BYTES_MAX:

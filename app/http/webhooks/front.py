@@ -56,8 +56,8 @@ class Front:
 
     async def _hook(self, scope_id: str, scope: Message, receive: Receive) -> Answer:
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        signature = kommo.signature_of(scope["headers"])
         body = await read(headers, receive)
-        signature = headers.get(b"x-signature", b"").decode("latin-1")
         return await kommo.take(self._services, scope_id, signature, body)
 
     async def _actions(self, kind: str, parts: dict[str, str], scope: Message, receive: Receive) -> Answer:

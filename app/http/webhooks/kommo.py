@@ -1,23 +1,42 @@
 """`POST /kommo/{scope_id}`: a signed hook is durable before it is answered, for Kommo sends it only once."""
 
+from collections.abc import Iterable
+
 import psycopg
 
 from app.channels.directory import Channels
 from app.http.webhooks import refused
 from app.http.webhooks.body import BUSY, OK, RETRY_AFTER_SECONDS, UNSIGNED, Answer
 from app.kommo.chats import hooks
-from app.kommo.chats.hooks import HookRefused
+from app.kommo.chats.hooks import HookRefused, Why
 from app.kommo.chats.signature import signed
 from app.ledger.writer import EventTooLarge, LedgerFull, LedgerUnavailable
 from app.operations.services import Services
 from app.problems import ProblemError
 
-SIGNED_HOOK = "a signed hook"
-OLD_HOOK = "a v1 hook (connect the account again: that asks Kommo for v2)"
+TWO_SIGNATURES = "the hook has several headers X-Signature: send one"
+KINDS = {
+    Why.UNREADABLE: "a signed hook",
+    Why.V1: "a v1 hook (connect the account again: that asks Kommo for v2)",
+    Why.OTHER_ACCOUNT: "a signed hook of another account",
+    Why.LATE: "a late hook",
+    Why.LARGE: "a signed hook that is too large",
+}
+
+
+def signature_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The header X-Signature, empty if there is none; raises ProblemError (400) if there are several."""
+    found = [value for name, value in headers if name == b"x-signature"]
+    if len(found) > 1:
+        raise ProblemError(400, TWO_SIGNATURES)
+    return found[0].decode("latin-1") if found else ""
 
 
 async def take(services: Services, scope_id: str, signature: str, body: bytes) -> Answer:
-    """Record a hook; the answer is 200 once it is durable. Raises ProblemError (400, 403, 404, 503)."""
+    """Record a hook; the answer is 200 once it is durable, or kept because it is old.
+
+    Raises ProblemError (400, 403, 404, 503).
+    """
     channels = services.channels
     if not channels.fresh_ahead():
         await refresh(channels)
@@ -27,17 +46,15 @@ async def take(services: Services, scope_id: str, signature: str, body: bytes) -
     if not signed(scope, signature, body):
         raise ProblemError(403, UNSIGNED)
     try:
-        command = hooks.command(scope.connection.scope, body)
-    except HookRefused as error:
-        raise await _kept(
-            services, scope_id, body, str(error), OLD_HOOK if error.old else SIGNED_HOOK
-        ) from None
-    try:
+        age = services.settings.hook_age_seconds_max
+        command = hooks.command(scope.connection.scope, body, age_seconds_max=age)
         await services.ledger.submit(command, len(body))
+    except HookRefused as error:
+        return await _keep(services, scope_id, body, str(error), error.why)
+    except EventTooLarge:
+        return await _keep(services, scope_id, body, "larger than an event may be", Why.LARGE)
     except (LedgerFull, LedgerUnavailable):
         raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS) from None
-    except EventTooLarge:
-        raise await _kept(services, scope_id, body, "larger than an event may be", SIGNED_HOOK) from None
     return OK
 
 
@@ -49,10 +66,17 @@ async def refresh(channels: Channels) -> None:
         raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS) from None
 
 
-async def _kept(services: Services, scope_id: str, body: bytes, reason: str, what: str) -> ProblemError:
-    """Keep a signed hook that we cannot read: Kommo will not send it again."""
+async def _keep(services: Services, scope_id: str, body: bytes, reason: str, why: Why) -> Answer:
+    """Keep a signed hook that is not taken: Kommo will not send it again.
+
+    One that is only old is answered 200, because sending it again would change nothing. Raises ProblemError.
+    """
     try:
-        kept = await refused.keep(services.pool, scope_id, reason, body, what=what)
+        kept = await refused.keep(services.pool, scope_id, reason, body, what=KINDS[why])
     except psycopg.OperationalError:
-        return ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS)
-    return ProblemError(400, f"the hook cannot be read, and is kept as {kept} (GET /v1/refused): {reason}")
+        raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS) from None
+    if why == Why.LATE:
+        return OK
+    if why == Why.OTHER_ACCOUNT:
+        raise ProblemError(403, f"the hook is for another account, and is kept as {kept} (GET /v1/refused)")
+    raise ProblemError(400, f"the hook cannot be read, and is kept as {kept} (GET /v1/refused): {reason}")

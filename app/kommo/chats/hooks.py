@@ -17,20 +17,24 @@ Repaired:
     a time before 2000 or over a day ahead   the arrival
     "" and 0 where nothing is; [] for {}     left out
     a number as text                         the number; left out if it is none or over 2^53
+    a field of another type than documented  what can be understood of it, see `lenient`
+    an unknown type of message               a text with the message's link; `raw` has the whole of it
+    objects nested over 64 deep              null from there on
     forwards too long for an event           left out, `forwards_cut` has their number
     a quote too long for an event            its id alone
 
 Kept as it is: every other text, the objects `markup`, `template`, `forwards`, `post` and `shared_post` whole,
 and of a quote the fields that Kommo documents. Fields that nothing here knows are dropped.
 
-Refused with a reason: what is not JSON, a field of another type than documented, an id that is missing or
-longer than 255 characters, an unknown type of message, and objects nested over 64 deep.
+Refused with a reason: what is no JSON object, a message without an id, a conversation without one, an id
+longer than 255 characters, a message whose one field that counts cannot be understood, a reaction of an
+unknown kind, and a hook that names another account than the one it came in for.
 
 Source: https://www.amocrm.ru/developers/content/chats/chat-webhooks and
 https://developers.kommo.com/reference/receiving-chat-webhooks.
 """
 
-import json
+from enum import StrEnum
 from functools import lru_cache
 from itertools import compress
 from operator import attrgetter
@@ -40,6 +44,7 @@ import msgspec
 from msgspec.structs import replace
 
 from app import clock
+from app.kommo.chats import lenient
 from app.kommo.chats.hook_schema import (
     Hook,
     HookConversation,
@@ -54,7 +59,6 @@ from app.limits import (
     AHEAD_MS_MAX,
     EARLIEST_MS,
     ID_CHARACTERS_MAX,
-    INTEGER_MAX,
     NESTING_MAX,
     too_deep,
 )
@@ -68,8 +72,6 @@ from domain.ids import KOMMO, MESSENGER, Scope
 CONTENT_BYTES_MAX = e.EVENT_BYTES_MAX - 48 * 1024
 # Chosen: the chats in which managers write at the same time; an entry takes about 1 KB.
 CHATS_KEPT = 8192
-# As texts: fifteen digits are below 2^53, and converting a text of any length would cost its square.
-DIGITS_MAX = 15
 
 _FIELDS = tuple(name for name in names(Way.FROM_KOMMO) if name not in ("type", "text"))
 _NUMBERS = names(Way.FROM_KOMMO, int)
@@ -79,15 +81,25 @@ _values_of = attrgetter(*_FIELDS)
 _decoder = msgspec.json.Decoder(Hook)
 
 
-class HookRefused(Exception):
-    """A signed hook that is not of the documented shape; the message says why.
+class Why(StrEnum):
+    """The kinds of reasons why a signed hook is not taken."""
 
-    `old`: it is of version v1, which Kommo sends if the channel was connected so.
+    UNREADABLE = "unreadable"
+    V1 = "v1"
+    OTHER_ACCOUNT = "account"
+    LATE = "late"
+    LARGE = "large"
+
+
+class HookRefused(Exception):
+    """A signed hook that is not taken; the message says why, and `why` is the kind of the reason.
+
+    V1: Kommo sends that version if the channel was connected so.
     """
 
-    def __init__(self, message: str, *, old: bool = False) -> None:
+    def __init__(self, message: str, why: Why = Why.UNREADABLE) -> None:
         super().__init__(message)
-        self.old = old
+        self.why = why
 
 
 class Arrival(NamedTuple):
@@ -98,12 +110,17 @@ class Arrival(NamedTuple):
     at: int
 
 
-def command(scope: Scope, body: bytes) -> c.AnyCommand:
-    """The command that a hook asks for; raises HookRefused."""
+def command(scope: Scope, body: bytes, *, age_seconds_max: float | None = None) -> c.AnyCommand:
+    """The command that a hook asks for; raises HookRefused, also for one that is older than allowed."""
     hook = _read(body)
     now = clock.now_ms()
+    if hook.message or hook.action:
+        if hook.account_id and hook.account_id.lower() != scope.account:
+            raise HookRefused("its account_id is not the account that it came in for", Why.OTHER_ACCOUNT)
+        if age_seconds_max is not None:
+            _check_age(hook, now, age_seconds_max)
     if hook.message:
-        return _send(scope, hook.message, now)
+        return _send(scope, hook.message, now, body)
     action = hook.action
     seconds = hook.time if hook.time is not None else now // 1000
     arrival = Arrival(scope, now, _plausible(seconds * 1000, now))
@@ -112,7 +129,7 @@ def command(scope: Scope, body: bytes) -> c.AnyCommand:
     if action and action.reaction:
         return _react(arrival, action.reaction, action.user)
     if hook.conversation_id:
-        raise HookRefused("it is a v1 hook: connect the account again, which asks for v2", old=True)
+        raise HookRefused("it is a v1 hook: connect the account again, which asks for v2", Why.V1)
     raise HookRefused("neither `message` nor `action.typing` nor `action.reaction` is in it")
 
 
@@ -120,27 +137,25 @@ def _read(body: bytes) -> Hook:
     """The hook, its texts repaired; only a body with an escape can need that."""
     try:
         if b"\\u" in body and (b"\\u0000" in body or b"\\ud" in body.lower()):
-            return msgspec.convert(_repaired(json.loads(body, parse_constant=_no_number)), Hook)
+            return msgspec.convert(lenient.parsed(body), Hook)
         return _decoder.decode(body)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return _read_leniently(body)
+
+
+def _read_leniently(body: bytes) -> Hook:
+    try:
+        return lenient.read(body)
+    except ValueError as error:
         raise HookRefused(str(error)) from None
 
 
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON's")
-
-
-def _repaired(value: object) -> object:
-    """The same with U+FFFD for each character that cannot be stored."""
-    match value:
-        case str():
-            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
-        case dict():
-            return {str(_repaired(name)): _repaired(inner) for name, inner in value.items()}
-        case list():
-            return [_repaired(inner) for inner in value]
-        case _:
-            return value
+def _check_age(hook: Hook, now: int, seconds_max: float) -> None:
+    """Refuse a hook that Kommo made long ago: whoever captured it could send it again at any time."""
+    seconds = hook.time or (hook.message.timestamp if hook.message else None) or 0
+    age = (now - _plausible(seconds * 1000, now)) / 1000
+    if age > seconds_max:
+        raise HookRefused(f"it is {age / 3600:.1f} hours old by its `time`", Why.LATE)
 
 
 def _plausible(ms: int, now: int) -> int:
@@ -156,15 +171,17 @@ def _id(text: str | None, path: str) -> str:
 
 def _ends(scope: Scope, conversation: HookConversation) -> tuple[c.End, ...]:
     """The names of the conversation, Kommo's first."""
-    chat_id = _id(conversation.id, "conversation.id")
     own_id = _id(conversation.client_id, "conversation.client_id") if conversation.client_id else None
+    chat_id = _id(conversation.id, "conversation.id") if conversation.id or not own_id else None
     return _ends_of(scope, chat_id, own_id)
 
 
 @lru_cache(maxsize=CHATS_KEPT)
-def _ends_of(scope: Scope, chat_id: str, own_id: str | None) -> tuple[c.End, ...]:
+def _ends_of(scope: Scope, chat_id: str | None, own_id: str | None) -> tuple[c.End, ...]:
     """The same for valid names. They are kept, because every hook of a chat has the same."""
-    ends = [c.End("kommo", ids.conversation_id(scope, KOMMO, chat_id), e.Ends(chat_id=chat_id))]
+    ends = []
+    if chat_id:
+        ends.append(c.End("kommo", ids.conversation_id(scope, KOMMO, chat_id), e.Ends(chat_id=chat_id)))
     if own_id:
         stream = ids.conversation_id(scope, MESSENGER, own_id)
         ends.append(c.End("messenger", stream, e.Ends(conversation_id=own_id)))
@@ -178,12 +195,12 @@ def _stamp(arrival: Arrival, ends: tuple[c.End, ...]) -> c.Stamp:
 # Messages.
 
 
-def _send(scope: Scope, hook: Outgoing, now: int) -> c.Send:
+def _send(scope: Scope, hook: Outgoing, now: int, body: bytes) -> c.Send:
     message, receiver = hook.message, hook.receiver
+    raw: e.Json | None = None
     own_id = _id(message.id, "message.message.id")
     if message.type not in MESSAGE_TYPES:
-        types = ", ".join(MESSAGE_TYPES)
-        raise HookRefused(f"message.message.type is {message.type[:40]!r}, none of {types}")
+        message, raw = lenient.known(message, body)
     at = _plausible(hook.msec_timestamp or (hook.timestamp or 0) * 1000, now)
     ends = _ends(scope, hook.conversation)
     quote = _quote(message.reply_to) if message.reply_to else {}
@@ -202,40 +219,38 @@ def _send(scope: Scope, hook: Outgoing, now: int) -> c.Send:
             email=receiver.email or None,
             client_id=receiver.client_id or None,
         ),
-        content=_content(message, quote, hook.conversation.client_id or None),
+        content=_content(message, quote, hook.conversation.client_id or None, raw),
         reply_stream=_stream_of(scope, _answered(quote)) if quote else None,
         source=hook.source.external_id if hook.source else None,
     )
 
 
-def _content(message: HookMessage, quote: e.Json, conversation_id: str | None) -> e.Content:
+def _content(
+    message: HookMessage, quote: e.Json, conversation_id: str | None, raw: e.Json | None
+) -> e.Content:
     """The content of a message, repaired; `quote` is the message that it answers."""
     text, values = message.text or None, _values_of(message)
-    if not any(values) and not message.reply_to:  # Most messages are a text alone: their fields cost nothing.
+    if not any(values) and not message.reply_to and not raw:  # Most are a text alone: fields cost nothing.
         return e.Content(type=message.type, text=text, conversation_id=conversation_id)
     fields = dict(compress(zip(_FIELDS, values, strict=False), values))
     for name in _NUMBERS:
         if name in fields:
-            fields[name] = _whole(fields[name])
-    if not message.reply_to and _OBJECTS.isdisjoint(fields):
+            fields[name] = lenient.whole(fields[name])
+    if not message.reply_to and _OBJECTS.isdisjoint(fields) and not raw:
         return e.Content(type=message.type, text=text, conversation_id=conversation_id, **fields)
-    objects = [fields[name] for name in _OBJECTS if name in fields]
-    if any(map(too_deep, (*objects, message.reply_to))):
-        raise HookRefused(f"an object in it is nested deeper than {NESTING_MAX}")
+    for name in _OBJECTS & fields.keys():
+        if too_deep(fields[name]):
+            fields[name] = lenient.repaired(fields[name], NESTING_MAX)
     fields = {name: value for name, value in fields.items() if not isinstance(value, list)}
     fields["reply_to"] = _reply(quote)
-    return _cut(e.Content(type=message.type, text=text, conversation_id=conversation_id, **fields))
-
-
-def _whole(value: int | str) -> int | None:
-    """A number that Kommo may write as a text; None if it is none or too large."""
-    if isinstance(value, str):
-        value = int(value) if value.isascii() and value.isdigit() and len(value) <= DIGITS_MAX else 0
-    return value if value and abs(value) < INTEGER_MAX else None
+    return _cut(e.Content(type=message.type, text=text, conversation_id=conversation_id, raw=raw, **fields))
 
 
 def _cut(content: e.Content) -> e.Content:
-    """A content that fits into an event: without its forwards, then with no more of its quote than the id."""
+    """A content that fits into an event: without forwards, then with no more of its quote than the id.
+
+    Last goes `raw`.
+    """
     if content.forwards is not None and _is_long(content):
         messages = content.forwards.get("messages")
         count = len(messages) if isinstance(messages, list) else 1
@@ -243,6 +258,8 @@ def _cut(content: e.Content) -> e.Content:
     reply = content.reply_to
     if reply and reply.quoted and _is_long(content):
         content = replace(content, reply_to=e.Reply(reply.id))
+    if content.raw is not None and _is_long(content):
+        content = replace(content, raw=None)
     return content
 
 
@@ -257,13 +274,15 @@ def _quote(reply_to: e.Json | list[object]) -> e.Json:
     """The message that is answered, as Kommo embeds it: in an object of its own, or without that level."""
     outer = reply_to if isinstance(reply_to, dict) else {}
     inner = outer.get("message")
-    return inner if isinstance(inner, dict) and inner else outer
+    quote = inner if isinstance(inner, dict) and inner else outer
+    if too_deep(quote):
+        quote = lenient.repaired(quote, NESTING_MAX)
+    return quote
 
 
 def _answered(quote: e.Json) -> MessageNames:
-    """The quoted message's ids; an id that is no text is left out."""
-    values = (quote.get("id"), quote.get("msgid"), quote.get("client_id"))
-    return MessageNames(*(value if isinstance(value, str) else None for value in values))
+    """The quoted message's ids; an id that is neither a text nor a number is left out."""
+    return MessageNames(*(lenient.words(quote.get(name)) for name in ("id", "msgid", "client_id")))
 
 
 def _reply(quote: e.Json) -> e.Reply | None:
