@@ -26,6 +26,11 @@ QUEUE = Gauge("chatledger_ledger_queue", "Commands that wait for the ledger")
 HEAD = Gauge("chatledger_ledger_head", "Position of the last event this process committed or saw")
 VIEW_POSITION = Gauge("chatledger_view_position", "Position that the views have reached")
 RELAY_POSITION = Gauge("chatledger_relay_position", "Position that the stream has reached")
+CONNECTIONS = Gauge("chatledger_connections", "Open connections of clients")
+CONNECTIONS_MAX = Gauge("chatledger_connections_max", "Connections of clients that may be open at a time")
+BAD_REQUESTS = Counter(
+    "chatledger_bad_requests_total", "Requests that were refused unread, by kind", ["kind"]
+)
 
 
 class Webhooks(Collector):

@@ -49,6 +49,7 @@ from app.operations import startup
 from app.operations.services import Services
 from app.servers.servers import Servers, check_versions, servers
 from app.service import web
+from app.service.connections import backlog, limits_for, raise_descriptor_limit
 from app.service.parts import open_services
 from app.stream import jetstream
 from app.stream.relay import Relay
@@ -123,8 +124,11 @@ async def running(settings: Settings, setup: Setup | None = None) -> AsyncIterat
     if the port is taken.
     """
     keys = load_keys(settings)
+    descriptors = raise_descriptor_limit()
     async with contextlib.AsyncExitStack() as stack:
-        listener = stack.enter_context(web.listen(settings)) if "web" in settings.roles else None
+        listener = None
+        if "web" in settings.roles:
+            listener = stack.enter_context(web.listen(settings, backlog(descriptors)))
         urls = await stack.enter_async_context(servers(settings))
         await check_versions(urls.database_url, urls.nats_url)
         ledger_id = await _check_tables(urls)
@@ -146,7 +150,7 @@ async def running(settings: Settings, setup: Setup | None = None) -> AsyncIterat
             run.watch("ledger", task)
         await _start_roles(stack, run, urls, hub)
         if listener:
-            await stack.enter_async_context(web.serving(services, listener))
+            await stack.enter_async_context(web.serving(services, listener, limits_for(descriptors)))
         if services.deliverer:
             stack.callback(services.deliverer.end, web.DRAIN_SECONDS)
         yield run

@@ -9,21 +9,33 @@ from collections.abc import AsyncIterator, Iterator
 import uvicorn
 
 from app.config.settings import Settings
+from app.http.webhooks.front import App
 from app.operations.services import Services
 from app.service import application
+from app.service.connections import Limits, Perimeter
+from app.service.protocol import Config, HttpProtocol
 
 DRAIN_SECONDS = 3  # The contract: requests in flight have so long to end.
-KEEP_ALIVE_SECONDS = (
-    75  # Chosen: longer than a proxy keeps a connection idle (nginx: 60), so it closes first.
-)
-BACKLOG = 2048  # uvicorn's default: connections that wait while the loop is busy.
 GC_ALLOCATIONS = 20_000  # Measured: with Python's default, collecting costs a tenth of the CPU.
 
 
 class Server(uvicorn.Server):
     """Leaves signals to the process; `listening` is set once requests are taken."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, app: App, limits: Limits) -> None:
+        self.perimeter = Perimeter(limits)
+        config = Config(
+            app,
+            http=HttpProtocol,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+        )
+        config.perimeter = self.perimeter
         super().__init__(config)
         self.listening = asyncio.Event()
 
@@ -31,15 +43,23 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self.listening.set()
 
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: the clients' limits are kept."""
+        self.perimeter.sweep(self.server_state.connections)
+        return await super().on_tick(counter)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-def listen(settings: Settings) -> socket.socket:
-    """The listening socket; raises OSError that says what to do if the port is taken."""
+def listen(settings: Settings, waiting: int) -> socket.socket:
+    """The listening socket, where so many connections may wait to be taken.
+
+    Raises OSError that says what to do if the port is taken.
+    """
     try:
-        return socket.create_server((settings.host, settings.port), backlog=BACKLOG)
+        return socket.create_server((settings.host, settings.port), backlog=waiting)
     except OSError as error:
         address = f"{settings.host}:{settings.port}"
         raise OSError(
@@ -54,21 +74,9 @@ def url_of(listener: socket.socket) -> str:
 
 
 @contextlib.asynccontextmanager
-async def serving(services: Services, listener: socket.socket) -> AsyncIterator[None]:
+async def serving(services: Services, listener: socket.socket, limits: Limits) -> AsyncIterator[None]:
     """Take requests; at the end `stopping` closes event streams, and requests in flight get 3 s."""
-    config = uvicorn.Config(
-        application.application(services),
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-    )
-    server = Server(config)
+    server = Server(application.application(services), limits)
     task = asyncio.create_task(server.serve(sockets=[listener]), name="web")
     try:
         await server.listening.wait()

@@ -6,7 +6,7 @@ import uvicorn
 from litestar import Litestar, post
 from litestar.params import FromPath
 
-from app.service.web import BACKLOG
+from app.service.connections import BACKLOG_MAX
 
 
 @post("/kommo/{scope_id:str}", status_code=200)
@@ -16,7 +16,7 @@ async def empty(scope_id: FromPath[str]) -> None:
 
 def main() -> None:
     """Listen on a free port and say which."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG_MAX)
     app = Litestar([empty], openapi_config=None, logging_config=None)
     config = uvicorn.Config(
         app,

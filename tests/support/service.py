@@ -11,13 +11,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import aiohttp
-import uvicorn
 from standardwebhooks import Webhook
 
 from app.config.settings import load_settings
 from app.servers.servers import Servers
 from app.service import application, web
 from app.service import service as serve
+from app.service.connections import Limits
 from app.views.events import ledger_head
 from ops.sandbox import Channel, Config, Sandbox
 from tests.support.databases import database
@@ -213,8 +213,7 @@ async def _inner(run: serve.Running) -> AsyncIterator[str]:
     """The same application without what stands in front of it, on a port of its own."""
     listener = socket.create_server(("127.0.0.1", 0))
     front = application.application(run.services)
-    config = uvicorn.Config(front.app, http="httptools", ws="none", lifespan="off", log_config=None)
-    server = web.Server(config)
+    server = web.Server(front.app, Limits())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     await server.listening.wait()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
