@@ -145,7 +145,8 @@ async def _let_in(run: Running, url: str, sandbox_url: str) -> None:
     Done again if the sandbox lost it or has moved; subscriptions for an earlier port of ours are removed.
     """
     key = {"Authorization": f"Bearer {run.services.keys.admin}"}
-    account, path = f"{url}/v1/accounts/{ACCOUNT_ID}", hook_path(run.services.keys.master, ACCOUNT_ID)
+    address_key = await run.services.keyring.address_key()
+    account, path = f"{url}/v1/accounts/{ACCOUNT_ID}", hook_path(address_key, ACCOUNT_ID)
     async with aiohttp.ClientSession(timeout=PATIENCE) as session:
         told = None
         if any(one.crm_url == sandbox_url for one in await run.services.tokens.all()):

@@ -3,24 +3,30 @@
 A process asks the database at most every LEASE_SECONDS whether anything has changed, and never trusts an
 older answer. Whoever changes something waits that long before answering. So a change that was answered is in
 force everywhere. Secrets are sealed by the vault and never appear in an event, a log or an answer.
+
+A channel whose secrets do not open is in `unopened` and not in force; the others are. It is tried again each
+second, because the master key may be about to be rotated. Until then nobody may say that it does not exist.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from time import monotonic
-from typing import cast
+from typing import Literal, TypeAlias, cast
 
 import psycopg
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from app import clock
 from app.database.connection import Db, connect
-from app.vault import Vault
+from app.vault import Vault, WrongMasterKey
 from domain.ids import Scope, scope_of
 
 LEASE_SECONDS = 0.1  # chosen: ten small reads a second for each process, and a change takes as long
-PREVIOUS_SECRET_MS = 24 * 3_600_000  # chosen: a day, in which the messenger is given the new secret
+OLD_SECRET_MS = 24 * 3_600_000  # chosen: a day, in which Kommo or the messenger is given the new secret
+RETRY_SECONDS = 1.0  # chosen: a channel whose secrets do not open is tried again this often
 SETTLE_FACTOR = 1.2  # chosen: a margin over the lease for an answer that is on its way
 
 CHANGED = """SELECT coalesce(greatest((SELECT max(position) FROM views.channels),
@@ -38,6 +44,10 @@ ADD = """INSERT INTO ledger.secrets (channel, channel_id, sealed) VALUES (%s, %s
 # run.
 TRY_AGAIN = (psycopg.OperationalError, psycopg.InternalError, psycopg.errors.UndefinedTable)
 REPLACE = "UPDATE ledger.secrets SET sealed = %s WHERE channel = %s RETURNING channel"
+log = logging.getLogger("chatledger.channels")
+
+
+Side: TypeAlias = Literal["kommo", "messenger"]
 
 
 class ChannelIdTaken(Exception):
@@ -45,12 +55,55 @@ class ChannelIdTaken(Exception):
 
 
 class Secrets(Struct, frozen=True):
-    """A channel's secrets. `previous` is the messenger's older secret, valid until `previous_until` (ms)."""
+    """A channel's secrets, and of each side the older one, valid until the time beside it (unix ms).
+
+    `previous` is the messenger's older one.
+    """
 
     kommo: str
     messenger: str
     previous: str | None = None
     previous_until: int = 0
+    previous_kommo: str | None = None
+    previous_kommo_until: int = 0
+
+    def with_kommo(self, secret: str | None, now_ms: int) -> "Secrets":
+        """Returns these with another secret of Kommo's, if any; the old one is accepted a day more."""
+        if secret is None or secret == self.kommo:
+            return self
+        until = now_ms + OLD_SECRET_MS
+        return replace(self, kommo=secret, previous_kommo=self.kommo, previous_kommo_until=until)
+
+    def with_messenger(self, secret: str | None, now_ms: int) -> "Secrets":
+        """Returns these with another secret of the messenger's, likewise."""
+        if secret is None or secret == self.messenger:
+            return self
+        until = now_ms + OLD_SECRET_MS
+        return replace(self, messenger=secret, previous=self.messenger, previous_until=until)
+
+    def without_old(self, sides: Collection[Side]) -> "Secrets":
+        """Returns these with only the present secret of these sides."""
+        new = self
+        if "kommo" in sides:
+            new = replace(new, previous_kommo=None, previous_kommo_until=0)
+        if "messenger" in sides:
+            new = replace(new, previous=None, previous_until=0)
+        return new
+
+    def changed_sides(self, other: "Secrets") -> tuple[Side, ...]:
+        """Returns the sides whose accepted secrets differ."""
+        kommo = (self.kommo, self.previous_kommo) != (other.kommo, other.previous_kommo)
+        messenger = (self.messenger, self.previous) != (other.messenger, other.previous)
+        sides: list[tuple[Side, bool]] = [("kommo", kommo), ("messenger", messenger)]
+        return tuple(side for side, changed in sides if changed)
+
+    def old_messenger(self, now_ms: int) -> str | None:
+        """Returns the messenger's older secret while it is accepted."""
+        return self.previous if self.previous_until > now_ms else None
+
+    def old_kommo(self, now_ms: int) -> str | None:
+        """Returns Kommo's older secret while it is accepted."""
+        return self.previous_kommo if self.previous_kommo_until > now_ms else None
 
     def __repr__(self) -> str:
         """Shows nothing: a secret belongs in no log."""
@@ -91,16 +144,23 @@ class ActiveScope(Struct, frozen=True):
     connection: Connection
     key: bytes
 
+    def old_key(self) -> bytes | None:
+        """Returns the key before this one while it is accepted; nearly always None."""
+        old = self.channel.secrets.old_kommo(clock.now_ms())
+        return old.encode() if old else None
+
 
 class Channels:
     """The channels in force, and their secrets in the database."""
 
-    def __init__(self, url: str, master: bytes) -> None:
+    def __init__(self, url: str, vault: Vault) -> None:
         self._url = url
-        self._vault = Vault(master)
+        self._vault = vault
+        self.unopened: dict[str, str] = {}  # Channels whose secrets do not open, and why.
         self._connection: Db | None = None
         self._asking: asyncio.Task[None] | None = None
         self._checked = -LEASE_SECONDS
+        self._loaded = -LEASE_SECONDS
         self._position = -1
         self._channels: dict[str, Channel] = {}
         self._scopes: dict[str, ActiveScope] = {}
@@ -123,13 +183,20 @@ class Channels:
         return self._scopes.get(scope_id)
 
     async def channel(self, name: str) -> Channel | None:
-        """Returns a registered channel, None if there is none with this name."""
+        """Returns a registered channel, None if there is none with this name. Raises WrongMasterKey."""
         await self.refresh()
+        if reason := self.unopened.get(name):
+            raise WrongMasterKey(reason)
         return self._channels.get(name)
 
     async def all(self) -> Mapping[str, Channel]:
-        """Returns every registered channel, by name."""
+        """Returns the registered channels by name, without those in `unopened`.
+
+        Raises WrongMasterKey if none opens.
+        """
         await self.refresh()
+        if self.unopened and not self._channels:
+            raise WrongMasterKey(next(iter(self.unopened.values())))
         return self._channels
 
     async def refresh(self) -> None:
@@ -160,9 +227,10 @@ class Channels:
     async def _ask(self) -> None:
         asked = monotonic()
         ((position,),) = await self._all(CHANGED)
-        if position != self._position:
+        retry = self.unopened and asked - self._loaded > RETRY_SECONDS
+        if position != self._position or retry:
             await self._load()
-            self._position = cast("int", position)
+            self._position, self._loaded = cast("int", position), asked
         self._checked = asked
 
     async def settle(self) -> None:
@@ -173,12 +241,16 @@ class Channels:
         await self.refresh()
 
     async def _load(self) -> None:
-        channels = {}
+        channels, unopened = {}, {}
         for name, channel_id, kind, url, bot_id, sealed in cast(
             "list[tuple[str, str, str, str, str | None, bytes]]", await self._all(CHANNELS)
         ):
-            secrets = self._open(name, sealed)
-            channels[name] = Channel(name, channel_id, kind, url, bot_id, secrets)
+            try:
+                secrets = self._open(name, sealed)
+            except WrongMasterKey as error:
+                unopened[name] = str(error)
+            else:
+                channels[name] = Channel(name, channel_id, kind, url, bot_id, secrets)
         scopes = {}
         for name, account, title, connected, at, disabled in cast(
             "list[tuple[str, str, str, bool, object, bool]]", await self._all(CONNECTIONS)
@@ -191,7 +263,9 @@ class Channels:
             channel.connections[account] = connection
             if connected:
                 scopes[scope.scope_id] = ActiveScope(channel, connection, channel.secrets.kommo.encode())
-        self._channels, self._scopes = channels, scopes
+        for name in unopened.keys() - self.unopened.keys() if channels else ():
+            log.error("channel %s is not in force: %s", name, unopened[name])
+        self._channels, self._scopes, self.unopened = channels, scopes, unopened
 
     async def add(self, name: str, channel_id: str, secrets: Secrets) -> None:
         """Seal and store the secrets of a new channel; repeating it is no error. Raises ChannelIdTaken."""

@@ -18,6 +18,8 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from app.access.rotation import NotRotated, RotationRuns
+from app.cli.keys import rotate_master
 from app.cli.upload import summary, upload
 from app.config.example import EXAMPLE
 from app.config.file import Setup, check_together, load_setup
@@ -43,6 +45,8 @@ FAILURES = (
     ForeignStream,
     RoleFailed,
     BadSettings,
+    NotRotated,
+    RotationRuns,
     OSError,
     TimeoutError,
     aiohttp.ClientError,
@@ -234,6 +238,23 @@ async def _rebuild(settings: Settings) -> None:
                 lambda done, total: progress.update(task, completed=done, total=total),
             )
     print("rebuilt")
+
+
+@cli.group()
+def keys() -> None:
+    """The keys of this installation."""
+
+
+@keys.command(name="rotate-master")
+@click.pass_obj
+def rotate_master_command(config: Path | None) -> None:
+    """Seal all secrets in the database again with a new master key; the service may run meanwhile.
+
+    A key in the data folder is replaced. A key in CHATLEDGER_MASTER_KEY is replaced by the operator, who
+    gives the one before as CHATLEDGER_MASTER_KEY_OLD. After a kill, the same command goes on.
+    """
+    settings = settings_of(config, {})
+    print("\n".join(asyncio.run(_failing(rotate_master(settings)))))
 
 
 def stop_on_signals() -> asyncio.Event:

@@ -1,6 +1,7 @@
 """Settings are complete and typed before anything starts; an error names the setting and says what to do."""
 
 import base64
+import contextlib
 import difflib
 import os
 import pwd
@@ -15,6 +16,8 @@ from msgspec import Meta, Struct
 
 PREFIX = "CHATLEDGER_"
 MASTER_KEY_BYTES = 32  # AES-256
+MASTER_SETTING = "CHATLEDGER_MASTER_KEY"
+MASTER_FILE, MASTER_OLD_FILE = "master.key", "master.key.old"
 CONFIG_BYTES_MAX = 1_000_000  # chosen: far more than any file needs, and read in one piece
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -40,6 +43,7 @@ class Settings(
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
     admin_key: Annotated[str, Meta(pattern=r"^[!-~]+$(?!\n)")] | None = None
     master_key: str | None = None
+    master_key_old: str | None = None
     kommo_url: Annotated[str, Meta(pattern=r"^https?://[^\s?#]+$(?!\n)")] = "https://amojo.kommo.com"
     public_url: Annotated[str, Meta(pattern=r"^https?://[^\s?#]+$(?!\n)")] | None = None
     hook_max_age: Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,4}[smhd]$(?!\n)")] = "24h"
@@ -56,10 +60,14 @@ class Settings(
 
 
 class Keys(Struct, frozen=True):
-    """The bearer key with every right, and the 32 bytes that seal secrets in the database."""
+    """The bearer key with every right, and the 32 bytes that seal secrets in the database.
+
+    `old`: further master keys, which only open what is sealed, while one is rotated.
+    """
 
     admin: str
     master: bytes
+    old: tuple[bytes, ...] = ()
 
     def __repr__(self) -> str:
         """Shows nothing: a key belongs in no log."""
@@ -74,6 +82,7 @@ HINTS = {
     "CHATLEDGER_PORT": "give a whole number from 0 (any free port) to 65535",
     "CHATLEDGER_ADMIN_KEY": "give printable ASCII characters without spaces",
     "CHATLEDGER_MASTER_KEY": "give 32 bytes in base64, for example from: openssl rand -base64 32",
+    "CHATLEDGER_MASTER_KEY_OLD": "give the master key that is being replaced, 32 bytes in base64",
     "CHATLEDGER_KOMMO_URL": "give an http or https URL, like https://amojo.kommo.com",
     "CHATLEDGER_PUBLIC_URL": "give the http or https URL under which Kommo reaches this service",
     "CHATLEDGER_HOOK_MAX_AGE": "give a whole number with s, m, h or d behind it, like 24h",
@@ -103,11 +112,33 @@ def load_settings(
 
 
 def load_keys(settings: Settings) -> Keys:
-    """Returns both keys: from the settings, else from the data folder, where they are created if missing."""
-    admin = settings.admin_key or _kept(settings.data / "admin.key", secrets.token_urlsafe(32))
-    made = base64.b64encode(secrets.token_bytes(MASTER_KEY_BYTES)).decode()
-    sealed = settings.master_key or _kept(settings.data / "master.key", made)
-    return Keys(admin, _master_key(sealed, str(settings.data / "master.key")))
+    """Returns the keys: from the settings, else from the data folder, where they are created if missing."""
+    admin = settings.admin_key or kept_line(settings.data / "admin.key", secrets.token_urlsafe(32))
+    if settings.master_key is None:
+        kept_line(settings.data / MASTER_FILE, new_master_key())
+    master, *old = load_masters(settings)
+    return Keys(admin, master, tuple(old))
+
+
+def load_masters(settings: Settings) -> list[bytes]:
+    """Returns the master keys as they are now, the one that seals first; creates none.
+
+    They stand in the settings, else in the data folder. Raises BadSettings, FileNotFoundError.
+    """
+    file, old = settings.data / MASTER_FILE, settings.data / MASTER_OLD_FILE
+    in_files = settings.master_key is None
+    found = [master_key(settings.master_key or key_line(file), str(file) if in_files else MASTER_SETTING)]
+    if settings.master_key_old:
+        found.append(master_key(settings.master_key_old, f"{MASTER_SETTING}_OLD"))
+    if in_files:
+        with contextlib.suppress(FileNotFoundError):
+            found.append(master_key(key_line(old), str(old)))
+    return found
+
+
+def new_master_key() -> str:
+    """Returns a new master key in base64."""
+    return base64.b64encode(secrets.token_bytes(MASTER_KEY_BYTES)).decode()
 
 
 def from_environment(text: str, environment: Mapping[str, str] | None = None) -> str:
@@ -223,8 +254,9 @@ def _checked(settings: Settings) -> Settings:
         raise BadSettings(f"CHATLEDGER_DATABASE_URL: {HINTS['CHATLEDGER_DATABASE_URL']}")
     if nats and not all(one.startswith(("nats://", "tls://")) for one in nats.split(",")):
         raise BadSettings(f"CHATLEDGER_NATS_URL: {HINTS['CHATLEDGER_NATS_URL']}")
-    if settings.master_key:
-        _master_key(settings.master_key, "CHATLEDGER_MASTER_KEY")
+    for name in ("master_key", "master_key_old"):
+        if text := getattr(settings, name):
+            master_key(text, PREFIX + name.upper())
     if settings.roles != ROLES and not (database and nats):
         missing = "CHATLEDGER_NATS_URL" if database else "CHATLEDGER_DATABASE_URL"
         raise BadSettings(
@@ -234,20 +266,21 @@ def _checked(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, kommo_url=settings.kommo_url.rstrip("/"))
 
 
-def _master_key(text: str, source: str) -> bytes:
+def master_key(text: str, source: str) -> bytes:
+    """Returns the 32 bytes of a master key; `source` names where it stands. Raises BadSettings."""
     try:
         key = base64.b64decode(text, validate=True)
     except ValueError:  # binascii.Error, or not ASCII.
         key = b""
     if len(key) != MASTER_KEY_BYTES:
-        raise BadSettings(f"{source}: {HINTS['CHATLEDGER_MASTER_KEY']}")
+        raise BadSettings(f"{source}: {HINTS.get(source, HINTS['CHATLEDGER_MASTER_KEY'])}")
     return key
 
 
-def _kept(path: Path, made: str) -> str:
+def kept_line(path: Path, made: str) -> str:
     """Returns the line in the file, or creates the file with `made`. Two processes get the same line."""
     try:
-        return _line(path)
+        return key_line(path)
     except FileNotFoundError:
         pass
     prepare_folder(path.parent)
@@ -261,14 +294,15 @@ def _kept(path: Path, made: str) -> str:
         try:
             os.link(draft, path)  # Unlike a rename, a link fails if another process was first.
         except FileExistsError:
-            return _line(path)
+            return key_line(path)
     finally:
         draft.unlink()
     sync_folder(path.parent)
     return made
 
 
-def _line(path: Path) -> str:
+def key_line(path: Path) -> str:
+    """Returns the key in a file. Raises FileNotFoundError, and BadSettings if it holds none."""
     try:
         text = path.read_text(encoding="ascii").strip()
     except FileNotFoundError:

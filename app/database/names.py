@@ -17,6 +17,7 @@ MIGRATE_LOCK = 0x6368_6174_0002  # one migration at a time
 PROJECT_LOCK = 0x6368_6174_0003  # one projector
 RELAY_LOCK = 0x6368_6174_0004  # one relay
 CONNECT_LOCK = 0x6368_6174_0005  # one process connects, at its start, what the configuration lists
+ROTATE_LOCK = 0x6368_6174_0008  # one rotation of the master key at a time
 REBUILD_LOCK = 0x6368_6174_0103  # one rebuild of the views at a time
 PARTITION_LOCK = 0x6368_6174_1000  # plus the number of a range of partitions: one deliverer per range
 

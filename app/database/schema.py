@@ -13,7 +13,7 @@ from app.database.append import recorder_statements
 from app.database.connection import Db
 from app.database.names import EVENTS, LEDGER_SCHEMA, MIGRATE_LOCK, ROLE
 
-VERSION = 2
+VERSION = 3
 
 TABLES = """
 CREATE SCHEMA IF NOT EXISTS ledger;
@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS ledger.clocks (conversation uuid PRIMARY KEY, msec bi
   WITH (fillfactor = 70);
 CREATE TABLE IF NOT EXISTS ledger.secrets (
   channel text PRIMARY KEY, channel_id text NOT NULL UNIQUE, sealed bytea NOT NULL);
+CREATE TABLE IF NOT EXISTS ledger.keyring (name text PRIMARY KEY, sealed bytea NOT NULL);
 CREATE TABLE IF NOT EXISTS ledger.refused (
   id uuid PRIMARY KEY, scope_id text NOT NULL, received_at timestamptz NOT NULL,
   reason text NOT NULL, body bytea NOT NULL);
@@ -66,7 +67,7 @@ GRANT SELECT ON ledger.meta TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.clocks, ledger.secrets, ledger.refused TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.connecting, ledger.links TO {role};
 GRANT SELECT, INSERT, UPDATE ON ledger.imports TO {role};
-GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.tokens, ledger.consents TO {role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.tokens, ledger.consents, ledger.keyring TO {role};
 """
 
 

@@ -23,6 +23,7 @@ Invariant: names only ever become known and never change again (`domain.state`),
 gate after it was prepared may lack a name that has become known since, but never carries a wrong one.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
@@ -44,6 +45,7 @@ from app.delivery.job import (
 from app.kommo.chats.payloads import Created
 from app.messengers import adapter
 from app.outcome import Retry
+from app.vault import WrongMasterKey
 from domain import events as e
 from domain import ids
 from domain.ids import KOMMO, Scope
@@ -52,6 +54,7 @@ from domain.state import COPIED, RANKS, Chat, Message, State, evolve
 # A merged chat points to the chat it was merged into; more than one step is rare, and a longer chain only
 # leaves a name unknown.
 ROUNDS_MAX = 4
+UNOPENED_SECONDS = 1.0  # Chosen: as often as the directory tries to open the channel's secrets.
 ENDS_OF_A_SEND = {"message.accepted", "message.failed"}
 NO_COPY = "Kommo has no copy of this message"
 NOT_YET = "its message is not with Kommo yet"
@@ -88,7 +91,7 @@ class Preparer:
     async def prepare(self, job: Job) -> tuple[Scope, Push | Unsent]:
         """The scope of the job's event, also of a disconnected one, and what the job becomes."""
         event, doubt = job.event, job.progress.doubt
-        channel = await self._directory.channel(event.channel)
+        channel = await self._channel(event.channel)
         connection = channel.connections.get(event.account or "") if channel else None
         if channel is None or connection is None:
             scope = ids.scope_of(event.channel, channel.channel_id if channel else "", event.account or "")
@@ -103,6 +106,14 @@ class Preparer:
         if job.progress.again and (found := await self._find_outcome(event)):
             return connection.scope, found
         return connection.scope, await self._name(push)
+
+    async def _channel(self, name: str) -> Channel | None:
+        """The channel, once its secrets open: a wrong master key sends nothing and loses nothing."""
+        while True:
+            try:
+                return await self._directory.channel(name)
+            except WrongMasterKey:
+                await asyncio.sleep(UNOPENED_SECONDS)
 
     async def _examine(self, push: Push, doubt: Doubt) -> Push | Unsent:
         """What clears up a doubt: the ledger at once, or a call."""

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from app.access.keyring import Keyring
 from app.channels.directory import Channel, Channels
 from app.config.file import Setup, check_together, load_setup
 from app.config.settings import BadSettings, Settings, load_keys, load_settings
@@ -34,7 +35,7 @@ from app.servers.postgres import PrivatePostgres
 from app.servers.process import ServerFailed
 from app.servers.servers import OldServer, check_nats, check_postgres
 from app.stream import jetstream
-from app.vault import WrongMasterKey
+from app.vault import Vault, WrongMasterKey
 
 LIMIT_SECONDS = 20.0
 CALL_SECONDS = 8.0
@@ -180,10 +181,13 @@ class Doctor:
         if not (settings.master_key or (settings.data / "master.key").exists()):
             return []
         keys = load_keys(settings)
-        self._ground.key, self._ground.master = keys.admin, keys.master
-        channels = Channels(url, keys.master)
+        self._ground.key, vault = keys.admin, Vault(keys.master, *keys.old)
+        channels = Channels(url, vault)
         try:
             self._ground.channels = dict(await channels.all())
+            self._ground.master = await Keyring(url, vault, [keys.master, *keys.old]).address_key(make=False)
+            for reason in channels.unopened.values():
+                raise WrongMasterKey(reason)
         except WrongMasterKey as error:
             return [Check("master key", False, str(error).partition(":")[0], str(error).partition(": ")[2])]
         except psycopg.errors.UndefinedTable:

@@ -86,9 +86,9 @@ class Webhook(Messenger):
 
 
 def _secrets(channel: Channel) -> list[str]:
-    """The secrets that may sign now: a replaced one is accepted for a day."""
+    """The secrets that may sign now: a replaced one is accepted for a day, unless that was ended."""
     secrets = channel.secrets
-    old = secrets.previous if secrets.previous and secrets.previous_until > clock.now_ms() else None
+    old = secrets.old_messenger(clock.now_ms())
     return [secrets.messenger, old] if old else [secrets.messenger]
 
 

@@ -4,12 +4,12 @@ Each function returns once its change is in force on every web process, and rais
 what to do.
 """
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 
 from msgspec import Struct
 
 from app import clock
-from app.channels.directory import PREVIOUS_SECRET_MS, Channel, ChannelIdTaken, Connection, Secrets
+from app.channels.directory import Channel, ChannelIdTaken, Connection, Secrets, Side
 from app.config.file import ChannelName, KommoSide, MessengerSide
 from app.delivery.job import DISCONNECTED
 from app.http_client import Answer, Unreached
@@ -99,23 +99,25 @@ async def change(
     *,
     channel_id: str | None = None,
     secrets: tuple[str | None, str | None] = (None, None),
+    revoked: Collection[Side] = (),
     url: str | None = None,
     bot_id: str | None = None,
     by: str = OPERATOR,
 ) -> Done:
-    """Change what is not None. `secrets` are Kommo's and the messenger's, whose old one is good a day more.
+    """Change what is not None. `secrets` are Kommo's and the messenger's; an old one is accepted a day more.
 
-    `channel_id` is there only to be refused when it differs. Raises UnknownChannel, StateConflict.
+    `revoked` are the sides whose old secret is no longer accepted from now on. `channel_id` is there only to
+    be refused when it differs. Raises UnknownChannel, StateConflict.
     """
     channel = await named(services, name)
     if channel_id and channel_id.lower() != channel.channel_id:
         raise StateConflict("a channel keeps its channel_id: register another channel for another id")
-    old = channel.secrets
-    new = Secrets(secrets[0] or old.kommo, secrets[1] or old.messenger, old.previous, old.previous_until)
+    old, now_ms = channel.secrets, clock.now_ms()
+    new = old.with_kommo(secrets[0], now_ms).with_messenger(secrets[1], now_ms)
     if new.messenger != old.messenger:
         _check_secret(channel.kind, new.messenger)
-        new = Secrets(new.kommo, new.messenger, old.messenger, clock.now_ms() + PREVIOUS_SECRET_MS)
-    changed = tuple(side for side in ("kommo", "messenger") if getattr(old, side) != getattr(new, side))
+    new = new.without_old(revoked)
+    changed = old.changed_sides(new)
     url, bot_id = url or channel.url, (bot_id or channel.bot_id or "").lower() or None
     if not changed and (url, bot_id) == (channel.url, channel.bot_id):
         return Done(channel)

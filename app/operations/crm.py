@@ -113,7 +113,8 @@ async def subscribe(services: Services, account_id: str) -> Answer:
     account = known_account(account_id)
     if services.settings.public_url is None:
         raise StateConflict(NO_URL)
-    destination = services.settings.public_url.rstrip("/") + hook_path(services.keys.master, account)
+    path = hook_path(await services.keyring.address_key(), account)
+    destination = services.settings.public_url.rstrip("/") + path
     body = {"destination": destination, "settings": [*EVENTS, *LEAD_EVENTS]}
     try:
         return await call(services, account, "POST", "webhooks", body)

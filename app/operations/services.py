@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from app.access.keyring import Keyring
 from app.access.login_links import LoginLinks
 from app.access.sessions import Sessions
 from app.access.tries import Tries
@@ -40,6 +41,7 @@ class Services:
     settings: Settings
     setup: Setup
     keys: Keys
+    keyring: Keyring
     ledger_id: str
     ledger: Ledger
     channels: Channels

@@ -86,13 +86,11 @@ class Start:
     async def _round(self) -> bool:
         """Try what is not settled; returns whether nothing is left."""
         services = self._services
-        try:
-            for channel in services.setup.channels:
-                await self._try(channel.name, "", partial(register, services, channel))
-            wanted = await self._wanted()
-        except WrongMasterKey as error:
-            log.error("no channel can be connected: %s", error)
-            return True
+        if await services.keyring.check():  # That is in the log, and nothing can be signed.
+            return False
+        for channel in services.setup.channels:
+            await self._try(channel.name, "", partial(register, services, channel))
+        wanted = await self._wanted()
         for key in self._failing.keys() - {(want.channel, want.account) for want in wanted}:
             if key[1]:
                 del self._failing[key]
@@ -112,6 +110,9 @@ class Start:
             return
         try:
             outcome = await work()
+        except WrongMasterKey as error:  # The directory has it in the log.
+            self._failing[key] = str(error)
+            return
         except OperationError as error:
             if not account:
                 await self._services.attempts.record(channel, problem=str(error))

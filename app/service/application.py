@@ -41,11 +41,13 @@ from app.http.webhooks import crm as crm_webhook
 from app.http.webhooks import routes as webhooks
 from app.http.webhooks.body import refuse
 from app.http.webhooks.front import App, Front
+from app.http.webhooks.kommo import UNOPENED
 from app.ledger.writer import EventTooLarge
 from app.operations import errors
 from app.operations.errors import OperationError
 from app.operations.services import Services
 from app.problems import Fault, ProblemError
+from app.vault import WrongMasterKey
 from app.views.cursor import BadCursor
 from domain.decide import OwnMessage
 
@@ -98,6 +100,7 @@ PROBLEMS: dict[type[Exception], Rule] = {
     EventTooLarge: Rule(400, "the event would be over 384 KB: send less"),
     RecursionError: Rule(400, "the body is nested too deep: send less"),
     ViewsMissing: NOT_NOW,
+    WrongMasterKey: Rule(503, UNOPENED, retry_after=1),
     psycopg.OperationalError: NOT_NOW,
     Exception: Rule(500, problems.OURS),
 }

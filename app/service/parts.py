@@ -1,12 +1,14 @@
 """Every part of `Services`, opened in the order in which they need each other; none runs by itself yet."""
 
 import contextlib
+from functools import partial
 
+from app.access.keyring import Keyring
 from app.access.sessions import Sessions
 from app.channels.attempts import Attempts
 from app.channels.directory import Channels
 from app.config.file import Setup
-from app.config.settings import Keys, Settings
+from app.config.settings import BadSettings, Keys, Settings, load_masters
 from app.database.pool import Pool
 from app.http_client import Client
 from app.kommo.budget import Budget
@@ -18,6 +20,7 @@ from app.kommo.crm.users import Users
 from app.ledger.writer import Ledger
 from app.messengers.kinds import messengers
 from app.operations.services import Services
+from app.vault import Vault
 from app.views.projector import Projector
 
 
@@ -34,14 +37,16 @@ async def open_services(
     """The services over an open ledger; `stack` closes each part after those that need it."""
     client = Client()
     stack.push_async_callback(client.close)
-    channels = Channels(database_url, keys.master)
+    vault = Vault(keys.master, *keys.old, reload=partial(masters_now, settings))
+    keyring = Keyring(database_url, vault, [keys.master, *keys.old])
+    channels = Channels(database_url, vault)
     stack.push_async_callback(channels.close)
     budget = Budget(database_url, setup.budgets)
     stack.push_async_callback(budget.close)
     pool = Pool(database_url)
     stack.push_async_callback(pool.close)
     oauth = OAuth(client, setup.oauth, budget) if setup.oauth else None
-    tokens = Tokens(database_url, pool, keys.master, oauth, ledger.submit)
+    tokens = Tokens(database_url, pool, vault, oauth, ledger.submit)
     stack.push_async_callback(tokens.close)
     crm = Crm(client, tokens, budget)
     users = Users(crm)
@@ -50,6 +55,7 @@ async def open_services(
         settings=settings,
         setup=setup,
         keys=keys,
+        keyring=keyring,
         ledger_id=ledger_id,
         ledger=ledger,
         channels=channels,
@@ -66,3 +72,11 @@ async def open_services(
         users=users,
         sessions=Sessions(keys),
     )
+
+
+def masters_now(settings: Settings) -> list[bytes]:
+    """The master keys as the data folder has them after a rotation; none if they cannot be read now."""
+    try:
+        return load_masters(settings)
+    except (BadSettings, FileNotFoundError):
+        return []

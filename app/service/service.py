@@ -145,6 +145,7 @@ async def running(settings: Settings, setup: Setup | None = None) -> AsyncIterat
             ledger=ledger,
             ledger_id=ledger_id,
         )
+        await services.keyring.check()  # A wrong master key is one line in the log; /readyz says it too.
         run = Running(services, web.url_of(listener) if listener else None)
         for task in ledger.tasks:
             run.watch("ledger", task)

@@ -24,6 +24,7 @@ ABSENT = {
     "CHATLEDGER_NATS_URL": "none: a private NATS server is started",
     "CHATLEDGER_ADMIN_KEY": "made once: `admin.key` in the data folder",
     "CHATLEDGER_MASTER_KEY": "made once: `master.key` in the data folder",
+    "CHATLEDGER_MASTER_KEY_OLD": "none; while the master key is changed",
     "CHATLEDGER_PUBLIC_URL": "none; needed with `[oauth]`",
     "CHATLEDGER_ROLES": "all",
 }

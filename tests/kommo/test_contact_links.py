@@ -12,6 +12,7 @@ from app.database.pool import Pool
 from app.kommo.crm import contact_links
 from app.ledger.writer import Ledger
 from app.servers.servers import Servers
+from app.vault import Vault
 from tests.support.ids import ACCOUNT
 from tests.support.system import chat, story_on
 
@@ -39,7 +40,7 @@ async def test_a_changed_master_key_is_logged_and_linking_goes_on(
         await story.arrived(name)
         chat_id = (await story.manager(name))["chat_id"]
         url = services.settings.database_url or ""
-        channels = Channels(url, uuid.uuid4().bytes * 2)
+        channels = Channels(url, Vault(uuid.uuid4().bytes * 2))
         task = asyncio.create_task(contact_links.run(LinkServices(services.pool, services.ledger, channels)))
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as link:
             for _ in range(100):  # The service itself links it as well.

@@ -16,9 +16,9 @@ from tests.support.databases import NewDatabase
 from tests.support.ids import ACCOUNT, AS_ADMIN, BOT, CHANNEL, CHANNEL_SECRET, MESSENGER_SECRET
 from tests.support.system import Story, chat, installed, until
 
-# What version 2 brought, taken away again: its tables, and the views' new columns.
+# What versions 2 and 3 brought, taken away again: their tables, and the views' new columns.
 AGED = """
-DROP TABLE ledger.links, ledger.connecting, ledger.tokens, ledger.consents, ledger.imports;
+DROP TABLE ledger.links, ledger.connecting, ledger.tokens, ledger.consents, ledger.imports, ledger.keyring;
 ALTER TABLE views.connections DROP COLUMN is_time_window_disabled;
 ALTER TABLE views.deliveries DROP COLUMN imported;
 ALTER TABLE views.messages DROP COLUMN sent_by, DROP COLUMN copy_id;

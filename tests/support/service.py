@@ -5,7 +5,7 @@ import hmac
 import json
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -187,9 +187,16 @@ def wrote(number: object = 1, **changed: Any) -> Json:
 
 @asynccontextmanager
 async def serving(
-    servers: Servers, *, roles: str = "web,project", kommo_url: str = ""
+    servers: Servers,
+    *,
+    roles: str = "web,project",
+    kommo_url: str = "",
+    changed: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Served]:
-    """A service on a database of its own; without the role `deliver` nothing but the test adds events."""
+    """A service on a database of its own; without the role `deliver` nothing but the test adds events.
+
+    `changed` are settings CHATLEDGER_… in place of the usual ones; an empty text takes one away.
+    """
     sandbox = Config(channels=(Channel(CHANNEL, CHANNEL_SECRET),), accounts=(ACCOUNT, OTHER_ACCOUNT))
     with tempfile.TemporaryDirectory(prefix="chatledger-test-", dir="/tmp") as folder:
         async with database(servers) as url, Sandbox(sandbox) as kommo, aiohttp.ClientSession() as client:
@@ -203,6 +210,7 @@ async def serving(
                 "CHATLEDGER_KOMMO_URL": kommo_url or kommo.url,
                 "CHATLEDGER_PORT": "0",
                 "CHATLEDGER_ROLES": roles,
+                **(changed or {}),
             }
             async with serve.running(load_settings(environment=settings)) as run, _inner(run) as inner:
                 yield Served(run, inner, kommo, client)

@@ -17,6 +17,7 @@ from app.kommo.crm.tokens import Tokens
 from app.ledger.writer import LedgerFull
 from app.servers.servers import Servers
 from app.service import service
+from app.vault import Vault
 from domain import commands as c
 from ops.sandbox import Config, OAuthClient, Sandbox, crm_account
 from tests.support.databases import database
@@ -139,7 +140,7 @@ async def processes_on(servers: Servers) -> AsyncIterator[Processes]:
         for _ in range(PROCESSES):
             client, pool = Client(), Pool(url)
             oauth = Watched(client, APP, one.spent, one.running)
-            tokens = Tokens(url, pool, MASTER_BYTES, oauth, one.record, backoff_seconds=REST_SECONDS)
+            tokens = Tokens(url, pool, Vault(MASTER_BYTES), oauth, one.record, backoff_seconds=REST_SECONDS)
             one.all.append(tokens)
             for close in (client.close, pool.close, tokens.close):
                 stack.push_async_callback(close)
@@ -153,7 +154,7 @@ async def one_more(processes: Processes, oauth: OAuth) -> AsyncIterator[Tokens]:
     tokens = Tokens(
         processes.url,
         pool,
-        MASTER_BYTES,
+        Vault(MASTER_BYTES),
         oauth,
         processes.record,
         backoff_seconds=PATIENT_SECONDS,

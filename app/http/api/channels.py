@@ -6,7 +6,8 @@ from litestar import Response, delete, get, post, put
 from litestar.params import FromPath, JSONBody
 from msgspec import Meta, Struct
 
-from app.channels.directory import Channel, Connection
+from app import clock
+from app.channels.directory import Channel, Connection, Side
 from app.config.file import Kind, Secret, Url, Uuid
 from app.http.api.parameters import ledger_position
 from app.http.openapi.responses import answers
@@ -18,19 +19,27 @@ NO_CHANNEL = {404: UnknownChannel.MESSAGE}
 
 
 class KommoChange(Struct, frozen=True):
-    """What may change on Kommo's side."""
+    """What may change on Kommo's side; hooks signed with the old secret are accepted for 24 hours more.
+
+    `revoke_old` ends that at once, with a new secret or later.
+    """
 
     channel_id: Uuid | None = None
     secret: Secret | None = None
     bot_id: Uuid | None = None
+    revoke_old: bool = False
 
 
 class MessengerChange(Struct, frozen=True):
-    """What may change on the messenger's side; the old secret is accepted for 24 hours more."""
+    """What may change on the messenger's side; the old secret is accepted for 24 hours more.
+
+    `revoke_old` ends that at once, with a new secret or later.
+    """
 
     kind: Kind | None = None
     url: Url | None = None
     secret: Secret | None = None
+    revoke_old: bool = False
 
 
 class ChannelChange(Struct, frozen=True):
@@ -62,17 +71,19 @@ class ConnectionShown(Struct, frozen=True):
 
 
 class KommoShown(Struct, frozen=True):
-    """Kommo's side, without its secret."""
+    """Kommo's side, without its secret; `old_secret_until`: hooks signed with the one before are accepted."""
 
     channel_id: str
     bot_id: str | None
+    old_secret_until: str | None = None
 
 
 class MessengerShown(Struct, frozen=True):
-    """The messenger's side, without its secret."""
+    """The messenger's side, without its secret; `old_secret_until`: the one before is accepted."""
 
     kind: str
     url: str
+    old_secret_until: str | None = None
 
 
 class ChannelShown(Struct, frozen=True):
@@ -118,6 +129,7 @@ async def change(request: Call, name: FromPath[str], data: JSONBody[ChannelChang
         name,
         channel_id=kommo.channel_id,
         secrets=(kommo.secret, messenger.secret),
+        revoked=_revoked(data),
         url=messenger.url,
         bot_id=kommo.bot_id,
     )
@@ -163,11 +175,22 @@ async def disconnect(request: Call, name: FromPath[str], account_id: FromPath[st
     return Response(None, status_code=204, headers=ledger_position(done.recorded))
 
 
+def _revoked(data: ChannelChange) -> list[Side]:
+    sides: list[tuple[Side, bool]] = [
+        ("kommo", data.kommo.revoke_old),
+        ("messenger", data.messenger.revoke_old),
+    ]
+    return [side for side, revoked in sides if revoked]
+
+
 def _shown(channel: Channel) -> ChannelShown:
+    secrets, now_ms = channel.secrets, clock.now_ms()
+    kommo = clock.text(secrets.previous_kommo_until) if secrets.old_kommo(now_ms) else None
+    messenger = clock.text(secrets.previous_until) if secrets.old_messenger(now_ms) else None
     return ChannelShown(
         channel.name,
-        KommoShown(channel.channel_id, channel.bot_id),
-        MessengerShown(channel.kind, channel.url),
+        KommoShown(channel.channel_id, channel.bot_id, kommo),
+        MessengerShown(channel.kind, channel.url, messenger),
         [_connection(connection) for connection in channel.accounts],
     )
 

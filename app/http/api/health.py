@@ -30,11 +30,13 @@ async def healthz() -> Alive:
 
 @get("/readyz", summary="Whether it can take requests", tags=["operation"], responses=answers(503))
 async def readyz(request: Call) -> Alive:
-    """503 while the database or the views are out of reach, or while the process stops."""
+    """503 while the database or views are out of reach, the master key is wrong, or the process stops."""
     services = services_of(request)
     if services.stopping.is_set():
         raise ProblemError(503, "the process is stopping", retry_after=5)
     await view_status(services.pool)
+    if problem := await services.keyring.check():
+        raise ProblemError(503, problem, retry_after=5)
     return Alive("ready")
 
 

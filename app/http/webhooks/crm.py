@@ -30,6 +30,7 @@ from app.kommo.crm.php_form import BadForm, read
 from app.ledger.writer import LedgerFull, LedgerUnavailable
 from app.operations.services import Services
 from app.problems import ProblemError
+from app.vault import WrongMasterKey
 from domain import commands as c
 
 ANSWER_SECONDS = 1.5
@@ -86,7 +87,10 @@ async def crm_hook(request: Call, account_id: FromPath[str], key: FromPath[str])
 
 async def _answered(request: Call, account_id: str, key: str) -> None:
     services = services_of(request)
-    right = hook_path(services.keys.master, account_id)
+    try:
+        right = hook_path(await services.keyring.address_key(), account_id)
+    except (WrongMasterKey, psycopg.Error):
+        raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS) from None
     if not hmac.compare_digest(f"/crm/{account_id}/{key}".encode(), right.encode()):
         raise ProblemError(404, UNKNOWN)
     try:

@@ -14,6 +14,7 @@ from app.ledger.writer import EventTooLarge, LedgerFull, LedgerUnavailable
 from app.operations.services import Services
 from app.problems import ProblemError
 
+UNOPENED = "the ledger's secrets do not open with this process's master key: look at GET /readyz and its log"
 TWO_SIGNATURES = "the hook has several headers X-Signature: send one"
 KINDS = {
     Why.UNREADABLE: "a signed hook",
@@ -42,6 +43,7 @@ async def take(services: Services, scope_id: str, signature: str, body: bytes) -
         await refresh(channels)
     scope = channels.known_scope(scope_id)
     if scope is None:
+        refuse_unopened(channels)
         raise ProblemError(404, "no channel is connected under this scope id")
     if not signed(scope, signature, body):
         raise ProblemError(403, UNSIGNED)
@@ -64,6 +66,12 @@ async def refresh(channels: Channels) -> None:
         await channels.refresh()
     except psycopg.OperationalError:
         raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS) from None
+
+
+def refuse_unopened(channels: Channels) -> None:
+    """Raises ProblemError (503) if a channel's secrets do not open: what is unknown may be that one's."""
+    if channels.unopened:
+        raise ProblemError(503, UNOPENED, retry_after=RETRY_AFTER_SECONDS)
 
 
 async def _keep(services: Services, scope_id: str, body: bytes, reason: str, why: Why) -> Answer:

@@ -8,7 +8,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from app.channels.directory import Channel, Connection
 from app.http.webhooks.body import BUSY, RETRY_AFTER_SECONDS, UNSIGNED, Answer
-from app.http.webhooks.kommo import refresh
+from app.http.webhooks.kommo import refresh, refuse_unopened
 from app.ledger.writer import EventTooLarge, LedgerFull, LedgerUnavailable, Recorded
 from app.messengers import commands
 from app.messengers.adapter import Messenger, Received, Request, Result, UnknownSender, Unsigned
@@ -16,6 +16,7 @@ from app.messengers.checks import ActionRefused
 from app.messengers.contract import Action
 from app.operations.services import Services
 from app.problems import Fault, Problem, ProblemError
+from app.vault import WrongMasterKey
 from domain import commands as c
 from domain.decide import OwnMessage
 
@@ -94,10 +95,12 @@ async def _sender(services: Services, kind: str, request: Request) -> Channel:
     """The channel whose messenger proves that it made the request."""
     try:
         channel = services.messengers[kind].verify(request, await services.channels.all())
-    except UnknownSender:
+    except (UnknownSender, WrongMasterKey):
         channel = None
     except Unsigned:
         raise ProblemError(401, UNSIGNED) from None
+    if channel is None:
+        refuse_unopened(services.channels)
     if channel is None or channel.kind != kind:
         raise ProblemError(404, "no channel has this name: register it with POST /v1/channels")
     return channel

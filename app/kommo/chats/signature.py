@@ -40,10 +40,20 @@ def sign(secret: str, method: str, path: str, body: bytes, date: str) -> dict[st
 
 
 def signed(scope: ActiveScope, signature: str, body: bytes) -> bool:
-    """Kommo's X-Signature: HMAC-SHA1 of the body as sent, or without the newline that it may append."""
+    """Kommo's X-Signature: HMAC-SHA1 of the body as sent, or without the newline that it may append.
+
+    Kommo may still sign with the secret before the last change of it.
+    """
     received = signature.lower().encode("latin-1", "replace")
-    return _matches(scope.key, body, received) or (
-        body[-1:] in (b"\n", b"\r") and _matches(scope.key, body.rstrip(b"\r\n"), received)
+    if _signed(scope.key, body, received):
+        return True
+    old = scope.old_key()
+    return old is not None and _signed(old, body, received)
+
+
+def _signed(key: bytes, body: bytes, received: bytes) -> bool:
+    return _matches(key, body, received) or (
+        body[-1:] in (b"\n", b"\r") and _matches(key, body.rstrip(b"\r\n"), received)
     )
 
 

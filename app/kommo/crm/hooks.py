@@ -7,8 +7,8 @@ not stop the others: if we refused the webhook, Kommo would send the same again,
 after a hundred refusals.
 
 Talks and leads may name a chat of Kommo. Its conversation may belong to any channel that the account has or
-had, so a command carries the stream of each. Kommo signs nothing: the address has a key that only our master
-key makes.
+had, so a command carries the stream of each. Kommo signs nothing: the address has a key that only
+the ledger's own key makes (`app/access/keyring.py`).
 Source: Kommo's developer documentation, "Webhooks"; fields as they were captured in tests/golden/crm.
 """
 
@@ -51,9 +51,9 @@ class EntryRefused(Exception):
     """A talk, lead or template without its id; the message says what is missing."""
 
 
-def hook_path(master: bytes, account_id: str) -> str:
-    """Returns the path of an account's CRM webhooks, `/crm/…`; nobody can make it without the master key."""
-    key = hmac.digest(master, b"crm-hook:" + account_id.encode(), "sha256")
+def hook_path(address_key: bytes, account_id: str) -> str:
+    """Returns the path of an account's CRM webhooks, `/crm/…`; only the ledger's key makes it."""
+    key = hmac.digest(address_key, b"crm-hook:" + account_id.encode(), "sha256")
     return f"/crm/{account_id}/{base64.urlsafe_b64encode(key).decode().rstrip('=')}"
 
 

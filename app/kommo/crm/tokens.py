@@ -136,14 +136,14 @@ class Tokens:
         self,
         url: str,
         pool: Pool,
-        master: bytes,
+        vault: Vault,
         oauth: OAuth | None,
         record: Record,
         *,
         backoff_seconds: float = BACKOFF_SECONDS,
     ) -> None:
         self._url, self._pool, self._oauth, self._record = url, pool, oauth, record
-        self._vault = Vault(master)
+        self._vault = vault
         self._renewals: dict[str, asyncio.Task[Access]] = {}
         self._failed: Backoff[Unreached | AppUnusable] = Backoff(backoff_seconds)
         self._replaced: Backoff[str] = Backoff(backoff_seconds)  # The token that came for a refused one.
