@@ -26,6 +26,7 @@ from app.config.file import Setup, check_together, load_setup
 from app.config.settings import BadSettings, Settings, load_keys, load_settings
 from app.database.schema import NewerSchema, OldSchema
 from app.doctor import doctor as doctors
+from app.printable import PrintableFormatter, printable
 from app.servers.process import ServerFailed
 from app.servers.servers import AlreadyRunning, OldServer, servers
 from app.service.service import RoleFailed, migrate, running
@@ -126,14 +127,13 @@ def status(config: Path | None, url: str | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps(told))
         return
-    console = Console()
-    console.print(f"head      {told['head']}\nqueue     {told['queue']}")
+    tell(f"head      {told['head']}", f"queue     {told['queue']}")
     for view in told["views"]:
-        console.print(f"view      {view['view']} at {view['position']}, {view['lag']} behind")
+        tell(f"view      {view['view']} at {view['position']}, {view['lag']} behind")
     if relay := told["relay"]:
-        console.print(f"relay     at {relay['position']}, {relay['lag']} behind")
+        tell(f"relay     at {relay['position']}, {relay['lag']} behind")
     for name in ("pending", "deferred", "parked"):
-        console.print(f"{name:<9} {told['deliveries'][name]}")
+        tell(f"{name:<9} {told['deliveries'][name]}")
 
 
 async def _status(url: str, settings: Settings) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def import_command(
     query = {name: value for name, value in given.items() if value is not None}
     size = file.stat().st_size
     report = asyncio.run(_failing(_import(where, settings, file, size, query)))
-    print(json.dumps(report) if as_json else "\n".join(summary(report)))
+    tell(*([json.dumps(report)] if as_json else summary(report)))
     if report["state"] != "done" or report["skipped"] or report["conflicts"]:
         sys.exit(1)
 
@@ -254,7 +254,7 @@ def rotate_master_command(config: Path | None) -> None:
     gives the one before as CHATLEDGER_MASTER_KEY_OLD. After a kill, the same command goes on.
     """
     settings = settings_of(config, {})
-    print("\n".join(asyncio.run(_failing(rotate_master(settings)))))
+    tell(*asyncio.run(_failing(rotate_master(settings))))
 
 
 def stop_on_signals() -> asyncio.Event:
@@ -269,7 +269,7 @@ def settings_of(config: Path | None, given: dict[str, str | None]) -> Settings:
     try:
         return load_settings(config, overrides=overrides)
     except BadSettings as error:
-        print(f"chatledger: {error}", file=sys.stderr)
+        tell(f"chatledger: {error}", error=True)
         sys.exit(2)
 
 
@@ -279,8 +279,14 @@ def _setup(config: Path | None, settings: Settings) -> Setup:
         check_together(settings, setup)
         return setup
     except BadSettings as error:
-        print(f"chatledger: {error}", file=sys.stderr)
+        tell(f"chatledger: {error}", error=True)
         sys.exit(2)
+
+
+def tell(*lines: str, error: bool = False) -> None:
+    """Print lines for people; what a stranger wrote in them controls no terminal."""
+    for line in lines:
+        print(printable(line), file=sys.stderr if error else sys.stdout)
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -292,7 +298,7 @@ async def _failing(work: Coroutine[Any, Any, Result]) -> Result:
     try:
         return await work
     except FAILURES as error:
-        print(f"chatledger: {_sentence(error)}", file=sys.stderr)
+        tell(f"chatledger: {_sentence(error)}", error=True)
         sys.exit(2 if isinstance(error, BadSettings) else 1)
 
 
@@ -309,9 +315,9 @@ def _sentence(error: Exception) -> str:
 
 def main() -> int:
     """The console script."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     cli(prog_name="chatledger")
     return 0

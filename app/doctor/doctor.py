@@ -31,6 +31,7 @@ from app.database.connection import connect
 from app.doctor.kommo import Case, Strangers, known, service_url
 from app.doctor.probe import Check, Unheard, hear, skewed
 from app.http.webhooks.body import UNSIGNED
+from app.printable import printable
 from app.servers.postgres import PrivatePostgres
 from app.servers.process import ServerFailed
 from app.servers.servers import OldServer, check_nats, check_postgres
@@ -66,7 +67,7 @@ async def diagnose(config: Path | None) -> list[Check]:
         settings, setup = load_settings(config), load_setup(config)
         check_together(settings, setup)
     except BadSettings as error:
-        return [Check("settings", False, str(error), "mend that, and ask again")]
+        return [Check("settings", False, printable(str(error)), "mend that, and ask again")]
     where = f"{config} is complete" if config else "there is no file: give one with --config"
     names = ", ".join(channel.name for channel in setup.channels) or "none"
     says = f"{where}; channels: {names}; accounts with a CRM: {len(setup.accounts)}"
@@ -102,7 +103,7 @@ async def examine(settings: Settings, setup: Setup) -> list[Check]:
             for one in setup.accounts
         }
         found += await _together({"oauth": strangers.app(setup)} | crms)
-        return found
+        return [Check(one.name, one.ok, printable(one.says), printable(one.todo)) for one in found]
 
 
 async def _together(checks: Mapping[str, Awaitable[Iterable[Check]]]) -> list[Check]:

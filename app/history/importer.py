@@ -27,6 +27,7 @@ from app.ledger.writer import EventTooLarge, Ledger, LedgerFull, LedgerUnavailab
 from app.messengers import checks, commands
 from app.messengers.checks import ActionRefused
 from app.messengers.contract import Sent
+from app.printable import printable
 from domain import commands as c
 from domain.ids import Scope
 
@@ -360,7 +361,7 @@ class Import:
 
     def _note(self, number: int, problem: str) -> None:
         if len(self.report.problems) < PROBLEMS_MAX:
-            self.report.problems.append(LineProblem(number, problem[:PROBLEM_CHARACTERS_MAX]))
+            self.report.problems.append(LineProblem(number, printable(problem)[:PROBLEM_CHARACTERS_MAX]))
         else:
             self.report.left_off += 1
 

@@ -6,6 +6,7 @@ import uuid
 from msgspec import Struct
 
 from app.database.pool import Pool
+from app.printable import printable
 from app.views.cursor import LIMIT
 
 log = logging.getLogger("chatledger.webhooks")
@@ -36,7 +37,7 @@ async def keep(pool: Pool, scope_id: str, reason: str, body: bytes, *, what: str
     """
     refused = str(uuid.uuid4())
     async with pool.connection() as db:
-        await db.execute(KEEP, (refused, scope_id, reason.replace("\0", "\ufffd"), body))
+        await db.execute(KEEP, (refused, scope_id, printable(reason), body))
     log.error("%s was refused and kept: id %s, %d bytes", what, refused, len(body))
     return refused
 

@@ -332,7 +332,7 @@ def _post_id(value: object) -> str | None:
 
 def _react(arrival: Arrival, hook: ReactionHook, user: Participant | None) -> c.React:
     if hook.type not in ("react", "unreact"):
-        raise HookRefused(f"action.reaction.type is {hook.type[:40]!r}, neither react nor unreact")
+        raise HookRefused("action.reaction.type is neither react nor unreact")
     ends = _ends(arrival.scope, hook.conversation)
     message = hook.message or MessageNames(id=hook.msgid, msgid=hook.msgid)
     streams = [ids.message_id(arrival.scope, KOMMO, message.id)] if message.id else []
