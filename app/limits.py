@@ -8,6 +8,9 @@ ID_CHARACTERS_MAX = 255
 INTEGER_MAX = 2**53
 # How far a sender's clock may be ahead: chosen, so that a clock set to another time zone passes.
 AHEAD_MS_MAX = 24 * 3_600_000
+# How far it is believed: chosen, as clocks that are kept right differ by seconds. What is further ahead
+# counts as arrived now, because one wrong clock would move everything later in its chat.
+AHEAD_MS_BELIEVED = 5 * 60_000
 # 2000-01-01: an earlier time comes from a clock that was never set, or from seconds taken for milliseconds.
 EARLIEST_MS = 946_684_800_000
 # Of objects and arrays: chosen, far above any documented object and far below the depth where readers fail.

@@ -4,7 +4,7 @@
 commands keep their order: the conversation, or the best name of it that the sender knows.
 """
 
-from typing import Literal, TypeAlias, TypedDict
+from typing import Literal, NotRequired, TypeAlias, TypedDict
 
 from msgspec import Struct
 
@@ -30,12 +30,14 @@ class Stamp(TypedDict):
     now: str
     now_ms: int
     by: str
+    claimed_at: NotRequired[str | None]
 
 
 class Command(Struct, frozen=True, kw_only=True, gc=False):
     """A request to record something. `at` is the time of the source's clock and `now` of ours, as text.
 
-    `now_ms` is `now` in unix milliseconds; `by` is the side that reports.
+    `now_ms` is `now` in unix milliseconds; `by` is the side that reports. `claimed_at` is the source's time
+    if it was too far ahead to be believed; `at` is the arrival then.
     """
 
     scope: Scope
@@ -45,6 +47,7 @@ class Command(Struct, frozen=True, kw_only=True, gc=False):
     now: str
     now_ms: int
     by: str
+    claimed_at: str | None = None
 
 
 class Send(Command, frozen=True, kw_only=True, gc=False):
@@ -52,9 +55,11 @@ class Send(Command, frozen=True, kw_only=True, gc=False):
 
     `side` is the sender's. `direction` matters only for the messenger, because the business may write on its
     own phone ("out"; then `receiver` is the customer). `imported`: the message is older than its recording.
+    `stream_within` is the message's name within its conversation, for use if `stream` names another message.
     """
 
     stream: str
+    stream_within: str | None = None
     side: Author
     own_id: str
     msec: int
@@ -70,33 +75,43 @@ class Send(Command, frozen=True, kw_only=True, gc=False):
     imported: bool = False
 
 
-class Edit(Command, frozen=True, kw_only=True, gc=False):
-    """The messenger changed the content of the message that `stream` names."""
+class About(Command, frozen=True, kw_only=True, gc=False):
+    """Somebody reports a fact about a message that was sent before, or that is still to be recorded.
 
-    stream: str
+    `streams` are names of the message inside the scope, and `ours` is our own id of it as the reporter states
+    it, which counts only if it is a message of the scope. `ends` name the conversation, none if the reporter
+    does not; a message of another conversation is not meant. The fact waits in a stream of `streams` while
+    there is no such message. `request` identifies the request, the same if it is repeated.
+    """
+
+    streams: tuple[str, ...]
+    ours: str | None = None
+    ends: tuple[End, ...] = ()
+    request: str | None = None
+
+
+class Edit(About, frozen=True, kw_only=True, gc=False):
+    """The messenger changed the content of a message."""
+
     content: Content
     delivery_status: DeliveryStatus | None = None
 
 
-class Delete(Command, frozen=True, kw_only=True, gc=False):
-    """The messenger took back the message that `stream` names."""
-
-    stream: str
+class Delete(About, frozen=True, kw_only=True, gc=False):
+    """The messenger took back a message."""
 
 
-class Confirm(Command, frozen=True, kw_only=True, gc=False):
-    """The messenger reports the status of the message that `stream` names."""
+class Confirm(About, frozen=True, kw_only=True, gc=False):
+    """The messenger reports the status of a message."""
 
-    stream: str
     status: Literal["delivered", "read", "failed"]
     code: int = 0
     text: str = ""
 
 
-class React(Command, frozen=True, kw_only=True, gc=False):
-    """Somebody on `side` reacted to the message that the first known of `streams` names, or undid it."""
+class React(About, frozen=True, kw_only=True, gc=False):
+    """Somebody on `side` reacted to a message, or undid it."""
 
-    streams: tuple[str, ...]
     side: Side
     sender: Party
     emoji: str
@@ -126,14 +141,16 @@ class Begin(Command, frozen=True, kw_only=True, gc=False):
 class Accept(Command, frozen=True, kw_only=True, gc=False):
     """The receiving side accepted a message.
 
-    `alias` is the stream that `remote_id` names; `end` is the messenger's name for the conversation, from the
-    same answer. `copy`: Kommo accepted the mirror of a message that an operator sent.
+    `alias` is the stream that `remote_id` names, and `alias_within` the stream that it names within the
+    conversation, for use if `alias` names another message. `end` is the messenger's name for the
+    conversation, from the same answer. `copy`: Kommo accepted the mirror of a message that an operator sent.
     """
 
     stream: str
     side: Side
     remote_id: str | None = None
     alias: str | None = None
+    alias_within: str | None = None
     end: End | None = None
     cause: str | None = None
     copy: bool = False

@@ -1,8 +1,16 @@
-"""A conversation keeps the id that its first name gave it; its other names are streams that point to it."""
+"""A conversation keeps the id that its first name gave it; its other names are streams that point to it.
+
+Conversations that started apart, one in Kommo and one in the messenger, become one when a message shows that
+they are. Two conversations with names of the messenger never do: they are two customers', whatever a message
+says. The name that does not fit is then left out, in `Draft.refused`.
+"""
+
+from collections.abc import Iterable
 
 from domain import events as e
 from domain.commands import End
 from domain.draft import Draft
+from domain.ids import MESSENGER
 from domain.state import Chat
 
 HOPS_MAX = 8  # chosen: an alias and a merge are two hops, and a longer chain needs a merge for each hop
@@ -46,16 +54,61 @@ def _settled(draft: Draft, ends: tuple[End, ...], receiver: e.Party | None) -> t
     else:
         found = _start(draft, ends[0], receiver)
     for end in ends:
-        if end.stream == found:
-            continue
-        chat_of_end = draft.chat(end.stream)
-        if chat_of_end is None:
-            _bind(draft, found, end)
-        elif (other := root(draft, end.stream)) != found:
-            found = _merge(draft, found, other)
+        if (joined := join(draft, found, end)) is not None:
+            found = joined
+        elif end.side == MESSENGER:  # The message goes to the customer that it names.
+            draft.refused.extend(one for one in ends if one.side != MESSENGER)
+            found = root(draft, end.stream) if draft.chat(end.stream) else _start(draft, end, receiver)
+        else:
+            draft.refused.append(end)
     chat = draft.chat(found)
     assert chat is not None
     return found, chat
+
+
+def join(draft: Draft, conversation: str, end: End) -> str | None:
+    """Let a name stand for a conversation, too; returns the conversation that the name stands for now.
+
+    Returns None, and changes nothing, if the name is that of another customer's conversation.
+    """
+    if end.stream == conversation:
+        return conversation
+    chat = draft.chat(conversation)
+    assert chat is not None
+    if draft.chat(end.stream) is None:
+        if end.side == MESSENGER and chat.conversation_id not in (None, end.ends.conversation_id):
+            return None
+        _bind(draft, conversation, end)
+        return conversation
+    found = root(draft, end.stream)
+    if found == conversation:
+        return conversation
+    named = draft.chat(found)
+    assert named is not None
+    both = chat.conversation_id, named.conversation_id
+    if None not in both and both[0] != both[1]:
+        return None
+    return _merge(draft, conversation, found)
+
+
+def belongs(draft: Draft, conversation: str | None, names: Iterable[tuple[str, str]]) -> bool:
+    """Whether a message's conversation is the one that `names`, pairs of a side and a stream, stand for.
+
+    A name that is still unknown may be that of a conversation which has no name of its side yet.
+    """
+    names = tuple(names)
+    if not names or conversation is None or any(stream == conversation for _, stream in names):
+        return True
+    home = root(draft, conversation)
+    known = [root(draft, stream) for _, stream in names if draft.chat(stream)]
+    if known:
+        return home in known
+    chat = draft.chat(home)
+    return chat is None or all(_name(chat, side) is None for side, _ in names)
+
+
+def _name(chat: Chat, side: str) -> str | None:
+    return chat.conversation_id if side == MESSENGER else chat.chat_id
 
 
 def _start(draft: Draft, end: End, receiver: e.Party | None) -> str:

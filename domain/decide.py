@@ -7,14 +7,17 @@ id's stream and are recorded again, with `cause`, once the id is known. Statuses
 
 from msgspec.structs import replace
 
+from domain import channels, crm, deliveries
 from domain import commands as c
-from domain import crm
 from domain import events as e
-from domain.conversations import resolve, root
+from domain.channels import NotConnected
+from domain.conversations import belongs, join, resolve, root
 from domain.draft import Decision, Draft, Snapshot
-from domain.facts import Fact, apply, fact_of_command, record
+from domain.facts import AboutMessage, Fact, apply, fact_of_command, find_repeat, record
 from domain.ids import KOMMO, MESSENGER, OPERATOR, TYPING_WINDOW_MS, other
-from domain.state import COPIED, Chat, Message, State, comparable, conflict_key
+from domain.state import COPIED, Chat, Message, State, comparable, conflict_key, name_conflict_key
+
+__all__ = ["NotConnected", "OwnMessage", "Unknown", "decide", "follow", "names"]
 
 
 class OwnMessage(Exception):
@@ -23,10 +26,6 @@ class OwnMessage(Exception):
 
 class Unknown(Exception):
     """Nothing is recorded under that id."""
-
-
-class NotConnected(Exception):
-    """The channel is not connected to that account."""
 
 
 def names(command: c.AnyCommand) -> list[str]:
@@ -43,8 +42,8 @@ def names(command: c.AnyCommand) -> list[str]:
             return named
         case c.Begin():
             return [end.stream for end in command.ends]
-        case c.React():
-            return list(command.streams)
+        case c.Edit() | c.Delete() | c.Confirm() | c.React():
+            return [*command.streams, command.ours] if command.ours else list(command.streams)
         case c.Type():
             return [command.stream, *(end.stream for end in command.ends)]
         case c.Accept():
@@ -62,10 +61,32 @@ def follow(command: c.AnyCommand, state: State) -> list[str]:
         into = getattr(state, "into", None)
         return [into] if into else []
     found = [state.alias] if state.alias else []
-    whole = isinstance(command, c.Accept) or (isinstance(command, c.Send) and command.side == OPERATOR)
-    if whole and state.sent and state.sent.conversation:
-        found.append(state.sent.conversation)
+    if isinstance(command, c.Send | c.Accept):
+        found += [fact.within for fact in state.waiting if fact.within]
+    conversation = state.sent.conversation if state.sent else None
+    match command:
+        case c.Accept():
+            if command.alias_within and _is_taken(state, command):
+                found.append(command.alias_within)
+            if conversation:
+                found.append(conversation)
+        case c.Send():
+            if state.alias and command.stream_within:
+                found.append(command.stream_within)
+            if conversation:
+                found.append(conversation)
+        case c.Edit() | c.Delete() | c.Confirm() | c.React():
+            ends = [end.stream for end in command.ends]
+            if conversation and ends and conversation not in ends:
+                found += [conversation, *ends]
     return found
+
+
+def _is_taken(state: Message, command: c.Accept) -> bool:
+    """Whether a stream, one of those that the command names, is another message or stands for one."""
+    if state.sent:
+        return state.sent.stream == command.alias
+    return state.alias not in (None, command.stream)
 
 
 def decide(command: c.AnyCommand, known: Snapshot) -> Decision:
@@ -74,10 +95,8 @@ def decide(command: c.AnyCommand, known: Snapshot) -> Decision:
     match command:
         case c.Send():
             return _send(draft, command)
-        case c.Edit() | c.Delete() | c.Confirm():
-            return _about(draft, command, (command.stream,))
-        case c.React():
-            return _about(draft, command, command.streams)
+        case c.Edit() | c.Delete() | c.Confirm() | c.React():
+            return _about(draft, command)
         case c.Type():
             return _type(draft, command)
         case c.Begin():
@@ -87,13 +106,11 @@ def decide(command: c.AnyCommand, known: Snapshot) -> Decision:
         case c.Reject():
             return _reject(draft, command)
         case c.Complete() | c.Defer() | c.Park() | c.Resume():
-            return _deliver(draft, command)
+            return _known(deliveries.record(draft, command))
         case c.Register() | c.Change() | c.Connect() | c.Disconnect():
-            return _channel(draft, command)
+            return channels.record(draft, command)
         case c.LinkContact():
-            if (linked := crm.link(draft, command)) is None:
-                raise Unknown
-            return linked
+            return _known(crm.link(draft, command))
         case c.Talk() | c.Lead():
             return crm.record_case(draft, command)
         case c.Review():
@@ -102,9 +119,18 @@ def decide(command: c.AnyCommand, known: Snapshot) -> Decision:
             return crm.account(draft, command)
 
 
+def _known(decision: Decision | None) -> Decision:
+    if decision is None:
+        raise Unknown
+    return decision
+
+
 def _send(draft: Draft, command: c.Send) -> Decision:
     stream = command.stream
     before = draft.message(stream)
+    if before and before.alias and command.stream_within and not _is_echo(draft, command, before.alias):
+        stream = command.stream_within
+        before = draft.message(stream)
     if before and before.alias:
         return _echo(draft, before.alias)
     if before and before.sent:
@@ -132,12 +158,13 @@ def _send(draft: Draft, command: c.Send) -> Decision:
         recorded_at=command.now,
         by=command.by,
         schema=e.SCHEMA,
+        claimed_at=command.claimed_at,
         direction="in" if incoming else "out",
         own_id=command.own_id,
         msec=msec,
         sender=sender,
         receiver=receiver,
-        content=_content(draft, command, chat),
+        content=_content(draft, command, conversation, chat),
         source=command.source,
         silent=command.silent or (command.imported and msec < last),
         imported=command.imported,
@@ -149,6 +176,7 @@ def _send(draft: Draft, command: c.Send) -> Decision:
         _mirror(draft, sent)
     for fact in before.waiting if before else ():
         apply(draft, stream, fact)
+    _notice_names(draft, sent)
     # An imported message keeps its own time and does not move the clock.
     reached = last if command.imported else max(msec, last)
     return draft.done(stream, version, message=stream, clock=(conversation, reached))
@@ -162,11 +190,27 @@ def _mirror(draft: Draft, sent: e.MessageSent) -> None:
     draft.add(e.MessageMirrored, sent.stream, about | fields | more)
 
 
-def _content(draft: Draft, command: c.Send, chat: Chat) -> e.Content:
+def _notice_names(draft: Draft, sent: e.MessageSent) -> None:
+    """Record once for a message each name of its conversation that is another customer's."""
+    for end in draft.refused:
+        _notice(draft, sent, "conversation_id", end.ends.conversation_id or end.ends.chat_id)
+
+
+def _notice(draft: Draft, sent: e.MessageSent, about: str, name: str | None) -> None:
+    message = draft.message(sent.stream)
+    if message is None or name_conflict_key(about, name) in message.seen:
+        return
+    fields: dict[str, object] = {"conversation": sent.conversation, "message": sent.stream}
+    fields |= {"sender": e.Party(), "content": e.Content(type=sent.content.type)}
+    draft.add(e.ConflictNoticed, sent.stream, fields | {"about": about, "remote_id": name})
+
+
+def _content(draft: Draft, command: c.Send, conversation: str, chat: Chat) -> e.Content:
     """Returns the content, completed with the message that it answers and the conversation's names."""
     content = command.content
     if content.reply_to:
-        content = replace(content, reply_to=_found(draft, content.reply_to, command.reply_stream))
+        reply = _found(draft, content.reply_to, command.reply_stream, conversation)
+        content = replace(content, reply_to=reply)
     if content.forwarded:
         content = replace(content, forwarded=_found(draft, content.forwarded, command.forward_stream))
     if chat.begun_by_kommo:
@@ -174,6 +218,13 @@ def _content(draft: Draft, command: c.Send, chat: Chat) -> e.Content:
     if content.conversation_id is None and chat.conversation_id:
         content = replace(content, conversation_id=chat.conversation_id)
     return content
+
+
+def _is_echo(draft: Draft, command: c.Send, message: str) -> bool:
+    """Whether the id under which a message comes is that of our own message in the same conversation."""
+    target = draft.message(message)
+    names = ((end.side, end.stream) for end in command.ends)
+    return target is None or target.sent is None or belongs(draft, target.sent.conversation, names)
 
 
 def _echo(draft: Draft, message: str) -> Decision:
@@ -185,14 +236,14 @@ def _echo(draft: Draft, message: str) -> Decision:
 
 def _again(draft: Draft, command: c.Send, before: Message, sent: e.MessageSent) -> Decision:
     """The same id comes again: a repeat, or a conflict, which is recorded once for each distinct content."""
-    version = before.seen["message.sent"]
+    version, stream = before.seen["message.sent"], sent.stream
     if _same(draft, command, sent):
-        return draft.done(command.stream, version, duplicate=True, message=command.stream)
+        return draft.done(stream, version, duplicate=True, message=stream)
     if conflict_key(command.sender, command.content, command.source) not in before.seen:
-        fields: dict[str, object] = {"conversation": sent.conversation, "message": command.stream}
+        fields: dict[str, object] = {"conversation": sent.conversation, "message": stream}
         fields |= {"sender": command.sender, "content": command.content, "source": command.source}
-        draft.add(e.ConflictNoticed, command.stream, fields)
-    return draft.done(command.stream, version, conflict=True, message=command.stream)
+        draft.add(e.ConflictNoticed, stream, fields)
+    return draft.done(stream, version, conflict=True, message=stream)
 
 
 def _same(draft: Draft, command: c.Send, sent: e.MessageSent) -> bool:
@@ -209,44 +260,68 @@ def _same(draft: Draft, command: c.Send, sent: e.MessageSent) -> bool:
     )
 
 
-def _found(draft: Draft, reply: e.Reply, stream: str | None) -> e.Reply:
-    """Returns the reference to an answered or forwarded message, completed if the message is known."""
-    if stream is None:
+def _found(draft: Draft, reply: e.Reply, stream: str | None, conversation: str | None = None) -> e.Reply:
+    """Returns the reference to an answered or forwarded message, completed if the message is known.
+
+    A message of another scope is not, and neither is one of another conversation, if one is named.
+    """
+    named = _named(draft, stream) if stream else None
+    if named is None or not _is_ours(draft, named):
         return reply
-    named = draft.message(stream)
-    if named and named.alias:
-        stream = named.alias
-        named = draft.message(stream)
-    if named is None or named.sent is None:
+    if conversation and root(draft, named.conversation or "") != root(draft, conversation):
         return reply
-    sent = named.sent
-    return e.Reply(reply.id, stream, e.author(sent), sent.own_id, named.remote_id)
+    message = draft.message(named.stream)
+    remote_id = message.remote_id if message else None
+    return e.Reply(reply.id, named.stream, e.author(named), named.own_id, remote_id)
 
 
-def _about(
-    draft: Draft, command: c.Edit | c.Delete | c.Confirm | c.React, streams: tuple[str, ...]
-) -> Decision:
-    """Record a fact about the message that one of the streams names; it waits if there is no such message."""
+def _about(draft: Draft, command: AboutMessage) -> Decision:
+    """Record a fact about the message that is named; it waits if there is no such message."""
     fact = fact_of_command(command)
-    target = next((found for stream in streams if (found := _named(draft, stream))), None)
-    for stream in dict.fromkeys((*streams, target or streams[0])):
+    sent = _target(draft, command)
+    target = sent.stream if sent else None
+    for stream in (*command.streams, target) if target else command.streams:
         named = draft.message(stream)
-        if named and (version := named.seen.get(fact.key)):
+        is_open = named is not None and (named.sent is sent or _is_free(named))
+        if named and is_open and (version := find_repeat(named, fact)):
             return draft.done(stream, version, duplicate=True, message=target)
-    message = draft.message(target) if target else None
-    sent = message.sent if message else None
     if isinstance(command, c.Confirm) and sent and e.author(sent) == MESSENGER:
         raise OwnMessage
-    event = record(draft, target or streams[0], fact)
+    event = record(draft, target or _place(draft, command), fact)
     return draft.done(event.stream, event.version, message=target)
 
 
-def _named(draft: Draft, stream: str) -> str | None:
+def _target(draft: Draft, command: AboutMessage) -> e.MessageSent | None:
+    """Returns the message that a fact is about: of the scope, and of the conversation that the fact names."""
+    for stream in (command.ours, *command.streams):
+        sent = _named(draft, stream) if stream else None
+        names = ((end.side, end.stream) for end in command.ends)
+        if sent and _is_ours(draft, sent) and belongs(draft, sent.conversation, names):
+            return sent
+    return None
+
+
+def _place(draft: Draft, command: AboutMessage) -> str:
+    """Returns the stream in which a fact waits: the first of its names that no message has yet."""
+    free = (stream for stream in command.streams if _is_free(draft.message(stream)))
+    return next(free, command.streams[-1])
+
+
+def _is_free(named: Message | None) -> bool:
+    return named is None or (named.sent is None and named.alias is None)
+
+
+def _is_ours(draft: Draft, sent: e.MessageSent) -> bool:
+    """Whether a message is of the command's scope."""
+    return (sent.channel, sent.account or "") == (draft.command.scope.channel, draft.command.scope.account)
+
+
+def _named(draft: Draft, stream: str) -> e.MessageSent | None:
     """Returns the message that a stream is or points to, None while there is none."""
     message = draft.message(stream)
     if message and message.alias:
-        stream, message = message.alias, draft.message(message.alias)
-    return stream if message and message.sent else None
+        message = draft.message(message.alias)
+    return message.sent if message else None
 
 
 def _type(draft: Draft, command: c.Type) -> Decision:
@@ -287,23 +362,47 @@ def _accept(draft: Draft, command: c.Accept) -> Decision:
     fields: dict[str, object] = {"cause": command.cause, "side": command.side, "copy": command.copy}
     fields["remote_id"] = command.remote_id
     accepted = draft.add(e.MessageAccepted, command.stream, about | fields)
-    alias = draft.message(command.alias) if command.alias else None
-    if command.alias and not (alias and alias.alias):
-        draft.add(e.MessageNamed, command.alias, {**about, "cause": accepted.id})
-        for fact in alias.waiting if alias else ():
-            apply(draft, command.stream, fact)
     if command.end and sent.conversation:
-        _learn(draft, sent.conversation, command.end)
+        home = root(draft, sent.conversation)
+        if draft.chat(home) and join(draft, home, command.end) is None:
+            draft.refused.append(command.end)
+    _name(draft, command, sent, {**about, "cause": accepted.id})
+    _notice_names(draft, sent)
     return draft.done(command.stream, accepted.version, message=command.stream)
 
 
-def _learn(draft: Draft, conversation: str, end: c.End) -> None:
-    """Bind the messenger's name for a conversation, which came with its answer to a message."""
-    conversation = root(draft, conversation)
-    chat = draft.chat(conversation)
-    if chat and chat.started_by:
-        ends = e.Ends(chat.conversation_id, chat.chat_id)
-        resolve(draft, (c.End(chat.started_by, conversation, ends), end))
+def _name(draft: Draft, command: c.Accept, sent: e.MessageSent, named: dict[str, object]) -> None:
+    """Let the other side's id stand for the message, unless another message has it; what waited applies."""
+    for alias in (command.alias, command.alias_within):
+        if alias is None:
+            continue
+        before = draft.message(alias)
+        free = _is_free(before) or _is_copy(draft, command, before, sent)
+        if free:
+            draft.add(e.MessageNamed, alias, named)
+        elif before and before.alias == command.stream:
+            return
+        for fact in before.waiting if before else ():
+            apply(draft, command.stream, fact, named=free)
+        if free:
+            return
+        _notice(draft, sent, "message_id", command.remote_id)
+
+
+def _is_copy(draft: Draft, command: c.Accept, before: Message | None, sent: e.MessageSent) -> bool:
+    """Whether Kommo names its copy of our message, and its hook about that copy was quicker than its answer.
+
+    Then the copy must not go to the customer, who has the message, so the name covers what the hook brought.
+    """
+    copy = before.sent if before else None
+    return (
+        command.side == KOMMO
+        and copy is not None
+        and e.author(copy) == KOMMO
+        and before is not None
+        and before.rank == 0
+        and root(draft, copy.conversation or "") == root(draft, sent.conversation or "")
+    )
 
 
 def _reject(draft: Draft, command: c.Reject) -> Decision:
@@ -316,66 +415,3 @@ def _reject(draft: Draft, command: c.Reject) -> Decision:
     fields = {"code": command.code, "text": command.text, "cause": command.cause}
     event = record(draft, command.stream, Fact(e.MessageFailed, command.at, command.by, fields))
     return draft.done(command.stream, event.version, message=command.stream)
-
-
-def _deliver(draft: Draft, command: c.Complete | c.Defer | c.Park | c.Resume) -> Decision:
-    """Record the state of a delivery; a completed one stays completed."""
-    message = draft.message(command.stream)
-    if message is None:
-        raise Unknown
-    stand = message.deliveries.get(command.cause, "")
-    kind: type[e.DeliveryEvent]
-    fields: dict[str, object] = {}
-    match command:
-        case c.Complete():
-            news, kind = True, e.DeliveryCompleted
-            fields = {"superseded": command.superseded}
-        case c.Defer():
-            news, kind = stand != f"deferred: {command.reason}", e.DeliveryDeferred
-            fields = {"reason": command.reason}
-        case c.Park():
-            news, kind = not stand.startswith("parked"), e.DeliveryParked
-            fields = {"reason": command.reason}
-        case c.Resume():
-            news, kind = stand.startswith("parked"), e.DeliveryResumed
-    if stand == "completed" or not news:
-        return draft.done(command.stream, message.version, duplicate=True, message=command.stream)
-    conversation = message.sent and message.sent.conversation
-    where = {"conversation": conversation, "message": command.stream, "cause": command.cause}
-    event = draft.add(kind, command.stream, {**where, **fields})
-    return draft.done(command.stream, event.version, message=command.stream)
-
-
-def _channel(draft: Draft, command: c.Register | c.Change | c.Connect | c.Disconnect) -> Decision:
-    """Record that a channel is registered, changed, connected to an account, or disconnected."""
-    stream = command.stream
-    before = draft.connection(stream)
-    if before and before.last[:-2] == command.id[:-2]:
-        return draft.done(
-            stream, before.version
-        )  # It was stored, but the connection broke before we learned that.
-    kind: type[e.ChannelEvent]
-    fields: dict[str, object]
-    match command:
-        case c.Register():
-            news, kind = before is None, e.ChannelRegistered
-            fields = {"channel_id": command.channel_id, "kind": command.kind}
-            fields |= {"url": command.url, "bot_id": command.bot_id}
-        case c.Change():
-            news, kind = True, e.ChannelChanged
-            fields = {"url": command.url, "bot_id": command.bot_id, "secrets": list(command.secrets)}
-        case c.Connect():
-            wanted = (command.title, command.is_time_window_disabled)
-            same = before and before.connected and (before.title, before.is_time_window_disabled) == wanted
-            news, kind = command.again or not same, e.ChannelConnected
-            fields = {"scope_id": command.scope.scope_id, "title": command.title}
-            fields |= {"is_time_window_disabled": command.is_time_window_disabled}
-        case c.Disconnect():
-            if before is None or not before.connected:
-                raise NotConnected
-            news, kind = True, e.ChannelDisconnected
-            fields = {"scope_id": command.scope.scope_id}
-    if not news and before:
-        return draft.done(stream, before.version, duplicate=True)
-    event = draft.add(kind, stream, fields)
-    return draft.done(stream, event.version)

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from domain.commands import Command
+from domain.commands import Command, End
 from domain.events import SCHEMA, AnyEvent
 from domain.ids import Scope, nth
 from domain.state import Case, Chat, Connection, Message, State, evolve
@@ -47,6 +47,7 @@ class Draft:
         self.events: list[AnyEvent] = []
         self.states: dict[str, State] = {}
         self._streams = snapshot.streams
+        self.refused: list[End] = []  # names of the conversation that are another customer's
 
     def state(self, stream: str) -> State | None:
         """Returns the stream's state after the events added so far, None if it is empty."""
@@ -81,6 +82,7 @@ class Draft:
         at: str | None = None,
         by: str | None = None,
         scope: Scope | None = None,
+        claimed_at: str | None = None,
     ) -> AnEvent:
         """Append an event with its own `fields`; `at`, `by` and `scope` default to the command's."""
         command = self.command
@@ -96,6 +98,7 @@ class Draft:
             recorded_at=command.now,
             by=by or command.by,
             schema=SCHEMA,
+            claimed_at=claimed_at,
             **fields,  # type: ignore[arg-type]  # each caller names the fields of its kind
         )
         self.append(event)

@@ -5,7 +5,7 @@ in `sender`, `receiver` and `content`. Times are text, `2026-11-22T08:00:00.000Z
 requires a delivery to that side ("kommo" or "messenger") and has all the fields that the delivery needs.
 """
 
-from typing import TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import Struct
@@ -36,7 +36,10 @@ EVENT_BYTES_MAX = 384 * 1024
 
 
 class Event(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True, gc=False):
-    """A fact. `at` is the source's time, `recorded_at` ours; `cause` is the event that led to it."""
+    """A fact. `at` is the source's time, `recorded_at` ours; `cause` is the event that led to it.
+
+    `claimed_at` is the source's time where it was too far ahead to be believed; `at` is the arrival then.
+    """
 
     id: str
     stream: str
@@ -50,6 +53,7 @@ class Event(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=T
     by: str
     cause: str | None = None
     schema: int
+    claimed_at: str | None = None
 
 
 class ChannelRegistered(Event, frozen=True, kw_only=True, gc=False, tag="channel.registered"):
@@ -145,8 +149,19 @@ class MessageMirrored(Event, frozen=True, kw_only=True, gc=False, tag="message.m
     push: Side | None = None
 
 
-class MessageEdited(Event, frozen=True, kw_only=True, gc=False, tag="message.edited"):
-    """The content was changed; the latest `at` wins, then the event's id. `remote_id` is Kommo's id of it."""
+class Fact(Event, frozen=True, kw_only=True, gc=False):
+    """Something about a message. It waits while `message` is None, because nothing has the name yet.
+
+    `within` is then the stream of the conversation that it names: a message of another one is not meant.
+    `request` identifies the messenger's request, so that its repetition is recognised.
+    """
+
+    within: str | None = None
+    request: str | None = None
+
+
+class MessageEdited(Fact, frozen=True, kw_only=True, gc=False, tag="message.edited"):
+    """The content was changed; the latest `at` wins, then the position. `remote_id` is Kommo's id of it."""
 
     content: Content
     push: Side | None = None
@@ -154,7 +169,7 @@ class MessageEdited(Event, frozen=True, kw_only=True, gc=False, tag="message.edi
     remote_id: str | None = None
 
 
-class MessageDeleted(Event, frozen=True, kw_only=True, gc=False, tag="message.deleted"):
+class MessageDeleted(Fact, frozen=True, kw_only=True, gc=False, tag="message.deleted"):
     """The message was deleted; this is final."""
 
 
@@ -174,21 +189,21 @@ class MessageNamed(Event, frozen=True, kw_only=True, gc=False, tag="message.name
     """The name of this stream is another name for `message`."""
 
 
-class MessageDelivered(Event, frozen=True, kw_only=True, gc=False, tag="message.delivered"):
+class MessageDelivered(Fact, frozen=True, kw_only=True, gc=False, tag="message.delivered"):
     """The receiver's device has the message. `remote_id` is Kommo's id of it."""
 
     remote_id: str | None = None
     push: Side | None = None
 
 
-class MessageRead(Event, frozen=True, kw_only=True, gc=False, tag="message.read"):
+class MessageRead(Fact, frozen=True, kw_only=True, gc=False, tag="message.read"):
     """The receiver has read the message. `remote_id` is Kommo's id of it."""
 
     remote_id: str | None = None
     push: Side | None = None
 
 
-class MessageFailed(Event, frozen=True, kw_only=True, gc=False, tag="message.failed"):
+class MessageFailed(Fact, frozen=True, kw_only=True, gc=False, tag="message.failed"):
     """The message will not arrive; `code` is Kommo's (901..905), `remote_id` Kommo's id of the message."""
 
     code: int
@@ -197,7 +212,7 @@ class MessageFailed(Event, frozen=True, kw_only=True, gc=False, tag="message.fai
     push: Side | None = None
 
 
-class ReactionAdded(Event, frozen=True, kw_only=True, gc=False, tag="reaction.added"):
+class ReactionAdded(Fact, frozen=True, kw_only=True, gc=False, tag="reaction.added"):
     """Somebody reacted. `sent_by` is the side that sent the message, and `own_id` that side's id of it."""
 
     sender: Party
@@ -208,7 +223,7 @@ class ReactionAdded(Event, frozen=True, kw_only=True, gc=False, tag="reaction.ad
     push: Side | None = None
 
 
-class ReactionRemoved(Event, frozen=True, kw_only=True, gc=False, tag="reaction.removed"):
+class ReactionRemoved(Fact, frozen=True, kw_only=True, gc=False, tag="reaction.removed"):
     """Somebody took a reaction back."""
 
     sender: Party
@@ -326,13 +341,29 @@ class TemplateReview(Event, frozen=True, kw_only=True, gc=False, tag="template.r
 
 
 class ConflictNoticed(Event, frozen=True, kw_only=True, gc=False, tag="conflict.noticed"):
-    """The same id came again with other content; the first recorded stands."""
+    """Two facts exclude each other; the first recorded stands.
+
+    `about` is "content": the same id came again with other content. It is "message_id": the receiving side
+    named the message `remote_id`, which names another message. It is "conversation_id": what came with the
+    message names `remote_id` as its conversation, which is another customer's.
+    """
 
     sender: Party
     content: Content
     source: str | None = None
+    about: Literal["content", "message_id", "conversation_id"] = "content"
+    remote_id: str | None = None
 
 
+Reported: TypeAlias = (
+    MessageEdited
+    | MessageDeleted
+    | MessageDelivered
+    | MessageRead
+    | MessageFailed
+    | ReactionAdded
+    | ReactionRemoved
+)
 Status: TypeAlias = MessageDelivered | MessageRead | MessageFailed
 Reaction: TypeAlias = ReactionAdded | ReactionRemoved
 ChannelEvent: TypeAlias = ChannelRegistered | ChannelChanged | ChannelConnected | ChannelDisconnected

@@ -1,4 +1,11 @@
-"""Facts about a message, treated alike whether a command reports them or they waited for its id."""
+"""Facts about a message, treated alike whether a command reports them or they waited for its id.
+
+A fact counts for the message that one of its names stands for, if that message is of the scope and of the
+conversation that the fact names. Otherwise it waits under a name inside the scope, and is looked at again
+when a message takes the name. A fact is a repeat if it equals the present state or comes with the same
+request, and news if not: whoever reacts, takes it back and reacts again within one second reports three
+facts.
+"""
 
 from collections.abc import Mapping
 from typing import TypeAlias
@@ -7,9 +14,10 @@ from msgspec import Struct
 
 from domain import commands as c
 from domain import events as e
+from domain.conversations import belongs
 from domain.draft import Draft
 from domain.ids import KOMMO, MESSENGER, other
-from domain.state import RANKS, Key, Message, edit_key, key, reaction_key
+from domain.state import RANKS, Key, Message, edit_key, key, reaction_key, request_key
 
 AboutMessage: TypeAlias = c.Edit | c.Delete | c.Confirm | c.React
 FactEvent: TypeAlias = e.MessageEdited | e.MessageDeleted | e.Status | e.Reaction
@@ -21,71 +29,116 @@ STATUS: dict[str, type[e.Status]] = {
 
 
 class Fact(Struct, frozen=True):
-    """An event to record about a message: its kind, time, source and own fields; `key` identifies repeats."""
+    """An event to record about a message: its kind, time, source and own fields.
+
+    `key` and `request` identify repeats; `within` is the stream of the conversation that the fact names.
+    """
 
     kind: type[FactEvent]
     at: str
     by: str
     fields: Mapping[str, object]
     key: Key = ""
+    request: str | None = None
+    within: str | None = None
+    claimed_at: str | None = None
 
 
 def fact_of_command(command: AboutMessage) -> Fact:
     """Returns the fact that a command reports."""
-    at, by = command.at, command.by
+    kind: type[FactEvent]
+    fields: dict[str, object] = {}
+    name: Key
     match command:
         case c.Edit():
             fields = {"content": command.content, "delivery_status": command.delivery_status}
-            return Fact(e.MessageEdited, at, by, fields, edit_key(at, command.content))
+            kind, name = e.MessageEdited, edit_key(command.at, command.content)
         case c.Delete():
-            return Fact(e.MessageDeleted, at, by, {}, "message.deleted")
+            kind, name = e.MessageDeleted, "message.deleted"
         case c.Confirm():
-            more = {"code": command.code, "text": command.text} if command.status == "failed" else {}
-            return Fact(STATUS[command.status], at, by, more, f"message.{command.status}")
+            if command.status == "failed":
+                fields = {"code": command.code, "text": command.text}
+            kind, name = STATUS[command.status], f"message.{command.status}"
         case c.React():
             kind = e.ReactionRemoved if command.removed else e.ReactionAdded
-            sender, emoji = command.sender, command.emoji
-            reaction = {"sender": sender, "emoji": emoji, "content": e.Ends()}
-            return Fact(kind, at, by, reaction, reaction_key(kind, at, sender, emoji))
+            fields = {"sender": command.sender, "emoji": command.emoji, "content": e.Ends()}
+            name = reaction_key(kind, command.at, command.sender, command.emoji)
+    within = command.ends[-1].stream if command.ends else None
+    return Fact(kind, command.at, command.by, fields, name, command.request, within, command.claimed_at)
 
 
-def fact_of_event(event: e.MessageEvent) -> Fact | None:
-    """Returns the fact that an event recorded before its message was known, None if it is no such fact."""
-    fields: dict[str, object]
+def fact_of_event(event: e.Reported) -> Fact:
+    """Returns the fact that an event recorded before its message was known."""
+    fields: dict[str, object] = {"cause": event.id}
     match event:
         case e.MessageEdited():
-            fields = {"content": event.content, "delivery_status": event.delivery_status}
-        case e.MessageDeleted() | e.MessageDelivered() | e.MessageRead():
-            fields = {}
+            fields |= {"content": event.content, "delivery_status": event.delivery_status}
         case e.MessageFailed():
-            fields = {"code": event.code, "text": event.text}
+            fields |= {"code": event.code, "text": event.text}
         case e.ReactionAdded() | e.ReactionRemoved():
-            fields = {"sender": event.sender, "emoji": event.emoji, "content": event.content}
-        case _:
-            return None
-    return Fact(type(event), event.at, event.by, {**fields, "cause": event.id}, key(event))
+            fields |= {"sender": event.sender, "emoji": event.emoji, "content": event.content}
+    return Fact(type(event), event.at, event.by, fields, key(event), event.request, None, event.claimed_at)
 
 
-def apply(draft: Draft, stream: str, event: e.MessageEvent) -> None:
-    """Record a fact that waited for a message, now that the message is known."""
-    message, fact = draft.message(stream), fact_of_event(event)
-    if message is None or message.sent is None or fact is None:
+def apply(draft: Draft, stream: str, event: e.Reported, *, named: bool = True) -> None:
+    """Record a fact that waited for a message, now that the message is known.
+
+    `named`: the name under which it waited is the message's own. If not, because another message has it, only
+    a fact that names this message's conversation is meant.
+    """
+    message = draft.message(stream)
+    if message is None or message.sent is None or not (named or event.within):
         return
-    if fact.kind in STATUS.values() and e.author(message.sent) == MESSENGER:
-        return  # The message turned out to be the messenger's own, which has no status to report.
-    if event.stream != stream and fact.key in message.seen:
+    if event.within and not belongs(draft, message.sent.conversation, ((event.by, event.within),)):
         return
-    record(draft, stream, fact)
+    fact = fact_of_event(event)
+    if event.stream == stream or not find_repeat(message, fact):
+        record(draft, stream, fact)
+
+
+def find_repeat(message: Message, fact: Fact) -> int | None:
+    """Returns the version of the fact that this one repeats, None if it is news."""
+    if fact.request and (version := message.seen.get(request_key(fact.request))):
+        return version
+    present = _present(message, fact)
+    if present is None:
+        return message.seen.get(fact.key) if _changes_once(fact) else None
+    at, version, same = present
+    return version if same else message.seen.get(fact.key) if fact.at < at else None
+
+
+def _changes_once(fact: Fact) -> bool:
+    return fact.kind in STATUS.values() or fact.kind is e.MessageDeleted
+
+
+def _present(message: Message, fact: Fact) -> tuple[str, int, bool] | None:
+    """Returns time and version of the fact in force that this one replaces, and whether it is the same."""
+    fields = fact.fields
+    if fact.kind is e.MessageEdited and (edited := message.edited):
+        same = (edited.content, edited.delivery_status) == (fields["content"], fields["delivery_status"])
+        return edited.at, edited.version, same
+    if fact.kind in (e.ReactionAdded, e.ReactionRemoved):
+        sender = fields["sender"]
+        assert isinstance(sender, e.Party)
+        if reaction := message.reactions.get((fact.by, sender.id or "")):
+            removed = fact.kind is e.ReactionRemoved
+            same = reaction.removed == removed and (removed or reaction.emoji == fields["emoji"])
+            return reaction.at, reaction.version, same
+    return None
 
 
 def record(draft: Draft, stream: str, fact: Fact) -> FactEvent:
     """Append a fact to a stream: complete for delivery if the message is known, else to wait there."""
     message = draft.message(stream)
     fields = dict(fact.fields)
+    if fact.request:
+        fields["request"] = fact.request
     if message and message.sent:
         fields |= {"conversation": message.sent.conversation, "message": stream}
         fields |= _push(message, message.sent, fact)
-    return draft.add(fact.kind, stream, fields, at=fact.at, by=fact.by)
+    elif fact.within:
+        fields["within"] = fact.within
+    return draft.add(fact.kind, stream, fields, at=fact.at, by=fact.by, claimed_at=fact.claimed_at)
 
 
 def _push(message: Message, sent: e.MessageSent, fact: Fact) -> dict[str, object]:
@@ -94,9 +147,10 @@ def _push(message: Message, sent: e.MessageSent, fact: Fact) -> dict[str, object
     Kommo's id of an operator's message may be learned later than its status; then the delivery looks it up.
     """
     sent_by = e.author(sent)
+    present = _present(message, fact)
+    newest = present is None or fact.at >= present[0]
     if fact.kind is e.MessageEdited:
-        newest = fact.at >= message.edited[0] and not message.deleted
-        wanted = sent_by == MESSENGER and newest
+        wanted = sent_by == MESSENGER and newest and not message.deleted
         return {"push": KOMMO, "remote_id": message.remote_id} if wanted else {}
     if fact.kind in STATUS.values():
         rank = RANKS[str(fact.kind.__struct_config__.tag).removeprefix("message.")]
@@ -108,4 +162,9 @@ def _push(message: Message, sent: e.MessageSent, fact: Fact) -> dict[str, object
         return {}
     ends = e.Ends(sent.content.conversation_id, sent.content.chat_id)
     side = fact.by if fact.by == KOMMO else MESSENGER
-    return {"content": ends, "sent_by": sent_by, "own_id": sent.own_id, "push": other(side)}
+    return {
+        "content": ends,
+        "sent_by": sent_by,
+        "own_id": sent.own_id,
+        "push": other(side) if newest else None,
+    }

@@ -54,6 +54,23 @@ def message_id(scope: Scope, side: str, own_id: str) -> str:
     return uuid5(scope.namespace, f"{side}:{own_id}")
 
 
+def message_id_within(scope: Scope, conversation: str, side: str, own_id: str) -> str:
+    """Returns the stream of a message whose `own_id` is unique only within a conversation.
+
+    `conversation` is the side's own id of the conversation. The length in front of it keeps two pairs of ids
+    with the same concatenation apart.
+    """
+    return uuid5(scope.namespace, f"within:{side}:{len(conversation)}:{conversation}:{own_id}")
+
+
+def claimed_id(scope: Scope, side: str, message: str) -> str:
+    """Returns the stream in which facts wait that name a message by an id of ours that is not in their scope.
+
+    Strangers choose what they name, so the name counts inside their own namespace only.
+    """
+    return uuid5(scope.namespace, f"claimed:{side}:{message}")
+
+
 def conversation_id(scope: Scope, side: str, own_id: str) -> str:
     """Returns the stream named by a side's own id of a conversation; cached, as every message needs it."""
     return _kept_uuid5(scope.namespace, f"conversation:{side}:{own_id}")

@@ -1,7 +1,7 @@
 """The state of a stream: the little of its events that decisions need, and nothing that only views need."""
 
 from collections.abc import Mapping
-from typing import TypeAlias, assert_never
+from typing import Any, TypeAlias, TypeVar, assert_never
 
 import msgspec
 from msgspec import Struct
@@ -21,12 +21,36 @@ COPIED = "message.accepted copy"
 encode_any = msgspec.json.Encoder().encode
 
 
+class Edited(Struct, frozen=True, gc=False):
+    """The edit in force: the latest by its source's time, and of several with one time the last recorded."""
+
+    at: str
+    version: int
+    content: e.Content
+    delivery_status: e.DeliveryStatus | None = None
+
+
+class Reacted(Struct, frozen=True, gc=False):
+    """The reaction of one sender that is in force, by the same rule; `removed`: the sender has none."""
+
+    at: str
+    version: int
+    emoji: str
+    removed: bool
+
+
+class Misfit(Exception):
+    """An event's kind does not fit the state of its stream, so one of the two was recorded by mistake."""
+
+
 class Message(Struct, frozen=True, gc=False):
     """A stream named by a message's id: the message itself, an alias of one, or facts that wait for one.
 
     `seen` maps the key of a recorded fact to its version, so that a repeat is recognised. `waiting` are facts
-    about an id that is still unknown. `deliveries` maps an event's id to the state of its delivery.
-    `remote_id` is the receiving side's id, `kommo_id` Kommo's id of the mirror of an operator's message.
+    about an id that is still unknown; those that name a conversation stay, because the name may turn out to
+    be that of a message elsewhere. `reactions` are by side and sender. `deliveries` maps an event's id to the
+    state of its delivery. `remote_id` is the receiving side's id, `kommo_id` Kommo's id of the mirror of an
+    operator's message.
     """
 
     version: int
@@ -35,10 +59,11 @@ class Message(Struct, frozen=True, gc=False):
     rank: int = 0
     remote_id: str | None = None
     kommo_id: str | None = None
-    edited: tuple[str, str] = ("", "")
+    edited: Edited | None = None
+    reactions: dict[tuple[str, str], Reacted] = {}
     deleted: bool = False
     seen: dict[Key, int] = {}
-    waiting: tuple[e.MessageEvent, ...] = ()
+    waiting: tuple[e.Reported, ...] = ()
     deliveries: dict[str, str] = {}
 
 
@@ -92,6 +117,7 @@ class Connection(Struct, frozen=True, gc=False):
 
 
 State: TypeAlias = Message | Chat | Connection | Case
+AState = TypeVar("AState", Message, Chat, Connection, Case)
 
 
 def key(event: e.AnyEvent) -> Key:
@@ -101,12 +127,24 @@ def key(event: e.AnyEvent) -> Key:
             return edit_key(event.at, event.content)
         case e.ReactionAdded() | e.ReactionRemoved():
             return reaction_key(type(event), event.at, event.sender, event.emoji)
-        case e.ConflictNoticed():
+        case e.ConflictNoticed(about="content"):
             return conflict_key(event.sender, event.content, event.source)
+        case e.ConflictNoticed():
+            return name_conflict_key(event.about, event.remote_id)
         case e.MessageAccepted(copy=True):
             return COPIED
         case _:
             return e.tag(event)
+
+
+def request_key(request: str) -> Key:
+    """Returns the key of whatever a request reported."""
+    return "request", request
+
+
+def name_conflict_key(about: str, name: str | None) -> Key:
+    """Returns the key of a conflict about a name that belongs to something else."""
+    return "conflict", about, name or ""
 
 
 def edit_key(at: str, content: e.Content) -> Key:
@@ -134,13 +172,15 @@ def comparable(content: e.Content) -> e.Content:
 
 
 def evolve(state: State | None, event: e.AnyEvent) -> State:
-    """Returns the stream's state after one more event."""
+    """Returns the stream's state after one more event. Raises Misfit if the event is not of such a stream."""
     match event:
         case e.MessageSent() if state is None:
             return Message(event.version, sent=event, seen={"message.sent": event.version})
         case e.ChannelRegistered() | e.ChannelChanged():
+            _fitting(state, Connection, event)
             return Connection(event.version, event.id)
         case e.ChannelConnected():
+            _fitting(state, Connection, event)
             return Connection(
                 event.version,
                 event.id,
@@ -149,8 +189,10 @@ def evolve(state: State | None, event: e.AnyEvent) -> State:
                 is_time_window_disabled=event.is_time_window_disabled,
             )
         case e.ChannelDisconnected() | e.AccountWithdrawn():
+            _fitting(state, Connection, event)
             return Connection(event.version, event.id)
         case e.AccountAuthorized():
+            _fitting(state, Connection, event)
             return Connection(event.version, event.id, connected=True, title=event.crm_url)
         case e.TalkAdded() | e.TalkUpdated() | e.TemplateReview():
             return _case(state, event, event.changed)
@@ -159,9 +201,20 @@ def evolve(state: State | None, event: e.AnyEvent) -> State:
         case (
             e.ConversationStarted() | e.ConversationBound() | e.ConversationMerged() | e.ConversationLinked()
         ):
-            return _chat(state if isinstance(state, Chat) else Chat(0), event)
+            return _chat(_fitting(state, Chat, event) or Chat(0), event)
         case _:
-            return _message(state if isinstance(state, Message) else Message(0), event)
+            return _message(_fitting(state, Message, event) or Message(0), event)
+
+
+def skip(state: State | None, event: e.AnyEvent) -> State:
+    """Returns the state after an event that does not fit, and that changes nothing but the version."""
+    return replace(state, version=event.version) if state else Message(event.version)
+
+
+def _fitting(state: State | None, kind: type[AState], event: e.AnyEvent) -> AState | None:
+    if state is None or isinstance(state, kind):
+        return state
+    raise Misfit(f"{e.tag(event)} in the stream of a {type(state).__name__.lower()}: event {event.id}")
 
 
 def _chat(chat: Chat, event: e.ConversationEvent) -> Chat:
@@ -203,7 +256,7 @@ def case_key(kind: type[e.CaseEvent], fields: Mapping[str, object]) -> Key:
 
 
 def _case(state: State | None, event: e.CaseEvent, changed: int) -> Case:
-    before = state if isinstance(state, Case) else Case(0)
+    before = _fitting(state, Case, event) or Case(0)
     own = {name: getattr(event, name) for name in type(event).__struct_fields__ if name not in COMMON}
     seen = {case_key(type(event), own): event.version, **before.seen}
     return Case(event.version, max(before.changed, changed), seen)
@@ -217,15 +270,14 @@ def _message(
         case e.DeliveryCompleted() | e.DeliveryDeferred() | e.DeliveryParked() | e.DeliveryResumed():
             stand = {**message.deliveries, event.cause or "": _stand(event)}
             return replace(message, version=version, deliveries=stand)
-    if event.message is None and not isinstance(event, e.TypingStarted | e.MessageMirrored):
-        waiting = (*message.waiting, event)
-        return replace(message, version=version, seen=_seen(message, event), waiting=waiting)
     known = replace(message, version=version, seen=_seen(message, event))
+    if isinstance(event, e.Reported) and event.message is None:
+        known = replace(known, waiting=(*message.waiting, event))
     match event:
         case e.MessageSent():
-            return replace(known, sent=event, waiting=())
+            return replace(known, sent=event, **_claimed(message))
         case e.MessageNamed():
-            return replace(known, alias=event.message, waiting=())
+            return replace(known, alias=event.message, **_claimed(message))
         case e.MessageAccepted(copy=True):
             return replace(known, kommo_id=event.remote_id)
         case e.MessageAccepted():
@@ -237,24 +289,43 @@ def _message(
         case e.MessageRead():
             return replace(known, rank=4)
         case e.MessageEdited():
-            return replace(known, edited=max(known.edited, (event.at, event.id)))
+            edit = Edited(event.at, version, event.content, event.delivery_status)
+            newest = known.edited is None or event.at >= known.edited.at
+            return replace(known, edited=edit) if newest else known
         case e.MessageDeleted():
             return replace(known, deleted=True)
-        case (
-            e.MessageMirrored()
-            | e.ReactionAdded()
-            | e.ReactionRemoved()
-            | e.ConflictNoticed()
-            | e.TypingStarted()
-        ):
+        case e.ReactionAdded() | e.ReactionRemoved():
+            return _reacted(known, event)
+        case e.MessageMirrored() | e.ConflictNoticed() | e.TypingStarted():
             return known
         case _:
             assert_never(event)
 
 
+def _claimed(message: Message) -> dict[str, Any]:
+    """Returns the fields of a stream whose name has become that of a message: what waited is applied now."""
+    waiting = tuple(fact for fact in message.waiting if fact.within)
+    return {"waiting": waiting, "edited": None, "reactions": {}, "rank": 0, "deleted": False}
+
+
+def _reacted(message: Message, event: e.Reaction) -> Message:
+    who = event.by, event.sender.id or ""
+    before = message.reactions.get(who)
+    if before and event.at < before.at:
+        return message
+    removed = isinstance(event, e.ReactionRemoved)
+    reaction = Reacted(event.at, event.version, event.emoji, removed)
+    return replace(message, reactions={**message.reactions, who: reaction})
+
+
 def _seen(message: Message, event: e.AnyEvent) -> dict[Key, int]:
+    seen = message.seen
     name = key(event)
-    return message.seen if name in message.seen else {**message.seen, name: event.version}
+    if name not in seen:
+        seen = {**seen, name: event.version}
+    if isinstance(event, e.Reported) and event.request:
+        seen = {**seen, request_key(event.request): event.version}
+    return seen
 
 
 def _stand(event: e.DeliveryEvent) -> str:

@@ -1,12 +1,12 @@
 """One row per message as it stands now, whatever the order in which its facts were recorded.
 
-The highest rank of status counts; of edits, and of a sender's reactions, the latest `at`, then the event's
-id. Deleted is final, and the first `remote_id` stays. A message that turns out to be an echo of our own is
-removed.
+The highest rank of status counts; of edits, and of a sender's reactions, the latest `at`, then the latest
+position. Deleted is final, and the first `remote_id` stays. A message that turns out to be an echo of our
+own is removed.
 """
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from msgspec import Struct
 
@@ -43,21 +43,21 @@ from projections.columns import (
 )
 
 NAME = "messages"
-VERSION = 2
+VERSION = 3
 
-# `content`, `sender` and `receiver` are the event's own JSON. `edit` is the event that the content comes
-# from, unless it is the message itself; `failure` is the event that `failure_code` and `failure_text` come
-# from. `copy_id` is Kommo's id of the mirror of an operator's message.
+# `content`, `sender` and `receiver` are the event's own JSON. `edit` is the position of the event that the
+# content comes from, unless it is the message itself; `failure` is that of the event that `failure_code` and
+# `failure_text` come from. `copy_id` is Kommo's id of the mirror of an operator's message.
 SCHEMA = """
 CREATE TABLE messages (id uuid PRIMARY KEY, position bigint NOT NULL, updated bigint NOT NULL,
   conversation uuid NOT NULL, sent_at timestamptz NOT NULL, recorded_at timestamptz NOT NULL,
-  edited_at timestamptz, edit uuid, failure uuid, failure_code bigint, status smallint NOT NULL,
+  edited_at timestamptz, edit bigint, failure bigint, failure_code bigint, status smallint NOT NULL,
   outgoing boolean NOT NULL, silent boolean NOT NULL, imported boolean NOT NULL, deleted boolean NOT NULL,
   channel text NOT NULL, account_id text, sent_by text NOT NULL, own_id text NOT NULL, remote_id text,
   copy_id text, source text, failure_text text, content bytea NOT NULL, sender bytea NOT NULL, receiver bytea)
   WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 CREATE TABLE reactions (message uuid NOT NULL, "by" text NOT NULL, sender_id text NOT NULL,
-  emoji text NOT NULL, removed boolean NOT NULL, at timestamptz NOT NULL, event uuid NOT NULL,
+  emoji text NOT NULL, removed boolean NOT NULL, at timestamptz NOT NULL, position bigint NOT NULL,
   PRIMARY KEY (message, "by", sender_id));
 """
 INDEXES = """
@@ -74,12 +74,12 @@ FROM unnest(%b::uuid[], %b::smallint[], %b::bigint[], %b::text[], %b::text[], %b
 """
 EDIT = """
 UPDATE messages AS m SET content = i.content, edited_at = i.edited_at, edit = i.edit
-FROM unnest(%b::uuid[], %b::bytea[], %b::timestamptz[], %b::uuid[]) AS i(id, content, edited_at, edit)
+FROM unnest(%b::uuid[], %b::bytea[], %b::timestamptz[], %b::bigint[]) AS i(id, content, edited_at, edit)
 WHERE m.id = i.id AND (m.edit IS NULL OR (i.edited_at, i.edit) > (m.edited_at, m.edit))
 """
 FAIL = """
 UPDATE messages AS m SET failure = i.failure, failure_code = i.code, failure_text = i.text
-FROM unnest(%b::uuid[], %b::uuid[], %b::bigint[], %b::text[]) AS i(id, failure, code, text)
+FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::text[]) AS i(id, failure, code, text)
 WHERE m.id = i.id AND (m.failure IS NULL OR i.failure > m.failure)
 """
 INSERT = """
@@ -91,7 +91,7 @@ SELECT i.id, i.position, i.updated, coalesce(g.winner, i.conversation), i.sent_a
   i.account_id, i.sent_by, i.own_id, i.remote_id, i.copy_id, i.source, i.failure_text, i.content, i.sender,
   i.receiver
 FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::uuid[], %b::timestamptz[], %b::timestamptz[],
-  %b::timestamptz[], %b::uuid[], %b::uuid[], %b::bigint[], %b::smallint[], %b::boolean[], %b::boolean[],
+  %b::timestamptz[], %b::bigint[], %b::bigint[], %b::bigint[], %b::smallint[], %b::boolean[], %b::boolean[],
   %b::boolean[], %b::boolean[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
   %b::text[], %b::text[], %b::bytea[], %b::bytea[], %b::bytea[])
   AS i(id, position, updated, conversation, sent_at, recorded_at, edited_at, edit, failure, failure_code,
@@ -100,12 +100,13 @@ FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::uuid[], %b::timestamptz[
 LEFT JOIN merges AS g ON g.loser = i.conversation
 """
 REACT = """
-INSERT INTO reactions AS r (message, "by", sender_id, emoji, removed, at, event)
+INSERT INTO reactions AS r (message, "by", sender_id, emoji, removed, at, position)
 SELECT i.* FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::text[], %b::boolean[], %b::timestamptz[],
-  %b::uuid[]) AS i(message, "by", sender_id, emoji, removed, at, event) JOIN messages AS m ON m.id = i.message
+  %b::bigint[]) AS i(message, "by", sender_id, emoji, removed, at, position)
+JOIN messages AS m ON m.id = i.message
 ON CONFLICT (message, "by", sender_id) DO UPDATE SET emoji = excluded.emoji, removed = excluded.removed,
-  at = excluded.at, event = excluded.event
-WHERE (excluded.at, excluded.event) > (r.at, r.event)
+  at = excluded.at, position = excluded.position
+WHERE (excluded.at, excluded.position) > (r.at, r.position)
 """
 MOVE = """
 UPDATE messages AS m SET conversation = g.winner FROM merges AS g
@@ -115,6 +116,7 @@ FORGET = "DELETE FROM messages WHERE id = ANY (%b::uuid[])"
 FORGET_REACTIONS = "DELETE FROM reactions WHERE message = ANY (%b::uuid[])"
 
 Dated = TypeVar("Dated", MessageEdited, Reaction)
+At: TypeAlias = tuple[int, Dated]  # a position, and the event that stands there
 
 
 class _Facts(Struct, gc=False):
@@ -125,13 +127,14 @@ class _Facts(Struct, gc=False):
     remote_id: str | None = None
     copy_id: str | None = None
     deleted: bool = False
-    edit: MessageEdited | None = None
-    failure: MessageFailed | None = None
-    reactions: dict[tuple[str, str], Reaction] | None = None
+    edit: At[MessageEdited] | None = None
+    failure: tuple[int, MessageFailed] | None = None
+    reactions: dict[tuple[str, str], At[Reaction]] | None = None
 
 
-def _later(one: Dated | None, two: Dated) -> Dated:
-    return two if one is None or (two.at, two.id) > (one.at, one.id) else one
+def _later(one: At[Dated] | None, two: At[Dated]) -> At[Dated]:
+    """Returns the one in force; `two` has the higher position."""
+    return two if one is None or two[1].at >= one[1].at else one
 
 
 class _Fold:
@@ -170,22 +173,21 @@ class _Fold:
         if isinstance(event, MessageAccepted):
             facts.remote_id = facts.remote_id or event.remote_id
         elif rank == 0 or isinstance(event, MessageFailed):
-            _note(facts, event)
+            _note(facts, position, event)
 
 
-def _note(facts: _Facts, event: AnyEvent) -> None:
+def _note(facts: _Facts, position: int, event: AnyEvent) -> None:
     match event:
         case MessageFailed():
-            if facts.failure is None or event.id > facts.failure.id:
-                facts.failure = event
+            facts.failure = position, event
         case MessageEdited():
-            facts.edit = _later(facts.edit, event)
+            facts.edit = _later(facts.edit, (position, event))
         case MessageDeleted():
             facts.deleted = True
         case ReactionAdded() | ReactionRemoved():
             reactions = facts.reactions = facts.reactions or {}
             who = (event.by, event.sender.id or "")
-            reactions[who] = _later(reactions.get(who), event)
+            reactions[who] = _later(reactions.get(who), (position, event))
 
 
 _RANKS: dict[type[AnyEvent], int] = {
@@ -213,10 +215,10 @@ def project(page: Page) -> Iterator[Statement]:
     if fold.sent:
         yield INSERT, _rows(fold)
     reactions = [
-        (message, reaction)
+        (message, position, reaction)
         for message, facts in fold.facts.items()
         if facts.reactions
-        for reaction in facts.reactions.values()
+        for position, reaction in facts.reactions.values()
     ]
     if reactions:
         yield REACT, _reactions(reactions)
@@ -246,9 +248,9 @@ def _advance(known: dict[str, _Facts]) -> Iterator[Statement]:
             EDIT,
             (
                 uuids(list(edits)),
-                blobs([encode(edit.content) for edit in edits.values()]),
-                times([edit.at for edit in edits.values()]),
-                uuids([edit.id for edit in edits.values()]),
+                blobs([encode(edit.content) for _, edit in edits.values()]),
+                times([edit.at for _, edit in edits.values()]),
+                longs([position for position, _ in edits.values()]),
             ),
         )
     failures = {message: fact.failure for message, fact in known.items() if fact.failure}
@@ -257,9 +259,9 @@ def _advance(known: dict[str, _Facts]) -> Iterator[Statement]:
             FAIL,
             (
                 uuids(list(failures)),
-                uuids([failure.id for failure in failures.values()]),
-                longs([failure.code for failure in failures.values()]),
-                texts([failure.text for failure in failures.values()]),
+                longs([position for position, _ in failures.values()]),
+                longs([failure.code for _, failure in failures.values()]),
+                texts([failure.text for _, failure in failures.values()]),
             ),
         )
 
@@ -270,7 +272,9 @@ def _rows(fold: _Fold) -> tuple[object, ...]:
     facts = [fold.facts[message] for message in fold.sent]
     edits = [fact.edit for fact in facts]
     failures = [fact.failure for fact in facts]
-    contents = [(fact.edit or event).content for fact, event in zip(facts, sent, strict=True)]
+    contents = [
+        fact.edit[1].content if fact.edit else event.content for fact, event in zip(facts, sent, strict=True)
+    ]
     return (
         uuids(list(fold.sent)),
         longs(positions),
@@ -278,10 +282,10 @@ def _rows(fold: _Fold) -> tuple[object, ...]:
         uuids([event.conversation for event in sent]),
         times([event.at for event in sent]),
         times([event.recorded_at for event in sent]),
-        times([edit.at if edit else None for edit in edits]),
-        uuids([edit.id if edit else None for edit in edits]),
-        uuids([failure.id if failure else None for failure in failures]),
-        longs_or_null([failure.code if failure else None for failure in failures]),
+        times([edit[1].at if edit else None for edit in edits]),
+        longs_or_null([edit[0] if edit else None for edit in edits]),
+        longs_or_null([failure[0] if failure else None for failure in failures]),
+        longs_or_null([failure[1].code if failure else None for failure in failures]),
         smalls([fact.status for fact in facts]),
         booleans([event.direction == "out" for event in sent]),
         booleans([event.silent for event in sent]),
@@ -294,20 +298,20 @@ def _rows(fold: _Fold) -> tuple[object, ...]:
         texts([fact.remote_id for fact in facts]),
         texts_repeated([fact.copy_id for fact in facts]),
         texts_repeated([event.source for event in sent]),
-        texts_repeated([failure.text if failure else None for failure in failures]),
+        texts_repeated([failure[1].text if failure else None for failure in failures]),
         blobs([encode(content) for content in contents]),
         blobs([encode(event.sender) for event in sent]),
         blobs([encode(event.receiver) if event.receiver else None for event in sent]),
     )
 
 
-def _reactions(reactions: list[tuple[str, Reaction]]) -> tuple[object, ...]:
+def _reactions(reactions: list[tuple[str, int, Reaction]]) -> tuple[object, ...]:
     return (
-        uuids([message for message, _ in reactions]),
-        texts([event.by for _, event in reactions]),
-        texts([event.sender.id or "" for _, event in reactions]),
-        texts([event.emoji for _, event in reactions]),
-        booleans([isinstance(event, ReactionRemoved) for _, event in reactions]),
-        times([event.at for _, event in reactions]),
-        uuids([event.id for _, event in reactions]),
+        uuids([message for message, _, _ in reactions]),
+        texts([event.by for _, _, event in reactions]),
+        texts([event.sender.id or "" for _, _, event in reactions]),
+        texts([event.emoji for _, _, event in reactions]),
+        booleans([isinstance(event, ReactionRemoved) for _, _, event in reactions]),
+        times([event.at for _, _, event in reactions]),
+        longs([position for _, position, _ in reactions]),
     )

@@ -188,16 +188,20 @@ def _accept(event: Pushed, done: Done, now: Moment) -> c.Accept | c.Complete:
     if not isinstance(event, Created):
         return _complete(event, now)
     side: e.Side = event.push or "kommo"
-    scope, end = now.stamp["scope"], None
+    scope, end, within = now.stamp["scope"], None, None
     if side == ids.MESSENGER and done.conversation_id:
         stream = ids.conversation_id(scope, side, done.conversation_id)
         end = c.End(side, stream, e.Ends(conversation_id=done.conversation_id))
+    conversation_id = event.content.conversation_id or done.conversation_id
+    if side == ids.MESSENGER and done.remote_id and conversation_id:
+        within = ids.message_id_within(scope, conversation_id, side, done.remote_id)
     return c.Accept(
         **_by(now, "recovery" if done.recovered else side),
         stream=event.stream,
         side=side,
         remote_id=done.remote_id,
         alias=ids.message_id(scope, side, done.remote_id) if done.remote_id else None,
+        alias_within=within,
         end=end,
         cause=event.id,
         copy=isinstance(event, e.MessageMirrored),

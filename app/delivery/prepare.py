@@ -49,7 +49,7 @@ from app.vault import WrongMasterKey
 from domain import events as e
 from domain import ids
 from domain.ids import KOMMO, Scope
-from domain.state import COPIED, RANKS, Chat, Message, State, evolve
+from domain.state import COPIED, RANKS, Chat, Edited, Message, State, evolve
 
 # A merged chat points to the chat it was merged into; more than one step is rare, and a longer chain only
 # leaves a name unknown.
@@ -146,7 +146,7 @@ class Preparer:
                 return Settled()
             case e.MessageMirrored() if COPIED in message.seen:
                 return Settled()
-            case e.MessageEdited() if message.edited > (event.at, event.id):
+            case e.MessageEdited() if message.edited and _is_later(message.edited, event):
                 return Superseded("a later edit is recorded")
             case e.MessageDelivered() | e.MessageRead() | e.MessageFailed():
                 rank = RANKS[e.tag(event).removeprefix("message.")]
@@ -265,6 +265,10 @@ class Preparer:
             if not wanted:
                 break
         return states
+
+
+def _is_later(edited: Edited, event: e.MessageEdited) -> bool:
+    return (edited.at, edited.version) > (event.at, event.version)
 
 
 def as_of(event: e.MessageMirrored, chat: Chat | None) -> e.MessageMirrored:

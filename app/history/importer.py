@@ -285,7 +285,7 @@ class Import:
             return None
         place = self._place
         try:
-            command = commands.command(place.scope, sent, bot_id=place.bot_id, imported=True)
+            command = commands.command(place.scope, sent, commands.Circumstances(place.bot_id, imported=True))
         except ActionRefused as error:
             return Given(number, f"{error.path}: {error.message}")
         newest = self._newest.get(sent.conversation_id, 0) & (1 << NUMBER_BITS) - 1 == number

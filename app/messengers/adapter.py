@@ -45,11 +45,13 @@ class Request(Struct, frozen=True):
 class Received(NamedTuple):
     """The checked actions of a request.
 
-    `array`: an action that fails has a result of its own; without it, the failure is the answer.
+    `array`: an action that fails has a result of its own; without it, the failure is the answer. `request` is
+    short, and the same if the messenger repeats the request.
     """
 
     actions: Sequence[Action]
     array: bool
+    request: str | None = None
 
 
 class Result(Struct, frozen=True):

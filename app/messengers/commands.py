@@ -1,13 +1,13 @@
 """Checked actions of a messenger as commands: the only way from the contract to the ledger."""
 
 from datetime import UTC
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import msgspec
 from msgspec import Struct
 
 from app import clock
-from app.limits import STATUS_CODES
+from app.limits import AHEAD_MS_BELIEVED, STATUS_CODES
 from app.messengers.checks import ActionRefused
 from app.messengers.contract import (
     STATUSES,
@@ -42,39 +42,56 @@ _QUOTED = tuple(name for name in names(Way.QUOTED_TO_KOMMO) if name not in ("typ
 _COPIED = {field.name: field.type for field in FIELDS if Way.FROM_MESSENGER in field.ways}
 
 
-def command(
-    scope: Scope, action: Action, *, bot_id: str | None = None, imported: bool = False
-) -> c.AnyCommand:
-    """The command that an action asks for, in a scope; raises ActionRefused.
+class Circumstances(NamedTuple):
+    """What a command depends on besides its action.
 
     `bot_id` is the channel's: in its name Kommo shows what the business wrote on its phone, unless the action
-    names a manager. `imported`: the message was written before the channel was connected.
+    names a manager. `imported`: the message was written before the channel was connected. `request` is the
+    same if the action is repeated. `per_conversation`: the messenger's ids of messages are unique only within
+    a conversation.
     """
-    at = clock.milliseconds(action.at.astimezone(UTC))
+
+    bot_id: str | None = None
+    imported: bool = False
+    request: str | None = None
+    per_conversation: bool = False
+
+
+ALONE = Circumstances()
+
+
+def command(scope: Scope, action: Action, given: Circumstances = ALONE) -> c.AnyCommand:
+    """The command that an action asks for, in a scope; raises ActionRefused."""
+    at, now = clock.milliseconds(action.at.astimezone(UTC)), clock.now_ms()
+    claimed_at = None
+    if at > now + AHEAD_MS_BELIEVED:
+        at, claimed_at = now, clock.text(at)
     stream = ids.conversation_id(scope, MESSENGER, action.conversation_id)
-    stamp = clock.stamp(scope, stream, MESSENGER, now=clock.now_ms(), at=at)
-    end = c.End("messenger", stream, e.Ends(conversation_id=action.conversation_id))
+    stamp = clock.stamp(scope, stream, MESSENGER, now=now, at=at)
+    if claimed_at:
+        stamp["claimed_at"] = claimed_at
+    end = _end(action, stream)
     match action:
         case Sent():
-            return _send(scope, action, stamp, end, Circumstances(at, bot_id, imported))
+            return _send(scope, action, stamp, at, given)
         case Edited():
             return c.Edit(
                 **stamp,
-                stream=_own(scope, action.message_id),
+                **_about(scope, action, end, given),
                 content=content_of(action.message, conversation_id=action.conversation_id),
                 delivery_status=_delivery_status(action.delivery_status),
             )
         case Deleted():
-            return c.Delete(**stamp, stream=_own(scope, action.message_id))
+            return c.Delete(**stamp, **_about(scope, action, end, given))
         case Delivered() | Read():
-            return c.Confirm(**stamp, stream=_named(scope, action), status=STATUSES[type(action)])
+            return c.Confirm(**stamp, **_about(scope, action, end, given), status=STATUSES[type(action)])
         case Failed():
-            named = _named(scope, action)
-            return c.Confirm(**stamp, stream=named, status="failed", code=action.code, text=action.text)
+            about = _about(scope, action, end, given)
+            return c.Confirm(**stamp, **about, status="failed", code=action.code, text=action.text)
         case ReactionAdded() | ReactionRemoved():
             return c.React(
                 **stamp,
-                streams=(_named(scope, action),),
+                **_about(scope, action, end, given),
                 side="messenger",
                 sender=e.Party(id=action.sender.id, name=action.sender.name, ref_id=action.sender.user_id),
                 emoji=action.emoji,
@@ -93,15 +110,35 @@ def command(
             )
 
 
-class Circumstances(NamedTuple):
-    """A message's time in unix milliseconds, and what its action does not hold."""
+class _About(TypedDict):
+    streams: tuple[str, ...]
+    ours: str | None
+    ends: tuple[c.End, ...]
+    request: str | None
 
-    at: int
-    bot_id: str | None
-    imported: bool
+
+def _about(
+    scope: Scope, action: Edited | Deleted | Status | Reaction, end: c.End, given: Circumstances
+) -> _About:
+    """The message that an action names: by the messenger's id of it, and perhaps by ours.
+
+    Our id is whatever the messenger writes there. A fact that names nothing else waits in the scope.
+    """
+    ours = None if isinstance(action, Edited | Deleted) else action.id or None
+    streams: tuple[str, ...]
+    if own_id := action.message_id:
+        within = ids.message_id_within(scope, action.conversation_id, MESSENGER, own_id)
+        streams = (within,) if given.per_conversation else (ids.message_id(scope, MESSENGER, own_id), within)
+    else:
+        streams = (ids.claimed_id(scope, MESSENGER, ours or ""),)
+    return {"streams": streams, "ours": ours, "ends": (end,), "request": given.request}
 
 
-def _send(scope: Scope, action: Sent, stamp: c.Stamp, end: c.End, circumstances: Circumstances) -> c.Send:
+def _end(action: Action, stream: str) -> c.End:
+    return c.End("messenger", stream, e.Ends(conversation_id=action.conversation_id))
+
+
+def _send(scope: Scope, action: Sent, stamp: c.Stamp, at: int, given: Circumstances) -> c.Send:
     reply, forwards = action.reply_to, action.forwards
     forwarded = forwards.messages[0].message_id if forwards else None
     outgoing = action.direction == "out"
@@ -112,22 +149,25 @@ def _send(scope: Scope, action: Sent, stamp: c.Stamp, end: c.End, circumstances:
         forwards=_forwards(forwards) if forwards else None,
         forwarded=e.Reply(forwarded) if forwarded else None,
     )
+    within = ids.message_id_within(scope, action.conversation_id, MESSENGER, action.message_id)
+    own = ids.message_id(scope, MESSENGER, action.message_id)
     return c.Send(
         **stamp,
-        stream=_own(scope, action.message_id),
+        stream=within if given.per_conversation else own,
+        stream_within=None if given.per_conversation else within,
         side="messenger",
         own_id=action.message_id,
-        msec=circumstances.at,
-        ends=(end,),
-        sender=_author(action, circumstances.bot_id) if outgoing else party(action.sender),
+        msec=at,
+        ends=(_end(action, stamp["lane"]),),
+        sender=_author(action, given.bot_id) if outgoing else party(action.sender),
         receiver=party(action.receiver) if action.receiver and outgoing else None,
         content=content,
-        reply_stream=_own(scope, reply.message_id) if reply else None,
-        forward_stream=_own(scope, forwarded) if forwarded else None,
+        reply_stream=_stream(scope, action, reply.message_id, given) if reply else None,
+        forward_stream=_stream(scope, action, forwarded, given) if forwarded else None,
         source=action.source.external_id if action.source else None,
         silent=action.silent,
         direction=action.direction,
-        imported=circumstances.imported,
+        imported=given.imported,
     )
 
 
@@ -204,11 +244,8 @@ def content_of(
     )
 
 
-def _own(scope: Scope, message_id: str) -> str:
-    """The stream of a message that the messenger sent."""
-    return ids.message_id(scope, MESSENGER, message_id)
-
-
-def _named(scope: Scope, action: Status | Reaction) -> str:
-    """The stream that an action names: by our id of the message, or by the messenger's."""
-    return action.id if action.id else _own(scope, action.message_id or "")
+def _stream(scope: Scope, action: Sent, own_id: str, given: Circumstances) -> str:
+    """The stream of a message that the messenger names in another one of the same conversation."""
+    if given.per_conversation:
+        return ids.message_id_within(scope, action.conversation_id, MESSENGER, own_id)
+    return ids.message_id(scope, MESSENGER, own_id)

@@ -5,6 +5,7 @@ https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-w
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from hashlib import sha256
 
 import msgspec
 import standardwebhooks
@@ -38,6 +39,9 @@ WHSEC_ADVICE = "give a Standard Webhooks secret: whsec_ and what `openssl rand -
 TEXT_CHARACTERS_MAX = 500
 
 
+REQUEST_CHARACTERS = 24  # 96 bits: no two of a message's requests share them by chance
+
+
 class Webhook(Messenger):
     """A messenger that speaks the contract: it posts actions here, and we post to the channel's URL."""
 
@@ -54,7 +58,11 @@ class Webhook(Messenger):
 
     def receive(self, request: Request, channel: Channel) -> Received:
         """The body's action, or its array of them."""
-        return checks.parse(request.body)
+        name = request.headers[
+            "webhook-id"
+        ]  # Any text of the messenger's, so events hold a short form of it.
+        short = sha256(name.encode(errors="surrogateescape")).hexdigest()[:REQUEST_CHARACTERS]
+        return checks.parse(request.body)._replace(request=short)
 
     def answer(self, results: Sequence[Result | Problem]) -> bytes:
         """One result for each action, in their order; a problem stands under `error`."""

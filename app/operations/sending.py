@@ -124,7 +124,7 @@ async def confirm(services: Services, message: str, status: StatusNow) -> tuple[
     failed = status.status == "failed"
     command = c.Confirm(
         **clock.stamp(scope, found.conversation, OPERATOR, now=now, at=at),
-        stream=found.id,
+        streams=(found.id,),
         status=status.status,
         code=status.code if failed else 0,
         text=status.text if failed else "",

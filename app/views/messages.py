@@ -165,7 +165,7 @@ SELECT m.id::text, m.position, m.conversation::text, m.channel, m.account_id, m.
   to_char(m.recorded_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS recorded_at,
   to_char(m.edited_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS edited_at,
   (SELECT json_agg(json_build_object('emoji', r.emoji, 'by', r."by", 'sender_id', r.sender_id,
-      'at', to_char(r.at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')) ORDER BY r.at, r.event)::text
+      'at', to_char(r.at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')) ORDER BY r.at, r.position)::text
     FROM reactions AS r WHERE r.message = m.id AND NOT r.removed) AS reactions
 FROM messages AS m
 """

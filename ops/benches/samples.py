@@ -107,7 +107,7 @@ def _life(states: dict[str, State], chat: str, number: int, now: int) -> Iterato
     if outgoing:
         for status in ("delivered", "read"):
             stamp = clock.stamp(LINK, command.lane, "messenger", now=now + 2)
-            steps.append(c.Confirm(**stamp, stream=alias, status=status))
+            steps.append(c.Confirm(**stamp, streams=(alias,), status=status))
             cause = ids.nth(stamp["id"], 0)
             stamp = clock.stamp(LINK, command.lane, "system", now=now + 3)
             steps.append(c.Complete(**stamp, stream=command.stream, cause=cause))

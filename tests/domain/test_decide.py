@@ -96,7 +96,7 @@ HER_DECISIONS = """
            unknown        edited-early           sent            accepted    deleted
 send       started+sent>  started+sent>+edited>  -               -           -
 other      started+sent>  started+sent>+edited>  conflict        conflict    conflict
-edit       edited         edited                 edited>         edited>     edited
+edit       edited         -                      edited>         edited>     edited
 delete     deleted        deleted                deleted         deleted     -
 delivered  delivered      delivered              OwnMessage      OwnMessage  OwnMessage
 react      added          added                  added>          added>      added>
@@ -130,7 +130,7 @@ HIS_DECISIONS = """
          unknown                    read-early                 sent            sent-early            accepted
 send     started+bound+bound+sent>  started+bound+bound+sent>  -               -                     -
 other    started+bound+bound+sent>  started+bound+bound+sent>  conflict        conflict              conflict
-echo     started+sent>              started+sent>              sent>           sent>                 -
+echo     started+sent>              started+sent>+read         sent>           sent>+read            -
 edit     edited                     edited                     edited          edited                edited
 re-edit  edited                     edited                     edited          edited                edited
 delete   deleted                    deleted                    deleted         deleted               deleted

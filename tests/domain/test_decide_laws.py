@@ -94,7 +94,7 @@ def meaning(ledger: Ledger) -> object:
                 chat,
                 state.rank,
                 state.remote_id,
-                state.edited[0],
+                state.edited and state.edited.at,
                 state.deleted,
                 frozenset(map(str, known)),
             )

@@ -58,10 +58,22 @@ def test_an_echo_is_the_message_we_sent() -> None:
     assert (decision.message, decision.duplicate, decision.events) == (K, True, [])
 
 
-def test_an_echo_before_its_name_is_known_becomes_an_alias_and_stays_one() -> None:
-    ledger = Ledger().after(manager(1), customer(2, "x-1"), accept(3, K, "messenger", "x-1"))
-    assert ledger.record(customer(4, "x-1")).message == K
-    assert ledger.record(confirm(5, X, "read")).message == K
+def test_a_name_that_is_another_message_covers_nothing_and_the_conflict_is_noticed() -> None:
+    ledger = Ledger().after(manager(1), customer(2, "x-1"))
+    events = ledger.record(accept(3, K, "messenger", "x-1")).events
+    assert tags(events) == ["message.accepted", "conflict.noticed"]
+    conflict = events[1]
+    assert isinstance(conflict, e.ConflictNoticed)
+    assert (conflict.message, conflict.about, conflict.remote_id) == (K, "message_id", "x-1")
+    assert ledger.record(edit(4, X)).message == X
+    assert {sent(ledger, K).own_id, sent(ledger, X).own_id} == {"k-1", "x-1"}
+
+
+def test_kommos_hook_of_a_copy_that_comes_before_its_name_is_that_copy() -> None:
+    copy = manager(3, "k-7")
+    ledger = Ledger().after(customer(1), manager(2), copy, accept(4, M, "kommo", "k-7"))
+    assert ledger.record(manager(5, "k-7")).message == M
+    assert ledger.record(react(6, kommo("k-7"), side="kommo")).message == M
 
 
 def test_a_repeat_that_differs_only_in_names_and_times_is_no_conflict() -> None:
@@ -121,8 +133,11 @@ def test_statuses_that_wait_for_a_name_keep_their_time_and_cause() -> None:
     assert (applied.push, applied.remote_id, waiting.push) == ("kommo", "k-1", None)
 
 
-def test_a_status_of_the_messengers_own_message_that_came_first_is_dropped() -> None:
-    assert tags(Ledger().after(confirm(1, M, "read")).record(customer(2)).events)[1:] == ["message.sent"]
+def test_a_status_of_the_messengers_own_message_that_came_first_is_applied_and_not_pushed() -> None:
+    events = Ledger().after(confirm(1, M, "read")).record(customer(2)).events[1:]
+    assert tags(events) == ["message.sent", "message.read"]
+    assert isinstance(events[1], e.MessageRead)
+    assert (events[1].message, events[1].push) == (M, None)
 
 
 def test_a_fact_known_by_both_names_is_recorded_once() -> None:
@@ -134,7 +149,7 @@ def test_a_fact_known_by_both_names_is_recorded_once() -> None:
 
 
 def test_hundreds_of_facts_that_wait_all_get_ids_of_their_own() -> None:
-    ledger = Ledger().after(manager(1), *(react(n, X) for n in range(2, 400)))
+    ledger = Ledger().after(manager(1), *(react(n, X, removed=n % 2 == 1) for n in range(2, 400)))
     events = ledger.record(accept(400, K, "messenger", "x-1")).events
     assert len({event.id for event in events}) == len(events) == 400
     assert {len(event.id) for event in events} == {36}
@@ -142,7 +157,8 @@ def test_hundreds_of_facts_that_wait_all_get_ids_of_their_own() -> None:
 
 def test_the_first_name_stays_if_two_messages_claim_it() -> None:
     ledger = Ledger().after(manager(1), manager(2, "k-2"), accept(3, K, "messenger", "x-1"))
-    assert tags(ledger.record(accept(4, kommo("k-2"), "messenger", "x-1")).events) == ["message.accepted"]
+    events = ledger.record(accept(4, kommo("k-2"), "messenger", "x-1")).events
+    assert tags(events) == ["message.accepted", "conflict.noticed"]
     assert ledger.record(customer(5, "x-1")).message == K
 
 
@@ -215,22 +231,30 @@ def test_two_conversations_that_are_one_are_merged_into_the_earlier() -> None:
         st.tuples(st.integers(0, 3), st.integers(0, 3) | st.none(), st.booleans()), min_size=1, max_size=12
     )
 )
-def test_merges_converge_to_the_groups_that_the_names_form(told: list[tuple[int, int | None, bool]]) -> None:
-    ledger, groups = Ledger(), dict[str, set[str]]()
+def test_names_that_fit_become_one_conversation_and_two_customers_never_do(
+    told: list[tuple[int, int | None, bool]],
+) -> None:
+    ledger, partners = Ledger(), dict[str, set[str]]()
     for n, (one, two, hers) in enumerate(told, start=1):
-        names = {f"conv-{one}"} if hers else {f"chat-{one}"} | ({f"conv-{two}"} if two is not None else set())
         if hers:
             ledger.record(customer(n, f"m-{n}", chat=f"conv-{one}"))
-        else:
-            own_chat = f"conv-{two}" if two is not None else None
-            ledger.record(manager(n, f"k-{n}", chat=f"chat-{one}", own_chat=own_chat))
-        together = set().union(names, *(groups.get(name, set()) for name in names))
-        groups |= dict.fromkeys(together, together)
+            partners.setdefault(f"conv-{one}", set())
+            continue
+        own_chat = f"conv-{two}" if two is not None else None
+        ledger.record(manager(n, f"k-{n}", chat=f"chat-{one}", own_chat=own_chat))
+        partners.setdefault(f"chat-{one}", set()).update({own_chat} if own_chat else ())
+        if own_chat:
+            partners.setdefault(own_chat, set())
+            home = sent(ledger, kommo(f"k-{n}")).conversation or ""
+            assert ledger.root(home) == ledger.root(end("messenger", own_chat).stream)
     roots = {
-        name: ledger.root(end("kommo" if "chat" in name else "messenger", name).stream) for name in groups
+        name: ledger.root(end("kommo" if "chat" in name else "messenger", name).stream) for name in partners
     }
-    for name, group in groups.items():
-        assert {other for other in groups if roots[other] == roots[name]} == group
+    customers = [root for name, root in roots.items() if name.startswith("conv")]
+    assert len(set(customers)) == len(customers)
+    for name, names in partners.items():
+        if len(names) == 1:
+            assert roots[name] == roots[names.pop()]
 
 
 def test_typing_names_the_conversation_as_far_as_it_is_known() -> None:

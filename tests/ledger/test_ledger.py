@@ -19,7 +19,18 @@ from app.service.service import migrate
 from domain import commands as c
 from domain import events as e
 from domain.decide import OwnMessage, Unknown
-from tests.support.ledgers.decisions import Now, confirm, customer, end, kommo, manager, own, text, typing
+from tests.support.ledgers.decisions import (
+    Now,
+    confirm,
+    customer,
+    end,
+    kommo,
+    manager,
+    operator,
+    own,
+    text,
+    typing,
+)
 
 LOCK = f"SELECT pg_advisory_xact_lock({names.APPEND_LOCK})"
 KILL = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -255,8 +266,8 @@ async def test_two_names_of_one_conversation_share_its_clock_when_another_writer
     """Decided in one batch, over lanes that look apart, and refused together."""
     async with owner(url) as blocker, opened(url, writers=1) as ledger, opened(url, writers=1) as other:
         await ledger.submit(manager(50))
-        await ledger.submit(manager(51, "k-2", own_chat="conv-2"))
-        mine = [customer(1, "m-1"), replace(customer(2, "m-2", chat="conv-2"), lane="another")]
+        second = operator(2, ends=(end("kommo", "chat-1"),))
+        mine = [customer(1, "m-1"), replace(second, lane="another")]
         async with blocker.transaction():
             await blocker.execute(LOCK)
             theirs = other.submit(customer(3, "m-3"))

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from psycopg.rows import dict_row
 
 from app import clock
@@ -16,6 +17,7 @@ from app.database.connection import Db
 from app.views.tables import PageOutOfOrder, UnreadableEvent, apply, connect, create_views
 from domain import events as e
 from domain.ids import message_id
+from domain.state import Message, State, evolve
 from projections import deliveries, events
 from projections.columns import Page
 from tests.support.ids import SCOPE
@@ -80,16 +82,42 @@ async def test_facts_in_any_order_and_repetition_give_the_same_message(
 ) -> None:
     log = EventLog(seed)
     sent = log.send(log.start("conv-1"), "m-1", side="kommo")
-    facts = [fact(log, sent) for _ in range(count)]
+    facts = [replace(fact(log, sent), at=clock.text(START_MS + n)) for n in range(count)]
+    failures = [one for one in facts if isinstance(one, e.MessageFailed)]  # A message fails once.
+    facts = [one for one in facts if one not in failures[1:]]
     facts.append(log.about(e.MessageAccepted, sent, side="messenger", remote_id="x-1"))
     begin = log.events[:2]
     shuffled = facts + random.Random(seed).choices(facts, k=count)
     random.Random(seed).shuffle(shuffled)
     one, two = await projected(url, begin + facts), await projected(url, begin + shuffled, cuts)
     for tables in (one, two):
-        del tables["messages"][0]["updated"]
+        for name in ("updated", "edit", "failure"):
+            del tables["messages"][0][name]
+        for row in tables["reactions"]:
+            del row["position"]
     assert one["messages"] == two["messages"]
     assert one["reactions"] == two["reactions"]
+
+
+@laws
+@given(seed=st.integers(0, 2**32), count=st.integers(1, 40), cuts=st.lists(st.integers(0, 50), max_size=5))
+async def test_of_facts_with_one_time_the_last_recorded_is_in_force_for_views_and_decisions(
+    url: str, seed: int, count: int, cuts: list[int]
+) -> None:
+    log = EventLog(seed)
+    sent = log.send(log.start("conv-1"), "m-1", side="kommo")
+    for _ in range(count):
+        fact(log, sent)
+    state: State = Message(1, sent=sent)
+    for event in log.events[2:]:
+        state = evolve(state, event)
+    assert isinstance(state, Message)
+    tables = await projected(url, log.events, cuts)
+    (row,) = tables["messages"]
+    content = state.edited.content if state.edited else sent.content
+    assert (row["content"], row["deleted"]) == (e.encode(content), state.deleted)
+    reactions = {(row["by"], row["sender_id"]): (row["emoji"], row["removed"]) for row in tables["reactions"]}
+    assert reactions == {who: (one.emoji, one.removed) for who, one in state.reactions.items()}
 
 
 @laws

@@ -141,7 +141,9 @@ def _commands(channel: Channel, received: Received) -> list[c.AnyCommand]:
     found = []
     for index, (connection, action) in enumerate(zip(connections, received.actions, strict=True)):
         try:
-            found.append(commands.command(connection.scope, action, bot_id=channel.bot_id))
+            request = f"{received.request}:{index}" if received.request else None
+            given = commands.Circumstances(channel.bot_id, request=request)
+            found.append(commands.command(connection.scope, action, given))
         except ActionRefused as error:
             raise _bad(_path(received, index) + error.path[1:], error.message) from None
     return found

@@ -15,6 +15,7 @@ has no `client_id`, and then its only name is Kommo's.
 Repaired:
     NUL and lone surrogates                  U+FFFD, since PostgreSQL and JSON readers refuse both
     a time before 2000 or over a day ahead   the arrival
+    a time over 5 minutes ahead              the arrival; `claimed_at` keeps what Kommo said
     "" and 0 where nothing is; [] for {}     left out
     a number as text                         the number; left out if it is none or over 2^53
     a field of another type than documented  what can be understood of it, see `lenient`
@@ -56,6 +57,7 @@ from app.kommo.chats.hook_schema import (
     TypingHook,
 )
 from app.limits import (
+    AHEAD_MS_BELIEVED,
     AHEAD_MS_MAX,
     EARLIEST_MS,
     ID_CHARACTERS_MAX,
@@ -103,11 +105,22 @@ class HookRefused(Exception):
 
 
 class Arrival(NamedTuple):
-    """Where a hook came in, and when in unix milliseconds: by our clock and by Kommo's."""
+    """Where a hook came in, and when in unix milliseconds: by our clock and by Kommo's.
+
+    `claimed` is Kommo's time if it is too far ahead to be believed; `at` is ours then.
+    """
 
     scope: Scope
     now: int
     at: int
+    claimed: int | None = None
+
+    @classmethod
+    def of(cls, scope: Scope, now: int, at: int) -> "Arrival":
+        """An arrival whose time, of any clock, is checked against ours."""
+        if at < EARLIEST_MS or at > now + AHEAD_MS_MAX:
+            return cls(scope, now, now)
+        return cls(scope, now, at) if at <= now + AHEAD_MS_BELIEVED else cls(scope, now, now, at)
 
 
 def command(scope: Scope, body: bytes, *, age_seconds_max: float | None = None) -> c.AnyCommand:
@@ -118,12 +131,12 @@ def command(scope: Scope, body: bytes, *, age_seconds_max: float | None = None) 
         if hook.account_id and hook.account_id.lower() != scope.account:
             raise HookRefused("its account_id is not the account that it came in for", Why.OTHER_ACCOUNT)
         if age_seconds_max is not None:
-            _check_age(hook, now, age_seconds_max)
+            _check_age(hook, scope, now, age_seconds_max)
     if hook.message:
         return _send(scope, hook.message, now, body)
     action = hook.action
     seconds = hook.time if hook.time is not None else now // 1000
-    arrival = Arrival(scope, now, _plausible(seconds * 1000, now))
+    arrival = Arrival.of(scope, now, seconds * 1000)
     if action and action.typing:
         return _type(arrival, action.typing, action.typing.user or action.user or Participant())
     if action and action.reaction:
@@ -150,17 +163,12 @@ def _read_leniently(body: bytes) -> Hook:
         raise HookRefused(str(error)) from None
 
 
-def _check_age(hook: Hook, now: int, seconds_max: float) -> None:
+def _check_age(hook: Hook, scope: Scope, now: int, seconds_max: float) -> None:
     """Refuse a hook that Kommo made long ago: whoever captured it could send it again at any time."""
     seconds = hook.time or (hook.message.timestamp if hook.message else None) or 0
-    age = (now - _plausible(seconds * 1000, now)) / 1000
+    age = (now - Arrival.of(scope, now, seconds * 1000).at) / 1000
     if age > seconds_max:
         raise HookRefused(f"it is {age / 3600:.1f} hours old by its `time`", Why.LATE)
-
-
-def _plausible(ms: int, now: int) -> int:
-    """A time that a working clock shows, else now."""
-    return ms if EARLIEST_MS <= ms <= now + AHEAD_MS_MAX else now
 
 
 def _id(text: str | None, path: str) -> str:
@@ -189,7 +197,10 @@ def _ends_of(scope: Scope, chat_id: str | None, own_id: str | None) -> tuple[c.E
 
 
 def _stamp(arrival: Arrival, ends: tuple[c.End, ...]) -> c.Stamp:
-    return clock.stamp(arrival.scope, ends[-1].stream, KOMMO, now=arrival.now, at=arrival.at)
+    stamp = clock.stamp(arrival.scope, ends[-1].stream, KOMMO, now=arrival.now, at=arrival.at)
+    if arrival.claimed:
+        stamp["claimed_at"] = clock.text(arrival.claimed)
+    return stamp
 
 
 # Messages.
@@ -201,15 +212,15 @@ def _send(scope: Scope, hook: Outgoing, now: int, body: bytes) -> c.Send:
     own_id = _id(message.id, "message.message.id")
     if message.type not in MESSAGE_TYPES:
         message, raw = lenient.known(message, body)
-    at = _plausible(hook.msec_timestamp or (hook.timestamp or 0) * 1000, now)
+    arrival = Arrival.of(scope, now, hook.msec_timestamp or (hook.timestamp or 0) * 1000)
     ends = _ends(scope, hook.conversation)
     quote = _quote(message.reply_to) if message.reply_to else {}
     return c.Send(
-        **clock.stamp(scope, ends[-1].stream, KOMMO, now=now, at=at),
+        **_stamp(arrival, ends),
         stream=ids.message_id(scope, KOMMO, own_id),
         side="kommo",
         own_id=own_id,
-        msec=at,
+        msec=arrival.at,
         ends=ends,
         sender=e.Party(id=hook.sender.id, name=hook.sender.name or None),
         receiver=e.Party(
@@ -311,9 +322,10 @@ def _type(arrival: Arrival, hook: TypingHook, user: Participant) -> c.Type:
     ends = _ends(arrival.scope, hook.conversation)
     sender = user.id or "unknown"
     expires = hook.expired_at * 1000 if hook.expired_at else arrival.at + ids.TYPING_WINDOW_MS
-    started = _plausible(expires - ids.TYPING_WINDOW_MS, arrival.now)
+    arrival = Arrival.of(arrival.scope, arrival.now, expires - ids.TYPING_WINDOW_MS)
+    started = arrival.at
     return c.Type(
-        **_stamp(arrival._replace(at=started), ends),
+        **_stamp(arrival, ends),
         stream=ids.typing_id(arrival.scope, ends[0].stream, sender, started),
         side="kommo",
         at_ms=started,
@@ -335,15 +347,21 @@ def _react(arrival: Arrival, hook: ReactionHook, user: Participant | None) -> c.
         raise HookRefused("action.reaction.type is neither react nor unreact")
     ends = _ends(arrival.scope, hook.conversation)
     message = hook.message or MessageNames(id=hook.msgid, msgid=hook.msgid)
-    streams = [ids.message_id(arrival.scope, KOMMO, message.id)] if message.id else []
-    if message.ours:
-        streams.append(message.ours)
-    if not streams:
+    streams: tuple[str, ...]
+    if message.id:
+        chat_id = ends[0].ends.chat_id or ""
+        within = ids.message_id_within(arrival.scope, chat_id, KOMMO, message.id)
+        streams = (ids.message_id(arrival.scope, KOMMO, message.id), within)
+    elif message.ours:
+        streams = (ids.claimed_id(arrival.scope, KOMMO, message.ours),)
+    else:
         raise HookRefused("action.reaction names no message: neither message.id nor msgid is in it")
     reactor = hook.user if hook.user.id else user or Participant()
     return c.React(
         **_stamp(arrival, ends),
-        streams=tuple(streams),
+        streams=streams,
+        ours=message.ours,
+        ends=ends,
         side="kommo",
         sender=e.Party(id=reactor.id, name=reactor.name),
         emoji=hook.emoji or "",

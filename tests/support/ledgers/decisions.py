@@ -138,27 +138,33 @@ def manager(
     return c.Send(**Now(n).stamp("kommo"), **(fields | more))
 
 
-def edit(n: int, stream: str, words: str = "Hello!", at: int | None = None) -> c.Edit:
-    return c.Edit(
-        **Now(n).stamp("messenger", at), stream=stream, content=text(words, conversation_id="conv-1")
-    )
+def edit(n: int, stream: str, words: str = "Hello!", at: int | None = None, **about: Any) -> c.Edit:
+    stamp, content = Now(n).stamp("messenger", at), text(words, conversation_id="conv-1")
+    return c.Edit(**stamp, **({"streams": (stream,)} | about), content=content)
 
 
-def delete(n: int, stream: str) -> c.Delete:
-    return c.Delete(**Now(n).stamp("messenger"), stream=stream)
+def delete(n: int, stream: str, **about: Any) -> c.Delete:
+    return c.Delete(**Now(n).stamp("messenger"), **({"streams": (stream,)} | about))
 
 
-def confirm(n: int, stream: str, status: Any) -> c.Confirm:
+def confirm(n: int, stream: str, status: Any, **about: Any) -> c.Confirm:
     code, why = (904, "no such user") if status == "failed" else (0, "")
-    return c.Confirm(**Now(n).stamp("messenger"), stream=stream, status=status, code=code, text=why)
+    given = {"streams": (stream,)} | about
+    return c.Confirm(**Now(n).stamp("messenger"), **given, status=status, code=code, text=why)
 
 
 def react(
-    n: int, *streams: str, side: e.Side = "messenger", emoji: str = "👍", removed: bool = False
+    n: int,
+    *streams: str,
+    side: e.Side = "messenger",
+    emoji: str = "👍",
+    removed: bool = False,
+    at: int | None = None,
+    **about: Any,
 ) -> c.React:
     who = ANN if side == "messenger" else MARIA
-    given = Now(n).stamp(side)
-    return c.React(**given, streams=streams, side=side, sender=who, emoji=emoji, removed=removed)
+    given = {"streams": streams} | about
+    return c.React(**Now(n).stamp(side, at), **given, side=side, sender=who, emoji=emoji, removed=removed)
 
 
 def typing(n: int, chat: str = "conv-1", late_ms: int = 0) -> c.Type:

@@ -173,7 +173,7 @@ def _facts(log: EventLog, chats: list[str]) -> None:
 
 
 def fact(log: EventLog, sent: e.MessageSent) -> e.AnyEvent:
-    """A fact about a message, at one of five times, so that ids must decide the order."""
+    """A fact about a message, at one of five times, so that positions must decide the order."""
     pick, at = log.random.choice, clock.text(START_MS + log.random.randrange(5))
     push = pick((None, "kommo"))
     kinds: tuple[Kind, ...] = (
