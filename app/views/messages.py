@@ -87,7 +87,8 @@ class Moment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One event of a message's stream: its type and time, the side that reported it, and the evidence.
 
     `copy`: the event is about the mirror, in Kommo, of a message that an operator sent. `warning` says in
-    words what is wrong with it.
+    words what is wrong with it. `about` is what a conflict is about, and `remote_id` the name that stands for
+    something else. `claimed_at` is the source's time where it was too far ahead to be believed.
     """
 
     position: int
@@ -107,6 +108,8 @@ class Moment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     superseded: str | None = None
     copy: bool = False
     warning: str | None = None
+    about: str | None = None
+    claimed_at: str | None = None
 
 
 class History(Message, frozen=True, kw_only=True):
@@ -156,7 +159,7 @@ decode_content = msgspec.json.Decoder(Content).decode
 _party = msgspec.json.Decoder(Party).decode
 _reactions = msgspec.json.Decoder(list[ReactionShown]).decode
 UNNAMED = "the answer gave no message_id: what happens to the message there is not known here"
-_EVIDENCE = ("push", "side", "remote_id", "code", "text", "emoji", "reason", "superseded")
+_EVIDENCE = ("push", "side", "remote_id", "code", "text", "emoji", "reason", "superseded", "about")
 
 _MESSAGE = """
 SELECT m.id::text, m.position, m.conversation::text, m.channel, m.account_id, m.outgoing, m.sent_by,
@@ -250,6 +253,7 @@ def moment_of(position: int, event: AnyEvent) -> Moment:
         by=event.by,
         cause=event.cause,
         copy=isinstance(event, MessageAccepted) and event.copy,
+        claimed_at=event.claimed_at,
         warning=UNNAMED if isinstance(event, MessageAccepted) and event.remote_id is None else None,
         **evidence,
     )

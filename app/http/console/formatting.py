@@ -43,6 +43,10 @@ STATUS_WORDS = {
     ("out", "delivered"): "Delivered to the customer",
     ("out", "read"): "Read by the customer",
 }
+CONFLICTS = {
+    "message_id": "The receiving side named it by an id that another message has",
+    "conversation_id": "It came with the name of another customer's chat",
+}
 MOMENTS = {
     "message.sent": "Written",
     "message.mirrored": "Queued to be mirrored in Kommo",
@@ -286,6 +290,8 @@ def moment_title(moment: Moment) -> str:
         return f"Mirrored in {side}" if moment.copy else f"Accepted by {side}"
     if moment.type == "message.failed":
         return f"Failed: {moment.text or 'no reason given'} ({moment.code})"
+    if moment.type == "conflict.noticed" and moment.about in CONFLICTS:
+        return f"{CONFLICTS[moment.about]}: {moment.remote_id}"
     return MOMENTS.get(moment.type, moment.type)
 
 
