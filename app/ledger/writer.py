@@ -5,12 +5,19 @@ with one SELECT for all streams that the batch needs, decisions in order, one ap
 outcome per command. So a batch grows with the load, and a single command waits for nobody.
 
 Queues and writers. A command's `lane` decides which queue it waits in, so that the commands of a conversation
-keep their order. Each of the two writers has a connection, a batch and a queue of its own. While the second
+keep their order; within a queue the scopes take turns (`queue`). Each of the two writers has a connection, a
+batch and a queue of its own. While the second
 queue is short, the first writer empties both: two writers would make batches half as large that wait for each
 other's fsync. From `SECOND_WRITER_AT` commands on, the second writer takes its own queue, and one writer
 decides in Python while PostgreSQL stores the batch of the other. A queue is `taken` while one of its commands
 is in a batch; no other writer takes from it then. Commands that must be tried again go to the front of their
 queue before the queue is given back.
+
+Sharing. A command that arrives waits for the batches that are being committed. So while several scopes are at
+work, batches stay small (`SHARED_BATCH_MAX`), and the first writer makes them all, because the append of one
+writer waits for that of the other. As long as a scope has a crowd waiting, the writer rests after each batch
+for as long as the batch took, and takes only a few commands when another scope calls: machine and database
+then have room for what comes. A full queue still takes commands of the scopes that have few in it.
 
 Errors. If the connection breaks, the outcome of the batch is unknown: the writer connects again and the same
 commands are decided again (`batch` says why that is safe). If the database refuses a batch for another
@@ -19,10 +26,12 @@ has waited for `WAIT_SECONDS_MAX`, whatever keeps the database.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import chain
 from typing import cast
 
 import psycopg
@@ -39,6 +48,7 @@ from app.ledger.batch import (
     Pending,
     Recorded,
 )
+from app.ledger.queue import CROWD, Queue
 from domain.commands import AnyCommand
 from projections.columns import uuids
 
@@ -49,6 +59,13 @@ __all__ = ["EventTooLarge", "Ledger", "LedgerFull", "LedgerUnavailable", "Record
 BATCH_MAX = 500
 # A quarter of BATCH_MAX. Measured: with 64 commands at a time, one writer stores twice as many as two.
 SECOND_WRITER_AT = 125
+# Measured with `./ops/bench fair`: some 3 ms of Python, and as much of PostgreSQL.
+SHARED_BATCH_MAX = 64
+# Chosen: as many as come from neighbours in a rest, with a little of the crowd.
+REST_BATCH_MAX = 16
+REST_SECONDS_MAX = 0.1
+# Chosen: who has sent something is at work for so long.
+SHARED_SECONDS = 2.0
 # Chosen: one turn of the loop lets the sockets be read, another lets the handlers submit what they read.
 GATHER_TURNS_MAX = 2
 # Chosen: a second of work at the speed of `./ops/bench append`. A disk four times slower still stores all of
@@ -56,6 +73,9 @@ GATHER_TURNS_MAX = 2
 QUEUE_MAX = 20_000
 # Chosen: what the queue may add to the memory of the process.
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
+# Chosen: a full queue takes this many commands of each scope and half as much again in all, so that no scope
+# takes it from the others.
+SCOPE_QUEUE_MIN, OVER = 1_000, 1.5
 # As many as `domain.conversations.HOPS_MAX`, because a round follows each pointer by one step.
 LOAD_ROUNDS_MAX = 8
 # Chosen: PostgreSQL restarts in about a second.
@@ -94,11 +114,13 @@ class Ledger:
         self.on_commit = on_commit
         self.commits: deque[float] = deque(maxlen=COMMITS_KEPT)
         self.closed = False
-        self.queues = [_Queue() for _ in range(writers)]
+        self.queues = [Queue() for _ in range(writers)]
         cache = ConversationCache()
         self._writers = [_Writer(url, self, number, cache) for number in range(writers)]
         self._loop = asyncio.get_running_loop()
         self._watch: asyncio.Task[None] | None = None
+        self._last_scope = ""
+        self._shared_until = 0.0
 
     @property
     def tasks(self) -> "list[asyncio.Task[None]]":
@@ -119,7 +141,7 @@ class Ledger:
         self.wake()
         await asyncio.gather(*(writer.close(timeout_seconds) for writer in self._writers))
         for queue in self.queues:
-            for pending in queue.pending:
+            for pending in queue:
                 pending.future.cancel()
 
     def submit(self, command: AnyCommand, size: int = 1024) -> "asyncio.Future[Recorded]":
@@ -128,18 +150,32 @@ class Ledger:
         Raises LedgerFull. The future raises OwnMessage, Unknown, NotConnected, EventTooLarge and
         LedgerUnavailable.
         """
-        if not self.has_room(1, size):
+        scope_id, now = command.scope.scope_id, self._loop.time()
+        if not self.has_room(1, size, scope_id):
             raise LedgerFull
+        if scope_id != self._last_scope:
+            self._last_scope, self._shared_until = scope_id, now + SHARED_SECONDS
         future: asyncio.Future[Recorded] = self._loop.create_future()
         queue = self.queue_of(command)
-        queue.pending.append(Pending(command, future, size, self._loop.time()))
-        queue.bytes += size
-        self._writers[0].wake.set()
-        if len(queue.pending) == SECOND_WRITER_AT:
+        count = queue.put(Pending(command, future, size, now))
+        writer = self._writers[0]
+        writer.wake.set()
+        if count <= CROWD:
+            writer.called.set()
+        if len(queue) == SECOND_WRITER_AT:
             self.wake()
         return future
 
-    def queue_of(self, command: AnyCommand) -> "_Queue":
+    @property
+    def is_shared(self) -> bool:
+        """Whether several scopes have submitted commands within SHARED_SECONDS."""
+        return self._loop.time() < self._shared_until
+
+    def waiting(self, scope_id: str) -> int:
+        """How many commands of a scope wait for a writer."""
+        return sum(queue.waiting(scope_id) for queue in self.queues)
+
+    def queue_of(self, command: AnyCommand) -> Queue:
         """Returns the queue of a command: the same one for all commands of a lane."""
         return self.queues[hash(command.lane) % len(self.queues)]
 
@@ -148,19 +184,23 @@ class Ledger:
         for writer in self._writers:
             writer.wake.set()
 
-    def has_room(self, commands: int, size: int) -> bool:
-        """Whether the queue would take this many commands with this many bytes in total."""
-        waiting, waiting_bytes = 0, 0
+    def has_room(self, commands: int, size: int, scope_id: str | None = None) -> bool:
+        """Whether the queue would take this many commands of a scope with this many bytes in total."""
+        waiting, waiting_bytes = commands, size
         for queue in self.queues:
-            waiting += len(queue.pending)
+            waiting += len(queue)
             waiting_bytes += queue.bytes
-        has_bytes = waiting_bytes + size <= QUEUE_BYTES_MAX
-        return not self.closed and waiting + commands <= QUEUE_MAX and has_bytes
+        if self.closed:
+            return False
+        if waiting <= QUEUE_MAX and waiting_bytes <= QUEUE_BYTES_MAX:
+            return True
+        few = scope_id is not None and commands + self.waiting(scope_id) <= SCOPE_QUEUE_MIN
+        return few and waiting <= QUEUE_MAX * OVER and waiting_bytes <= QUEUE_BYTES_MAX * OVER
 
     @property
     def depth(self) -> int:
         """The number of commands that wait or are being committed."""
-        waiting = sum(len(queue.pending) for queue in self.queues)
+        waiting = sum(len(queue) for queue in self.queues)
         return waiting + sum(len(writer.current) for writer in self._writers)
 
     async def _keep_watch(self) -> None:
@@ -169,36 +209,9 @@ class Ledger:
             await asyncio.sleep(WATCH_SECONDS)
             oldest = self._loop.time() - WAIT_SECONDS_MAX
             batches = (writer.current for writer in self._writers)
-            for waiting in (*batches, *(queue.pending for queue in self.queues)):
-                for pending in waiting:
-                    if pending.since < oldest:
-                        pending.fail(LedgerUnavailable("the database did not answer in time"))
-
-
-class _Queue:
-    """Commands in the order of their arrival; `taken` while some of them are in a writer's batch."""
-
-    def __init__(self) -> None:
-        self.pending: deque[Pending] = deque()
-        self.bytes = 0
-        self.taken = False
-
-    def move_to(self, batch: list[Pending]) -> None:
-        """Move commands into a batch until it is full; a command marked `alone` goes alone."""
-        while (
-            self.pending
-            and len(batch) < BATCH_MAX
-            and not (batch and (self.pending[0].alone or batch[-1].alone))
-        ):
-            pending = self.pending.popleft()
-            self.bytes -= pending.size
-            batch.append(pending)
-            self.taken = True
-
-    def put_back(self, pending: Pending) -> None:
-        """Put a command that must be tried again ahead of all others."""
-        self.pending.appendleft(pending)
-        self.bytes += pending.size
+            for pending in (*chain(*batches), *chain(*(queue.older(oldest) for queue in self.queues))):
+                if pending.since < oldest:
+                    pending.fail(LedgerUnavailable("the database did not answer in time"))
 
 
 class _Writer:
@@ -211,6 +224,8 @@ class _Writer:
         self.cache = cache
         self.current: list[Pending] = []
         self.wake = asyncio.Event()
+        self.called = asyncio.Event()  # by a scope without a crowd
+        self.rests_until = 0.0
         self.connection: Db | None = None
         self.append: Prepared | None = None
         self.task: asyncio.Task[None] | None = None
@@ -237,14 +252,16 @@ class _Writer:
     async def _run(self) -> None:
         ledger = self.ledger
         while True:
+            most = await self._rest()
             await self._gather()
             self.wake.clear()
-            queues = self._take()
+            queues = self._take(most)
             if not self.current:
-                if ledger.closed and not any(queue.pending or queue.taken for queue in ledger.queues):
+                if ledger.closed and not any(queue or queue.taken for queue in ledger.queues):
                     return
                 await self.wake.wait()
                 continue
+            began = time.perf_counter()
             try:
                 retry = await self._commit(self.current)
             except psycopg.OperationalError as error:
@@ -252,33 +269,58 @@ class _Writer:
             except psycopg.Error as error:
                 retry = self._isolate(self.current, error)
             self.current = []
+            if most != REST_BATCH_MAX:
+                now = time.perf_counter()
+                self.rests_until = now + min(now - began, REST_SECONDS_MAX)
             for pending in reversed(retry):
                 ledger.queue_of(pending.command).put_back(pending)
             for queue in queues:
                 queue.taken = False
             ledger.wake()
 
+    async def _rest(self) -> int:
+        """Rest while a scope has a crowd, until another one calls; returns the most of the next batch."""
+        ledger = self.ledger
+        if not ledger.is_shared:
+            return BATCH_MAX
+        rest = self.rests_until - time.perf_counter()
+        if rest <= 0 or ledger.closed or not any(queue.crowds for queue in ledger.queues):
+            return SHARED_BATCH_MAX
+        self.called.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(rest):
+                await self.called.wait()
+                return REST_BATCH_MAX
+        return SHARED_BATCH_MAX
+
     async def _gather(self) -> None:
         """Give other tasks a turn to submit what has arrived, as long as that makes the batch larger."""
         before = -1
         for _ in range(GATHER_TURNS_MAX):
-            waiting = sum(len(queue.pending) for queue in self.ledger.queues)
+            waiting = sum(len(queue) for queue in self.ledger.queues)
             if waiting == before or waiting >= SECOND_WRITER_AT:
                 return
             before = waiting
             await asyncio.sleep(0)
 
-    def _take(self) -> "list[_Queue]":
-        """Fill the batch from the queues that are this writer's turn now; returns those queues."""
-        queues: list[_Queue] = []
-        for number, queue in enumerate(self.ledger.queues):
-            own = number == self.number and (number == 0 or len(queue.pending) >= SECOND_WRITER_AT)
-            other = self.number == 0 and (len(queue.pending) < SECOND_WRITER_AT or self.ledger.closed)
-            if (own or other) and not queue.taken:
-                queue.move_to(self.current)
-                if queue.taken:
-                    queues.append(queue)
-        return queues
+    def _take(self, most: int) -> list[Queue]:
+        """Fill the batch from the queues that are this writer's turn now; returns those queues.
+
+        The shorter queue comes first, and leaves room for the other, so that none waits for the other's end.
+        """
+        queues = sorted((queue for queue in self.ledger.queues if self._may_take(queue)), key=len)
+        for number, queue in enumerate(queues, 1):
+            queue.move_to(self.current, most * number // len(queues))
+        return [queue for queue in queues if queue.taken]
+
+    def _may_take(self, queue: Queue) -> bool:
+        """The first writer takes every queue that is too short for the second one, which takes its own."""
+        if queue.taken or not queue:
+            return False
+        ledger = self.ledger
+        first = queue is ledger.queues[0]
+        second = len(queue) >= SECOND_WRITER_AT and not ledger.is_shared
+        return (first or not second or ledger.closed) if self.number == 0 else not first and second
 
     async def _commit(self, current: list[Pending]) -> list[Pending]:
         """Decide and store a batch; returns the commands that must be tried again."""

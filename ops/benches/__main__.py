@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import uvloop
 
 from app.service.web import settle_memory
-from ops.benches import append, imports, ingest, latency, memory, relay, views
+from ops.benches import append, fair, imports, ingest, latency, memory, relay, views
 from ops.benches.measure import Figure, say, show
 
 BENCHES: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
@@ -16,6 +16,7 @@ BENCHES: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
     "append_limit": append.append_limit,
     "relay": relay.relay,
     "latency": latency.latency,
+    "fair": fair.fair,
     "rebuild": views.rebuild,
     "history": views.history,
     "memory": memory.memory,

@@ -21,7 +21,7 @@ async def imports() -> list[Figure]:
     """Messages a second from the first byte sent to the report, deliveries going on meanwhile."""
     async with private_servers() as (where, folder):
         url = await new_database(where, "imports")
-        async with service.process("ops.benches.strangers") as (_, strangers):
+        async with service.process("ops.benches.processes.strangers") as (_, strangers):
             settings = service.environment(where, url, folder, strangers)
             async with service.process("app", "serve", settings=settings) as (child, ready):
                 await service.register(ready, f"{strangers}/messenger")

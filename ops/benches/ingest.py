@@ -17,7 +17,7 @@ async def asked(url: str) -> float:
     parts = urlsplit(url)
     path = f"/kommo/{samples.LINK.scope_id}"
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "ops.benches.load", "127.0.0.1", str(parts.port), path, str(SECONDS),
+        sys.executable, "-m", "ops.benches.processes.load", "127.0.0.1", str(parts.port), path, str(SECONDS),
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, _ = await child.communicate()
@@ -31,14 +31,14 @@ async def ingest() -> list[Figure]:
     """The web role in a process of its own; the projector and the relay run in another."""
     async with private_servers() as (where, folder):
         url = await new_database(where, "ingest")
-        async with service.process("ops.benches.strangers") as (_, strangers):
+        async with service.process("ops.benches.processes.strangers") as (_, strangers):
             settings = service.environment(where, url, folder, strangers)
             async with service.process("app", "serve", settings=settings) as (_, ready):
                 await service.register(ready, f"{strangers}/messenger")
         arguments = ("app", "serve", "--roles", "web")
         async with (
             service.process(*arguments, settings=settings) as (_, ours),
-            service.process("ops.benches.empty") as (_, empty),
+            service.process("ops.benches.processes.empty") as (_, empty),
         ):
             await asked(ours)
             await asked(empty)

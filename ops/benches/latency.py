@@ -28,7 +28,7 @@ async def latency() -> list[Figure]:
     rounds: dict[str, list[tuple[float, float, float]]] = {"hook": [], "action": []}
     async with private_servers() as (where, folder):
         url = await new_database(where, "latency")
-        async with service.process("ops.benches.strangers") as (_, strangers):
+        async with service.process("ops.benches.processes.strangers") as (_, strangers):
             given = service.environment(where, url, folder, strangers)
             settings = load_settings(environment=given)
             async with running(settings) as run, aiohttp.ClientSession() as session:

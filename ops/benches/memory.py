@@ -20,7 +20,7 @@ async def memory() -> list[Figure]:
     """Resident megabytes of one process with every role, once all it accepted is delivered."""
     async with private_servers() as (where, folder):
         url = await new_database(where, "memory")
-        async with service.process("ops.benches.strangers") as (_, strangers):
+        async with service.process("ops.benches.processes.strangers") as (_, strangers):
             settings = service.environment(where, url, folder, strangers)
             async with service.process("app", "serve", settings=settings) as (child, ready):
                 await service.register(ready, f"{strangers}/messenger")

@@ -52,20 +52,27 @@ async def process(
         await child.wait()
 
 
-async def register(url: str, messenger_url: str) -> None:
-    """Register the bench's channel and connect its account, through the API."""
-    channel = {
-        "name": "bench",
-        "kommo": {"channel_id": samples.CHANNEL_ID, "secret": samples.SECRET},
+async def register(
+    url: str,
+    messenger_url: str,
+    *,
+    channel: str = "bench",
+    channel_id: str = samples.CHANNEL_ID,
+    account: str = samples.ACCOUNT,
+) -> None:
+    """Register a channel, by default the bench's, and connect its account, through the API."""
+    body = {
+        "name": channel,
+        "kommo": {"channel_id": channel_id, "secret": samples.SECRET},
         "messenger": {"kind": "webhook", "url": messenger_url, "secret": samples.MESSENGER_SECRET},
     }
     headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
     async with aiohttp.ClientSession(url, headers=headers) as session:
-        for path, body in (
-            ("/v1/channels", channel),
-            ("/v1/channels/bench/connections", {"account_id": samples.ACCOUNT, "title": "bench"}),
+        for path, content in (
+            ("/v1/channels", body),
+            (f"/v1/channels/{channel}/connections", {"account_id": account, "title": channel}),
         ):
-            async with session.post(path, json=body) as answer:
+            async with session.post(path, json=content) as answer:
                 if answer.status not in (200, 201):
                     raise RuntimeError(f"{path} answered {answer.status}: {await answer.text()}")
 

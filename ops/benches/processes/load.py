@@ -1,7 +1,7 @@
 """The client of the benchmarks, a process of its own: 64 connections, each sending as soon as it is answered.
 
-`python -m ops.benches.load HOST PORT PATH SECONDS` makes signed hooks before its clock starts, posts them,
-and prints one JSON object: how many were answered 200, in how many seconds, and how many were not.
+`python -m ops.benches.processes.load HOST PORT PATH SECONDS` makes signed hooks before its clock starts,
+posts them, and prints one JSON object: how many were answered 200, in how many seconds, how many were not.
 """
 
 import asyncio

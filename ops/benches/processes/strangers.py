@@ -1,7 +1,8 @@
 """A Kommo and a messenger that accept everything at once and remember when: the far end of each latency.
 
-`python -m ops.benches.strangers` answers on one free port. `GET /arrived` gives, and forgets, the id of each
-message (Kommo's `msgid`, the messenger's `id`) and the monotonic time in nanoseconds at which it came.
+`python -m ops.benches.processes.strangers` answers on one free port. `GET /arrived` gives, and forgets, the
+id of each message (Kommo's `msgid`, the messenger's `id`) and the monotonic time in nanoseconds at which it
+came.
 """
 
 import itertools

@@ -1,0 +1,145 @@
+"""Commands that wait for a writer: in the order of their arrival within a scope, while the scopes take turns.
+
+Theory of operation. Deficit round robin: each scope that has commands waiting is in the ring once. At its
+turn a scope gets `TURN_BYTES` of credit, and its commands move into the batch while it has credit; what the
+last of them costs too much is a debt, which its next turns pay. So a scope that posts at full speed delays
+the commands of another by a turn, not by all that waits, and neither adding nor taking a command costs more
+the more scopes and commands wait. A scope that is alone in the ring fills the batch without any accounts.
+
+What delivery records has turns of its own in its scope: otherwise each outcome would wait behind all that the
+scope posts, and the scope's deliveries would stand still.
+
+Invariant. Commands of one place in the ring leave in the order in which they came, except those that are put
+back: they go first.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import takewhile
+
+from app.ledger.batch import Pending
+from domain import commands as c
+
+# Chosen: some eight messages.
+TURN_BYTES = 16 * 1024
+# Chosen: what a command costs beside its bytes, in bytes, so that small ones are not for nothing.
+COMMAND_BYTES = 1024
+# Chosen: what is posted at full speed has more commands waiting than this, and a person's account never has.
+CROWD = 64
+OUTCOMES = {c.Accept, c.Complete, c.Defer, c.Park, c.Reject}
+
+
+class _Waiting:
+    """The commands of one place in the ring; `credit` in bytes is what it may still move in its turn."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.pending: deque[Pending] = deque()
+        self.credit = 0
+
+
+class Queue:
+    """Commands of all scopes; `taken` while some of them are in a writer's batch.
+
+    `crowds` is how many places in the ring have more than CROWD commands waiting.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.taken = False
+        self.crowds = 0
+        self._count = 0
+        self._ring: deque[_Waiting] = deque()
+        self._scopes: dict[str, _Waiting] = {}
+
+    def __len__(self) -> int:
+        """How many commands wait."""
+        return self._count
+
+    def __iter__(self) -> Iterator[Pending]:
+        """Every command that waits, a scope after the other."""
+        for waiting in self._ring:
+            yield from waiting.pending
+
+    def waiting(self, scope_id: str) -> int:
+        """How many commands of a scope wait, without the outcomes of its deliveries."""
+        waiting = self._scopes.get(scope_id)
+        return len(waiting.pending) if waiting else 0
+
+    def put(self, pending: Pending) -> int:
+        """Add a command behind the others of its place; returns how many wait there now."""
+        waiting = self._of(pending).pending
+        waiting.append(pending)
+        self._count += 1
+        self.bytes += pending.size
+        count = len(waiting)
+        if count == CROWD + 1:
+            self.crowds += 1
+        return count
+
+    def put_back(self, pending: Pending) -> None:
+        """Put a command that must be tried again ahead of the others of its place."""
+        waiting = self._of(pending).pending
+        waiting.appendleft(pending)
+        self._count += 1
+        self.bytes += pending.size
+        if len(waiting) == CROWD + 1:
+            self.crowds += 1
+
+    def _of(self, pending: Pending) -> _Waiting:
+        key = pending.command.scope.scope_id
+        if type(pending.command) in OUTCOMES:
+            key = f"outcomes {key}"
+        waiting = self._scopes.get(key)
+        if waiting is None:
+            waiting = self._scopes[key] = _Waiting(key)
+            self._ring.append(waiting)
+        return waiting
+
+    def move_to(self, batch: list[Pending], most: int) -> None:
+        """Move commands into a batch until it holds `most`; a command marked `alone` goes alone."""
+        while self._ring and len(batch) < most:
+            waiting = self._ring[0]
+            alone = len(self._ring) == 1
+            if not alone:
+                waiting.credit += TURN_BYTES
+            count = len(batch)
+            whole = self._move(waiting, batch, most, alone)
+            if len(batch) > count:
+                self.taken = True
+            if not waiting.pending:
+                self._ring.popleft()
+                del self._scopes[waiting.key]
+            elif not alone:
+                self._ring.rotate(-1)
+            if whole:
+                return
+
+    def _move(self, waiting: _Waiting, batch: list[Pending], most: int, alone: bool) -> bool:
+        """Move commands of one place; returns whether the batch takes no more, because of one marked `alone`.
+
+        `alone`: no other scope waits, so credit does not count.
+        """
+        pending = waiting.pending
+        while pending and len(batch) < most and (alone or waiting.credit > 0):
+            if batch and (pending[0].alone or batch[-1].alone):
+                return True
+            one = pending.popleft()
+            if len(pending) == CROWD:
+                self.crowds -= 1
+            self._count -= 1
+            self.bytes -= one.size
+            if not alone:
+                waiting.credit -= one.size + COMMAND_BYTES
+            batch.append(one)
+        if alone:
+            waiting.credit = 0
+        return False
+
+    def older(self, since: float) -> list[Pending]:
+        """Returns the commands that came before a time, in seconds of the loop's clock."""
+        return [
+            one
+            for waiting in self._ring
+            for one in takewhile(lambda each: each.since < since, waiting.pending)
+        ]

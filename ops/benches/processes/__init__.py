@@ -1,0 +1,1 @@
+"""Processes of the benchmarks: clients at full speed, and the services that they and ours call."""
