@@ -22,25 +22,30 @@ ENVIRONMENT = {"PATH": os.defpath, "PYTHONPATH": sysconfig.get_path("purelib"), 
 
 
 class Process:
-    """A program of ours as it is run, with settings of its own; what it wrote to stderr is in `log`."""
+    """A program of ours as it is run, with settings of its own; what it wrote to stderr is in `log`.
+
+    It is started in `folder`, the repository, by `python`, unless these are changed before.
+    """
 
     def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
         self.log = folder / f"{arguments[0]}.log"
         self.arguments = arguments
         self.settings = ENVIRONMENT | settings
+        self.folder = ROOT
+        self.python = [sys.executable]
         self.child: asyncio.subprocess.Process | None = None
 
     async def start(self) -> str:
         """Start it and wait until it says that it is ready; returns its URL."""
         with self.log.open("ab") as log:
             self.child = await asyncio.create_subprocess_exec(
-                sys.executable,
+                *self.python,
                 "-m",
                 *self.arguments,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 env=self.settings,
-                cwd=ROOT,
+                cwd=self.folder,
             )
         assert self.child.stdout is not None
         output = ""
