@@ -1,4 +1,4 @@
-"""Only the ledger says what is pushed: whatever a stranger puts into the stream wakes delivery, and no more."""
+"""Delivery reads events from the ledger only: whatever else comes on the stream reaches nobody."""
 
 from typing import Any
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from app import clock
 from app.channels.directory import Channel, Connection, Secrets
 from app.database import names
 from app.kommo.crm import contact_links, hooks, php_form
@@ -266,12 +267,13 @@ async def test_a_chat_told_of_before_it_is_known_is_linked_once_it_is(crm: Crm) 
     await crm.tell(body("talk", updated_at=1795334400, contact_id=4299, **told))
     await crm.story.customer(name)
     await crm.story.arrived(name)
+    seconds = clock.now_ms() // 1000
     outgoing = {
         "conversation": {"id": kommo_id, "client_id": name},
         "message": {"id": f"k-{name}", "type": "text", "text": "Hi"},
-        "timestamp": 1795334501,
+        "timestamp": seconds,
     }
-    assert await crm.story.hook({"account_id": ACCOUNT, "time": 1795334501, "message": outgoing}) == 200
+    assert await crm.story.hook({"account_id": ACCOUNT, "time": seconds, "message": outgoing}) == 200
     async with asyncio.timeout(10):
         while await crm.shown(name) != (4300, None):  # noqa: ASYNC110 - the service's own time
             await asyncio.sleep(0.1)
