@@ -16,6 +16,7 @@ TITLES = {
     413: "Too large",
     415: "Unsupported media type",
     422: "Cannot be done",
+    429: "Too many",
     500: "Our fault",
     502: "The other side refused",
     503: "Not now",

@@ -23,10 +23,11 @@ def record(draft: Draft, command: c.Register | c.Change | c.Connect | c.Disconne
         case c.Register():
             news, kind = before is None, e.ChannelRegistered
             fields = {"channel_id": command.channel_id, "kind": command.kind}
-            fields |= {"url": command.url, "bot_id": command.bot_id}
+            fields |= {"url": command.url, "bot_id": command.bot_id, "options": command.options}
         case c.Change():
             news, kind = True, e.ChannelChanged
             fields = {"url": command.url, "bot_id": command.bot_id, "secrets": list(command.secrets)}
+            fields |= {"options": command.options}
         case c.Connect():
             wanted = (command.title, command.is_time_window_disabled)
             same = before and before.connected and (before.title, before.is_time_window_disabled) == wanted

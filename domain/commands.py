@@ -8,7 +8,7 @@ from typing import Literal, NotRequired, TypeAlias, TypedDict
 
 from msgspec import Struct
 
-from domain.events import Author, Content, DeliveryStatus, Direction, Ends, Party, Side
+from domain.events import Author, ChannelOptions, Content, DeliveryStatus, Direction, Ends, Party, Side
 from domain.ids import Scope
 
 
@@ -204,15 +204,20 @@ class Register(Command, frozen=True, kw_only=True, gc=False):
     kind: str
     url: str
     bot_id: str | None = None
+    options: ChannelOptions = ChannelOptions()
 
 
 class Change(Command, frozen=True, kw_only=True, gc=False):
-    """A channel's address or secrets are replaced; `secrets` has the secrets' names, never their values."""
+    """A channel's address, options or secrets are replaced.
+
+    `secrets` has the secrets' names, never their values.
+    """
 
     stream: str
     url: str
     bot_id: str | None
     secrets: tuple[str, ...]
+    options: ChannelOptions = ChannelOptions()
 
 
 class Connect(Command, frozen=True, kw_only=True, gc=False):

@@ -13,6 +13,7 @@ from msgspec import Struct
 from domain.content import Content
 from domain.parts import (
     Author,
+    ChannelOptions,
     Contact,
     DeliveryStatus,
     Direction,
@@ -26,8 +27,8 @@ from domain.parts import (
 )
 
 __all__ = [
-    "Author", "Contact", "Content", "DeliveryStatus", "Direction", "Ends", "Json", "Location", "Party",
-    "Reply", "Review", "Side",
+    "Author", "ChannelOptions", "Contact", "Content", "DeliveryStatus", "Direction", "Ends", "Json",
+    "Location", "Party", "Reply", "Review", "Side",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -63,14 +64,16 @@ class ChannelRegistered(Event, frozen=True, kw_only=True, gc=False, tag="channel
     kind: str
     url: str
     bot_id: str | None = None
+    options: ChannelOptions = ChannelOptions()
 
 
 class ChannelChanged(Event, frozen=True, kw_only=True, gc=False, tag="channel.changed"):
-    """The messenger's address or a secret was changed."""
+    """The messenger's address, an option or a secret was changed."""
 
     url: str
     bot_id: str | None = None
     secrets: list[str] = []
+    options: ChannelOptions = ChannelOptions()
 
 
 class ChannelConnected(Event, frozen=True, kw_only=True, gc=False, tag="channel.connected"):

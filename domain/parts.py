@@ -8,6 +8,18 @@ Json: TypeAlias = dict[str, object]
 Side: TypeAlias = Literal["kommo", "messenger"]
 Direction: TypeAlias = Literal["in", "out"]
 Author: TypeAlias = Literal["kommo", "messenger", "operator"]
+MessageIds: TypeAlias = Literal["per channel", "per conversation"]
+
+
+class ChannelOptions(Struct, frozen=True, omit_defaults=True, gc=False):
+    """How a channel's messenger speaks.
+
+    `message_ids`: whether its ids of messages are unique in the channel and account, or in a conversation
+    only. `default_account` takes what names no account in a channel that has several.
+    """
+
+    message_ids: MessageIds = "per channel"
+    default_account: str | None = None
 
 
 class Party(Struct, frozen=True, omit_defaults=True, gc=False):

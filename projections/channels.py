@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 
-from domain.events import ChannelChanged, ChannelConnected, ChannelDisconnected, ChannelRegistered
+from domain.events import ChannelChanged, ChannelConnected, ChannelDisconnected, ChannelRegistered, encode
 from projections.columns import Page, Statement, plain
 
 NAME = "channels"
-VERSION = 2
+VERSION = 3
 
 SCHEMA = """
 CREATE TABLE channels (name text PRIMARY KEY, channel_id text NOT NULL, kind text NOT NULL, url text NOT NULL,
-  bot_id text, position bigint NOT NULL);
+  bot_id text, options jsonb NOT NULL, position bigint NOT NULL);
 CREATE TABLE connections (channel text NOT NULL, account_id text NOT NULL, scope_id text NOT NULL,
   title text NOT NULL, is_time_window_disabled boolean NOT NULL, connected boolean NOT NULL,
   connected_at timestamptz NOT NULL, position bigint NOT NULL, PRIMARY KEY (channel, account_id));
@@ -18,12 +18,15 @@ CREATE TABLE connections (channel text NOT NULL, account_id text NOT NULL, scope
 INDEXES = ""
 
 REGISTER = """
-INSERT INTO channels AS c (name, channel_id, kind, url, bot_id, position)
-VALUES (%b::text, %b::text, %b::text, %b::text, %b::text, %b::bigint)
+INSERT INTO channels AS c (name, channel_id, kind, url, bot_id, options, position)
+VALUES (%b::text, %b::text, %b::text, %b::text, %b::text, %b::text::jsonb, %b::bigint)
 ON CONFLICT (name) DO UPDATE SET channel_id = excluded.channel_id, kind = excluded.kind, url = excluded.url,
-  bot_id = excluded.bot_id, position = excluded.position
+  bot_id = excluded.bot_id, options = excluded.options, position = excluded.position
 """
-CHANGE = "UPDATE channels SET url = %b::text, bot_id = %b::text, position = %b::bigint WHERE name = %b::text"
+CHANGE = """
+UPDATE channels SET url = %b::text, bot_id = %b::text, options = %b::text::jsonb, position = %b::bigint
+WHERE name = %b::text
+"""
 CONNECT = """
 INSERT INTO connections AS c (channel, account_id, scope_id, title, is_time_window_disabled, connected,
   connected_at, position)
@@ -48,9 +51,11 @@ def project(page: Page) -> Iterator[Statement]:
             continue
         match event:
             case ChannelRegistered(channel_id=channel_id, kind=kind, url=url):
-                yield REGISTER, (event.channel, plain(channel_id), kind, plain(url), event.bot_id, position)
+                names = (event.channel, plain(channel_id), kind, plain(url), event.bot_id)
+                yield REGISTER, (*names, encode(event.options).decode(), position)
             case ChannelChanged(url=url, bot_id=bot_id):
-                yield CHANGE, (plain(url), bot_id, position, event.channel)
+                options = encode(event.options).decode()
+                yield CHANGE, (plain(url), bot_id, options, position, event.channel)
             case ChannelConnected(scope_id=scope_id, title=title, at=at):
                 disabled = "true" if event.is_time_window_disabled else "false"
                 yield CONNECT, (event.channel, event.account, scope_id, plain(title), disabled, at, position)

@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from time import monotonic
 from typing import Literal, TypeAlias, cast
 
+import msgspec
 import psycopg
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -23,6 +24,7 @@ from app import clock
 from app.database.connection import Db, connect
 from app.vault import Vault, WrongMasterKey
 from domain.ids import Scope, scope_of
+from domain.parts import ChannelOptions
 
 LEASE_SECONDS = 0.1  # chosen: ten small reads a second for each process, and a change takes as long
 OLD_SECRET_MS = 24 * 3_600_000  # chosen: a day, in which Kommo or the messenger is given the new secret
@@ -31,11 +33,12 @@ SETTLE_FACTOR = 1.2  # chosen: a margin over the lease for an answer that is on 
 
 CHANGED = """SELECT coalesce(greatest((SELECT max(position) FROM views.channels),
  (SELECT max(position) FROM views.connections)), 0)"""
-CHANNELS = """SELECT c.name, c.channel_id, c.kind, c.url, c.bot_id, s.sealed
- FROM views.channels c JOIN ledger.secrets s ON s.channel = c.name"""
 # `to_jsonb` of the whole row, because views of an older version, which are in force while new ones are built,
 # lack the column.
-CONNECTIONS = """SELECT channel, account_id, title, connected, connected_at,
+CHANNELS = """SELECT c.name, c.channel_id, c.kind, c.url, c.bot_id, s.sealed,
+ coalesce(to_jsonb(c) ->> 'options', '{}')
+ FROM views.channels c JOIN ledger.secrets s ON s.channel = c.name"""
+CONNECTIONS = """SELECT channel, account_id, title, connected, connected_at, position,
  coalesce((to_jsonb(c) ->> 'is_time_window_disabled')::boolean, false) FROM views.connections AS c"""
 SEALED = "SELECT channel_id, sealed FROM ledger.secrets WHERE channel = %s"
 ADD = """INSERT INTO ledger.secrets (channel, channel_id, sealed) VALUES (%s, %s, %s)
@@ -111,13 +114,14 @@ class Secrets(Struct, frozen=True):
 
 
 class Connection(Struct, frozen=True):
-    """A channel's connection to an account, in force if `connected`."""
+    """A channel's connection to an account, in force if `connected`; `position` is that of its last event."""
 
     scope: Scope
     title: str
     connected: bool
     connected_at: str
     is_time_window_disabled: bool = False
+    position: int = 0
 
 
 class Channel(Struct, frozen=True):
@@ -130,6 +134,7 @@ class Channel(Struct, frozen=True):
     bot_id: str | None
     secrets: Secrets
     connections: dict[str, Connection] = field(default_factory=dict)
+    options: ChannelOptions = ChannelOptions()
 
     @property
     def accounts(self) -> list[Connection]:
@@ -242,24 +247,25 @@ class Channels:
 
     async def _load(self) -> None:
         channels, unopened = {}, {}
-        for name, channel_id, kind, url, bot_id, sealed in cast(
-            "list[tuple[str, str, str, str, str | None, bytes]]", await self._all(CHANNELS)
+        for name, channel_id, kind, url, bot_id, sealed, raw in cast(
+            "list[tuple[str, str, str, str, str | None, bytes, str]]", await self._all(CHANNELS)
         ):
+            options = msgspec.json.decode(raw, type=ChannelOptions)
             try:
                 secrets = self._open(name, sealed)
             except WrongMasterKey as error:
                 unopened[name] = str(error)
             else:
-                channels[name] = Channel(name, channel_id, kind, url, bot_id, secrets)
+                channels[name] = Channel(name, channel_id, kind, url, bot_id, secrets, options=options)
         scopes = {}
-        for name, account, title, connected, at, disabled in cast(
-            "list[tuple[str, str, str, bool, object, bool]]", await self._all(CONNECTIONS)
+        for name, account, title, connected, at, position, disabled in cast(
+            "list[tuple[str, str, str, bool, object, int, bool]]", await self._all(CONNECTIONS)
         ):
             if (channel := channels.get(name)) is None:
                 continue
             scope = scope_of(name, channel.channel_id, account)
             since = clock.text(clock.milliseconds(at))  # type: ignore[arg-type]  # a timestamptz column
-            connection = Connection(scope, title, connected, since, disabled)
+            connection = Connection(scope, title, connected, since, disabled, position)
             channel.connections[account] = connection
             if connected:
                 scopes[scope.scope_id] = ActiveScope(channel, connection, channel.secrets.kommo.encode())

@@ -9,12 +9,16 @@ CHATLEDGER_PUBLIC_URL = "https://chat.example.com"   # under which all others re
 CHATLEDGER_PORT = 8080                               # where HTTP listens, behind a reverse proxy with TLS
 # CHATLEDGER_DATA = "/var/lib/chatledger"            # keys, and private servers without these URLs:
 # CHATLEDGER_DATABASE_URL = "postgresql://chatledger:PASSWORD@db.example.com/chatledger"
+# CHATLEDGER_UNCONNECTED_LIMIT = 10000               # kept for an account that is not connected yet, each,
+# CHATLEDGER_UNCONNECTED_DAYS = 7                    # and for so long
 # CHATLEDGER_NATS_URL = "nats://chatledger:PASSWORD@nats.example.com:4222"
 
 # A channel is what Kommo's support registers for you. Tell it the hook address, version v2:
 #   https://chat.example.com/kommo/:scope_id
 [[channels]]
 name = "acme"                                        # a to z, digits, hyphens; in our URLs
+message_ids = "per channel"                          # "per conversation": ids like 57 occur in several chats
+# default_account = "52e591f7-c98f-4255-8495-827210138c81"  # of several: for a new chat without account_id
 
 [channels.kommo]
 channel_id = "344a5002-f8ca-454d-af3d-396180102ac7"  # these three come from Kommo's support

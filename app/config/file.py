@@ -16,6 +16,7 @@ from msgspec import Meta, Struct, inspect
 
 from app.config.settings import BadSettings, Settings, from_environment, is_table, read_file
 from app.messengers.kinds import KINDS
+from domain.parts import ChannelOptions, MessageIds
 
 # The patterns have `(?!\n)`, because `$` alone accepts a line end.
 ChannelName = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$(?!\n)")]
@@ -49,6 +50,8 @@ HINTS = {
     "authorize_url": "give an http or https URL, or leave it out",
     "title": "give at most 255 characters",
     "is_time_window_disabled": "give true or false, or leave it out",
+    "message_ids": 'give "per channel" or "per conversation"',
+    "default_account": f"{UUID_HINT}, or leave it out",
     "crm_per_second": "give calls a second, over 0",
     "chats_per_second": "give calls a second, over 0",
 }
@@ -112,12 +115,22 @@ class Connected(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Channel(Struct, frozen=True, forbid_unknown_fields=True):
-    """A channel, its messenger, and the accounts that it is to be connected to."""
+    """A channel, its messenger, and the accounts that it is to be connected to.
+
+    `message_ids` and `default_account` are as in `domain.parts.ChannelOptions`.
+    """
 
     name: ChannelName
     kommo: KommoSide
     messenger: MessengerSide
     connections: tuple[Connected, ...] = ()
+    message_ids: MessageIds = "per channel"
+    default_account: Uuid | None = None
+
+    @property
+    def options(self) -> ChannelOptions:
+        """How its messenger speaks."""
+        return ChannelOptions(self.message_ids, self.default_account)
 
 
 class Budgets(Struct, frozen=True, forbid_unknown_fields=True):
@@ -235,6 +248,7 @@ def _lower(setup: Setup) -> Setup:
                 bot_id=one.kommo.bot_id.lower() if one.kommo.bot_id else None,
             ),
             connections=tuple(replace(each, account_id=each.account_id.lower()) for each in one.connections),
+            default_account=one.default_account.lower() if one.default_account else None,
         )
         for one in setup.channels
     ]

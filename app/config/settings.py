@@ -48,6 +48,8 @@ class Settings(
     public_url: Annotated[str, Meta(pattern=r"^https?://[^\s?#]+$(?!\n)")] | None = None
     hook_max_age: Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,4}[smhd]$(?!\n)")] = "24h"
     roles: frozenset[Role] = ROLES
+    unconnected_limit: Annotated[int, Meta(ge=0, le=1_000_000)] = 10_000
+    unconnected_days: Annotated[int, Meta(ge=0, le=3650)] = 7
 
     @property
     def hook_age_seconds_max(self) -> int:
@@ -87,6 +89,10 @@ HINTS = {
     "CHATLEDGER_PUBLIC_URL": "give the http or https URL under which Kommo reaches this service",
     "CHATLEDGER_HOOK_MAX_AGE": "give a whole number with s, m, h or d behind it, like 24h",
     "CHATLEDGER_ROLES": "give some of web,relay,project,deliver with commas between",
+    "CHATLEDGER_UNCONNECTED_LIMIT": (
+        "give how many deliveries are kept for an account that is not connected, 0 to 1000000"
+    ),
+    "CHATLEDGER_UNCONNECTED_DAYS": "give for how many days they are kept, 0 to 3650",
 }
 
 

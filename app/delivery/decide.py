@@ -7,7 +7,6 @@ from msgspec.structs import replace
 
 from app.channels.directory import Connection
 from app.delivery.job import (
-    DISCONNECTED,
     Disconnected,
     Doubt,
     Job,
@@ -87,9 +86,7 @@ def decide(result: Result, job: Job, now: Moment) -> Decision:
             return Decision(tried)
         case Superseded():
             return Decision(tried, _complete(event, now, result.reason))
-        case Disconnected():
-            return _park(event, tried, now, DISCONNECTED)
-        case Missing() | Lost():
+        case Disconnected() | Missing() | Lost():
             return _park(event, tried, now, result.reason)
         case Reconnected():
             command = _connect(result.connection, now) if result.connection else None

@@ -228,7 +228,8 @@ class _Range:
                 await asyncio.sleep(IMPORTED_SECONDS)  # Such a lane has room for more all the time.
             else:
                 with contextlib.suppress(TimeoutError):
-                    pause = VIEWS_SECONDS if self._resumed else LEASE_SECONDS
+                    waits = self._resumed or any(lane.wants for _, lane in self.lanes)
+                    pause = VIEWS_SECONDS if waits else LEASE_SECONDS
                     await asyncio.wait_for(self._wake.wait(), pause)
             self._wake.clear()
             if self._failure:
@@ -310,9 +311,16 @@ class _Range:
             return
         if isinstance(event, e.DeliveryResumed):
             self._resumed[event.cause or ""] = position
+            self._hold_up(event.conversation, position)
             self._wake.set()
         elif isinstance(event, Pushed) and event.push:
             self.lanes.of(lane_key(event)).put(Job(position, event))
+
+    def _hold_up(self, conversation: str | None, position: int) -> None:
+        """Let nothing later of a conversation overtake what is resumed: the view has all of it, in order."""
+        if conversation is not None:
+            for side in (ids.KOMMO, ids.MESSENGER):
+                self.lanes.of((conversation, side, None)).cuts(position, always=True)
 
     def _put_back(self, rows: list[Row]) -> None:
         for job in self._jobs(rows):

@@ -24,6 +24,7 @@ Imports: TypeAlias = tuple[int, str, str | None]
 LaneKey: TypeAlias = tuple[str | None, str, Imports | None]
 
 DISCONNECTED = "disconnected: the channel is not connected to the account"
+UNCONNECTED = "waiting for a connection: the channel is not connected to the account"
 
 
 class Head(Struct, frozen=True, gc=False):
@@ -125,7 +126,9 @@ class Settled(Struct, frozen=True):
 
 
 class Disconnected(Struct, frozen=True):
-    """The channel is not connected to the account."""
+    """The channel is not connected to the account, for this reason: it never was, or no longer is."""
+
+    reason: str
 
 
 class Missing(Struct, frozen=True):

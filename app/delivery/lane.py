@@ -88,9 +88,12 @@ class Lane:
             self.jobs.append(job)
             self._start()
 
-    def cuts(self, position: int) -> bool:
-        """Whether the lane cuts off what comes at a position, because it is full or has cut off before."""
-        full = bool(self.cut_at) or len(self.jobs) >= self.most
+    def cuts(self, position: int, *, always: bool = False) -> bool:
+        """Whether the lane cuts off what comes at a position, because it is full or has cut off before.
+
+        `always`: it cuts that off in any case, because something earlier is about to come back.
+        """
+        full = always or bool(self.cut_at) or len(self.jobs) >= self.most
         if full:
             self.cut_at = max(self.cut_at, position)
         return full

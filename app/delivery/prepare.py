@@ -31,6 +31,8 @@ from msgspec.structs import replace
 
 from app.channels.directory import Channel
 from app.delivery.job import (
+    DISCONNECTED,
+    UNCONNECTED,
     Disconnected,
     Doubt,
     Job,
@@ -95,17 +97,24 @@ class Preparer:
         connection = channel.connections.get(event.account or "") if channel else None
         if channel is None or connection is None:
             scope = ids.scope_of(event.channel, channel.channel_id if channel else "", event.account or "")
-            return scope, Missing(BROKEN) if job.broken else Disconnected()
+            return scope, Missing(BROKEN) if job.broken else Disconnected(UNCONNECTED)
         if job.broken:
             return connection.scope, Missing(BROKEN)
         if not connection.connected:
-            return connection.scope, Disconnected()
+            came_after = job.position > connection.position
+            return connection.scope, Disconnected(UNCONNECTED if came_after else DISCONNECTED)
         push = Push(event, channel, connection, doubt=doubt)
         if doubt is not None:
             return connection.scope, await self._examine(push, doubt)
         if job.progress.again and (found := await self._find_outcome(event)):
             return connection.scope, found
         return connection.scope, await self._name(push)
+
+    async def is_connected(self, event: Pushed) -> bool:
+        """Whether the channel is connected to the event's account now."""
+        channel = await self._channel(event.channel)
+        connection = channel.connections.get(event.account or "") if channel else None
+        return connection is not None and connection.connected
 
     async def _channel(self, name: str) -> Channel | None:
         """The channel, once its secrets open: a wrong master key sends nothing and loses nothing."""

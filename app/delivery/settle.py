@@ -36,7 +36,7 @@ from app import clock, metrics
 from app.clock import Clock
 from app.delivery.decide import Decision, Moment, attempt_outcome, decide
 from app.delivery.destinations import is_stale
-from app.delivery.job import Job, Push, Pushed, Result, Unsent
+from app.delivery.job import Disconnected, Job, Push, Pushed, Result, Unsent
 from app.ledger.writer import LedgerFull, LedgerUnavailable, Recorded
 from app.outcome import Refused
 from domain import commands as c
@@ -59,6 +59,9 @@ class Preparer(Protocol):
 
     async def prepare(self, job: Job) -> tuple[Scope, Push | Unsent]:
         """The scope of the job's event, and what the job becomes."""
+
+    async def is_connected(self, event: Pushed) -> bool:
+        """Whether the channel is connected to the event's account now."""
 
 
 class Destination(Protocol):
@@ -131,9 +134,22 @@ class Settle:
             job.progress = decision.progress
             position = job.position if decision.command is None else await self._record(decision.command)
             if decision.after_seconds is None:
+                if isinstance(result, Disconnected):
+                    return await self._look_again(job, decision, position)
                 return position
             if decision.after_seconds > 0:
                 await self._rest(job, decision.after_seconds)
+
+    async def _look_again(self, job: Job, decision: Decision, position: int) -> int:
+        """Resume a job that was parked for want of a connection, if that was made meanwhile.
+
+        Whoever made the connection may have looked for such jobs before this one was parked.
+        """
+        match decision.command:
+            case c.Park(stream=stream, cause=cause) if await self._preparer.is_connected(job.event):
+                stamp = self._moment(job, decision.command.scope, self._clock.time()).stamp
+                return await self._record(c.Resume(**stamp, stream=stream, cause=cause))
+        return position
 
     def _moment(self, job: Job, scope: Scope, began: float) -> Moment:
         event = job.event
@@ -194,6 +210,8 @@ def _report(job: Job, result: Result, decision: Decision) -> None:
     if outcome := attempt_outcome(result, job, decision):
         metrics.DELIVERIES.labels(event.push, outcome).inc()
     match decision.command:
+        case c.Park(reason=reason) if isinstance(result, Disconnected):
+            log.info("parked: position %d (%s): %s", job.position, e.tag(event), reason)
         case c.Park(reason=reason):
             log.error("parked: position %d (%s): %s", job.position, e.tag(event), reason)
         case c.Defer(reason=reason):

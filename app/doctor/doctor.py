@@ -276,11 +276,16 @@ class Doctor:
             return []  # That is told already.
         counts = heard.json().get("deliveries")
         parked = int(counts.get("parked", 0)) if isinstance(counts, dict) else 0
+        waiting = heard.json().get("unconnected")
+        found = [_unconnected(one) for one in cast("list[dict[str, object]]", waiting or [])]
+        parked -= sum(int(one.get("deliveries", 0)) for one in cast("list[dict[str, int]]", waiting or []))
+        if found and parked <= 0:
+            return found
         if not parked:
             return [Check("deliveries", True, "none is parked")]
         says = "1 delivery is parked" if parked == 1 else f"{parked} deliveries are parked"
         todo = "GET /v1/deliveries?state=parked tells why; then POST /v1/deliveries/resume"
-        return [Check("deliveries", False, says, todo)]
+        return [Check("deliveries", False, says, todo), *found]
 
     async def hooks(self, case: Case | None) -> list[Check]:
         """A hook with a bad signature is refused by us; without a case, one for a scope nobody has."""
@@ -311,6 +316,14 @@ class Doctor:
         if moment := heard.date:
             found.append(skewed("kommo clock", datetime.now(UTC), moment, "Kommo's"))
         return found
+
+
+def _unconnected(waiting: Mapping[str, object]) -> Check:
+    """What customers wrote to an account that nobody has connected yet."""
+    channel = waiting.get("channel")
+    says = f"{waiting.get('deliveries')} for account {waiting.get('account_id')} wait for its connection"
+    todo = f"POST /v1/channels/{channel}/connections connects it, and they are delivered"
+    return Check(f"deliveries of channel {channel}", False, says, todo)
 
 
 def _hooks(case: Case | None) -> str:

@@ -17,6 +17,7 @@ from app.config.settings import Settings
 from app.doctor.probe import Check, Heard, ProbeHttp, Unheard, hear
 from app.kommo.chats.signature import sign
 from app.kommo.crm.hooks import hook_path
+from app.messengers.adapter import Unfit
 from app.messengers.kinds import KINDS
 from domain import ids
 from domain.ids import Scope
@@ -77,7 +78,8 @@ def _as_registered(named: Named) -> Channel:
     """A channel of the file as a start registers it."""
     kommo, messenger = named.kommo, named.messenger
     secrets = Secrets(kommo.secret, messenger.secret)
-    return Channel(named.name, kommo.channel_id, messenger.kind, messenger.url, kommo.bot_id, secrets)
+    side = (messenger.kind, messenger.url, kommo.bot_id, secrets)
+    return Channel(named.name, kommo.channel_id, *side, options=named.options)
 
 
 class Strangers:
@@ -99,8 +101,11 @@ class Strangers:
 
     async def messenger(self, channel: Channel) -> list[Check]:
         """What the channel's kind of messenger finds."""
-        messenger = KINDS[channel.kind](ProbeHttp(self._session))
-        return [Check(f"messenger of {channel.name}", True, await messenger.check(channel))]
+        messenger, name = KINDS[channel.kind](ProbeHttp(self._session)), f"messenger of {channel.name}"
+        try:
+            return [Check(name, True, await messenger.check(channel))]
+        except Unfit as error:
+            return [Check(name, False, error.says, error.todo)]
 
     async def account(self, case: Case) -> list[Check]:
         """A signed call that changes nothing, and if Kommo does not know the scope, an attempt to connect."""

@@ -84,6 +84,15 @@ class Unsigned(Exception):
     """The request does not prove that the channel's messenger made it."""
 
 
+class Unfit(Exception):
+    """The messenger does not take our calls as it should: `says` what is wrong, `todo` what to do."""
+
+    def __init__(self, says: str, todo: str) -> None:
+        super().__init__(says)
+        self.says = says
+        self.todo = todo
+
+
 class Http(Protocol):
     """The one way out: a call, bounded in time and size. Raises Unreached."""
 
@@ -117,7 +126,7 @@ class Messenger(abc.ABC):
 
     @abc.abstractmethod
     async def check(self, channel: Channel) -> str:
-        """Call the messenger without any effect; returns how it answers, in words. Raises Unreached."""
+        """Call the messenger without any effect; returns its answer in words. Raises Unreached, Unfit."""
 
     @staticmethod
     @abc.abstractmethod

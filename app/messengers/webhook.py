@@ -3,9 +3,11 @@
 https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
+from uuid import uuid4
 
 import msgspec
 import standardwebhooks
@@ -24,9 +26,11 @@ from app.messengers.adapter import (
     Request,
     Result,
     Route,
+    Unfit,
     UnknownSender,
     Unsigned,
 )
+from app.messengers.calls import Probe
 from app.outcome import Done, Outcome, Refused, Retry
 from app.problems import Problem
 from domain import events as e
@@ -34,6 +38,12 @@ from domain.content import Way, part_fields, plain_fields
 from domain.events import Json
 
 WHSEC_ADVICE = "give a Standard Webhooks secret: whsec_ and what `openssl rand -base64 32` prints"
+
+SHAPE = 'answer message.send with {"message_id": "…"} and everything else with {}, as JSON'
+SIGN = "give both sides the same secret, and check the signature over the exact bytes of the body"
+WHERE = "mend the url of the channel: PUT /v1/channels, or the file"
+KNOW = "answer {} to what you do not know"
+GONE = (404, 405, 410)  # What a server answers where nobody expects a POST.
 
 # Of an answer's text: it is for people, and is kept in an event.
 TEXT_CHARACTERS_MAX = 500
@@ -80,9 +90,11 @@ class Webhook(Messenger):
         return outcome(answer)
 
     async def check(self, channel: Channel) -> str:
-        """Anything that answers HTTP will do: a push shows whether the messenger takes our calls."""
-        answer = await self._http.call("GET", channel.url, b"", {})
-        return f"it answers (HTTP {answer.status} to a GET)"
+        """A signed probe, whose answer shows whether messages can be sent."""
+        probe = Probe(str(uuid4()), clock.text(clock.now_ms()))
+        body = msgspec.json.encode(probe)
+        headers = signed(channel.secrets.messenger, probe.id, body)
+        return probed(await self._http.call("POST", channel.url, body, headers))
 
     @staticmethod
     def faults(secret: str) -> Iterator[tuple[str, str]]:
@@ -134,6 +146,32 @@ def outcome(answer: Answer) -> Outcome:
     if code in FAILURE_CODES and isinstance(code, int):
         return Refused(status, code, text[:TEXT_CHARACTERS_MAX] if isinstance(text, str) else "")
     return Refused(status, OTHER_FAILURE, f"HTTP {status} from the messenger")
+
+
+def probed(answer: Answer) -> str:
+    """What the answer to a probe says, if the messenger takes our calls; raises Unfit if it does not."""
+    status = answer.status
+    asked = f"HTTP {status} to a signed probe"
+    if 200 <= status < 300:
+        if not is_object(answer):
+            raise Unfit(f"it answers {asked}, but with no JSON object, so a message gets no id", SHAPE)
+        return f"it takes our calls ({asked})"
+    if status in (401, 403):
+        raise Unfit(f"it does not take our signature ({asked})", SIGN)
+    if status in GONE:
+        raise Unfit(f"nothing takes our calls at its URL ({asked})", WHERE)
+    if status in RETRIED or not 400 <= status < 500:
+        raise Unfit(f"it answers {asked}", "look at the messenger's log")
+    return f"it takes our signature, and does not know the probe ({asked}): {KNOW}"
+
+
+def is_object(answer: Answer) -> bool:
+    """Whether the body is a JSON object, or is empty, which stands for one."""
+    body = answer.body.removeprefix(BOM_UTF8).strip()
+    try:
+        return not body or isinstance(msgspec.json.decode(body), dict)
+    except (msgspec.DecodeError, UnicodeError):
+        return False
 
 
 def _id(body: Json, field: str) -> str | None:

@@ -10,8 +10,8 @@ from msgspec import Struct
 
 from app import clock
 from app.channels.directory import Channel, ChannelIdTaken, Connection, Secrets, Side
-from app.config.file import ChannelName, KommoSide, MessengerSide
-from app.delivery.job import DISCONNECTED
+from app.config.file import ChannelName, KommoSide, MessengerSide, Uuid
+from app.delivery.job import DISCONNECTED, UNCONNECTED
 from app.http_client import Answer, Unreached
 from app.kommo.chats.signature import Credentials
 from app.ledger.writer import Recorded
@@ -22,6 +22,7 @@ from app.operations.services import Services, record, views_reach
 from domain import commands as c
 from domain import decide, ids
 from domain.ids import OPERATOR, Scope
+from domain.parts import ChannelOptions, MessageIds
 
 HINTS = {403: "check the channel's secret and this machine's clock", 404: "check the channel_id"}
 
@@ -59,6 +60,13 @@ class NewChannel(Struct, frozen=True):
     name: ChannelName
     kommo: KommoSide
     messenger: MessengerSide
+    message_ids: MessageIds = "per channel"
+    default_account: Uuid | None = None
+
+    @property
+    def options(self) -> ChannelOptions:
+        """How its messenger speaks."""
+        return ChannelOptions(self.message_ids, self.default_account)
 
 
 class Done(Struct, frozen=True):
@@ -88,6 +96,7 @@ async def register(services: Services, wanted: NewChannel, *, by: str = OPERATOR
         kind=messenger.kind,
         url=messenger.url,
         bot_id=kommo.bot_id,
+        options=wanted.options,
     )
     recorded = await record(services, command)
     return Done(_checked(await _in_force(services, wanted.name, recorded), wanted), recorded)
@@ -102,6 +111,7 @@ async def change(
     revoked: Collection[Side] = (),
     url: str | None = None,
     bot_id: str | None = None,
+    options: ChannelOptions | None = None,
     by: str = OPERATOR,
 ) -> Done:
     """Change what is not None. `secrets` are Kommo's and the messenger's; an old one is accepted a day more.
@@ -119,11 +129,12 @@ async def change(
     new = new.without_old(revoked)
     changed = old.changed_sides(new)
     url, bot_id = url or channel.url, (bot_id or channel.bot_id or "").lower() or None
-    if not changed and (url, bot_id) == (channel.url, channel.bot_id):
+    options = channel.options if options is None else options
+    if not changed and (url, bot_id, options) == (channel.url, channel.bot_id, channel.options):
         return Done(channel)
     await services.channels.replace(name, new)
     stream, stamp = ids.channel_stream(name), _channel_stamp(name, by)
-    command = c.Change(**stamp, stream=stream, url=url, bot_id=bot_id, secrets=changed)
+    command = c.Change(**stamp, stream=stream, url=url, bot_id=bot_id, secrets=changed, options=options)
     recorded = await record(services, command)
     return Done(await _in_force(services, name, recorded), recorded)
 
@@ -163,7 +174,8 @@ async def connect(
     recorded = await record(services, command)
     channel = await _in_force(services, name, recorded)
     await services.attempts.record(name, account)
-    await resume_of_scope(services, scope, (DISCONNECTED, *LOST) if was_lost else (DISCONNECTED,), by)
+    unconnected = (DISCONNECTED, UNCONNECTED)
+    await resume_of_scope(services, scope, (*unconnected, *LOST) if was_lost else unconnected, by)
     return Done(channel, recorded, again)
 
 
@@ -216,7 +228,8 @@ def _in_lower_case(wanted: NewChannel) -> NewChannel:
     kommo = wanted.kommo
     bot_id = kommo.bot_id.lower() if kommo.bot_id else None
     kommo = KommoSide(kommo.channel_id.lower(), kommo.secret, bot_id)
-    return NewChannel(wanted.name, kommo, wanted.messenger)
+    account = wanted.default_account.lower() if wanted.default_account else None
+    return NewChannel(wanted.name, kommo, wanted.messenger, wanted.message_ids, account)
 
 
 def _check_secret(kind: str, secret: str) -> None:
@@ -232,7 +245,8 @@ def _checked(channel: Channel, wanted: NewChannel) -> Channel:
     kommo = KommoSide(channel.channel_id, secrets.kommo, channel.bot_id)
     messenger = (channel.kind, channel.url, secrets.messenger)
     side = wanted.messenger
-    if (kommo, messenger) != (wanted.kommo, (side.kind, side.url, side.secret)):
+    now = (kommo, messenger, channel.options)
+    if now != (wanted.kommo, (side.kind, side.url, side.secret), wanted.options):
         raise ChannelTaken(wanted.name)
     return channel
 

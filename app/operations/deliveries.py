@@ -1,18 +1,24 @@
 """Deliveries of a connection are parked when it ends, and resumed when it is made again or someone asks."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from app import clock
 from app.delivery.job import DISCONNECTED
 from app.ledger.writer import Recorded
-from app.operations.services import Services, record
+from app.operations.services import Services, record, views_reach
 from app.views.deliveries import Delivery, list_deliveries
+from app.views.events import ledger_head
 from domain import commands as c
 from domain import ids
 from domain.ids import OPERATOR, Scope
 
 PAGE = 1000  # The largest page that the view gives.
 PARKED_AT_ONCE = 100  # Chosen: the directory is asked this seldom whether the scope is connected again.
+# Chosen: a batch of the ledger is as large, and an account may have thousands.
+RESUMED_AT_ONCE = 500
+# Chosen: the second pass finds what was parked meanwhile; if a third finds more, something else is wrong.
+PASSES_MAX = 5
 # How the reasons begin of deliveries that were parked because Kommo did not know the connection.
 LOST = ("Kommo does not know it (404)", "not found (404)", "connecting again failed")
 
@@ -22,17 +28,31 @@ async def park_open(services: Services, scope: Scope, by: str) -> None:
     deliveries = [one for state in ("open", "deferred") async for one in _of_scope(services, scope, state)]
     for number, delivery in enumerate(deliveries):
         if number % PARKED_AT_ONCE == 0 and await services.channels.scope(scope.scope_id):
-            return
+            break
         stream = delivery.message or delivery.id
         stamp = _stamp(scope, delivery, by)
         await record(services, c.Park(**stamp, stream=stream, cause=delivery.id, reason=DISCONNECTED))
+    if await services.channels.scope(scope.scope_id):
+        await resume_of_scope(services, scope, (DISCONNECTED,), by)
 
 
 async def resume_of_scope(services: Services, scope: Scope, reasons: tuple[str, ...], by: str) -> None:
-    """Resume the parked deliveries of a connection whose reason begins with one of `reasons`."""
-    for delivery in [one async for one in _of_scope(services, scope, "parked")]:
-        if (delivery.reason or "").startswith(reasons):
-            await _resume(services, scope, delivery, by)
+    """Resume the parked deliveries of a connection whose reason begins with one of `reasons`.
+
+    What was parked while the connection was made is found in another pass. Raises ViewsBehind.
+    """
+    for _ in range(PASSES_MAX):
+        await views_reach(services, await ledger_head(services.pool))
+        found = [
+            one
+            async for one in _of_scope(services, scope, "parked")
+            if (one.reason or "").startswith(reasons)
+        ]
+        if not found:
+            return
+        for first in range(0, len(found), RESUMED_AT_ONCE):
+            some = found[first : first + RESUMED_AT_ONCE]
+            await asyncio.gather(*(_resume(services, scope, delivery, by) for delivery in some))
 
 
 async def resume_parked(

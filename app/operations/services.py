@@ -10,6 +10,7 @@ from app.access.sessions import Sessions
 from app.access.tries import Tries
 from app.channels.attempts import Attempts
 from app.channels.directory import Channels
+from app.channels.unconnected import Unconnected
 from app.config.file import Setup
 from app.config.settings import Keys, Settings
 from app.database.pool import Pool
@@ -46,6 +47,7 @@ class Services:
     ledger: Ledger
     channels: Channels
     attempts: Attempts
+    unconnected: Unconnected
     projector: Projector
     pool: Pool
     budget: Budget

@@ -202,12 +202,19 @@ async def register(services: Services, wanted: file.Channel) -> str:
             f"it is registered with channel_id {before.channel_id}, and keeps it: name the other one anew"
         )
     if before is None:
-        await channels.register(services, NewChannel(wanted.name, kommo, messenger), by=SYSTEM)
+        new = NewChannel(wanted.name, kommo, messenger, wanted.message_ids, wanted.default_account)
+        await channels.register(services, new, by=SYSTEM)
         outcome = "registered"
     else:
         secrets = (kommo.secret, messenger.secret)
         done = await channels.change(
-            services, wanted.name, secrets=secrets, url=messenger.url, bot_id=kommo.bot_id, by=SYSTEM
+            services,
+            wanted.name,
+            secrets=secrets,
+            url=messenger.url,
+            bot_id=kommo.bot_id,
+            options=wanted.options,
+            by=SYSTEM,
         )
         outcome = "registered, as it was" if done.recorded is None else "changed to what the file says"
     await services.attempts.record(wanted.name)

@@ -3,6 +3,7 @@
 from msgspec import Struct
 
 from app.channels import attempts
+from app.channels.unconnected import Waiting, waiting
 from app.operations.services import Services
 from app.views import status
 from app.views.deliveries import DeliveryCounts
@@ -20,6 +21,7 @@ class Relayed(Struct, frozen=True):
 class Status(Struct, frozen=True):
     """Where everything stands. `queue` is the number of commands that wait for the ledger.
 
+    `unconnected` are the accounts without a connection for which deliveries wait.
     `connections` are the channels that could not be registered or connected at the last attempt, and why.
     """
 
@@ -30,6 +32,7 @@ class Status(Struct, frozen=True):
     relay: Relayed | None
     deliveries: DeliveryCounts
     connections: list[attempts.Problem] = []
+    unconnected: list[Waiting] = []
 
 
 async def read_status(services: Services) -> Status:
@@ -45,4 +48,5 @@ async def read_status(services: Services) -> Status:
         relayed,
         now.deliveries,
         await services.pool.fetch(attempts.Problem, attempts.PROBLEMS, {}),
+        await waiting(services.pool),
     )

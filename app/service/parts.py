@@ -7,6 +7,7 @@ from app.access.keyring import Keyring
 from app.access.sessions import Sessions
 from app.channels.attempts import Attempts
 from app.channels.directory import Channels
+from app.channels.unconnected import Unconnected
 from app.config.file import Setup
 from app.config.settings import BadSettings, Keys, Settings, load_masters
 from app.database.pool import Pool
@@ -49,6 +50,8 @@ async def open_services(
     tokens = Tokens(database_url, pool, vault, oauth, ledger.submit)
     stack.push_async_callback(tokens.close)
     crm = Crm(client, tokens, budget)
+    projector = Projector(database_url)
+    room = {"limit": settings.unconnected_limit, "days": settings.unconnected_days}
     users = Users(crm)
     stack.push_async_callback(users.close)
     return Services(
@@ -60,7 +63,8 @@ async def open_services(
         ledger=ledger,
         channels=channels,
         attempts=Attempts(database_url),
-        projector=Projector(database_url),
+        unconnected=Unconnected(pool, projector, **room),
+        projector=projector,
         pool=pool,
         budget=budget,
         kommo=Kommo(client, settings.kommo_url, budget),

@@ -9,6 +9,7 @@ import pytest
 from app.config.example import EXAMPLE
 from app.config.file import Setup, check_together, load_setup
 from app.config.settings import BadSettings, load_settings
+from domain.parts import ChannelOptions
 from tests.support.ids import ACCOUNT
 
 ENVIRONMENT = {
@@ -48,12 +49,18 @@ def test_the_example_is_complete_and_loads(tmp_path: Path) -> None:
 
 
 def test_the_example_with_every_line_in_use_names_every_setting(tmp_path: Path) -> None:
-    text = re.sub(
-        r"^# (CHATLEDGER_\w+ =|authorize_url =|is_time_window_disabled =)", r"\1", EXAMPLE, flags=re.MULTILINE
-    )
+    hidden = r"^# (CHATLEDGER_\w+ =|authorize_url =|is_time_window_disabled =|default_account =)"
+    text = re.sub(hidden, r"\1", EXAMPLE, flags=re.MULTILINE)
     path = written(tmp_path, text)
     assert load_setup(path, ENVIRONMENT).oauth
     assert load_settings(path, environment=ENVIRONMENT).database_url
+
+
+def test_a_channel_says_how_its_messenger_speaks(tmp_path: Path) -> None:
+    text = example('message_ids = "per channel"', 'message_ids = "per conversation"')
+    text = text.replace("# default_account", "default_account").replace(ACCOUNT, ACCOUNT.upper())
+    (channel,) = loaded(tmp_path, text).channels
+    assert channel.options == ChannelOptions("per conversation", ACCOUNT)
 
 
 def test_a_secret_read_from_a_file_is_taken_without_its_line_end(tmp_path: Path) -> None:
@@ -100,6 +107,10 @@ WRONG: dict[str, tuple[tuple[str, str], str]] = {
     "a shouted name": (('"acme"', '"ACME"'), "channels[0].name: give 1 to 64 of the letters"),
     "an id that is none": (("344a5002-", ""), "channels[0].kommo.channel_id: give 36 characters like"),
     "a kind that nobody has": (('"webhook"', '"pigeon"'), 'channels[0].messenger.kind: give "webhook"'),
+    "message ids of no kind": (
+        ('"per channel"', '"per chat"'),
+        'channels[0].message_ids: give "per channel" or "per conversation"',
+    ),
     "a URL that is none": (
         ('"https://messenger', '"ftp://messenger'),
         "channels[0].messenger.url: give an http or https URL",

@@ -34,7 +34,7 @@ RESULTS: dict[str, Result] = {
     "done": Done("x-1"),
     "settled": Settled(),
     "superseded": Superseded("a later edit"),
-    "disconnected": Disconnected(),
+    "disconnected": Disconnected("disconnected"),
     "missing": Missing("its message is parked"),
     "retry": BUSY,
     "refused": REFUSED,

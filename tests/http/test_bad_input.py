@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.support.ids import OTHER_ACCOUNT
 from tests.support.service import Served, about, refused, sent, signed, wrote
 
 KB = 1024
@@ -108,7 +107,6 @@ BAD_ACTIONS: dict[str, tuple[bytes, str]] = {
     ),
     "a source beyond ASCII": (spoiled("source", {"external_id": "é"}), "$.source.external_id"),
     "an unknown account": (spoiled("account_id", "nobody"), "$.account_id"),
-    "an account that is not connected": (spoiled("account_id", OTHER_ACCOUNT), "$.account_id"),
     "a status of nothing": (spoiled("message_id", None, about("message.read", "x")), "$.message_id"),
     "a status by an id that is none": (spoiled("id", "X", about("message.read", "x")), "$.id"),
     "a failure of an unknown code": (spoiled("code", 7, about("message.failed", "x")), "$.code"),

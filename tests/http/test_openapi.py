@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jsonschema_rs
+import msgspec
 import pytest
 import pytest_asyncio
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 from app.http.openapi import examples
+from app.messengers import webhook
+from app.messengers.adapter import Push
+from app.messengers.calls import Call
 from app.servers.servers import Servers
+from domain import events as e
 from ops.sandbox import crm_account
 from tests.support.crm_service import Office, office_of
 from tests.support.ids import ACCOUNT, ADMIN_KEY, CRM_ID, OTHER_ACCOUNT
@@ -96,8 +101,14 @@ def test_every_reference_leads_somewhere_and_every_shape_is_valid(document: Json
         assert name in document["components"]["schemas"]
 
 
+def calls(document: Json) -> Iterator[Operation]:
+    """What we post to a messenger."""
+    for name, item in document["webhooks"].items():
+        yield Operation(name, item["post"])
+
+
 def test_every_body_has_an_example_that_fits_its_shape(document: Json) -> None:
-    for name, told in operations(document):
+    for name, told in (*operations(document), *calls(document)):
         for where, media_type, content in bodies(told):
             shape = content["schema"] | {"components": document["components"]}
             validator = jsonschema_rs.Draft202012Validator(shape, validate_formats=True)
@@ -107,6 +118,45 @@ def test_every_body_has_an_example_that_fits_its_shape(document: Json) -> None:
                 )
                 errors = [str(error) for error in validator.iter_errors(example)]
                 assert not errors, (name, where, errors)
+
+
+def test_every_call_to_a_messenger_is_described_with_its_body_answer_and_signature(document: Json) -> None:
+    told = dict(calls(document))
+    assert set(told) == {"message.send", "typing", "reaction.added", "reaction.removed", "probe"}
+    for name, call in told.items():
+        assert {one["name"] for one in call["parameters"]} == {
+            "webhook-id",
+            "webhook-timestamp",
+            "webhook-signature",
+        }
+        assert call["description"]
+        assert call["requestBody"]["content"]["application/json"]["example"]["type"] == name
+        assert {"200", "401", "422", "429"} == set(call["responses"])
+    assert "/messengers/{channel}" in document["paths"]
+
+
+STORED = sorted((ROOT / "tests/golden/events").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_what_we_post_to_a_messenger_is_as_the_document_says(document: Json, path: Path) -> None:
+    event = e.decode(path.read_bytes())
+    if not isinstance(event, e.MessageSent | e.TypingStarted | e.ReactionAdded | e.ReactionRemoved):
+        assert path.stem not in document["webhooks"]
+        return
+    body = msgspec.to_builtins(webhook.request(Push(event, "conv-1", "m-1", "m-0")))
+    content = document["webhooks"][body["type"]]["post"]["requestBody"]["content"]["application/json"]
+    shape = content["schema"] | {"components": document["components"]}
+    assert [str(error) for error in jsonschema_rs.Draft202012Validator(shape).iter_errors(body)] == []
+    known = msgspec.to_builtins(msgspec.convert(body, Call))
+    if "message" in body:  # Its fields are optional, and stand as null in what is read back.
+        known["message"] = {name: value for name, value in known["message"].items() if value is not None}
+    assert known == body
+    assert (
+        {name: value for name, value in known["message"].items() if value is not None} == body["message"]
+        if ("message" in body)
+        else known == body
+    )
 
 
 def test_every_problem_is_one_and_its_example_has_its_status(document: Json) -> None:

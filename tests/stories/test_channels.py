@@ -40,12 +40,10 @@ async def test_a_disconnected_channel_keeps_what_is_open_and_a_connected_one_del
     assert await parked(own_story) == []
 
 
-async def test_hooks_of_a_disconnected_channel_get_404_and_actions_409(own_story: Story) -> None:
+async def test_hooks_of_a_disconnected_channel_get_404(own_story: Story) -> None:
     await own_story.api("DELETE", f"/v1/channels/acme/connections/{ACCOUNT}")
     url = f"{own_story.url}/kommo/{SCOPE.scope_id}"
     assert (await own_story.call("POST", url, {"account_id": ACCOUNT}))[0] == 404
-    action = {"type": "message.deleted", "conversation_id": "conv-1", "message_id": "m-1"}
-    assert (await own_story.tell(action))[0] == 409
 
 
 async def test_another_address_of_the_messenger_is_used_at_once(own_story: Story) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from litestar import Response, delete, get, post, put
 from litestar.params import FromPath, JSONBody
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from app import clock
 from app.channels.directory import Channel, Connection, Side
@@ -14,6 +14,8 @@ from app.http.openapi.responses import answers
 from app.http.request import Call, services_of
 from app.operations import channels as operations
 from app.operations.channels import NewChannel, NotConnected, UnknownChannel
+from app.operations.services import Services
+from domain.parts import ChannelOptions, MessageIds
 
 NO_CHANNEL = {404: UnknownChannel.MESSAGE}
 
@@ -43,10 +45,12 @@ class MessengerChange(Struct, frozen=True):
 
 
 class ChannelChange(Struct, frozen=True):
-    """What to change; what is left out stays."""
+    """What to change; what is left out stays. A `default_account` of null ends it."""
 
     kommo: KommoChange = KommoChange()
     messenger: MessengerChange = MessengerChange()
+    message_ids: MessageIds | UnsetType = UNSET
+    default_account: Uuid | UnsetType | None = UNSET
 
 
 class NewConnection(Struct, frozen=True):
@@ -93,6 +97,8 @@ class ChannelShown(Struct, frozen=True):
     kommo: KommoShown
     messenger: MessengerShown
     connections: list[ConnectionShown]
+    message_ids: MessageIds = "per channel"
+    default_account: str | None = None
 
 
 class ChannelsShown(Struct, frozen=True):
@@ -117,21 +123,23 @@ async def register(request: Call, data: JSONBody[NewChannel]) -> Response[Channe
 
 @put(
     "/channels/{name:str}",
-    summary="Change a channel's address or secrets",
+    summary="Change a channel's address, options or secrets",
     tags=["channels"],
     responses=answers(409, said=NO_CHANNEL),
 )
 async def change(request: Call, name: FromPath[str], data: JSONBody[ChannelChange]) -> Response[ChannelShown]:
     """200 when the change is in force."""
     kommo, messenger = data.kommo, data.messenger
+    services = services_of(request)
     done = await operations.change(
-        services_of(request),
+        services,
         name,
         channel_id=kommo.channel_id,
         secrets=(kommo.secret, messenger.secret),
         revoked=_revoked(data),
         url=messenger.url,
         bot_id=kommo.bot_id,
+        options=await _options(services, name, data),
     )
     return Response(_shown(done.channel), headers=ledger_position(done.recorded))
 
@@ -183,6 +191,16 @@ def _revoked(data: ChannelChange) -> list[Side]:
     return [side for side, revoked in sides if revoked]
 
 
+async def _options(services: Services, name: str, data: ChannelChange) -> ChannelOptions:
+    """The channel's options with what changes of them; raises UnknownChannel."""
+    options = (await operations.named(services, name)).options
+    account = options.default_account
+    if data.default_account is not UNSET:
+        account = data.default_account.lower() if data.default_account else None
+    ids = options.message_ids if data.message_ids is UNSET else data.message_ids
+    return ChannelOptions(ids, account)
+
+
 def _shown(channel: Channel) -> ChannelShown:
     secrets, now_ms = channel.secrets, clock.now_ms()
     kommo = clock.text(secrets.previous_kommo_until) if secrets.old_kommo(now_ms) else None
@@ -192,6 +210,8 @@ def _shown(channel: Channel) -> ChannelShown:
         KommoShown(channel.channel_id, channel.bot_id, kommo),
         MessengerShown(channel.kind, channel.url, messenger),
         [_connection(connection) for connection in channel.accounts],
+        channel.options.message_ids,
+        channel.options.default_account,
     )
 
 

@@ -21,6 +21,7 @@ from litestar.routes import HTTPRoute
 from litestar.serialization import encode_json
 
 from app import problems
+from app.http.openapi import webhooks
 from app.http.openapi.examples import PARAMETERS, PATTERNS, SHAPES
 from app.http.openapi.responses import Said, Taken, problem
 from app.problems import Fault, Problem
@@ -165,13 +166,15 @@ def document(app: Litestar, litestars: Json) -> Json:
     parts = litestars["components"] | {"schemas": {}}  # Its own shapes are not wanted.
     told: Json = msgspec.json.decode(encode_json(litestars | {"components": parts}))
     routes = list(_routes(app, told["paths"]))
-    shapes = list({repr(shape): shape for route in routes for shape in route.shapes}.values())
+    found = [shape for route in routes for shape in route.shapes] + webhooks.SHAPES
+    shapes = list({repr(shape): shape for shape in found}.values())
     schemas, components = msgspec.json.schema_components(shapes, schema_hook=_anything, ref_template=REF)
     schemas, components = _published((schemas, components))
     told["components"]["schemas"] = dict(sorted(components.items()))
     known = {repr(shape): schema for shape, schema in zip(shapes, schemas, strict=True)}
     for route in routes:
         _describe(route, known)
+    told["webhooks"] = webhooks.described(known)
     return told
 
 
@@ -280,7 +283,7 @@ def _headers(route: Route, status: int, shape: Any) -> Iterator[str]:
         yield "Location"
     if status == 401 and any(KEY in each for each in route.told.get("security") or []):
         yield "WWW-Authenticate"
-    if status == 503:
+    if status in (429, 503):
         yield "Retry-After"
     if status < 300 and "next" in getattr(shape, "__struct_fields__", ()):
         yield "Link"

@@ -133,6 +133,8 @@ _channel: Json = {
     "kommo": {"channel_id": CHANNEL_ID, "bot_id": BOT},
     "messenger": {"kind": "webhook", "url": HOOK},
     "connections": [_connection],
+    "message_ids": "per channel",
+    "default_account": None,
 }
 
 _source: Json = {
@@ -216,6 +218,16 @@ SHAPES: dict[str, Json] = {
         ],
         "relay": {"active": True, "position": 13, "lag": 0},
         "deliveries": {"pending": 1, "deferred": 1, "parked": 0, "oldest_position": 12},
+        "connections": [],
+        "unconnected": [
+            {
+                "channel": "acme",
+                "account_id": "52e591f7-c98f-4255-8495-827210138c82",
+                "deliveries": 3,
+                "since": AT,
+                "seconds": 61.5,
+            }
+        ],
     },
     "Resumed": {"resumed": 2},
     "Authorize": {"url": "https://www.kommo.com/oauth?client_id=…&state=…&mode=popup", "expires_at": LATER},

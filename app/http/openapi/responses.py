@@ -22,6 +22,7 @@ DETAILS = {
     409: "this is there already with other content, which stands: give another name or id",
     413: "a body holds at most 256 KB: send less",
     415: "the body is compressed: send it as it is",
+    429: "the account is not connected, and 10000 deliveries wait for it already: connect it",
     422: "Kommo does not accept this any more: read it again",
     502: "Kommo answered 403: check the channel's id and secret",
     503: "the ledger cannot take it now: send it again",

@@ -4,21 +4,24 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import psycopg
 from msgspec import UNSET, Struct, UnsetType
 
-from app.channels.directory import Channel, Connection
+from app.channels.directory import Channel
+from app.database.pool import ViewsMissing
+from app.http.webhooks import routing
 from app.http.webhooks.body import BUSY, RETRY_AFTER_SECONDS, UNSIGNED, Answer
 from app.http.webhooks.kommo import refresh, refuse_unopened
 from app.ledger.writer import EventTooLarge, LedgerFull, LedgerUnavailable, Recorded
 from app.messengers import commands
 from app.messengers.adapter import Messenger, Received, Request, Result, UnknownSender, Unsigned
 from app.messengers.checks import ActionRefused
-from app.messengers.contract import Action
 from app.operations.services import Services
-from app.problems import Fault, Problem, ProblemError
+from app.problems import Problem, ProblemError
 from app.vault import WrongMasterKey
 from domain import commands as c
 from domain.decide import OwnMessage
+from domain.ids import Scope
 
 OWN = "this names a message of the messenger's own: only messages that we sent have a status"
 
@@ -69,18 +72,25 @@ class Routes:
 async def take(services: Services, kind: str, request: Request) -> Answer:
     """Record the actions of a request to a kind of messenger; the answer comes once all are durable.
 
-    Raises ProblemError (400, 401, 404, 409, 503).
+    What names an account that is not connected is kept for it. Raises ProblemError (400, 401, 404, 409, 429,
+    503).
     """
     await refresh(services.channels)
     messenger = services.messengers[kind]
     channel = await _sender(services, kind, request)
-    if not channel.accounts:
-        raise ProblemError(409, "the channel is not connected yet: POST /v1/channels/{name}/connections")
     try:
         received = messenger.receive(request, channel)
     except ActionRefused as error:
-        raise _bad(error.path, error.message) from None
-    results, last = await _recorded(services, _commands(channel, received), len(request.body))
+        raise routing.bad(error.path, error.message) from None
+    scopes = await _scopes(services, channel, received)
+    found = _commands(channel, received, scopes)
+    waiting = [scope for scope in scopes if not _is_connected(channel, scope)]
+    if waiting:
+        async with services.unconnected.room(waiting) as note:
+            results, last = await _recorded(services, found, len(request.body))
+            note(last)
+    else:
+        results, last = await _recorded(services, found, len(request.body))
     failed = next((one for one in results if isinstance(one, ProblemError)), None)
     if failed is not None and not received.array:
         raise failed
@@ -122,43 +132,31 @@ async def _recorded(
     return results, last
 
 
-def _path(received: Received, index: int) -> str:
-    """Where an action stands in its body."""
-    return f"$[{index}]" if received.array else "$"
+async def _scopes(services: Services, channel: Channel, received: Received) -> list[Scope]:
+    """The scope of each action; raises ProblemError (400, 409, 503)."""
+    try:
+        return await routing.scopes(services, channel, received)
+    except (ViewsMissing, psycopg.OperationalError):
+        raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS) from None
 
 
-def _bad(path: str, message: str) -> ProblemError:
-    return ProblemError(
-        400, f"{path}: {message}; nothing of this body is stored", errors=[Fault(path, message)]
-    )
+def _is_connected(channel: Channel, scope: Scope) -> bool:
+    connection = channel.connections.get(scope.account)
+    return connection is not None and connection.connected
 
 
-def _commands(channel: Channel, received: Received) -> list[c.AnyCommand]:
-    """The command of each action."""
-    connections = [
-        _connection(channel, action, _path(received, index)) for index, action in enumerate(received.actions)
-    ]
+def _commands(channel: Channel, received: Received, scopes: Sequence[Scope]) -> list[c.AnyCommand]:
+    """The command of each action, in its scope."""
     found = []
-    for index, (connection, action) in enumerate(zip(connections, received.actions, strict=True)):
+    for index, (scope, action) in enumerate(zip(scopes, received.actions, strict=True)):
         try:
             request = f"{received.request}:{index}" if received.request else None
             given = commands.Circumstances(channel.bot_id, request=request)
-            found.append(commands.command(connection.scope, action, given))
+            found.append(commands.command(scope, action, given))
         except ActionRefused as error:
-            raise _bad(_path(received, index) + error.path[1:], error.message) from None
+            place = f"$[{index}]" if received.array else "$"
+            raise routing.bad(place + error.path[1:], error.message) from None
     return found
-
-
-def _connection(channel: Channel, action: Action, path: str) -> Connection:
-    """The connection that an action belongs to: the account it names, or the only one there is."""
-    accounts = channel.accounts
-    if action.account_id is None and len(accounts) == 1:
-        return accounts[0]
-    for connection in accounts:
-        if connection.scope.account == action.account_id:
-            return connection
-    advice = "name the account: the channel has several" if action.account_id is None else "unknown account"
-    raise _bad(f"{path}.account_id", advice)
 
 
 def _result(outcome: Recorded | BaseException) -> Result | ProblemError:

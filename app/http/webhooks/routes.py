@@ -21,7 +21,7 @@ from app.messengers.contract import Action
 Actions = Annotated[list[Action], Meta(min_length=1, max_length=ACTIONS_MAX)]
 REFUSALS = {
     401: UNSIGNED,
-    409: "the channel is not connected yet: POST /v1/channels/{name}/connections",
+    409: "the channel is not connected to any account yet: name the account (account_id)",
 }
 
 
@@ -48,7 +48,7 @@ async def kommo(request: Call, scope_id: FromPath[str]) -> Response[bytes]:
     summary="Actions of a messenger",
     tags=["webhooks"],
     security=[{document.MESSENGER: []}],
-    responses=answers(404, 409, 415, 503, said=REFUSALS, also={200: Outcomes}),
+    responses=answers(404, 409, 415, 429, 503, said=REFUSALS, also={200: Outcomes}),
     opt=takes(Action | Actions, **examples.ACTIONS),
 )
 async def messenger(request: Call, channel: FromPath[str]) -> Response[bytes]:

@@ -1,6 +1,7 @@
 """The demo messenger accepts every push once, and repeats what its customers do until it is accepted."""
 
 import asyncio
+import contextlib
 import random
 import time
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from ops.sandbox.chats.signatures import Webhooks
 from ops.sandbox.config import ACTION_SECONDS, ACTION_WORKERS, CHATS_MAX, WAITING_MAX, Config
 from ops.sandbox.feed import Feed
 from ops.sandbox.lanes import Lanes
-from ops.sandbox.messenger.schemas import PUSHED, Pushed, Receiver, Unfit
+from ops.sandbox.messenger.schemas import PROBE, PUSHED, Pushed, Receiver, Unfit
 from ops.sandbox.state.messenger import (
     Action,
     Conversation,
@@ -55,6 +56,9 @@ class Messenger:
         if known is not None:
             known.repeats += 1
             return known.answer
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            PROBE.decode(body)
+            return {}
         try:
             pushed = PUSHED.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -42,6 +42,14 @@ class Pushed(Struct, kw_only=True):
     expires_at: At = ""
 
 
+class Probe(Struct, kw_only=True, tag_field="type", tag="probe"):
+    """A call of chatledger's doctor, which asks for nothing."""
+
+    id: Id
+    at: At
+
+
+PROBE = msgspec.json.Decoder(Probe)
 PUSHED = msgspec.json.Decoder(Pushed)
 
 

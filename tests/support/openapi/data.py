@@ -42,11 +42,12 @@ async def _own(office: Office) -> Things:
     here: Json = {"path": {"conversation": examples.CHAT}}
     key = hook_path(MASTER_BYTES, ACCOUNT).rsplit("/", 1)[-1]
     new = {"name": "new", "kommo": {"channel_id": NEW}}
+    acme: Json = {"path": {"channel": "acme"}}
     return {
         "POST /v1/channels": [{"body": new}],
         "POST /v1/import": [{"query": {"channel": "acme", "account_id": ACCOUNT}}],
         "POST /kommo/{scope_id}": [{"path": {"scope_id": SCOPE_ID}}],
-        "POST /messengers/{channel}": [{"path": {"channel": "acme"}}],
+        "POST /messengers/{channel}": [acme | {"body": {"account_id": ACCOUNT}}, acme],
         "POST /crm/{account_id}/{key}": [{"path": {"account_id": ACCOUNT, "key": key}}],
         "PUT /v1/channels/{name}": [{"path": {"name": "spare"}}],
         "POST /v1/channels/{name}/connections": [{"path": {"name": "acme"}, "body": {"account_id": ACCOUNT}}],

@@ -172,7 +172,8 @@ class Simulation:
 
     async def channel(self, name: str) -> Channel:
         """The channel as the directory has it."""
-        connection = Connection(SCOPE, "Acme", self.connected, "")
+        ended = 0 if self.connected else len(self.ledger.book.events)  # After all that is recorded.
+        connection = Connection(SCOPE, "Acme", self.connected, "", position=ended)
         secrets = Secrets("kommo", "messenger")
         return Channel(name, "id", "simulated", "", None, secrets, {SCOPE.account: connection})
 

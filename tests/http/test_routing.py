@@ -1,0 +1,149 @@
+"""An action that names no account belongs where its conversation, message or customer is known."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from app.servers.servers import Servers
+from tests.support.ids import ACCOUNT, CHANNEL, OTHER_ACCOUNT
+from tests.support.service import Answer, Served, about, sent, serving, wrote
+
+NOBODY = "52e591f7-c98f-4255-8495-827210138c99"
+
+
+@pytest.fixture(scope="module")
+async def several(service: Served) -> Served:
+    """The channel is connected to two accounts; conv-a is the first's, conv-b the second's."""
+    assert (await service.connect(account=OTHER_ACCOUNT)).status == 201
+    for name, account in (("conv-a", ACCOUNT), ("conv-b", OTHER_ACCOUNT)):
+        customer = {"id": f"u-{name}", "name": "Ann"}
+        first = sent(f"{name}-1", conversation_id=name, account_id=account, sender=customer)
+        assert (await service.act(first)).status == 200
+    return service
+
+
+async def account_of(service: Served, answer: Answer) -> str:
+    """The account that the ledger has for the only action of an answer."""
+    assert answer.status == 200, answer
+    position = answer.body["results"][0]["position"]
+    found = await service.get("/v1/events", after=position - 1, limit=1)
+    return str(found["items"][0]["event"]["account"])
+
+
+async def test_a_known_conversation_names_the_account(several: Served) -> None:
+    for name, account in (("conv-a", ACCOUNT), ("conv-b", OTHER_ACCOUNT)):
+        again = sent(f"{name}-2", conversation_id=name, sender={"id": f"u-{name}", "name": "Ann"})
+        assert await account_of(several, await several.act(again)) == account
+        edited = about("message.edited", f"{name}-2", message={"type": "text", "text": "New"})
+        assert await account_of(several, await several.act(edited | {"conversation_id": name})) == account
+
+
+async def test_our_id_of_a_message_names_the_account(several: Served) -> None:
+    assert (
+        await several.hook(wrote("of-a", conversation={"id": "chat-a", "client_id": "conv-a"}))
+    ).status == 200
+    (event,) = [one for one in await several.since(await several.head() - 1) if one["type"] == "message.sent"]
+    read = about("message.read", "x") | {"id": event["message"], "message_id": None, "conversation_id": "new"}
+    answer = await several.act({name: value for name, value in read.items() if value is not None})
+    assert await account_of(several, answer) == ACCOUNT
+
+
+async def test_the_customer_of_an_outgoing_message_names_the_account(several: Served) -> None:
+    await several.get("/v1/conversations", at_least=await several.head())
+    order: dict[str, Any] = {
+        "conversation_id": "conv-c",
+        "direction": "out",
+        "sender": {"id": "shop", "name": "Shop", "user_id": "b07b07b0-0000-4000-8000-000000000001"},
+        "receiver": {"id": "u-conv-b", "name": "Ann"},
+    }
+    assert await account_of(several, await several.act(sent("out-1", **order))) == OTHER_ACCOUNT
+
+
+async def test_only_a_new_conversation_needs_the_account_or_a_default(several: Served) -> None:
+    head = await several.head()
+    new = await several.act(sent("new-1", conversation_id="conv-new"))
+    assert (new.status, new.body["errors"][0]["path"]) == (400, "$.account_id")
+    both = [sent("a-3", conversation_id="conv-a"), sent("new-1", conversation_id="conv-new")]
+    refused = await several.act(both)
+    assert (refused.status, refused.body["errors"][0]["path"]) == (400, "$[1].account_id")
+    assert await several.head() == head
+    named = [
+        sent("new-1", conversation_id="conv-new", account_id=OTHER_ACCOUNT),
+        sent("new-2", conversation_id="conv-new"),
+    ]
+    assert (await several.act(named)).status == 200
+    chosen = {"default_account": OTHER_ACCOUNT}
+    assert (await several.ask("PUT", "/v1/channels/acme", chosen)).status == 200
+    newest = sent("newest-1", conversation_id="conv-newest")
+    assert await account_of(several, await several.act(newest)) == OTHER_ACCOUNT
+    assert await account_of(several, await several.act(sent("a-4", conversation_id="conv-a"))) == ACCOUNT
+    assert (await several.ask("PUT", "/v1/channels/acme", {"default_account": None})).status == 200
+
+
+async def test_a_conversation_of_several_accounts_is_not_guessed(several: Served) -> None:
+    for account in (ACCOUNT, OTHER_ACCOUNT):
+        first = sent(f"both-{account}", conversation_id="conv-both", account_id=account)
+        assert (await several.act(first)).status == 200
+    answer = await several.act(sent("both-3", conversation_id="conv-both"))
+    assert (answer.status, answer.body["errors"][0]["path"]) == (400, "$.account_id")
+
+
+async def test_an_account_that_is_none_is_refused_and_one_that_nobody_connected_is_kept(
+    several: Served,
+) -> None:
+    head = await several.head()
+    wrong = await several.act(sent("wrong", account_id="acme"))
+    assert (wrong.status, wrong.body["errors"][0]["path"]) == (400, "$.account_id")
+    assert await several.head() == head
+    kept = sent("kept", conversation_id="conv-kept", account_id=NOBODY.upper())
+    assert await account_of(several, await several.act(kept)) == NOBODY
+    again = sent("kept-2", conversation_id="conv-kept")
+    assert await account_of(several, await several.act(again)) == NOBODY
+    await several.get("/v1/conversations", at_least=await several.head())
+    status = await several.get("/v1/status")
+    assert [(one["account_id"], one["deliveries"]) for one in status["unconnected"]] == [(NOBODY, 2)]
+
+
+async def test_without_any_connection_the_account_must_be_named_or_the_default(service: Served) -> None:
+    await service.register("lonely", channel_id=CHANNEL[:-1] + "0")
+    lost = await service.act(sent("lost"), channel="lonely")
+    assert lost.status == 409
+    assert "default_account" in lost.body["detail"]
+    assert (await service.ask("PUT", "/v1/channels/lonely", {"default_account": ACCOUNT})).status == 200
+    assert await account_of(service, await service.act(sent("kept"), channel="lonely")) == ACCOUNT
+
+
+async def test_so_much_is_kept_for_an_account_and_no_more(servers: Servers) -> None:
+    changed = {"CHATLEDGER_UNCONNECTED_LIMIT": "10"}
+    async with serving(servers, changed=changed) as service:
+        await service.register()
+        many = [service.act([sent(f"{n}-{m}", account_id=ACCOUNT) for m in range(2)]) for n in range(9)]
+        answers = await asyncio.gather(*many)
+        assert sorted(answer.status for answer in answers) == [200] * 5 + [429] * 4
+        over = next(answer for answer in answers if answer.status == 429)
+        assert int(over.headers["Retry-After"]) > 0
+        assert "POST /v1/channels/acme/connections" in over.body["detail"]
+        assert (await service.act(sent("other", account_id=OTHER_ACCOUNT))).status == 200
+        assert (await service.connect()).status == 201
+        assert (await service.act(sent("over", account_id=ACCOUNT))).status == 200
+
+
+async def test_nothing_is_kept_for_an_account_that_has_waited_too_long(servers: Servers) -> None:
+    changed = {"CHATLEDGER_UNCONNECTED_DAYS": "0", "CHATLEDGER_ROLES": "web,project,deliver"}
+    async with serving(servers, changed=changed) as service:
+        await service.register()
+        assert (await service.act(sent("first", account_id=ACCOUNT))).status == 200
+        async with asyncio.timeout(15):
+            while not (await service.get("/v1/deliveries", state="parked"))["items"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        late = await service.act(sent("late", account_id=ACCOUNT))
+        assert late.status == 409
+        assert "POST /v1/channels/acme/connections" in late.body["detail"]
+
+
+async def test_nothing_is_kept_where_the_operator_wants_nothing_kept(servers: Servers) -> None:
+    async with serving(servers, changed={"CHATLEDGER_UNCONNECTED_LIMIT": "0"}) as service:
+        await service.register()
+        assert (await service.act(sent("first", account_id=ACCOUNT))).status == 409
+        assert await service.head() == 1
