@@ -142,9 +142,9 @@ class Story:
         told = await self.order("POST", "/customer/actions", given)
         return told["status"], json.loads(told["body"]) if told["body"] else None
 
-    async def hook(self, body: dict[str, Any]) -> int:
+    async def hook(self, body: dict[str, Any], **where: str) -> int:
         """A hook of Kommo as it is, signed; the status of the answer."""
-        told = await self.order("POST", "/hooks?wait=1", {"body": body})
+        told = await self.order("POST", "/hooks?wait=1", {"body": body} | where)
         return int(told["status"])
 
     async def fault(self, where: str, action: str, **more: Any) -> None:
