@@ -21,6 +21,9 @@ UNNAMED = Counter(
     "Messages that the other side accepted without a name",
     ["destination"],
 )
+REFUSED = Counter("chatledger_refused_hooks_total", "Hooks of Kommo that were not taken, and kept", ["why"])
+DROPPED = Counter("chatledger_dropped_hooks_total", "Refused hooks that were dropped for their number or age")
+KEPT = Gauge("chatledger_kept_hooks", "Refused hooks that are kept until someone has them taken up")
 PAUSED = Gauge("chatledger_paused_scopes", "Connections where Kommo refuses us (403) and someone must look")
 QUEUE = Gauge("chatledger_ledger_queue", "Commands that wait for the ledger")
 HEAD = Gauge("chatledger_ledger_head", "Position of the last event this process committed or saw")

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.access.rotation import NotRotated, RotationRuns
+from app.cli import refused as refused_hooks
 from app.cli.keys import rotate_master
 from app.cli.upload import summary, upload
 from app.config.example import EXAMPLE
@@ -132,6 +133,7 @@ def status(config: Path | None, url: str | None, as_json: bool) -> None:
         tell(f"view      {view['view']} at {view['position']}, {view['lag']} behind")
     if relay := told["relay"]:
         tell(f"relay     at {relay['position']}, {relay['lag']} behind")
+    tell(f"refused   {told['refused']}")
     for name in ("pending", "deferred", "parked"):
         tell(f"{name:<9} {told['deliveries'][name]}")
 
@@ -196,6 +198,26 @@ async def _import(
             sent=lambda done: progress.update(tasks["sending"], completed=done),
             told=told,
         )
+
+
+@cli.group()
+def refused() -> None:
+    """Hooks of Kommo that were not taken, and are kept."""
+
+
+@refused.command()
+@click.argument("ids", nargs=-1, metavar="[ID…]")
+@click.option("--url", help="Where the service listens; the settings' host and port if not given.")
+@click.pass_obj
+def retry(config: Path | None, ids: tuple[str, ...], url: str | None) -> None:
+    """Have a running service take up the hooks of these ids, or all of them, in the order they came in.
+
+    The exit code is 1 unless every one of them is recorded now.
+    """
+    settings = settings_of(config, {})
+    where = url or f"http://{settings.host}:{settings.port}"
+    left = asyncio.run(_failing(refused_hooks.retry(where, load_keys(settings).admin, ids, tell)))
+    sys.exit(1 if left else 0)
 
 
 @cli.command()

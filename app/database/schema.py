@@ -28,6 +28,11 @@ CREATE TABLE IF NOT EXISTS ledger.keyring (name text PRIMARY KEY, sealed bytea N
 CREATE TABLE IF NOT EXISTS ledger.refused (
   id uuid PRIMARY KEY, scope_id text NOT NULL, received_at timestamptz NOT NULL,
   reason text NOT NULL, body bytea NOT NULL);
+ALTER TABLE ledger.refused ADD COLUMN IF NOT EXISTS first_at timestamptz;
+ALTER TABLE ledger.refused ADD COLUMN IF NOT EXISTS times integer NOT NULL DEFAULT 1;
+ALTER TABLE ledger.refused ADD COLUMN IF NOT EXISTS why text NOT NULL DEFAULT 'unreadable';
+CREATE INDEX IF NOT EXISTS refused_body ON ledger.refused (scope_id, sha256(body));
+CREATE INDEX IF NOT EXISTS refused_received_at ON ledger.refused (received_at);
 CREATE TABLE IF NOT EXISTS ledger.links (
   account_id text NOT NULL, chat_id text NOT NULL, PRIMARY KEY (account_id, chat_id),
   contact_id bigint NOT NULL, lead_id bigint, changed bigint NOT NULL, told_at timestamptz NOT NULL);

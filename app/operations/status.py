@@ -4,6 +4,7 @@ from msgspec import Struct
 
 from app.channels import attempts
 from app.channels.unconnected import Waiting, waiting
+from app.kommo.refused import count_refused
 from app.operations.services import Services
 from app.views import status
 from app.views.deliveries import DeliveryCounts
@@ -22,6 +23,8 @@ class Status(Struct, frozen=True):
     """Where everything stands. `queue` is the number of commands that wait for the ledger.
 
     `unconnected` are the accounts without a connection for which deliveries wait.
+    `refused` is the number of hooks that were not taken and are kept: GET /v1/refused lists them.
+
     `connections` are the channels that could not be registered or connected at the last attempt, and why.
     """
 
@@ -33,6 +36,7 @@ class Status(Struct, frozen=True):
     deliveries: DeliveryCounts
     connections: list[attempts.Problem] = []
     unconnected: list[Waiting] = []
+    refused: int = 0
 
 
 async def read_status(services: Services) -> Status:
@@ -49,4 +53,5 @@ async def read_status(services: Services) -> Status:
         now.deliveries,
         await services.pool.fetch(attempts.Problem, attempts.PROBLEMS, {}),
         await waiting(services.pool),
+        await count_refused(services.pool),
     )

@@ -40,6 +40,7 @@ from app.delivery.prepare import Preparer
 from app.delivery.reconnect import Reconnector
 from app.delivery.settle import Settle
 from app.http_client import Client
+from app.kommo import refused
 from app.kommo.chats.client import Kommo
 from app.kommo.crm import contact_links
 from app.ledger.reader import StreamReader
@@ -198,6 +199,7 @@ async def _start_roles(stack: contextlib.AsyncExitStack, run: Running, urls: Ser
     await await_views(urls.database_url)
     if "web" in roles:
         await stack.enter_async_context(run.role("links", contact_links.run(services)))
+        await stack.enter_async_context(run.role("refused", refused.expire(services.pool)))
         if services.oauth:
             await stack.enter_async_context(run.role("consents", services.tokens.keep_alive()))
     if roles & {"relay", "deliver"}:

@@ -56,6 +56,9 @@ SELECT e.notification_id AS position, e.state AS event FROM (
 JOIN ledger.stored_events AS e ON e.notification_id = p.position ORDER BY p.position
 """
 
+STREAM_HEAD = """SELECT notification_id AS head FROM ledger.stored_events
+WHERE originator_id = %(stream)s::uuid ORDER BY originator_version LIMIT 1"""
+
 STREAM_PAGE_EVENTS = 1000  # chosen: about a megabyte in memory for each reader that streams
 _KINDS = {name: number for number, name in enumerate(TAGS)}
 
@@ -179,6 +182,11 @@ async def _places(pool: Pool, only: Filter) -> dict[str, object]:
     if len(places) == 1:  # An equality lets PostgreSQL read the index in order of position.
         return {"place": places[0], "places": None}
     return {"place": None, "places": places}
+
+
+async def is_stream(pool: Pool, stream: str) -> bool:
+    """Returns whether the ledger has an event of this stream."""
+    return bool(await pool.fetch(HeadRow, STREAM_HEAD, {"stream": stream}))
 
 
 async def ledger_head(pool: Pool) -> int:

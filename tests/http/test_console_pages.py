@@ -1,6 +1,8 @@
 """Every page of the console says what the views say, and what strangers write stays text."""
 
 import asyncio
+import hmac
+import json
 import re
 import tempfile
 import time
@@ -16,9 +18,9 @@ from app.http.security import POLICY
 from app.operations.services import views_reach
 from app.views.events import ledger_head
 from tests.support.console import NAME, Browser, System, browsing, connect_account, text_message, whole_system
-from tests.support.ids import ACCOUNT
+from tests.support.ids import ACCOUNT, CHANNEL, CHANNEL_SECRET
 
-PAGES = ["/", "/deliveries", "/channels", "/events", "/status"]
+PAGES = ["/", "/deliveries", "/refused", "/channels", "/events", "/status"]
 NASTY = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'`{{7*7}}\u202edesrever"
 INLINE = re.compile(r"<script(?![^>]*\bsrc=)|<style|\son[a-z]+=|\sstyle=|javascript:", re.IGNORECASE)
 
@@ -249,6 +251,32 @@ async def until_status(system: System, chat: str, status: str) -> str:
 
 
 # Deliveries.
+
+
+async def test_a_refused_hook_is_shown_and_can_be_taken_up(browser: Browser) -> None:
+    system = browser.system
+    where = f"{system.url}/kommo/{CHANNEL}_{ACCOUNT}"
+    late = {
+        "account_id": ACCOUNT,
+        "time": int(time.time()) - 100_000,
+        "message": {"conversation": {"id": "late"}, "message": {"id": "k-late", "text": "Late"}},
+    }
+    for body in (json.dumps(late).encode(), b"<script>alert(1)</script>"):
+        headers = {"X-Signature": hmac.digest(CHANNEL_SECRET.encode(), body, "sha1").hex()}
+        async with system.client.post(where, data=body, headers=headers):
+            pass
+    assert '2</span><span class="muted"><a id="to-refused"' in (await browser.get("/status"))[1]
+    _, text = await browser.get("/refused")
+    assert "27.8 hours old" in text
+    unreadable, readable = re.findall(r'data-refused="([^"]+)"', text)
+    token = await browser.form_token("/refused")
+    answer, _ = await browser.post(f"/refused/{readable}/retry", csrf=token)
+    assert answer.status == 303
+    answer, text = await browser.post(f"/refused/{unreadable}/retry", csrf=token)
+    assert (answer.status, "Not taken:" in text) == (409, True)
+    assert re.findall(r'data-refused="([^"]+)"', text) == [unreadable]
+    answer, _ = await browser.post(f"/refused/{unreadable}/retry", csrf="forged")
+    assert answer.status == 403
 
 
 async def test_what_is_parked_is_shown_with_its_reason_and_taken_up_again(browser: Browser) -> None:

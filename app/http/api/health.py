@@ -11,6 +11,7 @@ from app.http.guard import guard
 from app.http.openapi import document, examples
 from app.http.openapi.responses import answers
 from app.http.request import Call, services_of
+from app.kommo.refused import count_refused
 from app.problems import ProblemError
 from app.views.events import ledger_head
 from app.views.status import view_status
@@ -53,6 +54,7 @@ async def measures(request: Call) -> Response[bytes]:
     services = services_of(request)
     metrics.QUEUE.set(services.ledger.depth)
     metrics.VIEW_POSITION.set(services.projector.position)
+    metrics.KEPT.set(await count_refused(services.pool))
     metrics.HEAD.set(await ledger_head(services.pool))
     if services.relay:
         metrics.RELAY_POSITION.set(services.relay.position)

@@ -1,6 +1,5 @@
 """DOC"""
 
-import base64
 from typing import Annotated, Literal
 
 from litestar import Response, get, post
@@ -9,27 +8,10 @@ from msgspec import Struct
 
 from app.http.api.parameters import AtLeast, Limit, next_link
 from app.http.request import Call, services_of
-from app.http.webhooks.refused import list_refused
 from app.operations.deliveries import resume_parked
 from app.operations.services import views_reach
 from app.operations.status import Status, read_status
 from app.views.deliveries import Deliveries, list_deliveries
-
-
-class Refused(Struct, frozen=True):
-    """A signed hook of Kommo's that could not be read; `body` is base64 of its exact bytes."""
-
-    id: str
-    scope_id: str
-    received_at: str
-    reason: str
-    body: str
-
-
-class RefusedPage(Struct, frozen=True):
-    """The latest first."""
-
-    items: list[Refused]
 
 
 class Resumed(Struct, frozen=True):
@@ -86,16 +68,4 @@ async def resume(
     return Response(Resumed(count), headers={"Ledger-Position": str(last)})
 
 
-@get("/refused", summary="Hooks that could not be read", tags=["operation"])
-async def refused(request: Call, limit: Limit = 50) -> RefusedPage:
-    """Signed hooks, kept whole, for Kommo does not send again; the latest first."""
-    rows = await list_refused(services_of(request).pool, limit)
-    return RefusedPage(
-        [
-            Refused(row.id, row.scope_id, row.received_at, row.reason, base64.b64encode(row.body).decode())
-            for row in rows
-        ]
-    )
-
-
-routes = [status, deliveries, resume, refused]
+routes = [status, deliveries, resume]

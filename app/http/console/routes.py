@@ -1,4 +1,4 @@
-"""The console's pages show the views; all that a person can change is to resume parked deliveries."""
+"""The console's pages show the views; a person can resume what is parked and have refused hooks taken up."""
 
 from urllib.parse import urlencode
 
@@ -7,7 +7,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery
 from litestar.response import Redirect
 
-from app.http.console import formatting, live, login
+from app.http.console import formatting, live, login, refused
 from app.http.console.login import checked_form, signed_in
 from app.http.console.pages import ASSETS, asset, page
 from app.http.request import Call, services_of
@@ -300,6 +300,7 @@ ROUTER = Router(
         deliveries,
         resume,
         channels,
+        *refused.routes,
         status,
         events,
         live.live,

@@ -287,11 +287,16 @@ SHAPES: dict[str, Json] = {
                 "id": EVENT,
                 "scope_id": SCOPE,
                 "received_at": AT,
+                "first_received_at": AT,
+                "times": 1,
+                "why": "unreadable",
                 "reason": "neither `message` nor `action.typing` is in it",
                 "body": "e30=",
             }
-        ]
+        ],
+        "next": None,
     },
+    "TakenUp": {"id": EVENT, "position": 41, "duplicate": False},
 }
 
 # What an id in a path looks like: nothing can be at another. `conversation` is such an id in a query, too.
@@ -331,6 +336,7 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
     "source_id": ("a source, by Kommo's id", 31),
     "template_id": ("a chat template, by Kommo's id", 41),
     "review_id": ("a review, by Kommo's id", 61),
+    "refused_id": ("the refused hook, by the id of the list", EVENT),
     "page": ("which page", 1),
     "again": ("begin at the first line, whatever was done", False),
 }

@@ -9,7 +9,6 @@ and taken: sent again it would be the same, and in the end it would cost us thos
 
 import asyncio
 import hmac
-import logging
 import time
 from typing import Any, cast
 
@@ -21,21 +20,18 @@ from app import metrics
 from app.database.pool import ViewsMissing
 from app.http.openapi.responses import answers, takes
 from app.http.request import Call, services_of
-from app.http.webhooks import refused
-from app.http.webhooks.body import BUSY, RETRY_AFTER_SECONDS, HangUp, Receive
-from app.http.webhooks.body import read as read_body
-from app.kommo.crm import contact_links
-from app.kommo.crm.hooks import HookCommand, commands, hook_path
-from app.kommo.crm.php_form import BadForm, read
+from app.http.webhooks.body import BUSY, RETRY_AFTER_SECONDS, HangUp, Receive, read
+from app.kommo import refused
+from app.kommo.crm.hooks import hook_path
 from app.ledger.writer import LedgerFull, LedgerUnavailable
+from app.operations import hooks
 from app.operations.services import Services
 from app.problems import ProblemError
 from app.vault import WrongMasterKey
-from domain import commands as c
 
 ANSWER_SECONDS = 1.5
 UNKNOWN = "there is no webhook at this path: subscribe with POST /v1/accounts/{account_id}/webhooks"
-log = logging.getLogger("chatledger.crmhooks")
+UNREADABLE = "unreadable"
 
 EXAMPLES = {
     "talk": {
@@ -94,7 +90,7 @@ async def _answered(request: Call, account_id: str, key: str) -> None:
     if not hmac.compare_digest(f"/crm/{account_id}/{key}".encode(), right.encode()):
         raise ProblemError(404, UNKNOWN)
     try:
-        body = await read_body(dict(request.scope["headers"]), cast("Receive", request.receive))
+        body = await read(dict(request.scope["headers"]), cast("Receive", request.receive))
         async with asyncio.timeout(ANSWER_SECONDS):
             await take(services, account_id, body)
     except HangUp:
@@ -104,49 +100,14 @@ async def _answered(request: Call, account_id: str, key: str) -> None:
 
 
 async def take(services: Services, account: str, body: bytes) -> None:
-    """Record what a hook tells, or keep it; durable then. Raises LedgerFull, LedgerUnavailable and more."""
-    try:
-        tree = read(body)
-    except BadForm as error:
-        await _keep(services, account, body, str(error))
-        return
-    told, unread = commands(account, tree, await services.channels.all())
-    if not services.ledger.has_room(len(told), len(body)):
-        raise LedgerFull
-    futures = [services.ledger.submit(command, len(body) // len(told)) for command in told]
-    if futures:
-        await asyncio.wait(futures)  # Not `gather`: what is given up here may be committed all the same.
-    for future in futures:
-        future.result()
-    for command in told:
-        await _let_wait(services, account, command)
+    """Record the facts of a webhook, and keep it if anything of it is left out; durable then.
+
+    Raises LedgerFull, LedgerUnavailable, ViewsMissing and psycopg.OperationalError.
+    """
+    _, unread = await hooks.take_crm(services, account, body)
     if unread:
-        await _keep(services, account, body, "; ".join(unread[:10]))
-
-
-async def _let_wait(services: Services, account: str, told: HookCommand) -> None:
-    """What a talk or lead says of a chat that we do not know yet counts once we do."""
-    if isinstance(told, c.Review):
-        return
-    fields = told.fields
-    chat_id, contact_id = fields["chat_id"], fields["contact_id"]
-    match told:
-        case c.Lead(became="declined"):
-            return
-        case c.Lead():
-            lead_id, at = fields["lead_id"], told.now_ms // 1000
-        case c.Talk():
-            lead_id = fields["entity_id"] if fields["entity_type"] == "lead" else None
-            at = cast("int", fields["changed"])
-    if not told.chats or not isinstance(contact_id, int):
-        return
-    await contact_links.save(
-        services.pool, account, cast("str", chat_id), contact_id, cast("int | None", lead_id), at
-    )
+        scope_id = f"{hooks.CRM}{account}"
+        await refused.keep(services.pool, scope_id, unread, body, why=UNREADABLE, what="a CRM webhook")
 
 
 routes: list[Any] = [crm_hook]
-
-
-async def _keep(services: Services, account: str, body: bytes, reason: str) -> None:
-    await refused.keep(services.pool, f"crm:{account}", reason, body, what="a CRM webhook")

@@ -5,14 +5,17 @@ from collections.abc import Iterable
 import psycopg
 
 from app.channels.directory import Channels
-from app.http.webhooks import refused
 from app.http.webhooks.body import BUSY, OK, RETRY_AFTER_SECONDS, UNSIGNED, Answer
+from app.kommo import refused
 from app.kommo.chats import hooks
 from app.kommo.chats.hooks import HookRefused, Why
 from app.kommo.chats.signature import signed
 from app.ledger.writer import EventTooLarge, LedgerFull, LedgerUnavailable
 from app.operations.services import Services
 from app.problems import ProblemError
+from app.views.events import is_stream
+from domain import commands as c
+from domain.ids import Scope
 
 UNOPENED = "the ledger's secrets do not open with this process's master key: look at GET /readyz and its log"
 TWO_SIGNATURES = "the hook has several headers X-Signature: send one"
@@ -41,20 +44,21 @@ async def take(services: Services, scope_id: str, signature: str, body: bytes) -
     channels = services.channels
     if not channels.fresh_ahead():
         await refresh(channels)
-    scope = channels.known_scope(scope_id)
-    if scope is None:
+    active = channels.known_scope(scope_id)
+    if active is None:
         refuse_unopened(channels)
         raise ProblemError(404, "no channel is connected under this scope id")
-    if not signed(scope, signature, body):
+    if not signed(active, signature, body):
         raise ProblemError(403, UNSIGNED)
+    scope = active.connection.scope
     try:
         age = services.settings.hook_age_seconds_max
-        command = hooks.command(scope.connection.scope, body, age_seconds_max=age)
+        command = hooks.command(scope, body, age_seconds_max=age)
         await services.ledger.submit(command, len(body))
     except HookRefused as error:
-        return await _keep(services, scope_id, body, str(error), error.why)
+        return await _keep(services, scope, body, str(error), error.why)
     except EventTooLarge:
-        return await _keep(services, scope_id, body, "larger than an event may be", Why.LARGE)
+        return await _keep(services, scope, body, "larger than an event may be", Why.LARGE)
     except (LedgerFull, LedgerUnavailable):
         raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS) from None
     return OK
@@ -74,13 +78,16 @@ def refuse_unopened(channels: Channels) -> None:
         raise ProblemError(503, UNOPENED, retry_after=RETRY_AFTER_SECONDS)
 
 
-async def _keep(services: Services, scope_id: str, body: bytes, reason: str, why: Why) -> Answer:
+async def _keep(services: Services, scope: Scope, body: bytes, reason: str, why: Why) -> Answer:
     """Keep a signed hook that is not taken: Kommo will not send it again.
 
-    One that is only old is answered 200, because sending it again would change nothing. Raises ProblemError.
+    One that is only old is answered 200, because sending it again would change nothing; and it is not kept if
+    its message is recorded. Raises ProblemError.
     """
     try:
-        kept = await refused.keep(services.pool, scope_id, reason, body, what=KINDS[why])
+        if why == Why.LATE and await _is_recorded(services, scope, body):
+            return OK
+        kept = await refused.keep(services.pool, scope.scope_id, reason, body, why=why, what=KINDS[why])
     except psycopg.OperationalError:
         raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS) from None
     if why == Why.LATE:
@@ -88,3 +95,9 @@ async def _keep(services: Services, scope_id: str, body: bytes, reason: str, why
     if why == Why.OTHER_ACCOUNT:
         raise ProblemError(403, f"the hook is for another account, and is kept as {kept} (GET /v1/refused)")
     raise ProblemError(400, f"the hook cannot be read, and is kept as {kept} (GET /v1/refused): {reason}")
+
+
+async def _is_recorded(services: Services, scope: Scope, body: bytes) -> bool:
+    """Whether a hook's message is in the ledger: whoever captured hooks could fill our store with them."""
+    command = hooks.command(scope, body)
+    return isinstance(command, c.Send) and await is_stream(services.pool, command.stream)
