@@ -15,6 +15,11 @@ from domain.events import AnyEvent
 Page: TypeAlias = Sequence[tuple[int, AnyEvent]]
 Statement: TypeAlias = tuple[str, tuple[object, ...]]
 
+# What a view chooses as its `ON_FAULT`, for an event that it cannot take. Either way the event is parked for
+# the view, where everybody who looks after the service sees it, and a rebuild takes it up.
+GO_ON = "go on"  # without the event: the rest is worth more than nothing
+STAND_STILL = "stand still"  # before the event: what comes later is wrong without it
+
 _HEADER = Struct(">iiIii")  # dimensions, has nulls, element type, length, lower bound
 _LONG = Struct(">iq")
 _INT = Struct(">ii")

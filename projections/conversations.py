@@ -18,7 +18,7 @@ from domain.events import (
     MessageNamed,
     MessageSent,
 )
-from projections.columns import Page, Statement, ints, longs, longs_or_null, texts, times, uuids
+from projections.columns import GO_ON, Page, Statement, ints, longs, longs_or_null, texts, times, uuids
 
 NAME = "conversations"
 VERSION = 1
@@ -31,6 +31,9 @@ CREATE TABLE conversations (id uuid PRIMARY KEY, channel text NOT NULL, account_
 CREATE TABLE merges (loser uuid PRIMARY KEY, winner uuid NOT NULL, position bigint NOT NULL);
 CREATE INDEX merges_winner ON merges (winner);
 """
+# A list that lacks what one event says of a chat is better than a list that ends there for every chat.
+ON_FAULT = GO_ON
+TOPICS = ("conversation.", "message.sent", "message.named")
 INDEXES = """
 CREATE INDEX conversations_position ON conversations (position, id);
 CREATE INDEX conversations_account ON conversations (account_id, position, id);

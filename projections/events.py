@@ -6,7 +6,7 @@ from hashlib import sha1
 from typing import get_args
 
 from domain.events import AnyEvent
-from projections.columns import Page, Statement, ints, longs, smalls, texts, times, uuids_repeated
+from projections.columns import GO_ON, Page, Statement, ints, longs, smalls, texts, times, uuids_repeated
 
 NAME = "events"
 VERSION = 1
@@ -28,6 +28,10 @@ CREATE INDEX events_kind ON events (kind, position);
 CREATE INDEX events_place ON events (place, position);
 ANALYZE places, events, periods;
 """
+
+# An index that lacks one event still finds the others; the event itself stays in the ledger.
+ON_FAULT = GO_ON
+TOPICS = ("",)
 
 PLACES = """
 INSERT INTO places (id, channel, account)

@@ -29,6 +29,7 @@ from domain.events import (
 )
 from domain.state import RANKS
 from projections.columns import (
+    GO_ON,
     Page,
     Statement,
     blobs,
@@ -64,6 +65,10 @@ INDEXES = """
 CREATE INDEX messages_conversation ON messages (conversation, position);
 ANALYZE messages, reactions;
 """
+
+# A history that lacks one message, or one fact about it, is better than no history after it.
+ON_FAULT = GO_ON
+TOPICS = ("message.", "reaction.", "conversation.merged")
 
 ADVANCE = """
 UPDATE messages AS m SET status = greatest(m.status, i.status), updated = greatest(m.updated, i.updated),

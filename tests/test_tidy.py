@@ -75,6 +75,9 @@ IMPURE_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "uuid7", "open", "pr
 # Who may catch everything, and why. Passing it on (`raise` as the last word) is always allowed.
 CATCHES_ALL: dict[str, str] = {
     "app/ledger/batch.py": "a command that cannot be decided fails alone, not the batch with it",
+    "app/ledger/writer.py": "a command whose past cannot be read fails alone, not the writer with it",
+    "app/views/retry.py": "an event that its view still cannot take stays parked",
+    "app/views/parking.py": "an event that one view cannot take is parked for that view alone",
 }
 READS_ENVIRONMENT = {
     "app/config/settings.py": "the one place that reads settings",

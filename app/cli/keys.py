@@ -1,14 +1,9 @@
 """`chatledger keys`: the master key is rotated, with the service running or stopped."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 from app.access.rotation import Resealed, reseal, rotation
+from app.cli.databases import reach_database
 from app.config import rotation as files
 from app.config.settings import MASTER_SETTING, BadSettings, Settings, load_masters
-from app.servers.postgres import PrivatePostgres
-from app.servers.servers import AlreadyRunning, servers
-from app.service.service import migrate
 from app.vault import Vault, kid_of
 
 
@@ -18,7 +13,7 @@ async def rotate_master(settings: Settings) -> list[str]:
     A key in the data folder is replaced here. Keys in the settings are the operator's to replace, so that
     everything is only sealed again with the first of them.
     """
-    async with _database(settings) as url, rotation(url) as db:
+    async with reach_database(settings) as url, rotation(url) as db:
         in_files = settings.master_key is None
         if in_files:
             files.begin(settings.data)
@@ -44,18 +39,3 @@ async def rotate_master(settings: Settings) -> list[str]:
 
 def _summary(found: Resealed, kid: str) -> str:
     return f"{found.total} sealed values, {found.changed} of them sealed anew, all with master key {kid}"
-
-
-@asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[str]:
-    """The URL of the database: the operator's, the running service's, or one started for this command."""
-    if settings.database_url:
-        yield settings.database_url
-        return
-    private = PrivatePostgres(settings.data / "postgres")
-    try:
-        async with servers(settings) as where:
-            await migrate(where.database_url)
-            yield where.database_url
-    except AlreadyRunning:
-        yield private.url

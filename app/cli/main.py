@@ -22,18 +22,19 @@ from app.access.rotation import NotRotated, RotationRuns
 from app.cli import refused as refused_hooks
 from app.cli.keys import rotate_master
 from app.cli.upload import summary, upload
+from app.cli.views import rebuild_views, retry_views
 from app.config.example import EXAMPLE
 from app.config.file import Setup, check_together, load_setup
-from app.config.settings import BadSettings, Settings, load_keys, load_settings
+from app.config.settings import BadSettings, Settings, find_admin_key, load_settings
 from app.database.schema import NewerSchema, OldSchema
 from app.doctor import doctor as doctors
 from app.printable import PrintableFormatter, printable
 from app.servers.process import ServerFailed
-from app.servers.servers import AlreadyRunning, OldServer, servers
+from app.servers.servers import AlreadyRunning, OldServer
 from app.service.service import RoleFailed, migrate, running
 from app.stream.jetstream import JetStreamError
 from app.stream.ledger_stream import ForeignStream
-from app.views import tables
+from app.views.rebuild import RebuildRefused
 
 Result = TypeVar("Result")
 VERSION = "0.2.1"
@@ -49,6 +50,7 @@ FAILURES = (
     BadSettings,
     NotRotated,
     RotationRuns,
+    RebuildRefused,
     OSError,
     TimeoutError,
     aiohttp.ClientError,
@@ -130,7 +132,11 @@ def status(config: Path | None, url: str | None, as_json: bool) -> None:
         return
     tell(f"head      {told['head']}", f"queue     {told['queue']}")
     for view in told["views"]:
-        tell(f"view      {view['view']} at {view['position']}, {view['lag']} behind")
+        stands = ", stands still" if view["stands"] else ""
+        parked = f", {view['parked']} parked" if view["parked"] else ""
+        tell(f"view      {view['view']} at {view['position']}, {view['lag']} behind{stands}{parked}")
+    for one in told["projection"]["parked"]:
+        tell(f"parked    {one['view']} {one['position']}: {one['error']}")
     if relay := told["relay"]:
         tell(f"relay     at {relay['position']}, {relay['lag']} behind")
     tell(f"refused   {told['refused']}")
@@ -139,7 +145,7 @@ def status(config: Path | None, url: str | None, as_json: bool) -> None:
 
 
 async def _status(url: str, settings: Settings) -> dict[str, Any]:
-    headers = {"Authorization": f"Bearer {load_keys(settings).admin}"}
+    headers = {"Authorization": f"Bearer {find_admin_key(settings)}"}
     async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/status", headers=headers) as answer:
         try:
             told = msgspec.json.decode(await answer.read(), type=dict[str, Any])
@@ -192,7 +198,7 @@ async def _import(
 
         return await upload(
             url,
-            load_keys(settings).admin,
+            find_admin_key(settings),
             file,
             query,
             sent=lambda done: progress.update(tasks["sending"], completed=done),
@@ -241,25 +247,34 @@ def doctor(config: Path | None, as_json: bool, example: bool) -> None:
 
 
 @cli.command()
+@click.option("--park", is_flag=True, help="Switch although a view parks an event that the old one has.")
 @click.pass_obj
-def rebuild(config: Path | None) -> None:
-    """Build all views anew from the ledger, beside the old ones, and switch. Reads go on meanwhile."""
-    run(_rebuild(settings_of(config, {})))
+def rebuild(config: Path | None, park: bool) -> None:
+    """Build all views anew from the ledger, beside the old ones, and switch. Reads go on meanwhile.
 
-
-async def _rebuild(settings: Settings) -> None:
-    columns = (TextColumn("views"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
-    async with servers(settings) as where:
-        if where.database_private:
-            await migrate(where.database_url)
-        with progress:
-            task = progress.add_task("views", total=None)
-            await tables.rebuild(
-                where.database_url,
-                lambda done, total: progress.update(task, completed=done, total=total),
-            )
+    The service may run meanwhile. If a new view cannot take an event that the old one has, the old ones stay.
+    """
+    run(rebuild_views(settings_of(config, {}), park=park))
     print("rebuilt")
+
+
+@cli.group()
+def views() -> None:
+    """The views, which show what is in the ledger."""
+
+
+@views.command(name="retry")
+@click.argument("view", required=False)
+@click.pass_obj
+def retry_command(config: Path | None, view: str | None) -> None:
+    """Take up what is parked for VIEW, or for all views, once its cause is mended.
+
+    All views are built again, beside the old ones; the service may run meanwhile. Exits with 1 if anything
+    stays parked.
+    """
+    left = asyncio.run(_failing(retry_views(settings_of(config, {}), view)))
+    tell(*left or ["nothing is parked"])
+    sys.exit(1 if left else 0)
 
 
 @cli.group()

@@ -126,6 +126,20 @@ def load_keys(settings: Settings) -> Keys:
     return Keys(admin, master, tuple(old))
 
 
+def find_admin_key(settings: Settings) -> str:
+    """Returns the admin key as it is now; creates none. Raises BadSettings, also for a spoiled master key."""
+    if settings.master_key is None:
+        with contextlib.suppress(FileNotFoundError):
+            load_masters(settings)
+    try:
+        return settings.admin_key or key_line(settings.data / "admin.key")
+    except FileNotFoundError:
+        raise BadSettings(
+            f"there is no admin key in {settings.data}: start the service first, or give CHATLEDGER_DATA and "
+            "CHATLEDGER_ADMIN_KEY as the service has them"
+        ) from None
+
+
 def load_masters(settings: Settings) -> list[bytes]:
     """Returns the master keys as they are now, the one that seals first; creates none.
 

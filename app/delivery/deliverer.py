@@ -56,7 +56,7 @@ log = logging.getLogger("chatledger.deliver")
 TRY_LEASE = "SELECT pg_try_advisory_lock(%s)"
 HEAD = "SELECT coalesce(max(notification_id), 0) FROM ledger.stored_events"
 VIEWS = "SELECT to_regclass('views.positions') IS NOT NULL"
-POSITION = "SELECT coalesce(min(position), 0) FROM views.positions"
+POSITION = "SELECT coalesce(min(position), 0) FROM views.positions WHERE view = 'deliveries'"
 OPEN = """SELECT d.position, s.state, d.attempts, d.reason FROM views.deliveries d
  JOIN ledger.stored_events s ON s.notification_id = d.position
  WHERE d.partition = ANY (%(partitions)s) AND d.state <> 'parked' AND d.position > %(after)s
@@ -133,6 +133,7 @@ class _Range:
         self._since = 0
         self._swept = 0
         self._resumed: dict[str, int] = {}
+        self._unreadable: set[int] = set()
         self._wake = asyncio.Event()
         self._failure: BaseException | None = None
 
@@ -335,8 +336,9 @@ class _Range:
         jobs = []
         for position, raw, attempts, reason in rows:
             if position <= self._upto and position not in self.done:
-                event = e.decode(raw)
-                assert isinstance(event, Pushed)
+                event = self._decode(position, raw)
+                if event is None:
+                    continue
                 fresh = is_imported(event) and position > self._since and not attempts
                 progress = Progress(
                     again=not fresh, unknown=not fresh, attempts=attempts, reason=reason or ""
@@ -344,11 +346,24 @@ class _Range:
                 jobs.append(Job(position, event, progress))
         return jobs
 
+    def _decode(self, position: int, raw: bytes) -> Pushed | None:
+        """The event, or None if it was damaged after the view took it: then its delivery stays open."""
+        try:
+            event = e.decode(raw)
+        except (ValueError, RecursionError) as error:
+            if position not in self._unreadable:
+                self._unreadable.add(position)
+                log.error("deliver: event %d cannot be read and is not pushed: %s", position, error)
+            return None
+        assert isinstance(event, Pushed)
+        return event
+
     async def _drop(self) -> None:
         """Let go of every lane: whoever has the lease next takes their jobs up from the view."""
         self.done = {}
         await self.lanes.stop()
         self._swept, self._resumed, self._failure = 0, {}, None
+        self._unreadable.clear()
 
     async def _seen(self, connection: Db) -> int:
         ((position,),) = await fetch_all(connection, POSITION)

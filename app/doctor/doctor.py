@@ -25,7 +25,7 @@ from rich.text import Text
 from app.access.keyring import Keyring
 from app.channels.directory import Channel, Channels
 from app.config.file import Setup, check_together, load_setup
-from app.config.settings import BadSettings, Settings, load_keys, load_settings
+from app.config.settings import BadSettings, Settings, find_admin_key, load_masters, load_settings
 from app.database import schema
 from app.database.connection import connect
 from app.doctor.kommo import Case, Strangers, known, service_url
@@ -181,12 +181,14 @@ class Doctor:
         settings = self._settings
         if not (settings.master_key or (settings.data / "master.key").exists()):
             return []
-        keys = load_keys(settings)
-        self._ground.key, vault = keys.admin, Vault(keys.master, *keys.old)
+        masters = load_masters(settings)
+        if settings.admin_key or (settings.data / "admin.key").exists():
+            self._ground.key = find_admin_key(settings)
+        vault = Vault(*masters)
         channels = Channels(url, vault)
         try:
             self._ground.channels = dict(await channels.all())
-            self._ground.master = await Keyring(url, vault, [keys.master, *keys.old]).address_key(make=False)
+            self._ground.master = await Keyring(url, vault, masters).address_key(make=False)
             for reason in channels.unopened.values():
                 raise WrongMasterKey(reason)
         except WrongMasterKey as error:

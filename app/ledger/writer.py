@@ -21,7 +21,8 @@ then have room for what comes. A full queue still takes commands of the scopes t
 
 Errors. If the connection breaks, the outcome of the batch is unknown: the writer connects again and the same
 commands are decided again (`batch` says why that is safe). If the database refuses a batch for another
-reason, its commands are tried one by one, so that only the culprit fails. A watch fails every command that
+reason, or the past of one of its commands cannot be read, its commands are tried one by one, so that only the
+culprit fails. A watch fails every command that
 has waited for `WAIT_SECONDS_MAX`, whatever keeps the database.
 """
 
@@ -101,6 +102,10 @@ APPEND = """PREPARE append (int[], uuid[], bigint[], text[], bytea[], int[], uui
 
 class LedgerFull(Exception):
     """The ledger's queue is full: try again in a moment."""
+
+
+class StreamUnreadable(Exception):
+    """A stream that a command needs has an event that cannot be read or folded."""
 
 
 class Ledger:
@@ -266,7 +271,7 @@ class _Writer:
                 retry = await self._commit(self.current)
             except psycopg.OperationalError as error:
                 retry = await self._recover(self.current, error)
-            except psycopg.Error as error:
+            except (psycopg.Error, StreamUnreadable) as error:
                 retry = self._isolate(self.current, error)
             self.current = []
             if most != REST_BATCH_MAX:
@@ -347,7 +352,11 @@ class _Writer:
                 return
             batch.loaded.update(wanted)
             rows = await self._all(LOAD, [uuids(list(wanted)), uuids(clocks)])
-            batch.fold(cast("list[tuple[int, bytes | None, str | None]]", rows))
+            try:
+                batch.fold(cast("list[tuple[int, bytes | None, str | None]]", rows))
+            except Exception as error:  # A damaged event, or one that a rule refuses: no state comes of it.
+                log.exception("ledger: the past of a command cannot be read")
+                raise StreamUnreadable(f"the ledger cannot read its past: {error}") from error
             wanted, clocks = batch.next_streams()
 
     async def _all(self, statement: str, parameters: list[object]) -> list[tuple[object, ...]]:
@@ -379,10 +388,10 @@ class _Writer:
             else:
                 return
 
-    def _isolate(self, current: list[Pending], error: psycopg.Error) -> list[Pending]:
-        """The database refused the batch: try its commands one by one, so that only the culprit fails."""
+    def _isolate(self, current: list[Pending], error: Exception) -> list[Pending]:
+        """The batch cannot be stored: try its commands one by one, so that only the culprit fails."""
         if len(current) == 1:
-            log.error("ledger: command refused by the database: %s", str(error).strip())
+            log.error("ledger: command refused: %s", str(error).strip())
             current[0].fail(LedgerUnavailable(str(error).strip()))
             return []
         for pending in current:

@@ -143,7 +143,10 @@ async def customer_of(services: Services, conversation: str) -> e.Party:
             return customer
     only = Filter(type="conversation.started", conversation=conversation)
     for stored in (await list_events(services.pool, only=only)).items:
-        event = e.decode(bytes(stored.event))
+        try:
+            event = e.decode(bytes(stored.event))
+        except (ValueError, RecursionError):
+            continue  # It is damaged, and parked for the views.
         if isinstance(event, e.ConversationStarted) and event.receiver:
             customer = _by_messenger(event.receiver, is_kommos=event.side == "kommo")
             if customer:

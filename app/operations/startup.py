@@ -261,10 +261,13 @@ async def _bring_back(services: Services, account: str) -> None:
 
 
 async def by_operator(services: Services, connection: Connection) -> bool:
-    """Whether it was an operator who connected or disconnected it last."""
+    """Whether it was an operator who connected or disconnected it last; also if that cannot be read."""
     stream = ids.connection_stream(connection.scope)
     rows = await services.pool.fetch(EventRow, STREAM, {"stream": stream})
-    return bool(rows) and e.decode(rows[-1].event).by == ids.OPERATOR
+    try:
+        return bool(rows) and e.decode(rows[-1].event).by == ids.OPERATOR
+    except (ValueError, RecursionError):
+        return True
 
 
 def _may_pass(error: OperationError) -> bool:

@@ -32,6 +32,7 @@ class Status(Struct, frozen=True):
     head: int
     queue: int
     views: list[status.ViewStatus]
+    projection: status.Projection
     relay: Relayed | None
     deliveries: DeliveryCounts
     connections: list[attempts.Problem] = []
@@ -49,6 +50,7 @@ async def read_status(services: Services) -> Status:
         now.head,
         services.ledger.depth,
         now.views,
+        now.projection,
         relayed,
         now.deliveries,
         await services.pool.fetch(attempts.Problem, attempts.PROBLEMS, {}),

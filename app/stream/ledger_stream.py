@@ -164,11 +164,19 @@ async def first_recent(db: Db, seconds: int) -> int:
     while low < high:
         middle = (low + high) // 2
         body = await state(db, middle)
-        if body is not None and _recorded(body).recorded_at < str(row[0]):
+        if body is not None and _recorded_at(body) < str(row[0]):
             low = middle + 1
         else:
             high = middle
     return low
+
+
+def _recorded_at(body: bytes) -> str:
+    """The time of an event; of one that cannot be read the latest, so that the stream holds too much."""
+    try:
+        return _recorded(body).recorded_at
+    except (ValueError, RecursionError):
+        return "~"
 
 
 async def head(db: Db) -> int:

@@ -18,10 +18,12 @@ import contextlib
 import logging
 import os
 import random
+import re
 import time
 from collections import deque
 from collections.abc import Sequence
 from typing import NoReturn, cast
+from uuid import UUID
 
 import msgspec
 import psycopg
@@ -86,6 +88,14 @@ class Envelope(Struct, gc=False):
     account: str | None = None
     conversation: str | None = None
     cause: str | None = None
+
+
+# Stands for an event that cannot be read; its bytes are relayed as they are stored.
+DAMAGED = Envelope(id=str(UUID(int=0)), type="unreadable", channel="unreadable")
+# Nothing else may become part of a NATS protocol line.
+WELL_FORMED = re.compile(
+    r"ledger\.p\d\d(?:\.[^\s.*>]+){3} [0-9a-f-]{36} [0-9a-f-]{36} [\w.-]*", re.ASCII
+).fullmatch
 
 
 class _Problem(Struct, frozen=True):
@@ -326,7 +336,14 @@ def batch(rows: Sequence[Row], reply: str) -> bytes:
 
 
 def _add_message(parts: list[bytes], body: bytes, more: str, reply: str) -> None:
-    event = _open_envelope(body)
+    try:
+        event = _open_envelope(body)
+        subject = ids.subject(event.conversation, event.account, event.type)
+        damaged = not WELL_FORMED(f"{subject} {event.id} {event.cause or event.id} {event.channel}")
+    except (ValueError, RecursionError):
+        damaged = True
+    if damaged:  # Its place in the stream is taken all the same, so that what follows keeps its own.
+        event, subject = DAMAGED, ids.subject(None, None, DAMAGED.type)
     trace = (event.cause or event.id).replace("-", "")
     span = event.id[-17:].replace("-", "")
     source = f"channels/{event.channel}" if event.channel else f"accounts/{event.account}"
@@ -334,5 +351,5 @@ def _add_message(parts: list[bytes], body: bytes, more: str, reply: str) -> None
         f"NATS/1.0\r\nce-specversion: 1.0\r\nce-id: {event.id}\r\nce-source: /{source}\r\n"
         f"ce-type: {event.type}\r\ntraceparent: 00-{trace}-{span}-01\r\n{more}\r\n"
     )
-    subject, size = ids.subject(event.conversation, event.account, event.type), len(headers)
+    size = len(headers)
     parts += f"HPUB {subject} {reply} {size} {size + len(body)}\r\n{headers}".encode("ascii"), body, b"\r\n"

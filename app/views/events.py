@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import msgspec
 from msgspec import Raw, Struct
 
 from app.database.pool import Pool
@@ -75,6 +76,7 @@ class Filter(Struct, frozen=True, kw_only=True):
 
 
 EVERYTHING = Filter()
+UNREADABLE = "unreadable"  # the `type` that is shown of what is stored and no JSON object
 
 
 class EventRow(Struct):
@@ -97,14 +99,24 @@ class RangeRow(Struct):
     high: int | None
 
 
+class _Any(Struct):
+    """Any JSON object."""
+
+
 class HeadRow(Struct):
     """The ledger's last position."""
 
     head: int
 
 
+_check_json = msgspec.json.Decoder(_Any).decode
+
+
 class Stored(Struct, frozen=True):
-    """An event of the ledger: exactly the stored JSON."""
+    """An event of the ledger: exactly the stored JSON.
+
+    Of what was damaged so that it is no JSON object: `{"type":"unreadable","base64":…}`.
+    """
 
     position: int
     event: Raw
@@ -148,6 +160,18 @@ async def stream_events(
 
 
 async def _events(pool: Pool, after: int, limit: int, only: Filter) -> list[EventRow]:
+    """The rows; what is stored but is no JSON object is shown as one, so that no answer breaks."""
+    rows = await _select(pool, after, limit, only)
+    for row in rows:
+        try:
+            row.event.decode()
+            _check_json(row.event)
+        except (ValueError, RecursionError):
+            row.event = msgspec.json.encode({"type": UNREADABLE, "base64": row.event})
+    return rows
+
+
+async def _select(pool: Pool, after: int, limit: int, only: Filter) -> list[EventRow]:
     values: dict[str, object] = {"after": after, "limit": limit}
     if only == EVERYTHING:
         return await pool.fetch(EventRow, LEDGER_PAGE, values)

@@ -1,5 +1,6 @@
 """Reads messages as they stand now, and the timeline of each."""
 
+import contextlib
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -290,5 +291,9 @@ async def get_message(pool: Pool, message: str) -> History | None:
 
 
 async def _stream(pool: Pool, stream: str) -> list[tuple[int, AnyEvent]]:
-    rows = await pool.fetch(EventRow, STREAM, {"stream": stream})
-    return [(row.position, decode(row.event)) for row in rows]
+    """The events of a stream; one that cannot be decoded is parked for the view, and left out here."""
+    events = []
+    for row in await pool.fetch(EventRow, STREAM, {"stream": stream}):
+        with contextlib.suppress(ValueError, RecursionError):
+            events.append((row.position, decode(row.event)))
+    return events

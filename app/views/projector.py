@@ -7,9 +7,13 @@ the stored position, so that their own `wait_for` and feeds work as well. When t
 the database releases the lock and another process leads.
 
 Before it leads, a process compares the fingerprints of the views in force with its own; if they differ, it
-rebuilds the views, which stay readable until the new ones take their place. A rebuild may also be started by
-hand while a leader works. The leader then finds that its page does not fit, or that a table is gone; it reads
-the new position and goes on from there.
+rebuilds the views, which stay readable until the new ones take their place. If the rebuild is refused, the
+views in force stay: those that are the same in this program are brought forward, the others stand still. A
+rebuild may also be started by hand while a leader works. The leader then finds that its page does not fit, or
+that a table is gone; it reads the new position and goes on from there.
+
+No event and no view ends the projector: what a view cannot take is parked for it (`parking`), and a view that
+stands still holds up no other. `position` is that of the views that are brought forward.
 
 Invariant. `position` never exceeds what is committed in the views, and feeds receive each page once it is.
 """
@@ -17,27 +21,29 @@ Invariant. `position` never exceeds what is committed in the views, and feeds re
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
-from typing import cast
+from collections.abc import AsyncIterator, Sequence
 
-import psycopg
 from psycopg import sql
 
 from app.database import connection, names
 from app.database.connection import Db
 from app.database.names import VIEWS_SCHEMA
+from app.views.parking import ABSENT, PARK, Applier
+from app.views.rebuild import RebuildRefused, fits, rebuild, was_refused
 from app.views.tables import (
-    EXISTS,
-    FINGERPRINTS,
-    POSITION,
+    COMPLETE,
+    VIEWS,
     PageOutOfOrder,
-    UnreadableEvent,
-    apply,
+    Read,
+    Standing,
+    View,
+    complete,
     connect,
     fetch_value,
+    fingerprint,
+    position_of,
     read,
-    rebuild,
-    stored_fingerprints,
+    standings,
 )
 from projections.columns import Page
 
@@ -100,11 +106,13 @@ class Projector:
     whether this process keeps the views.
     """
 
-    def __init__(self, url: str, *, page_events: int = PAGE_EVENTS) -> None:
+    def __init__(self, url: str, *, page_events: int = PAGE_EVENTS, views: Sequence[View] = VIEWS) -> None:
         self.position = 0
         self.leading = False
+        self.standing: dict[str, int] = {}  # the views that stand still, and where
         self._url = url
         self._page_events = page_events
+        self._views = views
         self._known = False
         self._woken = asyncio.Event()
         self._feeds: set[Feed] = set()
@@ -120,8 +128,13 @@ class Projector:
         self._woken.set()
         return feed
 
-    async def wait_for(self, position: int, timeout_seconds: float = 5.0) -> bool:
-        """Wait until the views include `position`; False if they do not within `timeout_seconds`."""
+    async def wait_for(self, position: int, timeout_seconds: float = 5.0, *, view: str | None = None) -> bool:
+        """Wait until the views include `position`; False if they do not within `timeout_seconds`.
+
+        A view that stands still holds up only those who name it as the `view` that they read.
+        """
+        if view in self.standing:
+            return self.standing[view] >= position
         if self.position >= position:
             return True
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -138,19 +151,18 @@ class Projector:
         return True
 
     async def run(self, *, lead: bool = True) -> None:
-        """Lead or stand by until cancelled, reconnecting whenever needed. Raises UnreadableEvent."""
+        """Lead or stand by until cancelled, reconnecting whenever needed."""
         wait = RECONNECT_SECONDS_MIN
         while True:
             before = self.position
             try:
                 await self._session(lead)
-            except psycopg.OperationalError as error:
+            except ABSENT as error:
                 log.warning(
                     "project: the connection broke at position %d: %s", self.position, str(error).strip()
                 )
-            except UnreadableEvent as error:
-                log.error("project: stopped: %s", error)
-                raise
+            except PageOutOfOrder:
+                log.warning("project: the views are not at position %d any more", self.position)
             finally:
                 self.leading = False
             if self.position > before:
@@ -162,11 +174,11 @@ class Projector:
         async with await connect(self._url, VIEWS_SCHEMA) as db:
             while not (lead and await fetch_value(db, "SELECT pg_try_advisory_lock(%s)", names.PROJECT_LOCK)):
                 await self._observe(db)
-            await self._prepare(db)
+            applier = await self._prepare(db)
             self.leading = True
             listener = asyncio.create_task(self._listen(), name="project: listen")
             try:
-                await self._lead(db, listener)
+                await self._lead(db, applier, listener)
             finally:
                 listener.cancel()
                 await asyncio.wait([listener])
@@ -174,21 +186,55 @@ class Projector:
     async def _observe(self, db: Db) -> None:
         """Learn how far the leader has come, and pass its pages on to the feeds of this process."""
         self._woken.clear()
-        if await fetch_value(db, EXISTS):
-            position = cast("int", await fetch_value(db, POSITION))
+        if await fetch_value(db, COMPLETE):
+            position = self._learn(await standings(db))
             while self._known and self._feeds and self.position < position:
-                page = await read(db, self.position, self._page_events)
-                page = [row for row in page if row[0] <= position]
-                self._reached(page[-1][0], page)
+                found = await read(db, self.position, self._page_events)
+                page = [row for row in found.page if row[0] <= position]
+                self._reached(min(found.last, position), page)
             self._reached(position, ())
         await self._pause(OBSERVE_SECONDS if self._waiters or self._feeds else POLL_SECONDS)
 
-    async def _prepare(self, db: Db) -> None:
-        """Rebuild the views unless they fit this program; take over their position."""
-        if not await fetch_value(db, EXISTS) or await stored_fingerprints(db) != FINGERPRINTS:
-            log.info("project: rebuilding the views")
-            await rebuild(self._url, only_if_needed=True)
-        self._reached(cast("int", await fetch_value(db, POSITION)), ())
+    async def _prepare(self, db: Db) -> Applier:
+        """Rebuild the views unless they fit this program or were refused before; take over their position."""
+        in_force = await standings(db) if await complete(db) else []
+        if not fits(in_force, self._views):
+            if in_force and await was_refused(db, self._views):
+                log.error(
+                    "project: a rebuild was refused before: see `parked`, then `chatledger views retry`"
+                )
+            else:
+                log.info("project: rebuilding the views")
+                await self._rebuild()
+            await self._leave_outdated(db)
+        applier = Applier(db, self._views)
+        await self._load(db, applier)
+        return applier
+
+    async def _rebuild(self) -> None:
+        try:
+            await rebuild(self._url, only_if_needed=True, views=self._views)
+        except RebuildRefused as error:
+            log.error("project: %s", error)
+
+    async def _leave_outdated(self, db: Db) -> None:
+        """Let the views in force that are another version than this program's stand still."""
+        ours = {view.NAME: fingerprint(view) for view in self._views}
+        for view in await standings(db):
+            if not view.stands and ours.get(view.view) != view.fingerprint:
+                reason = "this program has another version of the view, and its rebuild was refused"
+                values = (view.view, view.position, "version", True, reason, view.fingerprint)
+                await db.execute(PARK, values)
+
+    async def _load(self, db: Db, applier: Applier) -> None:
+        await applier.load()
+        self._learn(await standings(db))
+        self._reached(applier.position, ())
+
+    def _learn(self, views: Sequence[Standing]) -> int:
+        """Note which views stand still; returns the position of the others."""
+        self.standing = {view.view: view.position for view in views if view.stands}
+        return position_of(views)
 
     async def _listen(self) -> None:
         async with await connection.connect(self._url) as db:
@@ -197,30 +243,31 @@ class Projector:
             async for _ in db.notifies():
                 self._woken.set()
 
-    async def _lead(self, db: Db, listener: "asyncio.Task[None]") -> None:
+    async def _lead(self, db: Db, applier: Applier, listener: "asyncio.Task[None]") -> None:
         while True:
             self._woken.clear()
             if listener.done():
                 listener.result()
-            page = await read(db, self.position, self._page_events)
-            if not page:
+            found = await read(db, self.position, self._page_events)
+            if not found:
                 await self._pause(POLL_SECONDS)
-            elif await self._apply(db, page):
-                self._reached(page[-1][0], page)
+            elif await self._apply(db, applier, found):
+                self._reached(found.last, found.page)
 
-    async def _apply(self, db: Db, page: Page) -> bool:
-        """Apply a page; False if the views were switched and the page no longer comes next."""
+    async def _apply(self, db: Db, applier: Applier, found: Read) -> bool:
+        """Apply what was read; False if the views were switched and it no longer comes next."""
+        followed = len(applier.followed)
         try:
-            await apply(db, page, self.position)
-        except (PageOutOfOrder, psycopg.errors.UndefinedTable) as error:
-            position = cast("int", await fetch_value(db, POSITION))
-            if position == self.position:
+            await applier.take(found)
+        except PageOutOfOrder:
+            before = self.position
+            await self._load(db, applier)
+            if not fits(await standings(db), self._views):
                 raise
-            log.info(
-                "project: views were rebuilt: from position %d to %d: %s", self.position, position, error
-            )
-            self._reached(position, ())
+            log.info("project: views were rebuilt: from position %d to %d", before, self.position)
             return False
+        if len(applier.followed) < followed:
+            self._learn(await standings(db))
         return True
 
     async def _pause(self, seconds: float) -> None:

@@ -1,4 +1,6 @@
-"""Reads how far the views are, how many deliveries are not done, and the channels."""
+"""Reads how far the views are, what they could not take, how many deliveries wait, and the channels."""
+
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -8,7 +10,17 @@ from app.views.deliveries import COUNTS, CountRow, DeliveryCounts
 from app.views.events import ledger_head
 from projections.deliveries import DEFERRED, OPEN, PARKED
 
-VIEWS = 'SELECT "view", position FROM positions ORDER BY "view"'
+PARKED_SHOWN = 20  # chosen: what a person reads; `parked` of each view has the number
+VIEWS = """
+SELECT p."view", p.position, count(q.view) FILTER (WHERE q.cause = 'event') AS parked,
+  coalesce(bool_or(q.stands), false) AS stands
+FROM positions AS p LEFT JOIN parked AS q USING ("view") GROUP BY p."view", p.position ORDER BY p."view"
+"""
+FAULTS = """
+SELECT "view", position, cause, error, to_char(parked_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS parked_at
+FROM parked WHERE %(view)s::text IS NULL OR "view" = %(view)s::text
+ORDER BY cause DESC, position, "view" LIMIT %(limit)s::bigint
+"""
 CHANNELS = "SELECT name, channel_id, kind, url, bot_id, position FROM channels ORDER BY name"
 CONNECTIONS = """
 SELECT channel, account_id, scope_id, title, connected, is_time_window_disabled, position,
@@ -18,10 +30,12 @@ FROM connections WHERE %(channel)s::text IS NULL OR channel = %(channel)s::text 
 
 
 class ViewRow(Struct):
-    """The position that a view has reached."""
+    """The position of a view, how many events are parked for it, and whether it stands still."""
 
     view: str
     position: int
+    parked: int
+    stands: bool
 
 
 class Connection(Struct, frozen=True, kw_only=True):
@@ -50,18 +64,44 @@ class Channel(Struct, frozen=True, kw_only=True):
 
 
 class ViewStatus(Struct, frozen=True):
-    """The position that a view has reached; `lag` is how many events it is behind the ledger."""
+    """The position that a view has reached; `lag` is how many events it is behind the ledger.
+
+    `parked` is the number of events that the view could not take; if it `stands` still, it takes no more.
+    """
 
     view: str
     position: int
     lag: int
+    parked: int = 0
+    stands: bool = False
+
+
+class Parked(Struct, frozen=True):
+    """What a view could not take, with the error.
+
+    `cause`: an "event" of the ledger; a "rebuild" of the views, which therefore did not take their place; or
+    another "version" of the view in this program, whose rebuild was refused.
+    """
+
+    view: str
+    position: int
+    cause: Literal["event", "rebuild", "version"]
+    error: str
+    parked_at: str
+
+
+class Projection(Struct, frozen=True):
+    """What the views could not take: the first events by position; each view counts all of its own."""
+
+    parked: list[Parked]
 
 
 class Standing(Struct, frozen=True):
-    """The ledger's last position, the views' positions, and the counts of deliveries."""
+    """The ledger's last position, the views' positions and faults, and the counts of deliveries."""
 
     head: int
     views: list[ViewStatus]
+    projection: Projection
     deliveries: DeliveryCounts
 
 
@@ -74,9 +114,18 @@ async def view_status(pool: Pool) -> Standing:
     oldest = min((row.oldest for row in counts.values()), default=None)
     return Standing(
         head,
-        [ViewStatus(row.view, row.position, max(0, head - row.position)) for row in views],
+        [
+            ViewStatus(row.view, row.position, max(0, head - row.position), row.parked, row.stands)
+            for row in views
+        ],
+        Projection(await list_parked(pool)),
         DeliveryCounts(open_, deferred, parked, oldest),
     )
+
+
+async def list_parked(pool: Pool, view: str | None = None, limit: int = PARKED_SHOWN) -> list[Parked]:
+    """Returns what the views, or one of them, could not take, the first ones by position."""
+    return await pool.fetch(Parked, FAULTS, {"view": view, "limit": limit})
 
 
 async def list_channels(pool: Pool) -> list[Channel]:

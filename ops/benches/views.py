@@ -5,9 +5,9 @@ import random
 import time
 
 from app.database.pool import Pool
-from app.views import tables
 from app.views.conversations import list_conversations
 from app.views.messages import list_messages
+from app.views.rebuild import rebuild as rebuild_views
 from ops.benches import samples
 from ops.benches.measure import Figure, compared, new_database, percentile, private_servers, say
 
@@ -27,7 +27,7 @@ async def rebuild() -> list[Figure]:
         await samples.fill(url, REBUILT)
         for number in range(ROUNDS):
             start = time.perf_counter()
-            await tables.rebuild(url)
+            await rebuild_views(url)
             rates.append(REBUILT / (time.perf_counter() - start))
             say(f"rebuild round {number + 1}: {rates[-1]:.0f}/s")
     rate = round(sorted(rates)[ROUNDS // 2])
@@ -43,7 +43,7 @@ async def history() -> list[Figure]:
             say(f"history: a ledger of {events:,} events")
             url = await new_database(where, f"history_{events}")
             await samples.fill(url, events)
-            await tables.rebuild(url)
+            await rebuild_views(url)
             pool = Pool(url)
             stack.push_async_callback(pool.close)
             reads = pool

@@ -14,7 +14,7 @@ from app.config.settings import load_settings
 from app.servers.servers import Servers
 from app.service.service import running
 from app.stream import jetstream
-from app.views.tables import rebuild
+from app.views.rebuild import rebuild
 from ops.sandbox import Sandbox
 from tests.support.databases import database
 from tests.support.ids import ADMIN_KEY, MASTER_KEY

@@ -20,7 +20,7 @@ from ops.main import cli
 from ops.sandbox import Sandbox
 from tests.support.databases import database
 from tests.support.ids import ADMIN_KEY, AS_ADMIN
-from tests.support.processes import Process, run_command, servers_end, started
+from tests.support.processes import Process, run_command, servers_end, service_process, started
 from tests.support.system import Story, broker, chat, config, free_port, until
 
 COMMANDS = ["serve", "demo", "sandbox", "migrate", "status", "rebuild"]
@@ -86,6 +86,36 @@ async def test_status_and_rebuild_tell_of_a_running_service(given: dict[str, str
         assert (await run_command("rebuild", **given)).out == "rebuilt\n"
         wrong = await run_command("status", "--url", url, **{**given, "CHATLEDGER_ADMIN_KEY": "other"})
         assert (wrong.code, wrong.out, "401" in wrong.err) == (1, "", True)
+
+
+async def test_rebuild_and_retry_work_beside_a_service_with_private_servers(data_folder: Path) -> None:
+    where = {"CHATLEDGER_DATA": str(data_folder / "data")}
+    async with started(process := service_process(data_folder, 0, "http://127.0.0.1:9")):
+        before = (data_folder / "data" / "admin.key").exists()
+        rebuilt = await run_command("rebuild", **where)
+        assert (rebuilt.code, rebuilt.out) == (0, "rebuilt\n"), rebuilt
+        assert (await run_command("views", "retry", **where)).out == "nothing is parked\n"
+        assert (data_folder / "data" / "admin.key").exists() == before
+        assert await process.end() == 0
+    assert servers_end(data_folder)
+    assert (await run_command("rebuild", **where)).out == "rebuilt\n"  # It starts what it needs.
+    assert servers_end(data_folder)
+
+
+def keys_in(folder: Path) -> list[Path]:
+    return list(folder.glob("**/*.key"))
+
+
+async def test_a_command_that_reads_makes_no_keys(tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_text("{}")
+    folder = tmp_path / "data"
+    for arguments in (["status"], ["import", str(tmp_path / "lines.jsonl"), "--channel", "acme"], ["doctor"]):
+        told = await run_command(*arguments, CHATLEDGER_DATA=str(folder))
+        assert told.code in (1, 2)
+        assert "Traceback" not in told.err
+        if arguments != ["doctor"]:
+            assert "there is no admin key" in told.err
+        assert keys_in(tmp_path) == []
 
 
 async def test_status_says_that_nobody_answers(given: dict[str, str]) -> None:

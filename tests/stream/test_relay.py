@@ -77,6 +77,32 @@ async def test_the_largest_events_pass(ledger: Ledger, nats_own: PrivateNats) ->
     assert await differing(nats_own.url, ledger.rows) == []
 
 
+async def test_an_event_that_cannot_be_read_keeps_its_place(ledger: Ledger, nats_own: PrivateNats) -> None:
+    await ledger.fill(3)
+    for damaged in (
+        b"",
+        b"\xff{",
+        b'{"type":"message.sent"}',
+        b'{"id":"x\\r\\n","type":"a b","channel":"c"}',
+    ):
+        position = len(ledger.rows) + 1
+        async with await psycopg.AsyncConnection.connect(ledger.url, autocommit=True) as connection:
+            await connection.execute(
+                "INSERT INTO ledger.stored_events VALUES (gen_random_uuid(), 1, 'message.sent', %s, %s)",
+                (damaged, position),
+            )
+        ledger.rows[position] = damaged
+    for _ in range(2):  # One by one while it relays, then with what came before, in a batch.
+        async with relaying(ledger, nats_own.url) as relay:
+            await until(lambda: relay.position == len(ledger.rows))
+            await ledger.fill(1)
+            await until(lambda: relay.position == len(ledger.rows))
+            assert await differing(nats_own.url, ledger.rows) == []
+            assert relay.restarted == 0
+        await wipe(nats_own)
+        await ledger.fill(20)
+
+
 async def test_a_message_is_a_cloud_event_in_its_causes_trace(ledger: Ledger, nats_own: PrivateNats) -> None:
     cause = message(1)
     effect = message(2, cause=cause.id)

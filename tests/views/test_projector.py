@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from app.views.projector import FeedBehind, Projector
-from app.views.tables import UnreadableEvent, rebuild
+from app.views.rebuild import rebuild
 from tests.support.ledgers.view_events import EventLog, prepare, random_log, store, tables
 
 
@@ -102,27 +102,6 @@ async def test_a_broken_link_is_mended(database_url: str) -> None:
         )
         await store(database_url, log.events[20:], first=21)
         assert await projector.wait_for(len(log.events))
-
-
-async def test_an_event_that_cannot_be_read_stops_the_projector_before_it(database_url: str) -> None:
-    log = random_log(4, 10)
-    await prepare(database_url, log.events[:10])
-    await execute(
-        database_url,
-        "INSERT INTO ledger.stored_events VALUES (gen_random_uuid(), 1, 'x', '{\"type\":\"x\"}', 11)",
-    )
-    projector = Projector(database_url, page_events=5)
-    with pytest.raises(UnreadableEvent, match="position 11"):
-        await projector.run()
-    assert projector.position < 11
-
-
-async def test_a_gap_in_the_ledger_stops_the_projector(database_url: str) -> None:
-    log = random_log(4, 10)
-    await prepare(database_url, log.events[:5])
-    await store(database_url, log.events[5:], first=7)
-    with pytest.raises(UnreadableEvent, match="lacks"):
-        await Projector(database_url).run()
 
 
 async def test_views_of_other_code_are_made_anew(database_url: str) -> None:

@@ -9,12 +9,12 @@ import pytest
 
 from app import clock
 from app.database.pool import BadFilter, Pool, ViewsMissing
-from app.views import tables
 from app.views.conversations import get_conversation, list_conversations
 from app.views.cursor import BadCursor
 from app.views.deliveries import list_deliveries
 from app.views.events import Filter, list_events, stream_events
 from app.views.messages import get_message, list_messages
+from app.views.rebuild import rebuild
 from app.views.status import list_channels, list_connections, view_status
 from domain import events as e
 from domain.ids import message_id
@@ -37,7 +37,7 @@ async def of(database_url: str, reads: Pool) -> Open:
 
     async def of(log: EventLog) -> Pool:
         await prepare(database_url, log.events)
-        await tables.rebuild(database_url)
+        await rebuild(database_url)
         return reads
 
     return of
@@ -181,7 +181,7 @@ async def test_a_failure_is_told_until_the_message_arrives_after_all(of: Open, d
     assert (message.status, message.failure.code, message.failure.text) == ("failed", 904, "not a user")
     delivered = log.about(e.MessageDelivered, sent)
     await store(database_url, [delivered], first=len(log.events))
-    await tables.rebuild(database_url)
+    await rebuild(database_url)
     message = await get_message(reads, sent.stream)
     assert message
     assert (message.status, message.failure) == ("delivered", None)
@@ -345,7 +345,7 @@ async def test_reads_go_on_while_views_are_switched_and_links_break(of: Open, da
     reads = await of(log)
     before = await list_conversations(reads)
     for _ in range(3):
-        await tables.rebuild(database_url)
+        await rebuild(database_url)
         assert await list_conversations(reads) == before
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other:
         await other.execute(

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from app.database.pool import Pool
-from app.views import tables
 from app.views.deliveries import list_deliveries
 from app.views.messages import get_message, list_messages
+from app.views.rebuild import rebuild
 from domain import events as e
 from domain.ids import message_id
 from tests.support.console import NAME, Browser, System, browsing, text_message, whole_system
@@ -28,7 +28,7 @@ async def reads(database_url: str) -> AsyncIterator[Pool]:
 
 async def of(reads: Pool, url: str, log: EventLog) -> Pool:
     await prepare(url, log.events)
-    await tables.rebuild(url)
+    await rebuild(url)
     return reads
 
 

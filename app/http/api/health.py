@@ -13,7 +13,6 @@ from app.http.openapi.responses import answers
 from app.http.request import Call, services_of
 from app.kommo.refused import count_refused
 from app.problems import ProblemError
-from app.views.events import ledger_head
 from app.views.status import view_status
 
 
@@ -55,7 +54,12 @@ async def measures(request: Call) -> Response[bytes]:
     metrics.QUEUE.set(services.ledger.depth)
     metrics.VIEW_POSITION.set(services.projector.position)
     metrics.KEPT.set(await count_refused(services.pool))
-    metrics.HEAD.set(await ledger_head(services.pool))
+    standing = await view_status(services.pool)
+    metrics.HEAD.set(standing.head)
+    for view in standing.views:
+        metrics.VIEW_PARKED.labels(view.view).set(view.parked)
+        metrics.VIEW_STANDS.labels(view.view).set(view.stands)
+    metrics.REBUILD_REFUSED.set(any(one.cause == "rebuild" for one in standing.projection.parked))
     if services.relay:
         metrics.RELAY_POSITION.set(services.relay.position)
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -32,6 +32,11 @@ KINDS = {
     "location": "Location",
     "contact": "Contact",
 }
+PARKED_CAUSES = {
+    "event": "",
+    "rebuild": "New views were refused: ",
+    "version": "Stands still: ",
+}
 PROBLEMS = {404: "Not found", 500: "Something went wrong", 503: "Temporarily unavailable"}
 STATUS_WORDS = {
     ("in", "sent"): "Recorded, not yet sent to Kommo",
@@ -331,16 +336,19 @@ def _moment(text: str) -> datetime:
 
 
 class Stored(Struct, frozen=True):
-    """The fields of a stored event that its line shows."""
+    """The fields of a stored event that its line shows; a damaged one lacks some."""
 
-    type: str
-    by: str
-    recorded_at: str
+    type: str = "unreadable"
+    by: str = ""
+    recorded_at: str = ""
 
 
 def event_head(stored: events.Stored) -> Stored:
     """The fields of an event that its line shows."""
-    return msgspec.json.decode(stored.event, type=Stored)
+    try:
+        return msgspec.json.decode(stored.event, type=Stored)
+    except msgspec.MsgspecError:
+        return Stored()
 
 
 def pretty(raw: msgspec.Raw) -> str:
@@ -368,4 +376,4 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "event_head": event_head,
     "reason": reason,
 }
-GLOBALS = {"KINDS": KINDS, "SIDES": SIDES, "FOLD": FOLD_CHARACTERS}
+GLOBALS = {"PARKED_CAUSES": PARKED_CAUSES, "KINDS": KINDS, "SIDES": SIDES, "FOLD": FOLD_CHARACTERS}

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 import msgspec
 from litestar import get
@@ -111,12 +111,19 @@ async def _missed(services: Services, ids: set[str], conversation: str | None, a
     changed: dict[str, None] = {}
     count = 0
     async for rows in stream_events(services.pool, after=after, only=Filter(conversation=conversation)):
-        change = changes([(position, e.decode(event)) for position, event in rows], ids)
+        change = changes(list(_readable(rows)), ids)
         changed |= dict.fromkeys(change.messages)
         count += len(rows)
         if count > MISSED_MAX or change.reload:
             return Change(reload=True)
     return Change(list(changed), head=True, chats=True)
+
+
+def _readable(rows: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, e.AnyEvent]]:
+    """Those of stored events that can be decoded: no page shows the others."""
+    for position, event in rows:
+        with contextlib.suppress(ValueError, RecursionError):
+            yield position, e.decode(event)
 
 
 def _lines(page: Page, ids: set[str]) -> list[bytes]:

@@ -213,9 +213,20 @@ SHAPES: dict[str, Json] = {
         "head": 13,
         "queue": 0,
         "views": [
-            {"view": name, "position": 13, "lag": 0}
+            {"view": name, "position": 13, "lag": 0, "parked": int(name == "messages"), "stands": False}
             for name in ("channels", "conversations", "messages", "deliveries", "events")
         ],
+        "projection": {
+            "parked": [
+                {
+                    "view": "messages",
+                    "position": 9,
+                    "cause": "event",
+                    "error": "it cannot be decoded: JSON is malformed: invalid character (byte 0)",
+                    "parked_at": AT,
+                }
+            ]
+        },
         "relay": {"active": True, "position": 13, "lag": 0},
         "deliveries": {"pending": 1, "deferred": 1, "parked": 0, "oldest_position": 12},
         "connections": [],
