@@ -222,7 +222,7 @@ def retry(config: Path | None, ids: tuple[str, ...], url: str | None) -> None:
     """
     settings = settings_of(config, {})
     where = url or f"http://{settings.host}:{settings.port}"
-    left = asyncio.run(_failing(refused_hooks.retry(where, load_keys(settings).admin, ids, tell)))
+    left = asyncio.run(_failing(refused_hooks.retry(where, find_admin_key(settings), ids, tell)))
     sys.exit(1 if left else 0)
 
 
