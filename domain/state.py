@@ -271,7 +271,7 @@ def _message(
             stand = {**message.deliveries, event.cause or "": _stand(event)}
             return replace(message, version=version, deliveries=stand)
     known = replace(message, version=version, seen=_seen(message, event))
-    if isinstance(event, e.Reported) and event.message is None:
+    if event.message is None and isinstance(event, e.Fact):
         known = replace(known, waiting=(*message.waiting, event))
     match event:
         case e.MessageSent():
@@ -323,7 +323,7 @@ def _seen(message: Message, event: e.AnyEvent) -> dict[Key, int]:
     name = key(event)
     if name not in seen:
         seen = {**seen, name: event.version}
-    if isinstance(event, e.Reported) and event.request:
+    if isinstance(event, e.Fact) and event.request:
         seen = {**seen, request_key(event.request): event.version}
     return seen
 
