@@ -46,6 +46,11 @@ def milliseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1000 + 0.0005)
 
 
+def read(moment: str) -> int:
+    """Returns a time of the form that `text` gives in unix milliseconds."""
+    return milliseconds(datetime.fromisoformat(moment))
+
+
 def new_id(ms: int) -> str:
     """Returns an RFC 9562 UUIDv7 (36 characters) whose last byte is 0: the base of a command's event ids."""
     if not _random_parts:

@@ -24,7 +24,9 @@ UNNAMED = Counter(
 REFUSED = Counter("chatledger_refused_hooks_total", "Hooks of Kommo that were not taken, and kept", ["why"])
 DROPPED = Counter("chatledger_dropped_hooks_total", "Refused hooks that were dropped for their number or age")
 KEPT = Gauge("chatledger_kept_hooks", "Refused hooks that are kept until someone has them taken up")
-PAUSED = Gauge("chatledger_paused_scopes", "Connections where Kommo refuses us (403) and someone must look")
+PAUSED = Gauge(
+    "chatledger_paused_scopes", "Accounts and messengers that refuse us, so that what is for them waits"
+)
 QUEUE = Gauge("chatledger_ledger_queue", "Commands that wait for the ledger")
 HEAD = Gauge("chatledger_ledger_head", "Position of the last event this process committed or saw")
 VIEW_POSITION = Gauge("chatledger_view_position", "Position that the views have reached")

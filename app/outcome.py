@@ -29,11 +29,15 @@ class Retry(Struct, frozen=True):
 
 
 class Refused(Struct, frozen=True):
-    """Refused for good: the HTTP status, Kommo's code (901..905), and the reason in words."""
+    """Refused for good: the HTTP status, Kommo's code (901..905), and the other side's reason in words.
+
+    `sure`: the reason is the contract's, so that no part of the message can be to blame.
+    """
 
     http: int
     code: int
     text: str
+    sure: bool = False
 
 
 class Gone(Struct, frozen=True):
@@ -43,9 +47,14 @@ class Gone(Struct, frozen=True):
 
 
 class Forbidden(Struct, frozen=True):
-    """The other side refuses our signature, clock or address (403): someone must look."""
+    """The other side refuses us and not the message, until somebody changes something there or here.
+
+    Kommo: the secret, the clock, the address or the account's plan (401, 402, 403, 423). A messenger: the
+    channel's address or secret (401, 403, 404, 405, 410).
+    """
 
     text: str
+    http: int = 403
 
 
 Outcome: TypeAlias = Done | Retry | Refused | Gone | Forbidden

@@ -29,6 +29,8 @@ def record(draft: Draft, command: c.Register | c.Change | c.Connect | c.Disconne
             fields = {"url": command.url, "bot_id": command.bot_id, "secrets": list(command.secrets)}
             fields |= {"options": command.options}
         case c.Connect():
+            if command.renewed and before and not before.connected:
+                raise NotConnected
             wanted = (command.title, command.is_time_window_disabled)
             same = before and before.connected and (before.title, before.is_time_window_disabled) == wanted
             news, kind = command.again or not same, e.ChannelConnected

@@ -144,6 +144,7 @@ class Accept(Command, frozen=True, kw_only=True, gc=False):
     `alias` is the stream that `remote_id` names, and `alias_within` the stream that it names within the
     conversation, for use if `alias` names another message. `end` is the messenger's name for the
     conversation, from the same answer. `copy`: Kommo accepted the mirror of a message that an operator sent.
+    `left_out` names the parts that it was refused with, and sent again without.
     """
 
     stream: str
@@ -154,15 +155,17 @@ class Accept(Command, frozen=True, kw_only=True, gc=False):
     end: End | None = None
     cause: str | None = None
     copy: bool = False
+    left_out: tuple[str, ...] = ()
 
 
 class Reject(Command, frozen=True, kw_only=True, gc=False):
-    """The receiving side refused a message for good."""
+    """The receiving side refused a message for good: `text` is its own, `reason` ours."""
 
     stream: str
     code: int
     text: str
     cause: str | None = None
+    reason: str | None = None
 
 
 class Complete(Command, frozen=True, kw_only=True, gc=False):
@@ -174,23 +177,25 @@ class Complete(Command, frozen=True, kw_only=True, gc=False):
 
 
 class Defer(Command, frozen=True, kw_only=True, gc=False):
-    """An attempt to deliver event `cause` failed and will be repeated."""
+    """An attempt to deliver event `cause` failed and will be repeated; `answer` is the other side's text."""
 
     stream: str
     cause: str
     reason: str
+    answer: str | None = None
 
 
 class Park(Command, frozen=True, kw_only=True, gc=False):
-    """The delivery of event `cause` stops until an operator resumes it."""
+    """The delivery of event `cause` stops until an operator resumes it; `answer` is the other side's text."""
 
     stream: str
     cause: str
     reason: str
+    answer: str | None = None
 
 
 class Resume(Command, frozen=True, kw_only=True, gc=False):
-    """An operator resumes the parked delivery of event `cause`."""
+    """An operator resumes the parked or failed delivery of event `cause`."""
 
     stream: str
     cause: str
@@ -221,11 +226,15 @@ class Change(Command, frozen=True, kw_only=True, gc=False):
 
 
 class Connect(Command, frozen=True, kw_only=True, gc=False):
-    """Kommo connected the channel; `again` records it even if it was connected already."""
+    """Kommo connected the channel; `again` records it even if it was connected already.
+
+    `renewed`: delivery connected again, which is not to be recorded once an operator has disconnected.
+    """
 
     stream: str
     title: str
     again: bool = False
+    renewed: bool = False
     is_time_window_disabled: bool = False
 
 

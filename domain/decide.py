@@ -360,7 +360,7 @@ def _accept(draft: Draft, command: c.Accept) -> Decision:
         return draft.done(command.stream, version, duplicate=True, message=command.stream)
     about: dict[str, object] = {"conversation": sent.conversation, "message": command.stream}
     fields: dict[str, object] = {"cause": command.cause, "side": command.side, "copy": command.copy}
-    fields["remote_id"] = command.remote_id
+    fields |= {"remote_id": command.remote_id, "left_out": list(command.left_out)}
     accepted = draft.add(e.MessageAccepted, command.stream, about | fields)
     if command.end and sent.conversation:
         home = root(draft, sent.conversation)
@@ -412,6 +412,6 @@ def _reject(draft: Draft, command: c.Reject) -> Decision:
         raise Unknown
     if version := message.seen.get("message.failed"):
         return draft.done(command.stream, version, duplicate=True, message=command.stream)
-    fields = {"code": command.code, "text": command.text, "cause": command.cause}
+    fields = {"code": command.code, "text": command.text, "cause": command.cause, "reason": command.reason}
     event = record(draft, command.stream, Fact(e.MessageFailed, command.at, command.by, fields))
     return draft.done(command.stream, event.version, message=command.stream)

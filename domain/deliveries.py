@@ -19,12 +19,14 @@ def record(draft: Draft, command: c.Complete | c.Defer | c.Park | c.Resume) -> D
             fields = {"superseded": command.superseded}
         case c.Defer():
             news, kind = stand != f"deferred: {command.reason}", e.DeliveryDeferred
-            fields = {"reason": command.reason}
+            fields = {"reason": command.reason, "answer": command.answer}
         case c.Park():
             news, kind = not stand.startswith("parked"), e.DeliveryParked
-            fields = {"reason": command.reason}
+            fields = {"reason": command.reason, "answer": command.answer}
         case c.Resume():
-            news, kind = stand.startswith("parked"), e.DeliveryResumed
+            failed = message.has_failed(command.cause)
+            news, kind = failed or stand.startswith("parked"), e.DeliveryResumed
+            fields = {"was": "failed" if failed else "parked"}
     if stand == "completed" or not news:
         return draft.done(command.stream, message.version, duplicate=True, message=command.stream)
     conversation = message.sent and message.sent.conversation

@@ -180,12 +180,13 @@ class MessageAccepted(Event, frozen=True, kw_only=True, gc=False, tag="message.a
     """The receiving side accepted the message; `remote_id` is its id for it (None: it did not say).
 
     `copy`: Kommo accepted the mirror of a message that an operator sent; the message's own status is
-    unchanged.
+    unchanged. `left_out` names the parts that it was refused with, and sent again without.
     """
 
     side: Side
     remote_id: str | None = None
     copy: bool = False
+    left_out: list[str] = []
 
 
 class MessageNamed(Event, frozen=True, kw_only=True, gc=False, tag="message.named"):
@@ -207,10 +208,14 @@ class MessageRead(Fact, frozen=True, kw_only=True, gc=False, tag="message.read")
 
 
 class MessageFailed(Fact, frozen=True, kw_only=True, gc=False, tag="message.failed"):
-    """The message will not arrive; `code` is Kommo's (901..905), `remote_id` Kommo's id of the message."""
+    """The message will not arrive; `code` is Kommo's (901..905), `remote_id` Kommo's id of the message.
+
+    `text` is the other side's; `reason` is ours, where delivery found out.
+    """
 
     code: int
     text: str
+    reason: str | None = None
     remote_id: str | None = None
     push: Side | None = None
 
@@ -258,19 +263,23 @@ class DeliveryCompleted(Event, frozen=True, kw_only=True, gc=False, tag="deliver
 
 
 class DeliveryDeferred(Event, frozen=True, kw_only=True, gc=False, tag="delivery.deferred"):
-    """An attempt to deliver event `cause` failed and will be repeated."""
+    """An attempt to deliver event `cause` failed and will be repeated; `answer` is the other side's text."""
 
     reason: str
+    answer: str | None = None
 
 
 class DeliveryParked(Event, frozen=True, kw_only=True, gc=False, tag="delivery.parked"):
-    """The delivery of event `cause` has stopped until an operator resumes it."""
+    """The delivery of event `cause` has stopped until it is resumed; `answer` is the other side's text."""
 
     reason: str
+    answer: str | None = None
 
 
 class DeliveryResumed(Event, frozen=True, kw_only=True, gc=False, tag="delivery.resumed"):
-    """The delivery of event `cause` goes on."""
+    """The delivery of event `cause` goes on; `was` is how it stood: a failed message is sent again."""
+
+    was: Literal["parked", "failed"] = "parked"
 
 
 class AccountAuthorized(Event, frozen=True, kw_only=True, gc=False, tag="account.authorized"):

@@ -11,15 +11,28 @@ Author: TypeAlias = Literal["kommo", "messenger", "operator"]
 MessageIds: TypeAlias = Literal["per channel", "per conversation"]
 
 
+# Chosen: a deployment is corrected by then, and a manager who waits for longer must know of it.
+WAIT_FOR_MESSENGER = "15m"
+UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
 class ChannelOptions(Struct, frozen=True, omit_defaults=True, gc=False):
     """How a channel's messenger speaks.
 
     `message_ids`: whether its ids of messages are unique in the channel and account, or in a conversation
-    only. `default_account` takes what names no account in a channel that has several.
+    only. `default_account` takes what names no account in a channel that has several. `wait_for_messenger` is
+    how long managers' messages wait while the messenger refuses our calls (401, 403, 404, 405, 410), before
+    they fail: a number with s, m, h or d.
     """
 
     message_ids: MessageIds = "per channel"
     default_account: str | None = None
+    wait_for_messenger: str = WAIT_FOR_MESSENGER
+
+    @property
+    def wait_ms(self) -> int:
+        """`wait_for_messenger` in milliseconds."""
+        return int(self.wait_for_messenger[:-1]) * UNITS_MS[self.wait_for_messenger[-1]]
 
 
 class Party(Struct, frozen=True, omit_defaults=True, gc=False):

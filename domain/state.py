@@ -66,6 +66,11 @@ class Message(Struct, frozen=True, gc=False):
     waiting: tuple[e.Reported, ...] = ()
     deliveries: dict[str, str] = {}
 
+    def has_failed(self, cause: str) -> bool:
+        """Whether event `cause` sent the message, and it has failed before the other side accepted it."""
+        sends = self.sent is not None and self.sent.id == cause
+        return sends and self.rank == RANKS["failed"] and "message.accepted" not in self.seen
+
 
 class Chat(Struct, frozen=True, gc=False):
     """A stream named by a conversation's id: the conversation, or (`into`) a pointer to it.
@@ -269,6 +274,7 @@ def _message(
     match event:
         case e.DeliveryCompleted() | e.DeliveryDeferred() | e.DeliveryParked() | e.DeliveryResumed():
             stand = {**message.deliveries, event.cause or "": _stand(event)}
+            message = _sent_again(message) if getattr(event, "was", None) == "failed" else message
             return replace(message, version=version, deliveries=stand)
     known = replace(message, version=version, seen=_seen(message, event))
     if event.message is None and isinstance(event, e.Fact):
@@ -316,6 +322,12 @@ def _reacted(message: Message, event: e.Reaction) -> Message:
     removed = isinstance(event, e.ReactionRemoved)
     reaction = Reacted(event.at, event.version, event.emoji, removed)
     return replace(message, reactions={**message.reactions, who: reaction})
+
+
+def _sent_again(message: Message) -> Message:
+    """Returns a failed message as it was before, so that what comes of the next attempt is news."""
+    seen = {name: version for name, version in message.seen.items() if name != "message.failed"}
+    return replace(message, rank=RANKS["sent"], seen=seen)
 
 
 def _seen(message: Message, event: e.AnyEvent) -> dict[Key, int]:

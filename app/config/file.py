@@ -16,7 +16,7 @@ from msgspec import Meta, Struct, inspect
 
 from app.config.settings import BadSettings, Settings, from_environment, is_table, read_file
 from app.messengers.kinds import KINDS
-from domain.parts import ChannelOptions, MessageIds
+from domain.parts import WAIT_FOR_MESSENGER, ChannelOptions, MessageIds
 
 # The patterns have `(?!\n)`, because `$` alone accepts a line end.
 ChannelName = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$(?!\n)")]
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     Kind: TypeAlias = str
 else:
     Kind = Literal[tuple(KINDS)]
+Wait = Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]{0,4})[smhd]$(?!\n)")]
 Rate = Annotated[float, Meta(gt=0, le=10_000)]
 
 CALLBACK = "/oauth/callback"
@@ -48,6 +49,7 @@ HINTS = {
     "crm_url": "give the address of the account's CRM, like https://acme.kommo.com",
     "redirect_url": f"give CHATLEDGER_PUBLIC_URL and {CALLBACK}, as on the integration's page in Kommo",
     "authorize_url": "give an http or https URL, or leave it out",
+    "wait_for_messenger": 'give a number with s, m, h or d, like "15m"',
     "title": "give at most 255 characters",
     "is_time_window_disabled": "give true or false, or leave it out",
     "message_ids": 'give "per channel" or "per conversation"',
@@ -117,7 +119,7 @@ class Connected(Struct, frozen=True, forbid_unknown_fields=True):
 class Channel(Struct, frozen=True, forbid_unknown_fields=True):
     """A channel, its messenger, and the accounts that it is to be connected to.
 
-    `message_ids` and `default_account` are as in `domain.parts.ChannelOptions`.
+    `message_ids`, `default_account` and `wait_for_messenger` are as in `domain.parts.ChannelOptions`.
     """
 
     name: ChannelName
@@ -126,11 +128,12 @@ class Channel(Struct, frozen=True, forbid_unknown_fields=True):
     connections: tuple[Connected, ...] = ()
     message_ids: MessageIds = "per channel"
     default_account: Uuid | None = None
+    wait_for_messenger: Wait = WAIT_FOR_MESSENGER
 
     @property
     def options(self) -> ChannelOptions:
         """How its messenger speaks."""
-        return ChannelOptions(self.message_ids, self.default_account)
+        return ChannelOptions(self.message_ids, self.default_account, self.wait_for_messenger)
 
 
 class Budgets(Struct, frozen=True, forbid_unknown_fields=True):

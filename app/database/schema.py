@@ -40,6 +40,13 @@ CREATE INDEX IF NOT EXISTS links_told_at ON ledger.links (told_at);
 CREATE TABLE IF NOT EXISTS ledger.connecting (
   channel text NOT NULL, account_id text NOT NULL DEFAULT '', tried_at timestamptz NOT NULL, problem text,
   PRIMARY KEY (channel, account_id));
+CREATE TABLE IF NOT EXISTS ledger.rests (
+  channel text NOT NULL, account_id text NOT NULL, destination text NOT NULL, since timestamptz NOT NULL,
+  next_at timestamptz NOT NULL, tries integer NOT NULL DEFAULT 1, nudges integer NOT NULL DEFAULT 0,
+  reason text NOT NULL, answer text NOT NULL, PRIMARY KEY (channel, account_id, destination));
+CREATE TABLE IF NOT EXISTS ledger.tries (
+  delivery uuid PRIMARY KEY, attempts integer NOT NULL, tried_at timestamptz NOT NULL,
+  next_try_at timestamptz) WITH (fillfactor = 70);
 CREATE TABLE IF NOT EXISTS ledger.tokens (
   account_id text PRIMARY KEY, crm_id bigint NOT NULL, crm_url text NOT NULL, sealed bytea NOT NULL,
   expires_at timestamptz NOT NULL, state text NOT NULL, reason text NOT NULL, generation bigint NOT NULL);
@@ -71,6 +78,7 @@ GRANT EXECUTE ON FUNCTION ledger.append TO {role};
 GRANT SELECT ON ledger.meta TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.clocks, ledger.secrets, ledger.refused TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.connecting, ledger.links TO {role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.rests, ledger.tries TO {role};
 GRANT SELECT, INSERT, UPDATE ON ledger.imports TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.tokens, ledger.consents, ledger.keyring TO {role};
 """

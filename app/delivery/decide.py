@@ -9,6 +9,7 @@ from app.channels.directory import Connection
 from app.delivery.job import (
     Disconnected,
     Doubt,
+    Expired,
     Job,
     Lost,
     Missing,
@@ -21,6 +22,7 @@ from app.delivery.job import (
     is_imported,
 )
 from app.kommo.chats.payloads import Created
+from app.limits import OTHER_FAILURE
 from app.outcome import Done, Forbidden, Gone, Refused, Retry
 from domain import commands as c
 from domain import events as e
@@ -42,6 +44,8 @@ DOUBLINGS_MAX = 20
 
 # Kommo answers an edit of a message that it does not have with 400, everything else with 404.
 UNKNOWN_EDIT = 400
+# Of the statuses by which Kommo refuses us, the one that a dropped connection may have too.
+DROPPED = 403
 
 
 class Moment(NamedTuple):
@@ -78,7 +82,7 @@ def decide(result: Result, job: Job, now: Moment) -> Decision:
     if isinstance(event, e.TypingStarted):
         return Decision(tried)  # Tried once, while it is fresh; the next moment it means nothing.
     if doubt and isinstance(doubt.answer, Forbidden) and isinstance(result, Retry | Lost):
-        return _later(event, tried, now, _forbidden(doubt.answer))
+        return _rest(event, tried, now, doubt.answer)
     match result:
         case Done():
             return Decision(tried, _accept(event, result, now))
@@ -86,8 +90,12 @@ def decide(result: Result, job: Job, now: Moment) -> Decision:
             return Decision(tried)
         case Superseded():
             return Decision(tried, _complete(event, now, result.reason))
-        case Disconnected() | Missing() | Lost():
+        case Disconnected() | Missing():
             return _park(event, tried, now, result.reason)
+        case Lost():
+            return _park(event, tried, now, result.reason, result.answer)
+        case Expired():
+            return _expire(event, tried, now, result)
         case Reconnected():
             command = _connect(result.connection, now) if result.connection else None
             return Decision(replace(tried, reconnected=True), command, 0.0)
@@ -98,9 +106,10 @@ def decide(result: Result, job: Job, now: Moment) -> Decision:
         case Gone():
             return _gone(event, tried, now, result, doubt)
         case Forbidden():
-            if tried.reconnected:
-                return _later(event, tried, now, _forbidden(result))
-            return _doubt(tried, Doubt(result, "connection", now.began))
+            dropped = event.push == KOMMO and result.http == DROPPED and not tried.reconnected
+            if dropped:
+                return _doubt(tried, Doubt(result, "connection", now.began))
+            return _rest(event, tried, now, result)
 
 
 def attempt_outcome(result: Result, job: Job, decision: Decision) -> str:
@@ -115,7 +124,7 @@ def attempt_outcome(result: Result, job: Job, decision: Decision) -> str:
             return "refused"
         case Retry() | Forbidden():
             return "deferred"
-        case Gone() | Disconnected() | Missing() | Lost():
+        case Gone() | Disconnected() | Missing() | Lost() | Expired():
             return "gone"
         case Superseded() | Settled() | Reconnected():
             return "superseded"
@@ -136,14 +145,35 @@ def _refused(event: Pushed, tried: Progress, now: Moment, refused: Refused, doub
     if not isinstance(event, Created):
         if doubt is None and event.push == KOMMO and refused.http == UNKNOWN_EDIT:
             return _doubt(tried, Doubt(refused, "ledger"))
-        return _park(event, tried, now, f"refused for good: {refused.text}")
+        return _park(event, tried, now, f"refused for good: {_http(event, refused)}", refused.text)
     if doubt is None and event.push == KOMMO and tried.unknown:
         return _doubt(tried, Doubt(refused, "history"))
     if isinstance(event, e.MessageMirrored):
-        return _park(event, tried, now, f"Kommo refused the copy: {refused.text}")
-    stamp = _by(now, event.push or "system")
-    command = c.Reject(**stamp, stream=event.stream, code=refused.code, text=refused.text, cause=event.id)
-    return Decision(tried, command)
+        return _park(event, tried, now, f"Kommo refused the copy: {_http(event, refused)}", refused.text)
+    stamp, reason = _by(now, event.push or "system"), f"refused for good: {_http(event, refused)}"
+    return Decision(tried, _reject(stamp, event, refused.code, refused.text, reason))
+
+
+def _reject(stamp: c.Stamp, event: Pushed, code: int, text: str, reason: str) -> c.Reject:
+    return c.Reject(**stamp, stream=event.stream, code=code, text=text, cause=event.id, reason=reason)
+
+
+def _expire(event: Pushed, tried: Progress, now: Moment, expired: Expired) -> Decision:
+    """A message fails, so that its manager learns of it; anything else waits for someone to look."""
+    if not isinstance(event, e.MessageSent):
+        return _park(event, tried, now, expired.reason, expired.answer)
+    return Decision(tried, _reject(now.stamp, event, OTHER_FAILURE, expired.reason, expired.reason))
+
+
+def _rest(event: Pushed, tried: Progress, now: Moment, forbidden: Forbidden) -> Decision:
+    """Nothing is the matter with the event: it waits until the account or the messenger takes it."""
+    subject = "account" if event.push == KOMMO else "channel"
+    reason = f"the {subject} rests: {_http(event, forbidden)}"
+    return _later(event, tried, now, reason, answer=forbidden.text)
+
+
+def _http(event: Pushed, refusal: Refused | Forbidden) -> str:
+    return f"HTTP {refusal.http} from {'Kommo' if event.push == KOMMO else 'the messenger'}"
 
 
 def _gone(event: Pushed, tried: Progress, now: Moment, gone: Gone, doubt: Doubt | None) -> Decision:
@@ -151,7 +181,7 @@ def _gone(event: Pushed, tried: Progress, now: Moment, gone: Gone, doubt: Doubt 
     if doubt is None and event.push == KOMMO and not isinstance(event, Created):
         return _doubt(tried, Doubt(gone, "ledger", now.began))
     if tried.reconnected:
-        return _park(event, tried, now, f"not found (404), also after connecting again: {gone.text}")
+        return _park(event, tried, now, "not found (404), also after connecting again", gone.text)
     return _doubt(tried, Doubt(gone, "connection", doubt.tried_at if doubt else now.began))
 
 
@@ -159,7 +189,14 @@ def _doubt(tried: Progress, doubt: Doubt) -> Decision:
     return Decision(replace(tried, doubt=doubt), after_seconds=0.0)
 
 
-def _later(event: Pushed, tried: Progress, now: Moment, reason: str, after_seconds: float = 0.0) -> Decision:
+def _later(
+    event: Pushed,
+    tried: Progress,
+    now: Moment,
+    reason: str,
+    after_seconds: float = 0.0,
+    answer: str | None = None,
+) -> Decision:
     """Wait longer each time; record the first failure, and any change of reason."""
     since = now.time if tried.since is None else tried.since
     most = RETRY_SECONDS_LATER if now.time - since > LATER_SECONDS else RETRY_SECONDS_MAX
@@ -167,13 +204,16 @@ def _later(event: Pushed, tried: Progress, now: Moment, reason: str, after_secon
     pause = longest * (SHARE_MIN + (1 - SHARE_MIN) * now.chance)
     command = None
     if reason != tried.reason:
-        command = c.Defer(**now.stamp, stream=event.stream, cause=event.id, reason=reason)
+        command = c.Defer(
+            **now.stamp, stream=event.stream, cause=event.id, reason=reason, answer=answer or None
+        )
     progress = replace(tried, since=since, reason=reason, attempts=tried.attempts + 1)
     return Decision(progress, command, max(pause, after_seconds))
 
 
-def _park(event: Pushed, tried: Progress, now: Moment, reason: str) -> Decision:
-    return Decision(tried, c.Park(**now.stamp, stream=event.stream, cause=event.id, reason=reason))
+def _park(event: Pushed, tried: Progress, now: Moment, reason: str, answer: str | None = None) -> Decision:
+    command = c.Park(**now.stamp, stream=event.stream, cause=event.id, reason=reason, answer=answer or None)
+    return Decision(tried, command)
 
 
 def _complete(event: Pushed, now: Moment, superseded: str | None = None) -> c.Complete:
@@ -212,13 +252,10 @@ def _connect(connection: Connection, now: Moment) -> c.Connect:
         stream=stream,
         title=connection.title,
         again=True,
+        renewed=True,
         is_time_window_disabled=connection.is_time_window_disabled,
     )
 
 
 def _by(now: Moment, by: str) -> c.Stamp:
     return {**now.stamp, "by": by}
-
-
-def _forbidden(forbidden: Forbidden) -> str:
-    return f"refused (403): {forbidden.text}"

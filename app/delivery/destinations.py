@@ -1,19 +1,39 @@
 """One way to Kommo and to every messenger: a push passes its destination's gate, then makes its one call.
 
 What Kommo or a messenger answers also says how hard it may be pressed: `_press` pauses and opens the gate.
+
+A destination that refuses us, and not the message, rests: nothing passes its gate but a probe, after ever
+longer pauses, and at once when something has changed that may help (`watch`). What is for Kommo waits as long
+as it takes. What is for a messenger waits as long as its channel allows, counted from the later of its own
+time and the beginning of the rest, so that a manager learns of it; then it is `Expired` without a call.
+
 Clearing up a doubt (a look into Kommo's history, connecting again) passes no gate: the jobs that wait at the
 gate may be waiting for just that.
 """
 
+import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
-from typing import Protocol, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn, Protocol
+
+from msgspec import Struct
 
 from app import metrics
 from app.channels.directory import Channel, Connection
-from app.clock import Clock, text
+from app.clock import Clock, read, text
 from app.delivery.gate import Gate
-from app.delivery.job import Doubt, Push, Pushed, Reconnected, Result, Superseded, is_imported
+from app.delivery.job import (
+    Doubt,
+    Expired,
+    Push,
+    Pushed,
+    Reconnected,
+    RestKey,
+    Result,
+    Superseded,
+    is_imported,
+)
 from app.delivery.reconnect import Reconnector
 from app.http_client import Unreached
 from app.kommo.chats.payloads import Created
@@ -23,14 +43,42 @@ from app.outcome import Done, Forbidden, Gone, Outcome, Refused, Retry
 from domain import events as e
 from domain.ids import KOMMO
 
-# Chosen: a 403 ends when someone corrects the secret, the clock or the address, so a call a minute is enough.
+# Chosen: what passes in a moment (a deployment, a payment) costs no more than a moment ...
+REST_SECONDS_FIRST = 1.0
+# ... and what someone must correct is noticed within a minute, for a call a minute costs nobody anything ...
 PROBE_SECONDS = 60.0
+# ... or within five when an account has refused us for an hour; a messenger is tried each minute (contract).
+PROBE_SECONDS_LATER = 300.0
+LATER_MS = 3_600_000
+# Chosen: a change that may end a rest is noticed this soon; one query a second while anything rests.
+WATCH_SECONDS = 1.0
 # Chosen: a destination that asks to wait without saying how long is left alone at least for this long.
 PAUSE_SECONDS_MIN = 1.0
 TOO_LATE = "it has waited too long"
 log = logging.getLogger("chatledger.push")
 
-GateKey: TypeAlias = tuple[str, str | None, str]
+
+class Board(Protocol):
+    """Where rests are kept so that people see them and restarts go on with them."""
+
+    async def begin(self, key: RestKey, now_ms: int, next_ms: int, reason: str, answer: str) -> int:
+        """Record a refusal; returns since when the destination rests, in unix milliseconds."""
+
+    async def end(self, key: RestKey) -> None:
+        """Forget a rest."""
+
+    async def marks(self, keys: Sequence[RestKey]) -> dict[RestKey, str]:
+        """A text for each rest that changes when something has changed that may end it."""
+
+
+class Rest(Struct):
+    """A destination that refuses us: since when (unix ms), the pause at hand (s), and what it answered."""
+
+    gate: Gate
+    since_ms: int
+    refusal: Forbidden
+    seconds: float = 0.0
+    mark: str | None = None
 
 
 class Kommo(Protocol):
@@ -61,21 +109,26 @@ class Destinations:
         messengers: Mapping[str, Messenger],
         reconnector: Reconnector,
         clock: Clock,
+        board: Board | None = None,
         *,
         probe_seconds: float = PROBE_SECONDS,
     ) -> None:
-        """`messengers` by kind; `probe_seconds`: how often a scope is tried where Kommo refuses us (403)."""
+        """`messengers` by kind; `probe_seconds`: the longest pause before one that rests is tried again.
+
+        Without a `board` nobody sees the rests, and a restart forgets them.
+        """
         self._kommo = kommo
         self._messengers = messengers
         self._reconnector = reconnector
         self._clock = clock
         self._probe_seconds = probe_seconds
-        self._gates: dict[GateKey, Gate] = {}
-        self._forbidden: set[Gate] = set()
+        self._board = board
+        self._gates: dict[RestKey, Gate] = {}
+        self._rests: dict[RestKey, Rest] = {}
 
     def gate(self, event: Pushed) -> Gate:
         """The gate of the event's destination."""
-        key = (event.channel, event.account, event.push or "")
+        key = _key(event)
         gate = self._gates.get(key)
         if gate is None:  # Kommo's pauses are the account's, and `kommo.budget` keeps them in all processes.
             gate = self._gates[key] = Gate(self._clock, pauses=event.push != KOMMO)
@@ -87,10 +140,52 @@ class Destinations:
         if push.doubt is not None:
             return await self._clear_up(gate, push, push.doubt)
         with metrics.PUSH_SECONDS.labels(push.event.push).time():
-            async with gate.passing(live=not is_imported(push.event)) as probe:
+            async with contextlib.AsyncExitStack() as passing:
+                probe = await self._enter(passing, gate, push)
+                if isinstance(probe, Expired):
+                    return probe
                 result = await self._call(push, began)
-                self._press(gate, push, result, probe)
+                await self._press(gate, push, result, probe)
         return result
+
+    async def watch(self) -> NoReturn:
+        """Have what rests tried at once when something has changed that may help; until cancelled."""
+        while True:
+            await self._clock.sleep(WATCH_SECONDS)
+            keys = list(self._rests)
+            marks = await self._board.marks(keys) if self._board and keys else {}
+            for key, mark in marks.items():
+                if rest := self._rests.get(key):
+                    if rest.mark not in (None, mark):
+                        rest.seconds = 0.0
+                        rest.gate.hasten()
+                    rest.mark = mark
+
+    async def _enter(self, passing: contextlib.AsyncExitStack, gate: Gate, push: Push) -> bool | Expired:
+        """Wait for a turn; returns whether it passes as the probe, or that it has waited long enough."""
+        turn = gate.passing(live=not is_imported(push.event))
+        if push.names is None:
+            return await passing.enter_async_context(turn)
+        while (left := self._left_ms(push)) > 0:
+            try:
+                async with asyncio.timeout(left / 1000):
+                    return await passing.enter_async_context(turn)
+            except TimeoutError:  # A rest may have begun or ended meanwhile.
+                turn = gate.passing(live=not is_imported(push.event))
+        refusal = self._rests[_key(push.event)].refusal
+        wait = push.channel.options.wait_for_messenger
+        reason = f"the messenger did not take it within {wait}: HTTP {refusal.http}"
+        return Expired(reason, refusal.text or None)
+
+    def _left_ms(self, push: Push) -> int:
+        """How long an event may still wait for its messenger, in milliseconds: all the time while it rests
+        not."""
+        wait_ms = push.channel.options.wait_ms
+        rest = self._rests.get(_key(push.event))
+        if rest is None:
+            return max(wait_ms, 1)
+        began = max(rest.since_ms, read(push.waits_from))
+        return wait_ms - (self._clock.now_ms() - began)
 
     async def _call(self, push: Push, began: Callable[[], None]) -> Outcome | Superseded:
         event = push.event
@@ -100,27 +195,58 @@ class Destinations:
             return await self._kommo.push(_who(push), push.connection.scope.scope_id, event, began)
         return await self._messengers[push.channel.kind].push(push.channel, push.connection, push.names)
 
-    def _press(self, gate: Gate, push: Push, result: Outcome | Superseded, probe: bool) -> None:
+    async def _press(self, gate: Gate, push: Push, result: Outcome | Superseded, probe: bool) -> None:
         """Pause or open the gate by what was answered."""
+        key = _key(push.event)
         if isinstance(result, Done) and push.names is None:
             self._reconnector.works(push.connection)
         match result:
             case Retry(pause=True) if gate.pauses:
                 gate.pause(max(result.after_seconds, PAUSE_SECONDS_MIN))
             case Forbidden():
-                log.error("Kommo refuses us (403): look at secret, clock and address: %s", result.text)
-                gate.pause(self._probe_seconds)
-                self._forbidden.add(gate)
+                await self._rest(key, gate, result, probe)
+            case Retry() if probe and key in self._rests:
+                gate.pause(self._rests[key].seconds)
             case Done() | Refused() | Gone() if probe:
                 gate.open()
-                self._forbidden.discard(gate)
-        metrics.PAUSED.set(len(self._forbidden))
+                await self._wake(key)
+
+    async def _rest(self, key: RestKey, gate: Gate, refusal: Forbidden, probe: bool) -> None:
+        """Begin a rest, or let it go on for longer than before."""
+        rest, now = self._rests.get(key), self._clock.now_ms()
+        if rest is not None and not probe:
+            return  # The call was on its way when the rest began, so it is no news.
+        channel, account, side = key
+        if rest is None:
+            rest = self._rests[key] = Rest(gate, now, refusal)
+            metrics.PAUSED.set(len(self._rests))
+            log.error(
+                "channel %s, account %s: the %s refuses us (HTTP %d): what is for it waits; look at GET"
+                " /v1/status", channel, account, "messenger" if side != KOMMO else "account", refusal.http,
+            )  # fmt: skip
+        most = self._probe_seconds
+        if side == KOMMO and now - rest.since_ms > LATER_MS:
+            most = max(most, PROBE_SECONDS_LATER)
+        rest.refusal, rest.seconds = refusal, min(max(2 * rest.seconds, REST_SECONDS_FIRST), most)
+        gate.pause(rest.seconds)
+        if self._board:
+            reason, next_ms = f"HTTP {refusal.http}", now + int(rest.seconds * 1000)
+            rest.since_ms = await self._board.begin(key, now, next_ms, reason, refusal.text)
+
+    async def _wake(self, key: RestKey) -> None:
+        """End a rest."""
+        if self._rests.pop(key, None) is None:
+            return
+        metrics.PAUSED.set(len(self._rests))
+        log.warning("channel %s, account %s: the %s takes our calls again", *key)
+        if self._board:
+            await self._board.end(key)
 
     async def _clear_up(self, gate: Gate, push: Push, doubt: Doubt) -> Result:
         if doubt.look == "history":
             return await self._search(push, doubt)
         result = await self._reconnector.reconnect(push.connection, doubt.tried_at)
-        if isinstance(result, Reconnected) and result.connection and gate in self._forbidden:
+        if isinstance(result, Reconnected) and result.connection and _key(push.event) in self._rests:
             gate.hasten()
         return result
 
@@ -138,6 +264,10 @@ class Destinations:
 def is_stale(event: e.TypingStarted, now_ms: int) -> bool:
     """Whether an indicator of typing says nothing any more."""
     return event.expires_at < text(now_ms)
+
+
+def _key(event: Pushed) -> RestKey:
+    return event.channel, event.account or "", event.push or ""
 
 
 def _who(push: Push) -> Credentials:

@@ -22,6 +22,8 @@ Pushed: TypeAlias = Created | e.MessageEdited | e.Status | e.Reaction | e.Typing
 # channel and account instead of one for each conversation.
 Imports: TypeAlias = tuple[int, str, str | None]
 LaneKey: TypeAlias = tuple[str | None, str, Imports | None]
+# A channel, an account and a side: what rests as one.
+RestKey: TypeAlias = tuple[str, str, str]
 
 DISCONNECTED = "disconnected: the channel is not connected to the account"
 UNCONNECTED = "waiting for a connection: the channel is not connected to the account"
@@ -85,7 +87,8 @@ class Job(Struct):
     """An event to push, at its position.
 
     `resting`: it waits for its next attempt. `called`: the attempt at hand has gone so far that Kommo may
-    know of it. `broken`: it met an error that no rule expects, so it is only to be parked.
+    know of it. `broken`: it met an error that no rule expects, so it is only to be parked. `waits_from` is
+    when it was resumed, if it was.
     """
 
     position: int
@@ -94,6 +97,7 @@ class Job(Struct):
     resting: bool = False
     called: bool = False
     broken: bool = False
+    waits_from: str = ""
 
     def call(self) -> None:
         """Note that Kommo may know of the attempt from now on."""
@@ -105,6 +109,7 @@ class Push(Struct, frozen=True):
 
     `event` has the names that Kommo needs, `names` those that the messenger needs (None: it goes to Kommo).
     With a `doubt` nothing is pushed: the call clears up the doubt. `chat_id` is Kommo's id of the chat then.
+    `waits_from` is since when the event waits: how long it may wait for a messenger counts from then.
     """
 
     event: Pushed
@@ -113,6 +118,7 @@ class Push(Struct, frozen=True):
     names: adapter.Push | None = None
     doubt: Doubt | None = None
     chat_id: str | None = None
+    waits_from: str = ""
 
 
 class Superseded(Struct, frozen=True):
@@ -137,6 +143,13 @@ class Missing(Struct, frozen=True):
     reason: str
 
 
+class Expired(Struct, frozen=True):
+    """It has waited for the messenger as long as its channel allows; `answer` is the messenger's text."""
+
+    reason: str
+    answer: str | None = None
+
+
 class Reconnected(Struct, frozen=True):
     """Kommo has connected the channel again; `connection` None: for another job, which records that."""
 
@@ -144,14 +157,15 @@ class Reconnected(Struct, frozen=True):
 
 
 class Lost(Struct, frozen=True):
-    """Connecting again does not help, for this reason."""
+    """Connecting again does not help, for this reason; `answer` is Kommo's text."""
 
     reason: str
+    answer: str | None = None
 
 
 # What preparing may end in, so that nothing is called.
 Unsent: TypeAlias = Outcome | Superseded | Settled | Disconnected | Missing
-Result: TypeAlias = Unsent | Reconnected | Lost
+Result: TypeAlias = Unsent | Reconnected | Lost | Expired
 
 
 def is_imported(event: Pushed | Head) -> bool:

@@ -103,7 +103,8 @@ class Preparer:
         if not connection.connected:
             came_after = job.position > connection.position
             return connection.scope, Disconnected(UNCONNECTED if came_after else DISCONNECTED)
-        push = Push(event, channel, connection, doubt=doubt)
+        since = job.waits_from or event.recorded_at
+        push = Push(event, channel, connection, doubt=doubt, waits_from=since)
         if doubt is not None:
             return connection.scope, await self._examine(push, doubt)
         if job.progress.again and (found := await self._find_outcome(event)):

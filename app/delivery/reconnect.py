@@ -16,6 +16,7 @@ from app.delivery.job import Lost, Reconnected
 from app.http_client import RETRIED, Answer, Unreached
 from app.kommo.chats.signature import Credentials
 from app.outcome import Retry
+from app.printable import printable
 
 # Chosen: longer than it takes from Kommo's answer until every process knows of a disconnection. An operator's
 # disconnection reaches Kommo first and the ledger after, so a 404 may only mean that one is under way.
@@ -58,9 +59,11 @@ class _Latest:
         self.at = float("-inf")
         self.pause = 0.0
         self.refused = ""
+        self.answer: str | None = None
 
-    def ended(self, at: float, refused: str) -> None:
+    def ended(self, at: float, refused: str, answer: str) -> None:
         """Kommo has answered; the next attempt has to wait twice as long as this one."""
+        self.answer = answer if refused else None
         self.at = at
         self.pause = min(max(self.pause * 2, RECONNECT_SECONDS), RECONNECT_SECONDS_MAX)
         self.refused = refused
@@ -89,7 +92,7 @@ class Reconnector:
                 return Reconnected(None)
             if self._clock.time() - latest.at < max(latest.pause, RECONNECT_SECONDS):
                 reason = "Kommo does not know it (404), also after connecting again"
-                return Lost(latest.refused or reason)
+                return Lost(latest.refused or reason, latest.answer)
             scope = connection.scope
             found = await still_connected(self._directory, self._clock, scope.channel, scope.account)
             if found is None:
@@ -110,13 +113,12 @@ class Reconnector:
             return Retry(f"connecting again failed: {error.reason}")
         if answer.html or answer.status in RETRIED or answer.status >= 500:
             return Retry(f"connecting again failed: HTTP {answer.status}", answer.retry_after)
-        refused = (
-            "" if answer.status == 200 else f"connecting again failed: HTTP {answer.status} {answer.text}"
-        )
-        latest.ended(self._clock.time(), refused)
-        await self._attempts.record(channel.name, connection.scope.account, refused or None)
+        refused = "" if answer.status == 200 else f"connecting again failed: HTTP {answer.status}"
+        latest.ended(self._clock.time(), refused, answer.text)
+        problem = f"{refused}: {printable(answer.text)}" if refused else None
+        await self._attempts.record(channel.name, connection.scope.account, problem)
         if refused:
-            return Lost(refused)
+            return Lost(refused, answer.text)
         log.warning("channel %s was not connected to the account any more: connected again", channel.name)
         return Reconnected(connection)
 

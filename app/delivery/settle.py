@@ -42,6 +42,7 @@ from app.outcome import Refused
 from domain import commands as c
 from domain import events as e
 from domain import ids
+from domain.channels import NotConnected
 from domain.ids import Scope
 
 # Chosen: as long as the ledger takes to have room again.
@@ -161,6 +162,8 @@ class Settle:
         while True:
             try:
                 recorded = await self._ledger.submit(command)
+            except NotConnected:  # An operator has disconnected the channel after Kommo connected it again.
+                return 0
             except (LedgerFull, LedgerUnavailable) as error:
                 log.warning("an outcome waits for the ledger: %s", error)
                 await self._clock.sleep(RECORD_SECONDS)

@@ -31,12 +31,14 @@ from app.messengers.adapter import (
     Unsigned,
 )
 from app.messengers.calls import Probe
-from app.outcome import Done, Outcome, Refused, Retry
+from app.outcome import Done, Forbidden, Outcome, Refused, Retry
 from app.problems import Problem
 from domain import events as e
 from domain.content import Way, part_fields, plain_fields
 from domain.events import Json
 
+# The statuses of a messenger that refuses us, not the message, unless it gives a reason of the contract's.
+REFUSES_US = frozenset({401, 403, 404, 405, 410})
 WHSEC_ADVICE = "give a Standard Webhooks secret: whsec_ and what `openssl rand -base64 32` prints"
 
 SHAPE = 'answer message.send with {"message_id": "…"} and everything else with {}, as JSON'
@@ -136,7 +138,10 @@ def verified(secrets: list[str], headers: Mapping[str, str], body: bytes) -> boo
 
 
 def outcome(answer: Answer) -> Outcome:
-    """2xx is done; 408, 425, 429 and any status that is no 4xx are tried again; any other 4xx is final."""
+    """2xx is done; 408, 425, 429 and any status that is no 4xx are tried again; any other 4xx is final.
+
+    An exception is a 4xx that says nothing of the message: a wrong path or secret was deployed.
+    """
     status, body = answer.status, answer.json()
     if 200 <= status < 300:
         return Done(_id(body, "message_id"), _id(body, "conversation_id"))
@@ -144,7 +149,10 @@ def outcome(answer: Answer) -> Outcome:
         return Retry(f"HTTP {status} from the messenger", answer.retry_after, pause=status == 429)
     code, text = body.get("code"), body.get("text")
     if code in FAILURE_CODES and isinstance(code, int):
-        return Refused(status, code, text[:TEXT_CHARACTERS_MAX] if isinstance(text, str) else "")
+        text = text[:TEXT_CHARACTERS_MAX] if isinstance(text, str) else ""
+        return Refused(status, code, text, sure=True)
+    if status in REFUSES_US:
+        return Forbidden(answer.text, status)
     return Refused(status, OTHER_FAILURE, f"HTTP {status} from the messenger")
 
 

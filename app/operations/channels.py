@@ -7,10 +7,11 @@ what to do.
 from collections.abc import Awaitable, Collection
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from app import clock
 from app.channels.directory import Channel, ChannelIdTaken, Connection, Secrets, Side
-from app.config.file import ChannelName, KommoSide, MessengerSide, Uuid
+from app.config.file import ChannelName, KommoSide, MessengerSide, Uuid, Wait
 from app.delivery.job import DISCONNECTED, UNCONNECTED
 from app.http_client import Answer, Unreached
 from app.kommo.chats.signature import Credentials
@@ -22,7 +23,7 @@ from app.operations.services import Services, record, views_reach
 from domain import commands as c
 from domain import decide, ids
 from domain.ids import OPERATOR, Scope
-from domain.parts import ChannelOptions, MessageIds
+from domain.parts import WAIT_FOR_MESSENGER, ChannelOptions, MessageIds
 
 HINTS = {403: "check the channel's secret and this machine's clock", 404: "check the channel_id"}
 
@@ -62,11 +63,12 @@ class NewChannel(Struct, frozen=True):
     messenger: MessengerSide
     message_ids: MessageIds = "per channel"
     default_account: Uuid | None = None
+    wait_for_messenger: Wait = WAIT_FOR_MESSENGER
 
     @property
     def options(self) -> ChannelOptions:
         """How its messenger speaks."""
-        return ChannelOptions(self.message_ids, self.default_account)
+        return ChannelOptions(self.message_ids, self.default_account, self.wait_for_messenger)
 
 
 class Done(Struct, frozen=True):
@@ -229,7 +231,7 @@ def _in_lower_case(wanted: NewChannel) -> NewChannel:
     bot_id = kommo.bot_id.lower() if kommo.bot_id else None
     kommo = KommoSide(kommo.channel_id.lower(), kommo.secret, bot_id)
     account = wanted.default_account.lower() if wanted.default_account else None
-    return NewChannel(wanted.name, kommo, wanted.messenger, wanted.message_ids, account)
+    return replace(wanted, kommo=kommo, default_account=account)
 
 
 def _check_secret(kind: str, secret: str) -> None:

@@ -202,7 +202,8 @@ async def register(services: Services, wanted: file.Channel) -> str:
             f"it is registered with channel_id {before.channel_id}, and keeps it: name the other one anew"
         )
     if before is None:
-        new = NewChannel(wanted.name, kommo, messenger, wanted.message_ids, wanted.default_account)
+        options = (wanted.message_ids, wanted.default_account, wanted.wait_for_messenger)
+        new = NewChannel(wanted.name, kommo, messenger, *options)
         await channels.register(services, new, by=SYSTEM)
         outcome = "registered"
     else:

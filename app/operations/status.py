@@ -4,6 +4,7 @@ from msgspec import Struct
 
 from app.channels import attempts
 from app.channels.unconnected import Waiting, waiting
+from app.delivery import rests
 from app.kommo.refused import count_refused
 from app.operations.services import Services
 from app.views import status
@@ -26,6 +27,7 @@ class Status(Struct, frozen=True):
     `refused` is the number of hooks that were not taken and are kept: GET /v1/refused lists them.
 
     `connections` are the channels that could not be registered or connected at the last attempt, and why.
+    `resting` are the accounts and messengers that refuse us, so that what is for them waits.
     """
 
     ledger: str
@@ -38,6 +40,7 @@ class Status(Struct, frozen=True):
     connections: list[attempts.Problem] = []
     unconnected: list[Waiting] = []
     refused: int = 0
+    resting: list[rests.Resting] = []
 
 
 async def read_status(services: Services) -> Status:
@@ -56,4 +59,5 @@ async def read_status(services: Services) -> Status:
         await services.pool.fetch(attempts.Problem, attempts.PROBLEMS, {}),
         await waiting(services.pool),
         await count_refused(services.pool),
+        await services.pool.fetch(rests.Resting, rests.RESTS, {}),
     )

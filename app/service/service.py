@@ -38,6 +38,7 @@ from app.delivery.deliverer import Deliverer
 from app.delivery.destinations import Destinations
 from app.delivery.prepare import Preparer
 from app.delivery.reconnect import Reconnector
+from app.delivery.rests import Rests
 from app.delivery.settle import Settle
 from app.http_client import Client
 from app.kommo import refused
@@ -239,9 +240,12 @@ async def _start_delivery(
     clock, directory = LoopClock(), services.channels
     kommo = Kommo(client, services.settings.kommo_url, services.budget)
     reconnector = Reconnector(kommo, directory, services.attempts, clock)
-    destinations = Destinations(kommo, messengers(client), reconnector, clock)
+    rests = Rests(urls.database_url)
+    stack.push_async_callback(rests.close)
+    destinations = Destinations(kommo, messengers(client), reconnector, clock, rests)
     settle = Settle(services.ledger, Preparer(reader, directory), destinations, clock, random.random)
     deliverer = services.deliverer = Deliverer(urls.database_url, nats, settle)
     hub.listeners.append(deliverer.wake)
+    await stack.enter_async_context(run.role("rests", destinations.watch()))
     await stack.enter_async_context(run.role("deliver", deliverer.run()))
     await stack.enter_async_context(run.role("start", startup.Start(services).run()))

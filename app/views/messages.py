@@ -87,9 +87,10 @@ class Message(Struct, frozen=True, kw_only=True):
 class Moment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One event of a message's stream: its type and time, the side that reported it, and the evidence.
 
-    `copy`: the event is about the mirror, in Kommo, of a message that an operator sent. `warning` says in
-    words what is wrong with it. `about` is what a conflict is about, and `remote_id` the name that stands for
-    something else. `claimed_at` is the source's time where it was too far ahead to be believed.
+    `copy`: the event is about the mirror, in Kommo, of a message that an operator sent. `answer` is the other
+    side's text, `left_out` names what a message was sent again without, `warning` says what is wrong with it.
+    `about` is what a conflict is about, and `remote_id` the name that stands for something else. `claimed_at`
+    is the source's time where it was too far ahead to be believed.
     """
 
     position: int
@@ -106,8 +107,10 @@ class Moment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     text: str | None = None
     emoji: str | None = None
     reason: str | None = None
+    answer: str | None = None
     superseded: str | None = None
     copy: bool = False
+    left_out: list[str] = []
     warning: str | None = None
     about: str | None = None
     claimed_at: str | None = None
@@ -160,7 +163,9 @@ decode_content = msgspec.json.Decoder(Content).decode
 _party = msgspec.json.Decoder(Party).decode
 _reactions = msgspec.json.Decoder(list[ReactionShown]).decode
 UNNAMED = "the answer gave no message_id: what happens to the message there is not known here"
-_EVIDENCE = ("push", "side", "remote_id", "code", "text", "emoji", "reason", "superseded", "about")
+_EVIDENCE = (
+    *("push", "side", "remote_id", "code", "text", "emoji", "reason", "answer", "superseded", "about"),
+)
 
 _MESSAGE = """
 SELECT m.id::text, m.position, m.conversation::text, m.channel, m.account_id, m.outgoing, m.sent_by,
@@ -255,6 +260,7 @@ def moment_of(position: int, event: AnyEvent) -> Moment:
         cause=event.cause,
         copy=isinstance(event, MessageAccepted) and event.copy,
         claimed_at=event.claimed_at,
+        left_out=event.left_out if isinstance(event, MessageAccepted) else [],
         warning=UNNAMED if isinstance(event, MessageAccepted) and event.remote_id is None else None,
         **evidence,
     )

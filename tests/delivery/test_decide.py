@@ -12,6 +12,7 @@ from app.delivery.decide import LATER_SECONDS, RETRY_SECONDS_LATER, Decision, Mo
 from app.delivery.job import (
     Disconnected,
     Doubt,
+    Expired,
     Job,
     Lost,
     Missing,
@@ -40,6 +41,8 @@ RESULTS: dict[str, Result] = {
     "refused": REFUSED,
     "gone": GONE,
     "forbidden": FORBIDDEN,
+    "unpaid": Forbidden("pay first", 402),
+    "expired": Expired("the messenger did not take it within 15m: HTTP 404", "no such page"),
     "reconnected": Reconnected(Connection(SCOPE, "Acme", True, "")),
     "lost": Lost("HTTP 400"),
 }
@@ -69,7 +72,9 @@ missing       Park               Park          Park               Park          
 retry         Defer,wait         Defer,wait    Defer,wait         Defer,wait         -
 refused       Reject             Reject        Park               doubt:ledger       -
 gone          doubt:connection   doubt:connection  doubt:connection  doubt:ledger    -
-forbidden     doubt:connection   doubt:connection  doubt:connection  doubt:connection  -
+forbidden     doubt:connection   Defer,wait    doubt:connection   doubt:connection   -
+unpaid        Defer,wait         Defer,wait    Defer,wait         Defer,wait         -
+expired       Reject             Reject        Park               Park               -
 """
 WITHOUT_AN_ANSWER_BEFORE = """
               message            manager's     copy               edit               typing

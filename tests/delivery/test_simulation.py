@@ -106,7 +106,9 @@ async def test_a_connection_that_kommo_refuses_says_why_it_is_parked(sim: Simula
     sim.ledger.give(customer(1))
     sim.ledger.give(customer(2, "m-2"))
     await sim.idle()
-    assert parked(sim) == ["connecting again failed: HTTP 400 who?"] * 2
+    assert parked(sim) == ["connecting again failed: HTTP 400"] * 2
+    answers = [event.answer for event in sim.events(e.DeliveryParked) if isinstance(event, e.DeliveryParked)]
+    assert answers == ["who?"] * 2
     assert len(sim.kommo.connects) == 1
 
 

@@ -312,5 +312,5 @@ async def test_channels_are_listed_by_name_with_their_connections(service: Serve
     assert [item["name"] for item in items] == sorted(item["name"] for item in items)
     (acme,) = (item for item in items if item["name"] == "acme")
     assert [one["account_id"] for one in acme["connections"]] == [ACCOUNT]
-    options = {"message_ids", "default_account"}
+    options = {"message_ids", "default_account", "wait_for_messenger"}
     assert set(acme) == {"name", "kommo", "messenger", "connections"} | options

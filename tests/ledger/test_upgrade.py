@@ -19,6 +19,7 @@ from tests.support.system import Story, chat, installed, until
 # What versions 2 and 3 brought, taken away again: their tables, and the views' new columns.
 AGED = """
 DROP TABLE ledger.links, ledger.connecting, ledger.tokens, ledger.consents, ledger.imports, ledger.keyring;
+DROP TABLE ledger.rests, ledger.tries;
 ALTER TABLE views.connections DROP COLUMN is_time_window_disabled;
 ALTER TABLE views.deliveries DROP COLUMN imported;
 ALTER TABLE views.messages DROP COLUMN sent_by, DROP COLUMN copy_id;

@@ -8,14 +8,14 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from app import clock
 from app.channels.directory import Channel, Connection, Side
-from app.config.file import Kind, Secret, Url, Uuid
+from app.config.file import Kind, Secret, Url, Uuid, Wait
 from app.http.api.parameters import ledger_position
 from app.http.openapi.responses import answers
 from app.http.request import Call, services_of
 from app.operations import channels as operations
 from app.operations.channels import NewChannel, NotConnected, UnknownChannel
 from app.operations.services import Services
-from domain.parts import ChannelOptions, MessageIds
+from domain.parts import WAIT_FOR_MESSENGER, ChannelOptions, MessageIds
 
 NO_CHANNEL = {404: UnknownChannel.MESSAGE}
 
@@ -51,6 +51,7 @@ class ChannelChange(Struct, frozen=True):
     messenger: MessengerChange = MessengerChange()
     message_ids: MessageIds | UnsetType = UNSET
     default_account: Uuid | UnsetType | None = UNSET
+    wait_for_messenger: Wait | UnsetType = UNSET
 
 
 class NewConnection(Struct, frozen=True):
@@ -91,7 +92,10 @@ class MessengerShown(Struct, frozen=True):
 
 
 class ChannelShown(Struct, frozen=True):
-    """A registered channel and its connections."""
+    """A registered channel and its connections.
+
+    `wait_for_messenger` is how long managers' messages wait while the messenger refuses our calls.
+    """
 
     name: str
     kommo: KommoShown
@@ -99,6 +103,7 @@ class ChannelShown(Struct, frozen=True):
     connections: list[ConnectionShown]
     message_ids: MessageIds = "per channel"
     default_account: str | None = None
+    wait_for_messenger: str = WAIT_FOR_MESSENGER
 
 
 class ChannelsShown(Struct, frozen=True):
@@ -198,7 +203,8 @@ async def _options(services: Services, name: str, data: ChannelChange) -> Channe
     if data.default_account is not UNSET:
         account = data.default_account.lower() if data.default_account else None
     ids = options.message_ids if data.message_ids is UNSET else data.message_ids
-    return ChannelOptions(ids, account)
+    wait = options.wait_for_messenger if data.wait_for_messenger is UNSET else data.wait_for_messenger
+    return ChannelOptions(ids, account, wait)
 
 
 def _shown(channel: Channel) -> ChannelShown:
@@ -212,6 +218,7 @@ def _shown(channel: Channel) -> ChannelShown:
         [_connection(connection) for connection in channel.accounts],
         channel.options.message_ids,
         channel.options.default_account,
+        channel.options.wait_for_messenger,
     )
 
 

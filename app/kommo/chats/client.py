@@ -21,6 +21,8 @@ from app.outcome import Done, Forbidden, Gone, Outcome, Refused, Retry
 from domain import events as e
 from domain.events import Json
 
+# The statuses by which Kommo refuses the account or us, not the message.
+REFUSES_US = frozenset({401, 402, 403, 423})
 # How long a call whose caller waits may wait for the budget: chosen, less than people wait for a page.
 PATIENCE_SECONDS = 5.0
 
@@ -146,8 +148,8 @@ def outcome(answer: Answer) -> Outcome:
         return Done(remote_id=msgid if isinstance(msgid, str) and msgid else None)
     if status in RETRIED or not 400 <= status < 500:
         return Retry(f"HTTP {status} from Kommo", answer.retry_after, unknown=status >= 500)
-    if status == 403:
-        return Forbidden(answer.text)
+    if status in REFUSES_US:
+        return Forbidden(answer.text, status)
     if status == 404:
         return Gone(answer.text)
     return Refused(status, 905, answer.text or f"HTTP {status} from Kommo")
