@@ -8,12 +8,14 @@ from msgspec import Struct
 class Done(Struct, frozen=True):
     """Accepted. The other side's names for the message and the conversation, if it returns them.
 
-    `recovered`: not the call itself shows it, but a look into the history of the chat.
+    `recovered`: not the call itself shows it, but a look into the history of the chat. `per_conversation`:
+    the name of the message is unique only within its conversation.
     """
 
     remote_id: str | None = None
     conversation_id: str | None = None
     recovered: bool = False
+    per_conversation: bool = False
 
 
 class Retry(Struct, frozen=True):

@@ -229,6 +229,7 @@ def _accept(event: Pushed, done: Done, now: Moment) -> c.Accept | c.Complete:
     if side == ids.MESSENGER and done.conversation_id:
         stream = ids.conversation_id(scope, side, done.conversation_id)
         end = c.End(side, stream, e.Ends(conversation_id=done.conversation_id))
+    alias = ids.message_id(scope, side, done.remote_id) if done.remote_id else None
     conversation_id = event.content.conversation_id or done.conversation_id
     if side == ids.MESSENGER and done.remote_id and conversation_id:
         within = ids.message_id_within(scope, conversation_id, side, done.remote_id)
@@ -237,7 +238,7 @@ def _accept(event: Pushed, done: Done, now: Moment) -> c.Accept | c.Complete:
         stream=event.stream,
         side=side,
         remote_id=done.remote_id,
-        alias=ids.message_id(scope, side, done.remote_id) if done.remote_id else None,
+        alias=None if done.per_conversation else alias,
         alias_within=within,
         end=end,
         cause=event.id,

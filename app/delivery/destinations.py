@@ -19,6 +19,8 @@ from typing import NoReturn, Protocol
 
 from msgspec import Struct
 
+from msgspec.structs import replace
+
 from app import metrics
 from app.channels.directory import Channel, Connection
 from app.clock import Clock, read, text
@@ -193,7 +195,10 @@ class Destinations:
             return Superseded(TOO_LATE)
         if push.names is None:
             return await self._kommo.push(_who(push), push.connection.scope.scope_id, event, began)
-        return await self._messengers[push.channel.kind].push(push.channel, push.connection, push.names)
+        result = await self._messengers[push.channel.kind].push(push.channel, push.connection, push.names)
+        if isinstance(result, Done) and push.channel.options.message_ids == "per conversation":
+            return replace(result, per_conversation=True)
+        return result
 
     async def _press(self, gate: Gate, push: Push, result: Outcome | Superseded, probe: bool) -> None:
         """Pause or open the gate by what was answered."""

@@ -98,10 +98,14 @@ class Stopped(Exception):
 
 
 class Place(Struct, frozen=True):
-    """Where an import goes; `bot_id` is whose name stands under what nobody is named for."""
+    """Where an import goes; `bot_id` is whose name stands under what nobody is named for.
+
+    `per_conversation`: the ids of messages are unique only within a conversation.
+    """
 
     scope: Scope
     bot_id: str | None
+    per_conversation: bool = False
 
 
 class Given(Struct):
@@ -285,7 +289,10 @@ class Import:
             return None
         place = self._place
         try:
-            command = commands.command(place.scope, sent, commands.Circumstances(place.bot_id, imported=True))
+            given = commands.Circumstances(
+                place.bot_id, imported=True, per_conversation=place.per_conversation
+            )
+            command = commands.command(place.scope, sent, given)
         except ActionRefused as error:
             return Given(number, f"{error.path}: {error.message}")
         newest = self._newest.get(sent.conversation_id, 0) & (1 << NUMBER_BITS) - 1 == number

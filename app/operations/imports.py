@@ -96,7 +96,8 @@ async def start(
 
 
 def _place(channel: Channel, account: str | None) -> Place:
-    return Place(_connection(channel, account).scope, channel.bot_id)
+    within = channel.options.message_ids == "per conversation"
+    return Place(_connection(channel, account).scope, channel.bot_id, within)
 
 
 def _connection(channel: Channel, account: str | None) -> Connection:

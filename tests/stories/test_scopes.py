@@ -252,3 +252,21 @@ async def test_the_same_request_again_is_a_repeat_whatever_came_between(story: S
         found.append(result["duplicate"])
     assert found == [False, False, True]
     assert (await story.shown(message))["text"] == "e2"
+
+
+async def test_ids_that_are_unique_only_within_a_chat_are_names_within_it(story: Story, rival: Rival) -> None:
+    await story.api("PUT", "/v1/channels/rival", {"message_ids": "per conversation"})
+    try:
+        one, two = chat(), chat()
+        first, second = [await rival.manager(name, message_id="9") for name in (one, two)]
+        for name, status in ((two, "read"), (one, "delivered")):
+            await rival.post({"type": f"message.{status}", "conversation_id": name, "message_id": "9"})
+        await until(lambda: (story.statuses(first["id"]), story.statuses(second["id"])) == ([1], [2]))
+        assert "conflict.noticed" not in await story.timeline(second["ours"])
+        written = [await rival.customer(name, "10") for name in (one, two)]
+        assert len(set(written)) == 2
+        await rival.post(text("message.edited", two, "10", "Changed"))
+        assert [(await story.shown(message))["text"] for message in written] == ["Hello", "Changed"]
+        assert await rival.customer(one, "9") == first["ours"]  # an echo
+    finally:
+        await story.api("PUT", "/v1/channels/rival", {"message_ids": "per channel"})

@@ -151,7 +151,8 @@ def _commands(channel: Channel, received: Received, scopes: Sequence[Scope]) -> 
     for index, (scope, action) in enumerate(zip(scopes, received.actions, strict=True)):
         try:
             request = f"{received.request}:{index}" if received.request else None
-            given = commands.Circumstances(channel.bot_id, request=request)
+            within = channel.options.message_ids == "per conversation"
+            given = commands.Circumstances(channel.bot_id, request=request, per_conversation=within)
             found.append(commands.command(scope, action, given))
         except ActionRefused as error:
             place = f"$[{index}]" if received.array else "$"
