@@ -62,7 +62,7 @@ def follow(command: c.AnyCommand, state: State) -> list[str]:
         return [into] if into else []
     found = [state.alias] if state.alias else []
     if isinstance(command, c.Send | c.Accept):
-        found += [fact.within for fact in state.waiting if fact.within]
+        found += [fact.within for fact in state.waiting.values() if fact.within]
     conversation = state.sent.conversation if state.sent else None
     match command:
         case c.Accept():
@@ -174,7 +174,7 @@ def _send(draft: Draft, command: c.Send) -> Decision:
     draft.append(sent)
     if command.side == OPERATOR:
         _mirror(draft, sent)
-    for fact in before.waiting if before else ():
+    for fact in tuple(before.waiting.values()) if before else ():
         apply(draft, stream, fact)
     _notice_names(draft, sent)
     # An imported message keeps its own time and does not move the clock.
@@ -382,7 +382,7 @@ def _name(draft: Draft, command: c.Accept, sent: e.MessageSent, named: dict[str,
             draft.add(e.MessageNamed, alias, named)
         elif before and before.alias == command.stream:
             return
-        for fact in before.waiting if before else ():
+        for fact in tuple(before.waiting.values()) if before else ():
             apply(draft, command.stream, fact, named=free)
         if free:
             return

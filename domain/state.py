@@ -1,6 +1,7 @@
 """The state of a stream: the little of its events that decisions need, and nothing that only views need."""
 
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any, TypeAlias, TypeVar, assert_never
 
 import msgspec
@@ -9,6 +10,7 @@ from msgspec.structs import replace
 
 from domain import events as e
 from domain.events import encode
+from domain.growing import Growing
 
 RANKS = {"sent": 0, "accepted": 1, "failed": 2, "delivered": 3, "read": 4}
 STATUSES = tuple(RANKS)
@@ -47,10 +49,10 @@ class Message(Struct, frozen=True, gc=False):
     """A stream named by a message's id: the message itself, an alias of one, or facts that wait for one.
 
     `seen` maps the key of a recorded fact to its version, so that a repeat is recognised. `waiting` are facts
-    about an id that is still unknown; those that name a conversation stay, because the name may turn out to
-    be that of a message elsewhere. `reactions` are by side and sender. `deliveries` maps an event's id to the
-    state of its delivery. `remote_id` is the receiving side's id, `kommo_id` Kommo's id of the mirror of an
-    operator's message.
+    about an id that is still unknown, by version; those that name a conversation stay, because the name may
+    turn out to be that of a message elsewhere. `reactions` are by side and sender. `deliveries` maps an
+    event's id to the state of its delivery. `remote_id` is the receiving side's id, `kommo_id` Kommo's id of
+    the mirror of an operator's message.
     """
 
     version: int
@@ -60,11 +62,11 @@ class Message(Struct, frozen=True, gc=False):
     remote_id: str | None = None
     kommo_id: str | None = None
     edited: Edited | None = None
-    reactions: dict[tuple[str, str], Reacted] = {}
+    reactions: Growing[tuple[str, str], Reacted] = Growing()
     deleted: bool = False
-    seen: dict[Key, int] = {}
-    waiting: tuple[e.Reported, ...] = ()
-    deliveries: dict[str, str] = {}
+    seen: Growing[Key, int] = Growing()
+    waiting: Growing[int, e.Reported] = Growing()
+    deliveries: Growing[str, str] = Growing()
 
     def has_failed(self, cause: str) -> bool:
         """Whether event `cause` sent the message, and it has failed before the other side accepted it."""
@@ -105,7 +107,7 @@ class Case(Struct, frozen=True, gc=False):
 
     version: int
     changed: int = 0
-    seen: dict[Key, int] = {}
+    seen: Growing[Key, int] = Growing()
 
 
 class Connection(Struct, frozen=True, gc=False):
@@ -154,7 +156,7 @@ def name_conflict_key(about: str, name: str | None) -> Key:
 
 def edit_key(at: str, content: e.Content) -> Key:
     """Returns the key of an edit; the same content at another time is another edit."""
-    return "message.edited", at, encode(content)
+    return "message.edited", at, _digest(content)
 
 
 def reaction_key(kind: type[e.Reaction], at: str, sender: e.Party, emoji: str) -> Key:
@@ -164,7 +166,12 @@ def reaction_key(kind: type[e.Reaction], at: str, sender: e.Party, emoji: str) -
 
 def conflict_key(sender: e.Party, content: e.Content, source: str | None) -> Key:
     """Returns the key of a conflict, the same whether or not the answered message is known."""
-    return "conflict", sender.id or "", source or "", encode(comparable(content))
+    return "conflict", sender.id or "", source or "", _digest(comparable(content))
+
+
+def _digest(content: e.Content) -> bytes:
+    """Returns what stands for a content in a key, so that a stream's state does not hold all its texts."""
+    return blake2b(encode(content), digest_size=16).digest()
 
 
 def comparable(content: e.Content) -> e.Content:
@@ -180,7 +187,7 @@ def evolve(state: State | None, event: e.AnyEvent) -> State:
     """Returns the stream's state after one more event. Raises Misfit if the event is not of such a stream."""
     match event:
         case e.MessageSent() if state is None:
-            return Message(event.version, sent=event, seen={"message.sent": event.version})
+            return Message(event.version, sent=event, seen=Growing({"message.sent": event.version}))
         case e.ChannelRegistered() | e.ChannelChanged():
             _fitting(state, Connection, event)
             return Connection(event.version, event.id)
@@ -263,7 +270,9 @@ def case_key(kind: type[e.CaseEvent], fields: Mapping[str, object]) -> Key:
 def _case(state: State | None, event: e.CaseEvent, changed: int) -> Case:
     before = _fitting(state, Case, event) or Case(0)
     own = {name: getattr(event, name) for name in type(event).__struct_fields__ if name not in COMMON}
-    seen = {case_key(type(event), own): event.version, **before.seen}
+    name, seen = case_key(type(event), own), before.seen
+    if name not in seen:
+        seen = seen.put(name, event.version)
     return Case(event.version, max(before.changed, changed), seen)
 
 
@@ -273,12 +282,12 @@ def _message(
     version = event.version
     match event:
         case e.DeliveryCompleted() | e.DeliveryDeferred() | e.DeliveryParked() | e.DeliveryResumed():
-            stand = {**message.deliveries, event.cause or "": _stand(event)}
             message = _sent_again(message) if getattr(event, "was", None) == "failed" else message
-            return replace(message, version=version, deliveries=stand)
+            deliveries = message.deliveries.put(event.cause or "", _stand(event))
+            return replace(message, version=version, deliveries=deliveries)
     known = replace(message, version=version, seen=_seen(message, event))
     if event.message is None and isinstance(event, e.Fact):
-        known = replace(known, waiting=(*message.waiting, event))
+        known = replace(known, waiting=message.waiting.put(version, event))
     match event:
         case e.MessageSent():
             return replace(known, sent=event, **_claimed(message))
@@ -310,8 +319,8 @@ def _message(
 
 def _claimed(message: Message) -> dict[str, Any]:
     """Returns the fields of a stream whose name has become that of a message: what waited is applied now."""
-    waiting = tuple(fact for fact in message.waiting if fact.within)
-    return {"waiting": waiting, "edited": None, "reactions": {}, "rank": 0, "deleted": False}
+    waiting = Growing({version: fact for version, fact in message.waiting.items() if fact.within})
+    return {"waiting": waiting, "edited": None, "reactions": Growing(), "rank": 0, "deleted": False}
 
 
 def _reacted(message: Message, event: e.Reaction) -> Message:
@@ -321,22 +330,22 @@ def _reacted(message: Message, event: e.Reaction) -> Message:
         return message
     removed = isinstance(event, e.ReactionRemoved)
     reaction = Reacted(event.at, event.version, event.emoji, removed)
-    return replace(message, reactions={**message.reactions, who: reaction})
+    return replace(message, reactions=message.reactions.put(who, reaction))
 
 
 def _sent_again(message: Message) -> Message:
     """Returns a failed message as it was before, so that what comes of the next attempt is news."""
-    seen = {name: version for name, version in message.seen.items() if name != "message.failed"}
+    seen = Growing({name: version for name, version in message.seen.items() if name != "message.failed"})
     return replace(message, rank=RANKS["sent"], seen=seen)
 
 
-def _seen(message: Message, event: e.AnyEvent) -> dict[Key, int]:
+def _seen(message: Message, event: e.AnyEvent) -> Growing[Key, int]:
     seen = message.seen
     name = key(event)
     if name not in seen:
-        seen = {**seen, name: event.version}
+        seen = seen.put(name, event.version)
     if isinstance(event, e.Fact) and event.request:
-        seen = {**seen, request_key(event.request): event.version}
+        seen = seen.put(request_key(event.request), event.version)
     return seen
 
 
