@@ -31,6 +31,8 @@ from app.database.connection import connect
 from app.doctor.kommo import Case, Strangers, known, service_url
 from app.doctor.probe import Check, Unheard, hear, skewed
 from app.http.webhooks.body import UNSIGNED
+from app.kommo.crm.addresses import NONCES
+from app.kommo.crm.hooks import hook_path
 from app.printable import printable
 from app.servers.postgres import PrivatePostgres
 from app.servers.process import ServerFailed
@@ -57,8 +59,14 @@ class Ground(Struct):
 
     channels: dict[str, Channel] = {}
     key: str = ""
-    master: bytes = b""
+    address_key: bytes = b""
+    nonces: dict[str, bytes] = {}
     sources: dict[str, set[str]] = {}
+
+    def hooks_path(self, account: str) -> str:
+        """The path of an account's CRM webhooks; empty if our keys are not at hand."""
+        key = self.address_key
+        return hook_path(key, account, self.nonces.get(account, b"")) if key else ""
 
 
 async def diagnose(config: Path | None) -> list[Check]:
@@ -99,7 +107,9 @@ async def examine(settings: Settings, setup: Setup) -> list[Check]:
             | {"deliveries": doctor.deliveries()}
         )
         crms = {
-            f"crm of account {one.account_id}": strangers.crm(one, ground.key, ground.master, ground.sources)
+            f"crm of account {one.account_id}": strangers.crm(
+                one, ground.key, ground.hooks_path(one.account_id), ground.sources
+            )
             for one in setup.accounts
         }
         found += await _together({"oauth": strangers.app(setup)} | crms)
@@ -188,7 +198,8 @@ class Doctor:
         channels = Channels(url, vault)
         try:
             self._ground.channels = dict(await channels.all())
-            self._ground.master = await Keyring(url, vault, masters).address_key(make=False)
+            keyring = Keyring(url, vault, masters)
+            self._ground.address_key = await keyring.address_key(make=False)
             for reason in channels.unopened.values():
                 raise WrongMasterKey(reason)
         except WrongMasterKey as error:
@@ -198,6 +209,8 @@ class Doctor:
         finally:
             await channels.close()
         async with await connect(url) as connection:
+            for account, nonce in await (await connection.execute(NONCES)).fetchall():
+                self._ground.nonces[str(account)] = bytes(cast("bytes", nonce))
             await connection.execute(SOURCES_TIMEOUT)
             with contextlib.suppress(psycopg.errors.QueryCanceled):
                 for account, source in await (await connection.execute(SOURCES)).fetchall():

@@ -16,7 +16,6 @@ from app.config.file import Channel as Named
 from app.config.settings import Settings
 from app.doctor.probe import Check, Heard, ProbeHttp, Unheard, hear
 from app.kommo.chats.signature import sign
-from app.kommo.crm.hooks import hook_path
 from app.messengers.adapter import Unfit
 from app.messengers.kinds import KINDS
 from domain import ids
@@ -186,11 +185,11 @@ class Strangers:
         return [Check("oauth", True, f"who consents comes back to {wanted}")]
 
     async def crm(
-        self, account: Account, key: str, master: bytes, sources: Mapping[str, set[str]]
+        self, account: Account, key: str, hooks_path: str, sources: Mapping[str, set[str]]
     ) -> list[Check]:
         """Whether the account lets us into its CRM now, asked through the service, which keeps the tokens.
 
-        `key` and `master`: the two keys, empty if they are not at hand.
+        `key` and `hooks_path`: empty if they are not at hand.
         """
         name, path = f"crm of account {account.account_id}", f"/v1/accounts/{account.account_id}"
         try:
@@ -212,21 +211,19 @@ class Strangers:
         if hooks.status != 200:
             detail = str(hooks.json().get("detail") or f"HTTP {hooks.status}")
             return [Check(name, False, detail, f"mend that, else POST {path}/authorize anew")]
-        found = self._subscribed(name, account.account_id, master, _items(hooks))
+        found = self._subscribed(name, account.account_id, hooks_path, _items(hooks))
         return [found, *await self._sources(account, key, sources.get(account.account_id, set()))]
 
-    def _subscribed(
-        self, name: str, account: str, master: bytes, hooks: Iterable[Mapping[str, object]]
-    ) -> Check:
+    def _subscribed(self, name: str, account: str, path: str, hooks: Iterable[Mapping[str, object]]) -> Check:
         """Whether one of the CRM's subscriptions leads to us, and is in use."""
         public = (self._settings.public_url or "").rstrip("/")
         todo = f"POST /v1/accounts/{account}/webhooks subscribes to talks and incoming leads"
         near = [hook for hook in hooks if str(hook.get("destination")).startswith(f"{public}/crm/{account}/")]
         if not near:
             return Check(name, True, "it lets us in; its webhooks do not come to us", todo)
-        ours = [hook for hook in near if hook.get("destination") == public + hook_path(master, account)]
-        if master and not ours:
-            says = "its webhooks come to an address that another master key made, where they are refused"
+        ours = [hook for hook in near if hook.get("destination") == public + path]
+        if path and not ours:
+            says = "its webhooks come to an old address, or to one that another master key made: refused"
             return Check(name, False, says, f"{todo}, at the right one; end the other in Kommo")
         if all(hook.get("disabled") for hook in ours or near):
             says = (

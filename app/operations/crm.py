@@ -4,6 +4,7 @@ What Kommo finds wrong with the request has Kommo's own words and is the caller'
 wrong with us or with the account is KommoFailed or StateConflict; what passes by itself is NotYet.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import TypeVar, cast
 
@@ -12,8 +13,8 @@ from msgspec import Struct
 
 from app.config.file import Uuid
 from app.http_client import Answer, Unreached
+from app.kommo.crm.addresses import new_nonce
 from app.kommo.crm.client import BudgetExhausted, NotAuthorized
-from app.kommo.crm.hooks import hook_path
 from app.kommo.crm.users import PAGE, PAGES_MAX, User
 from app.ledger.writer import LedgerFull, LedgerUnavailable
 from app.operations.errors import (
@@ -39,6 +40,7 @@ HINTS = {
 }
 NO_URL = "Kommo does not know where to call: set CHATLEDGER_PUBLIC_URL to the address it reaches us at"
 EVENTS = ("add_talk", "update_talk", "add_message", "add_chat_template_review")
+log = logging.getLogger("chatledger.crmhooks")
 LEAD_EVENTS = ("add_unsorted", "update_unsorted", "delete_unsorted")
 Shape = TypeVar("Shape", bound=Struct)
 
@@ -111,16 +113,39 @@ async def list_users(services: Services, account_id: str) -> list[User]:
 async def subscribe(services: Services, account_id: str) -> Answer:
     """Subscribe to the CRM's webhooks; the same again changes nothing. Raises an OperationError."""
     account = known_account(account_id)
-    if services.settings.public_url is None:
-        raise StateConflict(NO_URL)
-    path = hook_path(await services.keyring.address_key(), account)
-    destination = services.settings.public_url.rstrip("/") + path
+    return await _subscribe(services, account, await services.addresses.path(account))
+
+
+async def renew_address(services: Services, account_id: str) -> Answer:
+    """Give an account's webhooks another secret address; the old one is refused from then on.
+
+    Subscribes at the new one first, so that Kommo repeats what comes in between. Raises an OperationError.
+    """
+    account = known_account(account_id)
+    old, nonce = await services.addresses.path(account), new_nonce()
+    answer = await _subscribe(services, account, await services.addresses.path_of(account, nonce))
+    await services.addresses.renew(account, nonce)
+    try:
+        await call(services, account, "DELETE", "webhooks", {"destination": _destination(services, old)})
+    except OperationError as error:
+        log.warning("account %s: Kommo still calls the old address, which is refused: %s", account, error)
+    return answer
+
+
+async def _subscribe(services: Services, account: str, path: str) -> Answer:
+    destination = _destination(services, path)
     body = {"destination": destination, "settings": [*EVENTS, *LEAD_EVENTS]}
     try:
         return await call(services, account, "POST", "webhooks", body)
     except (InvalidInput, NotPossible):
         # Kommo does not document the names of the leads' events: without them, if it does not know them.
         return await call(services, account, "POST", "webhooks", body | {"settings": [*EVENTS]})
+
+
+def _destination(services: Services, path: str) -> str:
+    if services.settings.public_url is None:
+        raise StateConflict(NO_URL)
+    return services.settings.public_url.rstrip("/") + path
 
 
 def _fitting(value: object, shape: type[Shape]) -> Shape:

@@ -17,8 +17,10 @@ from app.database.pool import Pool
 from app.delivery.deliverer import Deliverer
 from app.kommo.budget import Budget
 from app.kommo.chats.client import Kommo
+from app.kommo.crm.addresses import Addresses
 from app.kommo.crm.client import Crm
 from app.kommo.crm.oauth import OAuth, States
+from app.kommo.crm.paced import Paced
 from app.kommo.crm.tokens import Tokens
 from app.kommo.crm.users import Users
 from app.ledger.writer import Ledger, LedgerFull, LedgerUnavailable, Recorded
@@ -35,8 +37,9 @@ AT_LEAST_SECONDS = 5.0  # The contract's limit for reads with `at_least`.
 class Services:
     """One of each part. `service/service.py` opens and closes them; nobody else replaces one.
 
-    `oauth` needs the table [oauth] of the configuration, `relay` and `deliverer` their roles. `stopping` is
-    set once the process must end. `demo_links` are shown in the console, by their words.
+    `oauth` needs the table [oauth] of the configuration, `relay` and `deliverer` their roles. `endings` are
+    Kommo's calls that end a consent. `stopping` is set once the process must end. `demo_links` are shown in
+    the console, by their words.
     """
 
     settings: Settings
@@ -56,6 +59,8 @@ class Services:
     oauth: OAuth | None
     states: States
     tokens: Tokens
+    endings: Paced
+    addresses: Addresses
     crm: Crm
     users: Users
     sessions: Sessions

@@ -14,8 +14,10 @@ from app.database.pool import Pool
 from app.http_client import Client
 from app.kommo.budget import Budget
 from app.kommo.chats.client import Kommo
+from app.kommo.crm.addresses import Addresses
 from app.kommo.crm.client import Crm
 from app.kommo.crm.oauth import OAuth, States
+from app.kommo.crm.paced import Paced
 from app.kommo.crm.tokens import Tokens
 from app.kommo.crm.users import Users
 from app.ledger.writer import Ledger
@@ -23,6 +25,8 @@ from app.messengers.kinds import messengers
 from app.operations.services import Services
 from app.vault import Vault
 from app.views.projector import Projector
+
+QUESTION_SECONDS = 10.0  # Chosen: of one account Kommo is asked so seldom, whoever repeats a call of Kommo's.
 
 
 async def open_services(
@@ -50,6 +54,8 @@ async def open_services(
     tokens = Tokens(database_url, pool, vault, oauth, ledger.submit)
     stack.push_async_callback(tokens.close)
     crm = Crm(client, tokens, budget)
+    endings = Paced(QUESTION_SECONDS)
+    stack.push_async_callback(endings.close)
     projector = Projector(database_url)
     room = {"limit": settings.unconnected_limit, "days": settings.unconnected_days}
     users = Users(crm)
@@ -72,6 +78,8 @@ async def open_services(
         oauth=oauth,
         states=States(keys.master),
         tokens=tokens,
+        endings=endings,
+        addresses=Addresses(pool, keyring),
         crm=crm,
         users=users,
         sessions=Sessions(keys),

@@ -1,6 +1,7 @@
 """Kommo's CRM through the service: what is asked, what never reaches Kommo, and what Kommo refuses."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -325,6 +326,45 @@ async def test_kommos_crm_is_told_where_to_call_us(office: Office) -> None:
     again = await done(office, "POST", "/webhooks", status=201)
     listed = (await done(office, "GET", "/webhooks"))["items"]
     assert [one["id"] for one in listed] == [told["id"]] == [again["id"]]
+
+
+async def test_the_address_of_webhooks_is_renewed_and_the_old_one_refused(office: Office) -> None:
+    old = (await done(office, "POST", "/webhooks", status=201))["destination"]
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert (
+        await office.request("POST", old.removeprefix(office.url), data=b"a=1", headers=form)
+    ).status == 200
+    new = (await done(office, "POST", "/webhooks/renew"))["destination"]
+    assert new.startswith(f"{office.url}/crm/{ACCOUNT}/")
+    assert new != old
+    for address, status in ((old, 404), (new, 200)):
+        path = address.removeprefix(office.url)
+        assert (await office.request("POST", path, data=b"a=1", headers=form)).status == status
+    listed = (await done(office, "GET", "/webhooks"))["items"]
+    assert [one["destination"] for one in listed] == [new]
+    assert (await done(office, "POST", "/webhooks", status=201))["destination"] == new
+
+
+async def test_an_address_that_kommo_does_not_take_leaves_the_old_one_in_force(office: Office) -> None:
+    old = (await done(office, "POST", "/webhooks", status=201))["destination"]
+    await office.fault("crm.webhooks", "403", times=None)
+    assert (await office.ask("POST", f"{HERE}/webhooks/renew")).status == 502
+    office.sandbox.faults.clear()
+    assert (await done(office, "POST", "/webhooks", status=201))["destination"] == old
+
+
+async def test_a_time_far_ahead_does_not_stop_what_comes_later(office: Office) -> None:
+    path = (await done(office, "POST", "/webhooks", status=201))["destination"].removeprefix(office.url)
+    head, now = await office.head(), int(time.time())
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    for at, read in ((now + 90 * 86_400, 0), (now + 60, 1)):
+        form = (
+            f"talk[update][0][talk_id]=9001&talk[update][0][updated_at]={at}&talk[update][0][is_read]={read}"
+        )
+        assert (await office.request("POST", path, data=form.encode(), headers=headers)).status == 200
+    ahead, later = [event["changed"] for event in await office.since(head)]
+    assert abs(ahead - now) < 60
+    assert later == now + 60
 
 
 async def test_what_happens_in_the_crm_reaches_the_ledger(office: Office) -> None:

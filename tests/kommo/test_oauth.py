@@ -1,5 +1,6 @@
 """An account's consent: asked for, kept sealed, good for one account, ended by whoever may end it."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from urllib.parse import parse_qs, urlsplit
@@ -10,10 +11,12 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.kommo.crm.client import ATTEMPTS_MAX
 from app.kommo.crm.oauth import STATE_SECONDS, StateRefused, States, crm_url_of, disabled_signature
 from app.servers.servers import Servers
 from tests.support.crm_service import HERE, Office, office_of
 from tests.support.ids import ACCOUNT, CLIENT, CLIENT_SECRET, CRM_ID, MASTER_BYTES, OTHER_ACCOUNT
+from tests.support.service import Answer
 
 VECTOR = "7043be2568d31fa59599a47411fbd3e427288254b5e75d8f75a04850fe3db624"
 
@@ -208,8 +211,8 @@ async def test_a_disabled_integration_is_disconnected_and_forgotten(office: Offi
     office.sandbox.faults.clear()
     events = await office.since(head)
     assert [(e["type"], e["by"]) for e in events] == [
-        ("channel.disconnected", "kommo"),
         ("account.withdrawn", "kommo"),
+        ("channel.disconnected", "kommo"),
     ]
     shown = await office.account()
     assert (shown["state"], "authorize" in shown["advice"]) == ("withdrawn", True)
@@ -236,21 +239,68 @@ async def test_what_an_operator_disconnected_stays_so_after_a_new_consent(office
     assert [event["type"] for event in await office.since(head)] == ["account.authorized"]
 
 
+async def disabled(office: Office, client: str = CLIENT) -> Answer:
+    """Kommo's call, or a repeat of it by somebody who has seen it."""
+    signature = disabled_signature(CLIENT_SECRET, client, str(CRM_ID))
+    query = {"account_id": str(CRM_ID), "client_uuid": client, "signature": signature}
+    return await office.request("GET", "/oauth/disabled", params=query)
+
+
 async def test_the_disabled_call_again_changes_nothing(office: Office) -> None:
     await office.consent()
-    signature = disabled_signature(CLIENT_SECRET, CLIENT, str(CRM_ID))
-    query = {"account_id": str(CRM_ID), "client_uuid": CLIENT, "signature": signature}
-    assert (await office.request("GET", "/oauth/disabled", params=query)).status == 200
+    assert (await office.order("/crm/disable", {"account_id": ACCOUNT}))["status"] == 200
     head = await office.head()
-    assert (await office.request("GET", "/oauth/disabled", params=query)).status == 200
+    assert (await disabled(office)).status == 200
     assert await office.head() == head
+
+
+async def test_a_replayed_call_ends_nothing_while_kommo_takes_our_token(office: Office) -> None:
+    await office.consent()
+    assert (await office.connect()).status in (200, 201)
+    head = await office.head()
+    answer = await disabled(office)
+    assert (answer.status, "nothing is ended" in answer.body["detail"]) == (409, True)
+    assert (await office.head(), (await office.account())["state"]) == (head, "authorized")
+
+
+@pytest.mark.parametrize("action", ["500", "drop", "402"])
+async def test_a_kommo_that_does_not_answer_the_question_ends_nothing(office: Office, action: str) -> None:
+    await office.consent()
+    assert (await office.connect()).status in (200, 201)
+    head = await office.head()
+    await office.fault("crm.account", action, times=None)
+    assert (await disabled(office)).status == 502
+    office.sandbox.faults.clear()
+    assert (await office.head(), (await office.account())["state"]) == (head, "authorized")
+
+
+async def test_kommo_is_asked_seldom_whoever_calls(office: Office) -> None:
+    await office.consent()
+    await office.fault("crm.account", "500", times=None)
+    [fault] = office.sandbox.faults.faults
+    answers = await asyncio.gather(*(disabled(office) for _ in range(10)))
+    assert {answer.status for answer in answers} == {502}
+    assert fault.seen <= ATTEMPTS_MAX
+    office.sandbox.faults.clear()
+
+
+async def test_a_connection_without_a_consent_ends_only_if_kommo_does_not_know_it(office: Office) -> None:
+    await office.consent()
+    assert (await office.order("/crm/disable", {"account_id": ACCOUNT}))["status"] == 200
+    assert (await office.connect()).status in (200, 201)
+    office.run.services.endings.forget(ACCOUNT)
+    head = await office.head()
+    assert (await disabled(office)).status == 200
+    assert await office.head() == head
+    office.run.services.endings.forget(ACCOUNT)
+    assert (await office.order("/crm/disable", {"account_id": ACCOUNT}))["status"] == 200
+    assert [event["type"] for event in await office.since(head)] == ["channel.disconnected"]
 
 
 async def test_kommo_may_write_our_id_in_capitals(office: Office) -> None:
     await office.consent()
-    signature = disabled_signature(CLIENT_SECRET, CLIENT.upper(), str(CRM_ID))
-    query = {"account_id": str(CRM_ID), "client_uuid": CLIENT.upper(), "signature": signature}
-    assert (await office.request("GET", "/oauth/disabled", params=query)).status == 200
+    await office.order("/crm/revoke", {"account_id": ACCOUNT})
+    assert (await disabled(office, CLIENT.upper())).status == 200
     assert (await office.account())["state"] == "withdrawn"
 
 

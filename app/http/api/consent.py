@@ -12,7 +12,7 @@ from app.http.openapi.responses import answers
 from app.http.request import Call, services_of
 from app.http.security import HEADERS
 from app.operations import consent
-from app.operations.consent import AGAIN, NeverConsented, NoIntegration, SignatureMissing
+from app.operations.consent import AGAIN, NeverConsented, NoIntegration, SignatureMissing, StillAuthorized
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>chatledger</title>
 <h1>Connected</h1><p>chatledger may use the account {account}. You can close this window.</p></html>
@@ -75,8 +75,9 @@ async def callback(
     summary="Kommo tells that the integration was disabled",
     tags=["accounts"],
     responses=answers(
+        502,
         503,
-        said={403: SignatureMissing.MESSAGE, 404: NeverConsented.MESSAGE, 409: NoIntegration.MESSAGE},
+        said={403: SignatureMissing.MESSAGE, 404: NeverConsented.MESSAGE, 409: StillAuthorized.MESSAGE},
     ),
 )
 async def disabled(
@@ -85,7 +86,10 @@ async def disabled(
     client_uuid: FromQuery[str] = "",
     signature: FromQuery[str] = "",
 ) -> Response[None]:
-    """All connections of the account end and its tokens are withdrawn; 200 also for a repeat."""
+    """All connections of the account end and its tokens are withdrawn; 200 also for a repeat.
+
+    Kommo is asked before: nothing is ended while it takes our token for the account (409).
+    """
     await consent.end(services_of(request), account_id, client_uuid, signature)
     return Response(None)
 

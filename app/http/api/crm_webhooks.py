@@ -45,4 +45,17 @@ async def subscribe(request: Call, account_id: FromPath[str]) -> WebhookShown:
     return crm.content(await crm.subscribe(services_of(request), account_id), WebhookShown)
 
 
-routes = [webhooks, subscribe]
+@post(
+    "/accounts/{account_id:str}/webhooks/renew",
+    status_code=200,
+    summary="Renew the address of CRM webhooks",
+    tags=["accounts"],
+    opt=NOT_TO_LEDGER,
+    responses=answers(404, 422, 502, said={409: crm.NO_URL}),
+)
+async def renew(request: Call, account_id: FromPath[str]) -> WebhookShown:
+    """Subscribe at another secret address, because the old one became known; that one is then refused."""
+    return crm.content(await crm.renew_address(services_of(request), account_id), WebhookShown)
+
+
+routes = [webhooks, subscribe, renew]

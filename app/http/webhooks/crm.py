@@ -22,7 +22,6 @@ from app.http.openapi.responses import answers, takes
 from app.http.request import Call, services_of
 from app.http.webhooks.body import BUSY, RETRY_AFTER_SECONDS, HangUp, Receive, read
 from app.kommo import refused
-from app.kommo.crm.hooks import hook_path
 from app.ledger.writer import LedgerFull, LedgerUnavailable
 from app.operations import hooks
 from app.operations.services import Services
@@ -84,8 +83,8 @@ async def crm_hook(request: Call, account_id: FromPath[str], key: FromPath[str])
 async def _answered(request: Call, account_id: str, key: str) -> None:
     services = services_of(request)
     try:
-        right = hook_path(await services.keyring.address_key(), account_id)
-    except (WrongMasterKey, psycopg.Error):
+        right = await services.addresses.path(account_id)
+    except (WrongMasterKey, psycopg.Error, ViewsMissing):
         raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS) from None
     if not hmac.compare_digest(f"/crm/{account_id}/{key}".encode(), right.encode()):
         raise ProblemError(404, UNKNOWN)

@@ -22,7 +22,7 @@ from typing import Literal, TypeAlias
 from app import clock
 from app.channels.directory import Channel
 from app.kommo.crm.php_form import Tree
-from app.limits import is_uuid
+from app.limits import AHEAD_MS_BELIEVED, is_uuid
 from domain import commands as c
 from domain import events as e
 from domain import ids
@@ -51,9 +51,12 @@ class EntryRefused(Exception):
     """A talk, lead or template without its id; the message says what is missing."""
 
 
-def hook_path(address_key: bytes, account_id: str) -> str:
-    """Returns the path of an account's CRM webhooks, `/crm/…`; only the ledger's key makes it."""
-    key = hmac.digest(address_key, b"crm-hook:" + account_id.encode(), "sha256")
+def hook_path(address_key: bytes, account_id: str, nonce: bytes = b"") -> str:
+    """Returns the path of an account's CRM webhooks, `/crm/…`; only the ledger's key makes it.
+
+    `nonce` is empty until the address is renewed.
+    """
+    key = hmac.digest(address_key, b"crm-hook:" + account_id.encode() + nonce, "sha256")
     return f"/crm/{account_id}/{base64.urlsafe_b64encode(key).decode().rstrip('=')}"
 
 
@@ -109,7 +112,7 @@ def _talk(account: str, action: str, fields: Tree, scopes: list[Scope]) -> c.Tal
         added=action == "add",
         fields={
             "talk_id": talk_id,
-            "changed": _number(fields.get("updated_at")) or _number(fields.get("created_at")) or 0,
+            "changed": _changed(fields),
             "chat_id": chat_id,
             "contact_id": _number(fields.get("contact_id")),
             "entity_id": _number(fields.get("entity_id")),
@@ -168,10 +171,17 @@ def _review(account: str, fields: Tree) -> c.Review:
             "template_id": template_id,
             "kind": _text(fields.get("type")),
             "name": _start(fields.get("name"), TEXT_CHARACTERS_MAX),
-            "changed": _number(fields.get("updated_at")) or _number(fields.get("created_at")) or 0,
+            "changed": _changed(fields),
             "reviews": reviews,
         },
     )
+
+
+def _changed(fields: Tree) -> int:
+    """When a talk or template changed, in unix seconds; a time far ahead is now, so that later ones count."""
+    changed = _number(fields.get("updated_at")) or _number(fields.get("created_at")) or 0
+    now_ms = clock.now_ms()
+    return changed if changed * 1000 <= now_ms + AHEAD_MS_BELIEVED else now_ms // 1000
 
 
 def _lead_state(action: str, fields: Tree) -> LeadState:

@@ -182,10 +182,10 @@ class Tokens:
         """Returns every account that ever consented."""
         return await self._pool.fetch(Consent, ALL, {})
 
-    async def account_of(self, crm_id: int) -> str | None:
-        """Returns the amojo id of the account with this number in the CRM."""
+    async def consent_of(self, crm_id: int) -> Consent | None:
+        """Returns the consent of the account with this number in the CRM."""
         rows = await self._pool.fetch(Consent, OF_CRM, {"crm_id": crm_id})
-        return rows[0].account_id if rows else None
+        return rows[0] if rows else None
 
     async def use_state(self, state: State) -> bool:
         """Whether this is the first use of the state on any process."""
