@@ -1,5 +1,6 @@
 """Limits that more than one room keeps, and Kommo's codes: each stands here once."""
 
+import math
 import re
 
 # Of an id that its sender chooses: chosen, for Kommo documents no limit. Kommo's own ids have 36 characters.
@@ -21,12 +22,24 @@ FAILURE_CODES = (901, 902, 903, 904, 905)
 OTHER_FAILURE = 905
 # `delivery_status` of Kommo's Chats API; "sent" has no code.
 STATUS_CODES = {"delivered": 1, "read": 2, "failed": -1}
+# Of a secret: chosen, so that nobody guesses one however many tries there are.
+SECRET_BITS_MIN = 128
+_HEX = re.compile(r"[0-9a-fA-F]*")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 def is_uuid(text: str) -> bool:
     """Whether a text is a UUID in lower case, as all our ids are."""
     return _UUID.fullmatch(text) is not None
+
+
+def is_weak(secret: str) -> bool:
+    """Whether a text of printable ASCII characters holds less than 128 bits, even if drawn at random.
+
+    That takes 20 of them, or 32 hexadecimal digits.
+    """
+    bits = 4.0 if _HEX.fullmatch(secret) else math.log2(94)
+    return len(secret) * bits < SECRET_BITS_MIN
 
 
 def too_deep(value: object, left: int = NESTING_MAX) -> bool:

@@ -1,31 +1,71 @@
-"""Wrong keys are few: at most ten a minute from one address, counted in this process."""
+"""Wrong keys and wrong signatures are few: so many a minute from one source, counted in this process.
 
+From the eleventh on they are answered late, from the 31st on with 429. A right key or signature always
+passes, because behind a proxy that is not trusted all clients are one source, and Kommo sends a hook only
+once. Only the login form, which people use, is closed to a source after ten wrong keys.
+"""
+
+import asyncio
 import math
 import time
-from collections import deque
+from collections import Counter, deque
+from typing import Literal, TypeAlias
 
-TRIES_MAX = 10  # Chosen: a person mistypes a few times; a guess of a 32-byte key stays hopeless.
+from app.access.proxies import source_of
+
+Kind: TypeAlias = Literal["login", "key", "signature"]
+# Chosen: a person mistypes a few times, and a program that is set up wrong tries several messages.
+TRIES_MAX: dict[Kind, int] = {"login": 10, "key": 30, "signature": 30}
+PROMPT_MAX = 10  # Chosen: so many are answered without delay.
 TRIES_SECONDS = 60.0
-ADDRESSES_MAX = 1000  # Chosen: memory stays bounded however many addresses try.
+SOURCES_MAX = 1000  # Chosen: memory stays bounded however many sources try.
+DELAY_SECONDS = 0.5  # Chosen: a person does not notice, a guessing program does.
+DELAYED_MAX = 20  # Chosen: so many answers of one source are held back at a time, the rest are sent at once.
 
 
 class Tries:
-    """The latest wrong keys by the address that gave them."""
+    """The latest wrong tries of each kind, by their source."""
 
     def __init__(self) -> None:
-        self._failed: dict[str, deque[float]] = {}
+        self._failed: dict[tuple[Kind, str], deque[float]] = {}
+        self._delayed: Counter[str] = Counter()
 
-    def wait_seconds(self, address: str) -> int:
-        """Seconds until this address may try again; 0 if it may now."""
-        failed = self._failed.get(address)
-        if failed is None or len(failed) < TRIES_MAX:
+    def wait_seconds(self, kind: Kind, address: str) -> int:
+        """Seconds until this address may be wrong again; 0 if it may now."""
+        failed = self._recent(kind, address)
+        if len(failed) < TRIES_MAX[kind]:
             return 0
-        return max(0, math.ceil(failed[0] + TRIES_SECONDS - time.monotonic()))
+        return max(1, math.ceil(failed[0] + TRIES_SECONDS - time.monotonic()))
 
-    def failed(self, address: str) -> None:
-        """Count a wrong key; beyond the limit the address that failed longest ago is forgotten."""
-        failed = self._failed.pop(address, None) or deque(maxlen=TRIES_MAX)
+    def failed(self, kind: Kind, address: str) -> None:
+        """Count a wrong one; beyond the limit the source that failed longest ago is forgotten."""
+        key = (kind, source_of(address))
+        failed = self._failed.pop(key, None) or deque(maxlen=TRIES_MAX[kind])
         failed.append(time.monotonic())
-        self._failed[address] = failed
-        if len(self._failed) > ADDRESSES_MAX:
+        self._failed[key] = failed
+        if len(self._failed) > SOURCES_MAX:
             del self._failed[next(iter(self._failed))]
+
+    def _recent(self, kind: Kind, address: str) -> deque[float]:
+        """When the tries of the last minute were."""
+        failed: deque[float] = self._failed.get((kind, source_of(address)), deque())
+        while failed and failed[0] + TRIES_SECONDS <= time.monotonic():
+            failed.popleft()
+        return failed
+
+    async def slow_down(self, kind: Kind, address: str) -> int:
+        """Count a wrong one, return late if there were many; returns what `wait_seconds` was before."""
+        seconds, source = self.wait_seconds(kind, address), source_of(address)
+        if not seconds:
+            self.failed(kind, address)
+        if len(self._recent(kind, address)) <= PROMPT_MAX:
+            return seconds
+        if self._delayed[source] < DELAYED_MAX:
+            self._delayed[source] += 1
+            try:
+                await asyncio.sleep(DELAY_SECONDS)
+            finally:
+                self._delayed[source] -= 1
+                if not self._delayed[source]:
+                    del self._delayed[source]
+        return seconds

@@ -7,6 +7,7 @@ EXAMPLE = """\
 
 CHATLEDGER_PUBLIC_URL = "https://chat.example.com"   # under which all others reach us
 CHATLEDGER_PORT = 8080                               # where HTTP listens, behind a reverse proxy with TLS
+# CHATLEDGER_TRUSTED_PROXIES = "127.0.0.1"           # whose X-Forwarded-For and -Proto we believe: that proxy
 # CHATLEDGER_DATA = "/var/lib/chatledger"            # keys, and private servers without these URLs:
 # CHATLEDGER_DATABASE_URL = "postgresql://chatledger:PASSWORD@db.example.com/chatledger"
 # CHATLEDGER_UNCONNECTED_LIMIT = 10000               # kept for an account that is not connected yet, each,

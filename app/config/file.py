@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Struct, inspect
 
 from app.config.settings import BadSettings, Settings, from_environment, is_table, read_file
+from app.limits import is_weak
 from app.messengers.kinds import KINDS
 from domain.parts import WAIT_FOR_MESSENGER, ChannelOptions, MessageIds
 
@@ -32,6 +33,7 @@ Wait = Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]{0,4})[smhd]$(?!\n)")]
 Rate = Annotated[float, Meta(gt=0, le=10_000)]
 
 CALLBACK = "/oauth/callback"
+GUESSABLE = "it holds less than 128 bits: give the 40 characters that Kommo's support sent you"
 UUID_HINT = "give 36 characters like 52e591f7-c98f-4255-8495-827210138c81"
 HINTS = {
     "accounts": "write a table [[accounts]] for each",
@@ -270,6 +272,8 @@ def _contradictions(setup: Setup) -> Iterator[str]:
         yield from _twice(
             place + ".connections[{}].account_id", [one.account_id for one in channel.connections]
         )
+        if is_weak(channel.kommo.secret):
+            yield f"{place}.kommo.secret: {GUESSABLE}"
         for setting, advice in KINDS[channel.messenger.kind].faults(channel.messenger.secret):
             yield f"{place}.messenger.{setting}: {advice}"
 

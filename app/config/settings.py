@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import difflib
+import ipaddress
 import os
 import pwd
 import secrets
@@ -13,6 +14,8 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
+
+from app.limits import is_weak
 
 PREFIX = "CHATLEDGER_"
 MASTER_KEY_BYTES = 32  # AES-256
@@ -47,6 +50,7 @@ class Settings(
     kommo_url: Annotated[str, Meta(pattern=r"^https?://[^\s?#]+$(?!\n)")] = "https://amojo.kommo.com"
     public_url: Annotated[str, Meta(pattern=r"^https?://[^\s?#]+$(?!\n)")] | None = None
     hook_max_age: Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,4}[smhd]$(?!\n)")] = "24h"
+    trusted_proxies: tuple[str, ...] = ()
     roles: frozenset[Role] = ROLES
     unconnected_limit: Annotated[int, Meta(ge=0, le=1_000_000)] = 10_000
     unconnected_days: Annotated[int, Meta(ge=0, le=3650)] = 7
@@ -76,18 +80,21 @@ class Keys(Struct, frozen=True):
         return "Keys(…)"
 
 
+LISTS = ("CHATLEDGER_ROLES", "CHATLEDGER_TRUSTED_PROXIES")
 HINTS = {
     "CHATLEDGER_DATA": "give a folder",
     "CHATLEDGER_DATABASE_URL": "give a URL like postgresql://user:password@host/database",
     "CHATLEDGER_NATS_URL": "give a URL like nats://user:password@host:4222, or several with commas between",
     "CHATLEDGER_HOST": "give an address to listen on, like 127.0.0.1",
     "CHATLEDGER_PORT": "give a whole number from 0 (any free port) to 65535",
-    "CHATLEDGER_ADMIN_KEY": "give printable ASCII characters without spaces",
+    "CHATLEDGER_ADMIN_KEY": "give printable ASCII characters without spaces, 128 bits or more,"
+    " for example from: openssl rand -hex 32",
     "CHATLEDGER_MASTER_KEY": "give 32 bytes in base64, for example from: openssl rand -base64 32",
     "CHATLEDGER_MASTER_KEY_OLD": "give the master key that is being replaced, 32 bytes in base64",
     "CHATLEDGER_KOMMO_URL": "give an http or https URL, like https://amojo.kommo.com",
     "CHATLEDGER_PUBLIC_URL": "give the http or https URL under which Kommo reaches this service",
     "CHATLEDGER_HOOK_MAX_AGE": "give a whole number with s, m, h or d behind it, like 24h",
+    "CHATLEDGER_TRUSTED_PROXIES": "give addresses or networks with commas between, like 127.0.0.1,10.0.0.0/8",
     "CHATLEDGER_ROLES": "give some of web,relay,project,deliver with commas between",
     "CHATLEDGER_UNCONNECTED_LIMIT": (
         "give how many deliveries are kept for an account that is not connected, 0 to 1000000"
@@ -120,6 +127,8 @@ def load_settings(
 def load_keys(settings: Settings) -> Keys:
     """Returns the keys: from the settings, else from the data folder, where they are created if missing."""
     admin = settings.admin_key or kept_line(settings.data / "admin.key", secrets.token_urlsafe(32))
+    if is_weak(admin):
+        raise BadSettings(f"{settings.data / 'admin.key'}: {HINTS['CHATLEDGER_ADMIN_KEY']}")
     if settings.master_key is None:
         kept_line(settings.data / MASTER_FILE, new_master_key())
     master, *old = load_masters(settings)
@@ -251,9 +260,9 @@ def _data_folder(given: object, home: str) -> object:
 
 
 def _convert(given: dict[str, Any]) -> Settings:
-    roles = given.get("CHATLEDGER_ROLES")
-    if isinstance(roles, str):
-        given["CHATLEDGER_ROLES"] = [role.strip() for role in roles.split(",")]
+    for name in LISTS:
+        if isinstance(listed := given.get(name), str):
+            given[name] = [one.strip() for one in listed.split(",")]
     try:
         return msgspec.convert(given, Settings, strict=False, dec_hook=_path)
     except msgspec.ValidationError as error:
@@ -274,6 +283,10 @@ def _checked(settings: Settings) -> Settings:
         raise BadSettings(f"CHATLEDGER_DATABASE_URL: {HINTS['CHATLEDGER_DATABASE_URL']}")
     if nats and not all(one.startswith(("nats://", "tls://")) for one in nats.split(",")):
         raise BadSettings(f"CHATLEDGER_NATS_URL: {HINTS['CHATLEDGER_NATS_URL']}")
+    if settings.admin_key and is_weak(settings.admin_key):
+        raise BadSettings(f"CHATLEDGER_ADMIN_KEY: {HINTS['CHATLEDGER_ADMIN_KEY']}")
+    for network in settings.trusted_proxies:
+        _check_network(network)
     for name in ("master_key", "master_key_old"):
         if text := getattr(settings, name):
             master_key(text, PREFIX + name.upper())
@@ -284,6 +297,14 @@ def _checked(settings: Settings) -> Settings:
             " share servers; set both URLs, or leave CHATLEDGER_ROLES out to run everything in one process"
         )
     return msgspec.structs.replace(settings, kommo_url=settings.kommo_url.rstrip("/"))
+
+
+def _check_network(text: str) -> None:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        name = "CHATLEDGER_TRUSTED_PROXIES"
+        raise BadSettings(f"{name}: {HINTS[name]}") from None
 
 
 def master_key(text: str, source: str) -> bytes:

@@ -54,6 +54,8 @@ CREATE TABLE IF NOT EXISTS ledger.tokens (
   expires_at timestamptz NOT NULL, state text NOT NULL, reason text NOT NULL, generation bigint NOT NULL);
 CREATE INDEX IF NOT EXISTS tokens_crm_id ON ledger.tokens (crm_id);
 CREATE TABLE IF NOT EXISTS ledger.consents (nonce bytea PRIMARY KEY, expires_at timestamptz NOT NULL);
+CREATE TABLE IF NOT EXISTS ledger.ended_sessions (id bytea PRIMARY KEY, ended_at timestamptz NOT NULL);
+CREATE INDEX IF NOT EXISTS ended_sessions_ended_at ON ledger.ended_sessions (ended_at);
 CREATE TABLE IF NOT EXISTS ledger.imports (
   id uuid PRIMARY KEY, channel text NOT NULL, account_id text NOT NULL, began bigint NOT NULL,
   lines bigint NOT NULL, done boolean NOT NULL, report bytea NOT NULL, updated_at timestamptz NOT NULL);
@@ -83,6 +85,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.connecting, ledger.links TO {role
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.rests, ledger.tries TO {role};
 GRANT SELECT, INSERT, UPDATE ON ledger.crm_addresses TO {role};
 GRANT SELECT, INSERT, UPDATE ON ledger.imports TO {role};
+GRANT SELECT, INSERT, DELETE ON ledger.ended_sessions TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.tokens, ledger.consents, ledger.keyring TO {role};
 """
 

@@ -8,10 +8,13 @@ runs, which may have made it at the same time.
 import asyncio
 import contextlib
 import os
+import re
+import stat
 from collections.abc import Awaitable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import aiohttp
@@ -25,7 +28,16 @@ from rich.text import Text
 from app.access.keyring import Keyring
 from app.channels.directory import Channel, Channels
 from app.config.file import Setup, check_together, load_setup
-from app.config.settings import BadSettings, Settings, find_admin_key, load_masters, load_settings
+from app.config.settings import (
+    MASTER_FILE,
+    MASTER_OLD_FILE,
+    BadSettings,
+    Settings,
+    find_admin_key,
+    load_masters,
+    load_settings,
+    read_file,
+)
 from app.database import schema
 from app.database.connection import connect
 from app.doctor.kommo import Case, Strangers, known, service_url
@@ -48,6 +60,8 @@ SELECT DISTINCT account_id, source FROM (SELECT account_id, source, outgoing FRO
 """
 SOURCES_TIMEOUT = "SET statement_timeout = '5s'"  # Of a large ledger they are not worth more.
 JETSTREAM_INFO = "$JS.API.INFO"
+KEY_FILES = ("admin.key", MASTER_FILE, MASTER_OLD_FILE)
+SECRET_NAME = re.compile(r"(secret|token|password|_KEY|_KEY_OLD)$")
 UNKNOWN_SCOPE = "no channel is connected under this scope id"
 
 
@@ -79,7 +93,32 @@ async def diagnose(config: Path | None) -> list[Check]:
     where = f"{config} is complete" if config else "there is no file: give one with --config"
     names = ", ".join(channel.name for channel in setup.channels) or "none"
     says = f"{where}; channels: {names}; accounts with a CRM: {len(setup.accounts)}"
-    return [Check("settings", True, says if config else where), *await examine(settings, setup)]
+    found = [Check("settings", True, says if config else where), *exposed(config, settings.data)]
+    return [*found, *await examine(settings, setup)]
+
+
+def exposed(config: Path | None, data: Path) -> list[Check]:
+    """A warning for each file with secrets that every user of this machine may read."""
+    files = [data / name for name in KEY_FILES]
+    if config and _holds_secret(read_file(config)):
+        files.append(config)
+    says = "warning: every user can read {}, which holds secrets"
+    return [
+        Check("secrets", True, says.format(file), f"chmod o= {file}")
+        for file in files
+        if os.access(file, os.F_OK) and file.stat().st_mode & stat.S_IROTH
+    ]
+
+
+def _holds_secret(value: object, name: str = "") -> bool:
+    """Whether a value of the file, or one within it, is a secret itself and not `env:NAME`."""
+    if isinstance(value, dict):
+        return any(_holds_secret(inner, key) for key, inner in value.items())
+    if isinstance(value, list):
+        return any(_holds_secret(inner, name) for inner in value)
+    if not isinstance(value, str) or value.startswith("env:"):
+        return False
+    return bool(SECRET_NAME.search(name)) or (name.endswith("_URL") and bool(urlsplit(value).password))
 
 
 async def examine(settings: Settings, setup: Setup) -> list[Check]:

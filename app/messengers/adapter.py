@@ -84,6 +84,10 @@ class Unsigned(Exception):
     """The request does not prove that the channel's messenger made it."""
 
 
+class WrongClock(Unsigned):
+    """The proof is right, but of another time; the message says how far off it is."""
+
+
 class Unfit(Exception):
     """The messenger does not take our calls as it should: `says` what is wrong, `todo` what to do."""
 

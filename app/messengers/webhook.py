@@ -3,6 +3,8 @@
 https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
 
+import base64
+import hmac
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,7 +19,7 @@ from standardwebhooks.webhooks import EmptyWebhookSecretError
 from app import clock, problems
 from app.channels.directory import Channel, Connection
 from app.http_client import RETRIED, Answer, Unreached
-from app.limits import FAILURE_CODES, ID_CHARACTERS_MAX, INTEGER_MAX, OTHER_FAILURE
+from app.limits import FAILURE_CODES, ID_CHARACTERS_MAX, INTEGER_MAX, OTHER_FAILURE, SECRET_BITS_MIN
 from app.messengers import checks
 from app.messengers.adapter import (
     Messenger,
@@ -29,6 +31,7 @@ from app.messengers.adapter import (
     Unfit,
     UnknownSender,
     Unsigned,
+    WrongClock,
 )
 from app.messengers.calls import Probe
 from app.outcome import Done, Forbidden, Outcome, Refused, Retry
@@ -64,7 +67,9 @@ class Webhook(Messenger):
         channel = channels.get(request.parts["channel"])
         if channel is None:
             raise UnknownSender
-        if not verified(_secrets(channel), request.headers, request.body):
+        secrets = _secrets(channel)
+        if not verified(secrets, request.headers, request.body):
+            _refuse_clock(secrets, request.headers, request.body)
             raise Unsigned
         return channel
 
@@ -103,8 +108,12 @@ class Webhook(Messenger):
         """The secret is one of Standard Webhooks."""
         try:
             standardwebhooks.Webhook(secret)
+            weak = len(base64.b64decode(secret.removeprefix("whsec_"))) * 8 < SECRET_BITS_MIN
         except (ValueError, EmptyWebhookSecretError):
             yield "secret", WHSEC_ADVICE
+            return
+        if weak:
+            yield "secret", f"it holds less than {SECRET_BITS_MIN} bits: {WHSEC_ADVICE}"
 
 
 def _secrets(channel: Channel) -> list[str]:
@@ -135,6 +144,24 @@ def verified(secrets: list[str], headers: Mapping[str, str], body: bytes) -> boo
             continue
         return True
     return False
+
+
+def _refuse_clock(secrets: list[str], headers: Mapping[str, str], body: bytes) -> None:
+    """Raises WrongClock if the signature is right for its time, which is too far from ours."""
+    try:
+        then = datetime.fromtimestamp(float(headers["webhook-timestamp"]), UTC)
+        names = headers["webhook-signature"].split(" ")
+        signatures = [
+            standardwebhooks.Webhook(one).sign(headers["webhook-id"], then, body.decode()) for one in secrets
+        ]
+    except (KeyError, ValueError, OverflowError, OSError):
+        return
+    off = round(datetime.now(UTC).timestamp() - then.timestamp())
+    if any(hmac.compare_digest(one.encode(), name.encode()) for one in signatures for name in names):
+        raise WrongClock(
+            f"the signature is right, but webhook-timestamp is {abs(off)} seconds"
+            f" {'behind' if off > 0 else 'ahead of'} our clock, and may be 300 off: set the sender's clock"
+        )
 
 
 def outcome(answer: Answer) -> Outcome:

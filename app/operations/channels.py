@@ -11,11 +11,12 @@ from msgspec.structs import replace
 
 from app import clock
 from app.channels.directory import Channel, ChannelIdTaken, Connection, Secrets, Side
-from app.config.file import ChannelName, KommoSide, MessengerSide, Uuid, Wait
+from app.config.file import GUESSABLE, ChannelName, KommoSide, MessengerSide, Uuid, Wait
 from app.delivery.job import DISCONNECTED, UNCONNECTED
 from app.http_client import Answer, Unreached
 from app.kommo.chats.signature import Credentials
 from app.ledger.writer import Recorded
+from app.limits import is_weak
 from app.messengers.kinds import KINDS
 from app.operations.deliveries import LOST, park_open, resume_of_scope
 from app.operations.errors import InvalidInput, KommoFailed, NotFound, StateConflict
@@ -232,6 +233,15 @@ def _in_lower_case(wanted: NewChannel) -> NewChannel:
     kommo = KommoSide(kommo.channel_id.lower(), kommo.secret, bot_id)
     account = wanted.default_account.lower() if wanted.default_account else None
     return replace(wanted, kommo=kommo, default_account=account)
+
+
+def check_kommo_secret(secret: str | None) -> None:
+    """Refuse a secret of Kommo's side that can be guessed; raises InvalidInput.
+
+    The routes and the --config file check what an operator gives; the demo's sandbox has secrets of its own.
+    """
+    if secret is not None and is_weak(secret):
+        raise InvalidInput(f"$.kommo.secret: {GUESSABLE}", faults=[("$.kommo.secret", GUESSABLE)])
 
 
 def _check_secret(kind: str, secret: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from app.access.keyring import Keyring
 from app.access.login_links import LoginLinks
+from app.access.proxies import Proxies
 from app.access.sessions import Sessions
 from app.access.tries import Tries
 from app.channels.attempts import Attempts
@@ -65,6 +66,7 @@ class Services:
     users: Users
     sessions: Sessions
     login_links: LoginLinks = field(default_factory=LoginLinks)
+    proxies: Proxies = field(default_factory=Proxies)
     tries: Tries = field(default_factory=Tries)
     relay: Relay | None = None
     deliverer: Deliverer | None = None

@@ -4,6 +4,7 @@ import contextlib
 from functools import partial
 
 from app.access.keyring import Keyring
+from app.access.proxies import Proxies
 from app.access.sessions import Sessions
 from app.channels.attempts import Attempts
 from app.channels.directory import Channels
@@ -83,6 +84,7 @@ async def open_services(
         crm=crm,
         users=users,
         sessions=Sessions(keys),
+        proxies=Proxies(settings.trusted_proxies),
     )
 
 

@@ -14,7 +14,7 @@ from app.servers.servers import Servers
 from ops.benches import samples
 
 READY_SECONDS = 60
-ADMIN_KEY = "bench"
+ADMIN_KEY = "the-admin-key-of-the-benches"
 
 
 def environment(where: Servers, url: str, folder: Path, kommo_url: str) -> dict[str, str]:

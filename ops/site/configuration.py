@@ -26,6 +26,7 @@ ABSENT = {
     "CHATLEDGER_MASTER_KEY": "made once: `master.key` in the data folder",
     "CHATLEDGER_MASTER_KEY_OLD": "none; while the master key is changed",
     "CHATLEDGER_PUBLIC_URL": "none; needed with `[oauth]`",
+    "CHATLEDGER_TRUSTED_PROXIES": "none",
     "CHATLEDGER_ROLES": "all",
 }
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from app.config.file import Account, Channel, Connected, KommoSide, MessengerSide, Setup
 from app.config.settings import Settings
-from app.doctor.doctor import Doctor, Ground, diagnose, examine, show
+from app.doctor.doctor import Doctor, Ground, diagnose, examine, exposed, show
 from app.doctor.kommo import Case
 from app.doctor.probe import Check, skewed
 from app.servers.nats import nats_binary
@@ -27,7 +27,16 @@ from app.service.service import migrate, running
 from app.stream import jetstream
 from domain import ids
 from tests.support.databases import NewDatabase
-from tests.support.ids import ACCOUNT, BOT, CHANNEL, CHANNEL_SECRET, MESSENGER_SECRET, OTHER_ACCOUNT, SCOPE
+from tests.support.ids import (
+    ACCOUNT,
+    ADMIN_KEY,
+    BOT,
+    CHANNEL,
+    CHANNEL_SECRET,
+    MESSENGER_SECRET,
+    OTHER_ACCOUNT,
+    SCOPE,
+)
 from tests.support.processes import ROOT, Process
 from tests.support.system import WAIT_SECONDS, Story, free_port, installed, until
 
@@ -256,7 +265,7 @@ def test_a_clock_is_well_within_five_minutes(minutes: float, ok: bool, says: str
 
 # The file that is changed, the check that must notice, what it must say and what to do.
 THEIRS: dict[str, tuple[tuple[str, ...], dict[str, str], str, str, str]] = {
-    "a wrong secret": ((ACCOUNT,), {"secret": "wrong"}, ACME, "403", "secret as Kommo's support sent it"),
+    "a wrong secret": ((ACCOUNT,), {"secret": "wrong" * 8}, ACME, "403", "secret as Kommo's support sent it"),
     "a private channel": (
         (STRANGER,),
         {},
@@ -383,10 +392,28 @@ async def test_the_command_says_by_its_exit_code_whether_all_is_well(clinic: Cli
     path.write_text("\n".join(lines))
     code, told = await run("--config", str(path), "doctor", "--json")
     assert (code, [one for one in json.loads(told)["checks"] if not one["ok"]]) == (0, [])
-    path.write_text("\n".join(lines).replace(CHANNEL_SECRET, "wrong"))
+    path.write_text("\n".join(lines).replace(CHANNEL_SECRET, "wrong" * 8))
     code, told = await run("--config", str(path), "doctor")
     assert code == 1
     assert f"WRONG {ACME}: Kommo does not take our signature (403)" in told
+
+
+def test_a_file_with_secrets_that_every_user_can_read_is_a_warning(tmp_path: Path) -> None:
+    config, key = tmp_path / "chatledger.toml", tmp_path / "admin.key"
+    key.write_text(ADMIN_KEY)
+    config.write_text('[[channels]]\nkommo = { secret = "hush" }\n')
+    for path in (config, key):
+        path.chmod(0o644)
+    assert [check.todo for check in exposed(config, tmp_path)] == [f"chmod o= {key}", f"chmod o= {config}"]
+    assert all(check.ok and "every user can read" in check.says for check in exposed(config, tmp_path))
+    key.chmod(0o640)
+    for harmless in ('[[channels]]\nkommo = { secret = "env:HUSH" }', 'CHATLEDGER_NATS_URL = "nats://x"'):
+        config.write_text(harmless)
+        assert exposed(config, tmp_path) == []
+    config.write_text('CHATLEDGER_DATABASE_URL = "postgresql://u:p@db/x"')
+    assert len(exposed(config, tmp_path)) == 1
+    config.chmod(0o600)
+    assert exposed(config, tmp_path) == []
 
 
 async def test_the_example_is_printed(tmp_path: Path) -> None:

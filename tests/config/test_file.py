@@ -10,7 +10,7 @@ from app.config.example import EXAMPLE
 from app.config.file import Setup, check_together, load_setup
 from app.config.settings import BadSettings, load_settings
 from domain.parts import ChannelOptions
-from tests.support.ids import ACCOUNT
+from tests.support.ids import ACCOUNT, CHANNEL_SECRET
 
 ENVIRONMENT = {
     "HOME": "/",
@@ -64,8 +64,10 @@ def test_a_channel_says_how_its_messenger_speaks(tmp_path: Path) -> None:
 
 
 def test_a_secret_read_from_a_file_is_taken_without_its_line_end(tmp_path: Path) -> None:
-    setup = load_setup(written(tmp_path, EXAMPLE), ENVIRONMENT | {"ACME_CHANNEL_SECRET": "hush\n"})
-    assert setup.channels[0].kommo.secret == "hush"
+    setup = load_setup(
+        written(tmp_path, EXAMPLE), ENVIRONMENT | {"ACME_CHANNEL_SECRET": f"{CHANNEL_SECRET}\n"}
+    )
+    assert setup.channels[0].kommo.secret == CHANNEL_SECRET
 
 
 def test_without_a_file_there_is_nothing() -> None:

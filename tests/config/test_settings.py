@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.config.settings import ROLES, BadSettings, Role, Settings, load_keys, load_settings
+from tests.support.ids import ADMIN_KEY
 
 DATABASE, NATS = "postgresql://u:p@db/x", "nats://u:p@broker:4222"
 SOME: frozenset[Role] = frozenset(("web", "relay"))
@@ -33,11 +34,13 @@ def test_everything_can_be_set() -> None:
         nats_url=f"{NATS},{NATS}",
         host="::1",
         port="0",
-        admin_key="secret",
+        admin_key=ADMIN_KEY,
         master_key=MASTER,
         kommo_url="http://127.0.0.1:9/",
         roles="web, relay",
+        trusted_proxies="127.0.0.1, 10.0.0.0/8,::1",
     )
+    assert found.trusted_proxies == ("127.0.0.1", "10.0.0.0/8", "::1")
     assert (found.port, found.roles, found.kommo_url) == (0, SOME, "http://127.0.0.1:9")
     assert load_keys(found) == load_keys(found)
     assert load_keys(found).master == b"k" * 32
@@ -51,7 +54,8 @@ WRONG = {
     "kommo_url": ["amojo.kommo.com", "ftp://x", "https://x?y", "https://x\n"],
     "public_url": ["https://x\n"],
     "roles": ["web,cook", ","],
-    "admin_key": ["two words", "ключ", "key\n"],
+    "admin_key": ["two words", "ключ", f"{ADMIN_KEY}\n", "a-key-of-19-letters", "abcdef0" * 4 + "123"],
+    "trusted_proxies": ["proxy", "10.0.0.0/33", "127.0.0.1,", "127.0.0.1;10.0.0.1"],
     "master_key": ["short", base64.b64encode(b"k" * 31).decode(), "ключ"],
 }
 
@@ -106,7 +110,7 @@ def test_what_the_environment_read_from_a_file_is_taken_without_its_line_end(
 ) -> None:
     config = tmp_path / "chatledger.toml"
     config.write_text('CHATLEDGER_ADMIN_KEY = "env:KEY"')
-    assert load_settings(config, environment={"HOME": "/", "KEY": f"hush{end}"}).admin_key == "hush"
+    assert load_settings(config, environment={"HOME": "/", "KEY": f"{ADMIN_KEY}{end}"}).admin_key == ADMIN_KEY
 
 
 @pytest.mark.parametrize(
@@ -131,8 +135,8 @@ def test_the_data_folder_does_not_need_a_home_variable(environment: dict[str, st
 
 
 def test_secrets_are_not_shown() -> None:
-    shown = repr(settings(database_url=DATABASE, nats_url=NATS, admin_key="hush", master_key=MASTER))
-    assert not any(secret in shown for secret in (DATABASE, NATS, "hush", MASTER))
+    shown = repr(settings(database_url=DATABASE, nats_url=NATS, admin_key=ADMIN_KEY, master_key=MASTER))
+    assert not any(secret in shown for secret in (DATABASE, NATS, ADMIN_KEY, MASTER))
 
 
 def test_keys_are_made_once_and_kept_for_the_owner_only(tmp_path: Path) -> None:
@@ -159,3 +163,9 @@ def test_a_spoiled_key_file_is_named_and_not_replaced(tmp_path: Path, file: str,
     with pytest.raises(BadSettings, match=file):
         load_keys(settings(data=str(tmp_path)))
     assert (tmp_path / file).read_text() == text
+
+
+def test_a_kept_admin_key_that_can_be_guessed_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "admin.key").write_text("short\n")
+    with pytest.raises(BadSettings, match=r"admin\.key: .*128 bits"):
+        load_keys(settings(data=str(tmp_path), master_key=MASTER))

@@ -15,7 +15,7 @@ from tests.support.documents.pages import EVERY_PAGE, PAGES, blocks, name
 from tests.support.ledgers.view_events import EventLog, prepare
 
 SECRETS = {
-    "ACME_CHANNEL_SECRET": "secret",
+    "ACME_CHANNEL_SECRET": "f2d7f8704eff95087ed45b23ba99c0b5aac8278e",
     "ACME_MESSENGER_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
     "KOMMO_CLIENT_SECRET": "secret",
     "MESSENGER_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.support.ids import ACCOUNT, NOBODY
+from tests.support.ids import ACCOUNT, ADMIN_KEY, NOBODY
 from tests.support.service import Served, about, sent, wrote
 
 READS = ["/v1/conversations", "/v1/events", "/v1/status", "/v1/channels", "/v1/deliveries", "/v1/refused"]
@@ -33,7 +33,7 @@ async def conversation(service: Served, name: str = "conv-0") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", [*READS, "/v1/messages/x", "/v1/conversations/x", "/metrics"])
-@pytest.mark.parametrize("key", [None, "", "wrong", "ÿ", "the-admin-key-and-more"])
+@pytest.mark.parametrize("key", [None, "", "wrong", "ÿ", f"{ADMIN_KEY}-and-more"])
 async def test_without_the_right_key_nothing_is_told(service: Served, path: str, key: str | None) -> None:
     answer = await service.ask("GET", path, key=key)
     assert answer.status == 401
@@ -41,7 +41,7 @@ async def test_without_the_right_key_nothing_is_told(service: Served, path: str,
     assert answer.headers["Content-Type"] == "application/problem+json"
 
 
-@pytest.mark.parametrize("header", ["Basic dGhlLWFkbWluLWtleQ==", "the-admin-key", "Bearer", "Bearer  wrong"])
+@pytest.mark.parametrize("header", ["Basic dGhlLWFkbWluLWtleQ==", ADMIN_KEY, "Bearer", "Bearer  wrong"])
 async def test_other_ways_to_sign_in_are_refused(service: Served, header: str) -> None:
     assert (await service.ask("GET", "/v1/status", headers={"Authorization": header})).status == 401
 
@@ -229,7 +229,7 @@ async def test_ndjson_streams_everything_as_lines(service: Served) -> None:
 
 async def follow(service: Served, count: int, path: str = "/v1/events", last: str | None = None) -> list[Any]:
     """So many server-sent events, as (id, event)."""
-    headers = {"Authorization": "Bearer the-admin-key", "Accept": "text/event-stream"}
+    headers = {"Authorization": f"Bearer {ADMIN_KEY}", "Accept": "text/event-stream"}
     headers |= {"Last-Event-ID": last} if last is not None else {}
     found: list[Any] = []
     async with asyncio.timeout(10), service.client.get(service.url + path, headers=headers) as answer:

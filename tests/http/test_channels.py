@@ -36,7 +36,12 @@ async def test_a_channel_is_registered_once_and_the_same_again_is_no_news(servic
 
 @pytest.mark.parametrize(
     "changed",
-    [{"channel_id": LOST + "02"}, {"secret": "another"}, {"url": "http://elsewhere"}, {"whsec": NEW_WHSEC}],
+    [
+        {"channel_id": LOST + "02"},
+        {"secret": "another" * 6},
+        {"url": "http://elsewhere"},
+        {"whsec": NEW_WHSEC},
+    ],
     ids=lambda changed: next(iter(changed)),
 )
 async def test_a_name_taken_with_other_content_is_a_conflict(
@@ -59,6 +64,9 @@ BAD_CHANNELS: dict[str, tuple[Any, str]] = {
     "an empty secret": (channel("bad", secret=""), "$.kommo.secret"),
     "a url that is none": (channel("bad", url="ftp://x"), "$.messenger.url"),
     "a secret that is not base64": (channel("bad", whsec="whsec_%%%"), "$.messenger.secret"),
+    "a secret of 117 bits": (channel("bad", secret="a-secret-of-18-let"), "$.kommo.secret"),
+    "a hexadecimal secret of 124 bits": (channel("bad", secret=CHANNEL_SECRET[:31]), "$.kommo.secret"),
+    "a messenger's secret of 120 bits": (channel("bad", whsec="whsec_" + "QUFB" * 5), "$.messenger.secret"),
     "an empty secret of the messenger": (channel("bad", whsec="whsec_"), "$.messenger.secret"),
     "an unknown kind": (channel("bad") | {"messenger": {"kind": "pigeon"}}, "$.messenger"),
     "nothing": ({}, "$"),
@@ -119,13 +127,13 @@ async def test_kommos_old_secret_is_accepted_for_a_day_until_it_is_revoked(servi
 
     async def statuses() -> list[int]:
         body = json.dumps(wrote("kept")).encode()
-        keys = (CHANNEL_SECRET, "brand-new", "never-ours")
+        keys = (CHANNEL_SECRET, "brand-new" * 5, "never-ours")
         answers = [await service.hook(body, signature=signature(body, key)) for key in keys]
         return [answer.status for answer in answers]
 
     await service.connect()
     assert await statuses() == [200, 403, 403]
-    changed = await service.ask("PUT", "/v1/channels/acme", {"kommo": {"secret": "brand-new"}})
+    changed = await service.ask("PUT", "/v1/channels/acme", {"kommo": {"secret": "brand-new" * 5}})
     assert_a_day_ahead(changed.body["kommo"]["old_secret_until"])
     assert changed.body["messenger"]["old_secret_until"] is None
     assert await statuses() == [200, 200, 403]
@@ -154,7 +162,7 @@ def assert_a_day_ahead(text: str) -> None:
 async def test_a_change_names_what_changed_and_never_the_secret(service: Served) -> None:
     await service.ask("POST", "/v1/channels", channel("changing", channel_id=LOST + "04"))
     head = await service.head()
-    change = {"kommo": {"secret": "brand-new"}, "messenger": {"url": "http://elsewhere"}}
+    change = {"kommo": {"secret": "brand-new" * 5}, "messenger": {"url": "http://elsewhere"}}
     assert (await service.ask("PUT", "/v1/channels/changing", change)).body["messenger"]["url"] == (
         "http://elsewhere"
     )
@@ -241,7 +249,7 @@ async def test_an_account_is_connected_and_again_is_no_news(service: Served) -> 
 
 
 async def test_what_kommo_refuses_is_told_and_not_recorded(service: Served) -> None:
-    await service.ask("POST", "/v1/channels", channel("refused", secret="wrong", channel_id=LOST + "07"))
+    await service.ask("POST", "/v1/channels", channel("refused", secret="wrong" * 8, channel_id=LOST + "07"))
     head = await service.head()
     assert "HTTP 404" in await unchanged(service, await service.connect("refused"), 502, head)
     fault = {"where": "kommo.connect", "action": "500"}

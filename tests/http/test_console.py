@@ -188,6 +188,24 @@ async def test_signing_out_forgets_the_cookie(browser: Browser) -> None:
     assert (await browser.get("/"))[0].status == 303
 
 
+async def test_a_copy_of_a_cookie_ends_with_its_session(browser: Browser) -> None:
+    (good,) = [one for one in browser.client.cookie_jar if "_visit" not in one.key]
+    async with browsing(browser.system, Cookie=f"{good.key}={good.value}") as copy:
+        assert (await copy.get("/"))[0].status == 200
+        await browser.post("/logout", csrf=await browser.form_token("/"))
+        assert (await copy.get("/"))[0].status == 303
+        assert (await copy.get("/login"))[0].status == 200
+        assert (await copy.get("/live", Accept="*/*"))[0].status == 401
+
+
+async def test_an_open_stream_ends_with_its_session(browser: Browser) -> None:
+    async with browser.client.get(f"{browser.system.url}/live") as stream:
+        assert stream.status == 200
+        await browser.post("/logout", csrf=await browser.form_token("/"))
+        async with asyncio.timeout(10):
+            await stream.content.read()
+
+
 async def test_the_api_takes_no_cookie(browser: Browser) -> None:
     answer, _ = await browser.get("/v1/status")
     assert (answer.status, answer.content_type) == (401, "application/problem+json")

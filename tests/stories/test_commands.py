@@ -84,7 +84,7 @@ async def test_status_and_rebuild_tell_of_a_running_service(given: dict[str, str
         assert (told.code, {view["lag"] for view in shown["views"]}) == (0, {0})
         assert (await run_command("status", "--url", url, **given)).out.startswith("head ")
         assert (await run_command("rebuild", **given)).out == "rebuilt\n"
-        wrong = await run_command("status", "--url", url, **{**given, "CHATLEDGER_ADMIN_KEY": "other"})
+        wrong = await run_command("status", "--url", url, **{**given, "CHATLEDGER_ADMIN_KEY": "other" * 4})
         assert (wrong.code, wrong.out, "401" in wrong.err) == (1, "", True)
 
 

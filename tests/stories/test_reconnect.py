@@ -249,7 +249,7 @@ async def test_what_is_taken_out_of_the_file_stays_and_that_is_said(
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a private channel without this account": ({}, OTHER_ACCOUNT, "private channel"),
     "an unknown channel id": ({"channel_id": UNKNOWN}, ACCOUNT, "channel does not exist"),
-    "a wrong secret": ({"secret": "wrong"}, ACCOUNT, "X-Signature"),
+    "a wrong secret": ({"secret": "wrong" * 8}, ACCOUNT, "X-Signature"),
 }
 
 

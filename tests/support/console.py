@@ -146,7 +146,12 @@ async def whole_system(folder: Path) -> AsyncIterator[System]:
         messenger_account=ACCOUNT,
     )
     async with Sandbox(config) as sandbox, aiohttp.ClientSession() as client:
-        environment = {"DATA": str(folder), "PORT": str(port), "KOMMO_URL": sandbox.url}
+        environment = {
+            "DATA": str(folder),
+            "PORT": str(port),
+            "KOMMO_URL": sandbox.url,
+            "TRUSTED_PROXIES": "127.0.0.1",
+        }
         settings = load_settings(environment={f"CHATLEDGER_{name}": one for name, one in environment.items()})
         async with running(settings) as run:
             system = System(run, sandbox, client, secret)

@@ -25,7 +25,7 @@ CLIENT_SECRET = "s3cret-of-the-integration"
 REDIRECT = "http://127.0.0.1:9/oauth/callback"
 CRM_ID = 30_123_456
 
-ADMIN_KEY = "the-admin-key"
+ADMIN_KEY = "the-admin-key-of-all-tests"
 AS_ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 MASTER_BYTES = b"01234567890123456789012345678901"
 MASTER_KEY = base64.b64encode(MASTER_BYTES).decode()

@@ -8,9 +8,11 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any, NamedTuple
 
 import aiohttp
+from multidict import CIMultiDict
 from standardwebhooks import Webhook
 
 from app.config.settings import load_settings
@@ -34,6 +36,10 @@ from tests.support.ids import (
 )
 
 Json = dict[str, Any]
+
+
+# Each request comes from a client of its own, as a proxy would say, so that wrong ones do not slow the tests.
+_clients = count(1)
 
 
 class Answer(NamedTuple):
@@ -70,6 +76,8 @@ class Served:
 
     async def request(self, method: str, path: str, *, url: str = "", **more: Any) -> Answer:
         more.setdefault("allow_redirects", False)
+        more["headers"] = CIMultiDict(more.get("headers") or {})
+        more["headers"].setdefault("X-Forwarded-For", f"2001:db8:{next(_clients):x}::1")
         async with self.client.request(method, (url or self.url) + path, **more) as answer:
             raw = await answer.read()
             types = ("application/json", "application/problem+json", "application/vnd.oai.openapi+json")
@@ -210,6 +218,7 @@ async def serving(
                 "CHATLEDGER_KOMMO_URL": kommo_url or kommo.url,
                 "CHATLEDGER_PORT": "0",
                 "CHATLEDGER_ROLES": roles,
+                "CHATLEDGER_TRUSTED_PROXIES": "127.0.0.1",
                 **(changed or {}),
             }
             async with serve.running(load_settings(environment=settings)) as run, _inner(run) as inner:

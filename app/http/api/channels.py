@@ -121,6 +121,7 @@ class ChannelsShown(Struct, frozen=True):
 )
 async def register(request: Call, data: JSONBody[NewChannel]) -> Response[ChannelShown]:
     """201 when it is registered, 200 when it was so already; 409 if the name or channel id is taken."""
+    operations.check_kommo_secret(data.kommo.secret)
     done = await operations.register(services_of(request), data)
     status = 200 if done.recorded is None else 201
     return Response(_shown(done.channel), status_code=status, headers=ledger_position(done.recorded))
@@ -136,6 +137,7 @@ async def change(request: Call, name: FromPath[str], data: JSONBody[ChannelChang
     """200 when the change is in force."""
     kommo, messenger = data.kommo, data.messenger
     services = services_of(request)
+    operations.check_kommo_secret(kommo.secret)
     done = await operations.change(
         services,
         name,

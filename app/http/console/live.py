@@ -12,7 +12,10 @@ from litestar.response import Stream
 from msgspec import Struct
 
 from app import clock
+from app.access import ended_sessions
+from app.access.sessions import Session
 from app.http.console import formatting
+from app.http.console.pages import session_of
 from app.http.request import Call, services_of
 from app.operations.services import Services
 from app.problems import ProblemError
@@ -21,6 +24,7 @@ from app.views.events import Filter, stream_events
 from app.views.projector import Feed, FeedBehind
 from domain import events as e
 
+SESSION_LOOK_SECONDS = 3.0  # Chosen: so soon a page that was left open learns that its session has ended.
 LOOK_SECONDS = 0.5  # Chosen: how soon the end of the process is noticed.
 QUIET_LOOKS = 30  # A comment every 15 s, so that proxies, which cut after 60 s, keep the stream open.
 MISSED_MAX = 1000  # Chosen: beyond so many events a page loads faster anew than it catches up.
@@ -69,14 +73,16 @@ async def live(
     last = request.headers.get("last-event-id", "")
     start = int(last) if POSITION.fullmatch(last) else after
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
-    lines = _follow(services, ids, conversation, start)
+    lines = _follow(services, ids, conversation, start, session_of(request))
     return Stream(lines, media_type="text/event-stream", headers=headers)
 
 
 async def _follow(
-    services: Services, ids: set[str], conversation: str | None, after: int | None
+    services: Services, ids: set[str], conversation: str | None, after: int | None, session: Session | None
 ) -> AsyncIterator[bytes]:
-    """One change for everything missed since `after`, then each change, until the process stops."""
+    """One change for all that was missed since `after`, then each change, until process or session end."""
+    loop = asyncio.get_running_loop()
+    asked = loop.time()
     with services.projector.follow() as feed:
         seen = services.projector.position
         yield b"retry: %d\n\n" % RETRY_MS
@@ -89,6 +95,10 @@ async def _follow(
             except FeedBehind:
                 yield _line("change", services.projector.position, Change(reload=True))
                 return
+            if session and loop.time() - asked > SESSION_LOOK_SECONDS:
+                asked = loop.time()
+                if await ended_sessions.is_ended(services.pool, session):
+                    return
             quiet = 0 if page else quiet + 1
             for line in _lines(page, ids):
                 yield line

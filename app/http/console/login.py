@@ -9,10 +9,12 @@ from litestar import Response, get, post
 from litestar.params import FromQuery
 from litestar.response import Redirect
 
+from app.access import ended_sessions
 from app.access.tries import TRIES_SECONDS
-from app.http.console.pages import address_of, cookie, cookie_name, is_page, page, session_of
+from app.bad_requests import BAD_REQUESTS
+from app.http.console.pages import cookie, cookie_name, is_page, live_session, page, session_of
 from app.http.guard import is_admin_key
-from app.http.request import Call, services_of
+from app.http.request import Call, address_of, services_of
 from app.http.security import HEADERS
 from app.problems import ProblemError
 
@@ -31,9 +33,9 @@ def local(address: str | None) -> str:
     return address if address and fits else "/"
 
 
-def signed_in(request: Call) -> Response[str] | Response[None] | None:
+async def signed_in(request: Call) -> Response[str] | Response[None] | None:
     """Let a signed-in browser pass, lead others to the login; raises ProblemError (401) for programs."""
-    if session_of(request):
+    if await live_session(request):
         return None
     if request.method != "GET" or not is_page(request):
         raise ProblemError(401, "you are not signed in, or no longer: sign in at /login")
@@ -69,7 +71,7 @@ async def login(request: Call, token: FromQuery[str | None] = None) -> Response[
         if services.login_links.use(token):
             return _welcome(request, "/")
         return _form(request, "/", problem=USED, status=403)
-    if session_of(request):
+    if await live_session(request):
         return Redirect(to, status_code=303)
     return _form(request, to)
 
@@ -84,11 +86,12 @@ async def enter(request: Call) -> Response[str]:
     if not visit or not services.sessions.is_form_token(fields.get("csrf", ""), visit):
         return _form(request, to, problem=STALE, status=403)
     address = address_of(request)
-    if seconds := services.tries.wait_seconds(address):
+    if seconds := services.tries.wait_seconds("login", address):
         problem = f"Too many wrong keys. Wait {seconds} seconds and try again."
         return _form(request, to, problem=problem, status=429, retry_after=seconds)
     if not is_admin_key(services, fields.get("key", "").strip()):
-        services.tries.failed(address)
+        BAD_REQUESTS.count("wrong_key", address, "its key is wrong")
+        services.tries.failed("login", address)
         await asyncio.sleep(WRONG_KEY_SECONDS)
         return _form(request, to, problem=WRONG, status=401)
     return _welcome(request, to)
@@ -96,8 +99,10 @@ async def enter(request: Call) -> Response[str]:
 
 @post("/logout", include_in_schema=False, before_request=signed_in)
 async def logout(request: Call) -> Redirect:
-    """Delete this browser's cookie."""
+    """End the session on every process, and delete this browser's cookie."""
     await checked_form(request)
+    if session := session_of(request):
+        await ended_sessions.end(services_of(request).pool, session)
     gone = cookie(request, cookie_name(request), "", 0)
     return Redirect("/login", status_code=303, cookies=[gone], headers=HEADERS)
 

@@ -10,9 +10,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from litestar import Response
 from litestar.datastructures import Cookie
 
+from app.access import ended_sessions
 from app.access.sessions import SESSION_SECONDS, Session
 from app.http.console import formatting
-from app.http.request import Call, services_of
+from app.http.request import Call, is_https, services_of
 from app.http.security import HEADERS
 from app.problems import ProblemError
 
@@ -23,6 +24,7 @@ ASSETS: dict[str, tuple[str, Traversable]] = {
     "icon.svg": ("image/svg+xml", files("app.http.console") / "static/icon.svg"),
     "htmx.min.js": ("text/javascript", files("js_lib_htmx") / "static/htmx/htmx.min.js"),
 }
+ENDED = "session_is_ended"
 NOT_PAGES = ("/v1/", "/kommo/", "/messengers/", "/schema", "/metrics", "/healthz", "/readyz")
 TEMPLATES = Environment(
     loader=PackageLoader("app.http.console"),
@@ -57,13 +59,24 @@ def cookie_name(request: Call) -> str:
 
 
 def session_of(request: Call) -> Session | None:
-    """The session of a request, if its cookie is still good."""
+    """The session of a request, if its cookie is still good and `live_session` has not found it ended."""
+    if request.state.get(ENDED):
+        return None
     cookie = request.cookies.get(cookie_name(request), "")
     return services_of(request).sessions.read(cookie) if cookie else None
 
 
+async def live_session(request: Call) -> Session | None:
+    """The session of a request, unless it was signed out, here or on another process."""
+    session = session_of(request)
+    if session and await ended_sessions.is_ended(services_of(request).pool, session):
+        request.state[ENDED] = True
+        return None
+    return session
+
+
 def cookie(request: Call, name: str, value: str, seconds: int = SESSION_SECONDS) -> Cookie:
-    """A cookie that neither scripts nor other sites can use; only over https if the request was."""
+    """A cookie that neither scripts nor other sites can use; only over https if browsers reach us so."""
     return Cookie(
         key=name,
         value=value,
@@ -71,20 +84,8 @@ def cookie(request: Call, name: str, value: str, seconds: int = SESSION_SECONDS)
         path="/",
         httponly=True,
         samesite="strict",
-        secure=_forwarded(request, "x-forwarded-proto", request.url.scheme) == "https",
+        secure=is_https(request),
     )
-
-
-def address_of(request: Call) -> str:
-    """The address of the client, as a proxy on this machine reports it."""
-    return _forwarded(request, "x-forwarded-for", request.client.host if request.client else "")
-
-
-def _forwarded(request: Call, header: str, otherwise: str) -> str:
-    """The value that a proxy on this machine set; a header from elsewhere is ignored."""
-    if request.client and request.client.host in ("127.0.0.1", "::1"):
-        return request.headers.get(header, otherwise).rpartition(",")[2].strip()
-    return otherwise
 
 
 def page(

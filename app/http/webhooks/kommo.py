@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import psycopg
 
 from app.channels.directory import Channels
-from app.http.webhooks.body import BUSY, OK, RETRY_AFTER_SECONDS, UNSIGNED, Answer
+from app.http.webhooks.body import BUSY, OK, RETRY_AFTER_SECONDS, Answer, WrongSignature
 from app.kommo import refused
 from app.kommo.chats import hooks
 from app.kommo.chats.hooks import HookRefused, Why
@@ -49,7 +49,7 @@ async def take(services: Services, scope_id: str, signature: str, body: bytes) -
         refuse_unopened(channels)
         raise ProblemError(404, "no channel is connected under this scope id")
     if not signed(active, signature, body):
-        raise ProblemError(403, UNSIGNED)
+        raise WrongSignature(403)
     scope = active.connection.scope
     try:
         age = services.settings.hook_age_seconds_max

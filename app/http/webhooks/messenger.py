@@ -10,11 +10,11 @@ from msgspec import UNSET, Struct, UnsetType
 from app.channels.directory import Channel
 from app.database.pool import ViewsMissing
 from app.http.webhooks import routing
-from app.http.webhooks.body import BUSY, RETRY_AFTER_SECONDS, UNSIGNED, Answer
+from app.http.webhooks.body import BUSY, RETRY_AFTER_SECONDS, Answer, WrongSignature
 from app.http.webhooks.kommo import refresh, refuse_unopened
 from app.ledger.writer import EventTooLarge, LedgerFull, LedgerUnavailable, Recorded
 from app.messengers import commands
-from app.messengers.adapter import Messenger, Received, Request, Result, UnknownSender, Unsigned
+from app.messengers.adapter import Messenger, Received, Request, Result, UnknownSender, Unsigned, WrongClock
 from app.messengers.checks import ActionRefused
 from app.operations.services import Services
 from app.problems import Problem, ProblemError
@@ -107,8 +107,10 @@ async def _sender(services: Services, kind: str, request: Request) -> Channel:
         channel = services.messengers[kind].verify(request, await services.channels.all())
     except (UnknownSender, WrongMasterKey):
         channel = None
+    except WrongClock as error:
+        raise ProblemError(401, str(error)) from None
     except Unsigned:
-        raise ProblemError(401, UNSIGNED) from None
+        raise WrongSignature(401) from None
     if channel is None:
         refuse_unopened(services.channels)
     if channel is None or channel.kind != kind:

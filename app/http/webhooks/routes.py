@@ -11,7 +11,7 @@ from app.http.openapi.responses import answers, takes
 from app.http.request import Call, services_of
 from app.http.webhooks import kommo as kommo_webhook
 from app.http.webhooks import messenger as messenger_webhook
-from app.http.webhooks.body import UNSIGNED, Receive, as_text, read
+from app.http.webhooks.body import UNSIGNED, Receive, as_text, headers_of, read
 from app.http.webhooks.messenger import Outcomes
 from app.kommo.chats.hook_schema import Hook
 from app.messengers.adapter import Request
@@ -60,7 +60,7 @@ async def messenger(request: Call, channel: FromPath[str]) -> Response[bytes]:
 
 
 async def _raw(request: Call) -> tuple[dict[bytes, bytes], bytes]:
-    headers = dict(request.scope["headers"])
+    headers = headers_of(request.scope)
     return headers, await read(headers, cast("Receive", request.receive))
 
 
