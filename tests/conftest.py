@@ -30,6 +30,7 @@ def session_folder() -> Iterator[Path]:
 def data_folder() -> Iterator[Path]:
     """The same for one test that starts servers of its own."""
     folder = Path(tempfile.mkdtemp(prefix="chatledger-test-", dir="/tmp"))
+    folder.chmod(0o711)  # The servers run as another user if we are root.
     yield folder
     shutil.rmtree(folder)
 

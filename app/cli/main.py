@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.access.rotation import NotRotated, RotationRuns
+from app.cli import nats
 from app.cli import refused as refused_hooks
 from app.cli.keys import rotate_master
 from app.cli.upload import summary, upload
@@ -256,6 +257,20 @@ def rebuild(config: Path | None, park: bool) -> None:
     """
     run(rebuild_views(settings_of(config, {}), park=park))
     print("rebuilt")
+
+
+@cli.command(name="nats")
+@click.option("--json", "as_json", is_flag=True, help='Print {"url","user","password"}.')
+@click.pass_obj
+def nats_command(config: Path | None, as_json: bool) -> None:
+    """Print where the stream LEDGER is, who may read it, and a Python program that does."""
+    settings = settings_of(config, {})
+    try:
+        found = nats.access(settings)
+    except ServerFailed as error:
+        print(f"chatledger: {error}", file=sys.stderr)
+        sys.exit(1)
+    click.echo(json.dumps(found._asdict()) if as_json else nats.explain(found), nl=as_json)
 
 
 @cli.group()

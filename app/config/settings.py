@@ -42,6 +42,7 @@ class Settings(
     data: Path
     database_url: str | None = None
     nats_url: str | None = None
+    servers_user: Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$(?!\n)")] | None = None
     host: Annotated[str, Meta(pattern=r"^[^\s/]+$(?!\n)")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
     admin_key: Annotated[str, Meta(pattern=r"^[!-~]+$(?!\n)")] | None = None
@@ -85,6 +86,7 @@ HINTS = {
     "CHATLEDGER_DATA": "give a folder",
     "CHATLEDGER_DATABASE_URL": "give a URL like postgresql://user:password@host/database",
     "CHATLEDGER_NATS_URL": "give a URL like nats://user:password@host:4222, or several with commas between",
+    "CHATLEDGER_SERVERS_USER": "give the name of a user of this system, other than root",
     "CHATLEDGER_HOST": "give an address to listen on, like 127.0.0.1",
     "CHATLEDGER_PORT": "give a whole number from 0 (any free port) to 65535",
     "CHATLEDGER_ADMIN_KEY": "give printable ASCII characters without spaces, 128 bits or more,"

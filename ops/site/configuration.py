@@ -22,6 +22,7 @@ ABSENT = {
     "CHATLEDGER_DATA": "`/var/lib/chatledger` as root, else `~/.local/state/chatledger`",
     "CHATLEDGER_DATABASE_URL": "none: a private PostgreSQL is started",
     "CHATLEDGER_NATS_URL": "none: a private NATS server is started",
+    "CHATLEDGER_SERVERS_USER": "as root `chatledger`, made at the first start; else the user who starts it",
     "CHATLEDGER_ADMIN_KEY": "made once: `admin.key` in the data folder",
     "CHATLEDGER_MASTER_KEY": "made once: `master.key` in the data folder",
     "CHATLEDGER_MASTER_KEY_OLD": "none; while the master key is changed",

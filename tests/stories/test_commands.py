@@ -167,9 +167,9 @@ async def test_who_may_not_migrate_is_told_who_may(servers: Servers) -> None:
         database(servers) as url,
         await psycopg.AsyncConnection.connect(servers.database_url, autocommit=True) as owner,
     ):
-        await owner.execute(f"CREATE ROLE {name} LOGIN".encode())
+        await owner.execute(f"CREATE ROLE {name}".encode())
         try:
-            weak = url.replace("://postgres@", f"://{name}@")
+            weak = f"{url}&options=-c%20role%3D{name}"
             told = await run_command("migrate", CHATLEDGER_DATABASE_URL=weak)
         finally:
             await owner.execute(f"DROP ROLE {name}".encode())

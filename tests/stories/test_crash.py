@@ -44,9 +44,9 @@ async def stored(folder: Path) -> dict[int, bytes]:
 
 def stream_url(folder: Path) -> str:
     """The private nats-server, as it says itself."""
-    [ports] = (folder / "data" / "nats").glob("*.ports")
+    [ports] = (folder / "data" / "nats" / "run").glob("*.ports")
     token = (folder / "data" / "nats" / "token").read_text()
-    return str(json.loads(ports.read_bytes())["nats"][0]).replace("nats://", f"nats://{token}@")
+    return str(json.loads(ports.read_bytes())["nats"][0]).replace("nats://", f"nats://chatledger:{token}@")
 
 
 @pytest.mark.timeout(240)

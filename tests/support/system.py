@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import random
 import socket
 import tempfile
@@ -239,6 +240,7 @@ async def telling(
 async def broker() -> AsyncIterator[PrivateNats]:
     """A nats-server of its own, for a service wants the stream's name to itself."""
     with tempfile.TemporaryDirectory(prefix="chatledger-test-", dir="/tmp") as folder:
+        os.chmod(folder, 0o711)  # The server runs as another user if we are root.
         own = PrivateNats(Path(folder) / "nats")
         await own.start()
         try:
