@@ -1,5 +1,11 @@
-"""Names of streams: the same outside id always gives the same stream, so a repeat meets its own past."""
+"""Names of streams: the same outside id always gives the same stream, so a repeat meets its own past.
 
+Outside ids may be phone numbers, and a name is seen by many who may not see its message. So the namespace of
+names is made with a secret of the ledger: without the secret, nobody finds out a name's outside id by trying
+all of them. Ledgers that began before chatledger 0.3 have no secret, and their names stay public ones.
+"""
+
+import hmac
 from functools import lru_cache
 from hashlib import sha1
 from zlib import crc32
@@ -15,7 +21,25 @@ TYPING_WINDOW_MS = 5_000  # Kommo documents 5000 ms as the default duration of t
 _HEX = tuple(f"{n:02x}" for n in range(256))
 VARIANTS = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 """A random hexadecimal digit as the one that holds the variant of a UUID (RFC 9562)."""
-_ROOT = bytes.fromhex("a1f0c3d25b8e4c4f9d6e2b7a90c1e853")
+_PUBLIC_ROOT = bytes.fromhex("a1f0c3d25b8e4c4f9d6e2b7a90c1e853")
+
+
+class NamespaceUnset(RuntimeError):
+    """An id is made before it is known whose: open the ledger's database first."""
+
+
+class OtherNamespace(RuntimeError):
+    """This process has made ids of another ledger: each ledger needs a process of its own."""
+
+
+class _Namespace(Struct, frozen=True):
+    """What all names of a ledger are made with; `secret` is None if they are public."""
+
+    root: bytes
+    secret: bytes | None
+
+
+_namespace: _Namespace | None = None
 
 
 class Scope(Struct, frozen=True):
@@ -29,9 +53,45 @@ class Scope(Struct, frozen=True):
 
 def scope_of(channel: str, channel_id: str, account: str) -> Scope:
     """Returns the scope of a channel and an account; its id is `{channel_id}_{account}`, as in Kommo."""
-    scope_id = f"{channel_id}_{account}"
-    namespace = sha1(_ROOT + scope_id.encode(), usedforsecurity=False).digest()[:16]
+    scope_id = scope_id_of(channel_id, account)
+    root, secret = _root(), _namespace.secret if _namespace else None
+    if secret is None:
+        namespace = sha1(root + scope_id.encode(), usedforsecurity=False).digest()[:16]
+    else:
+        namespace = _keyed(secret, f"scope:{scope_id}")
     return Scope(channel, account, scope_id, namespace)
+
+
+def scope_id_of(channel_id: str, account: str) -> str:
+    """Returns Kommo's id of a channel that is connected to an account."""
+    return f"{channel_id}_{account}"
+
+
+def use_namespace(secret: bytes | None) -> None:
+    """Set the ledger whose names this process makes, by its secret, or None if it has none; before the first.
+
+    Raises OtherNamespace if names of another ledger may have been made.
+    """
+    global _namespace
+    root = _PUBLIC_ROOT if secret is None else _keyed(secret, "root")
+    if _namespace is not None and _namespace.root != root:
+        raise OtherNamespace("each ledger needs a process of its own")
+    _namespace = _Namespace(root, secret)
+
+
+def are_keyed() -> bool:
+    """Whether names are made with a secret of the ledger. Raises NamespaceUnset."""
+    return _root() != _PUBLIC_ROOT
+
+
+def _root() -> bytes:
+    if _namespace is None:
+        raise NamespaceUnset("open the ledger's database before the first id is made")
+    return _namespace.root
+
+
+def _keyed(secret: bytes, name: str) -> bytes:
+    return hmac.digest(secret, name.encode(), "sha256")[:16]
 
 
 def other(side: str) -> str:
@@ -83,7 +143,7 @@ def typing_id(scope: Scope, conversation: str, sender: str, at_ms: int) -> str:
 
 def channel_stream(name: str) -> str:
     """Returns the stream of a channel's registration."""
-    return uuid5(_ROOT, f"channel:{name}")
+    return uuid5(_root(), f"channel:{name}")
 
 
 def connection_stream(scope: Scope) -> str:
@@ -93,22 +153,22 @@ def connection_stream(scope: Scope) -> str:
 
 def account_stream(account: str) -> str:
     """Returns the stream of our consent to use an account's CRM."""
-    return uuid5(_ROOT, f"account:{account}")
+    return uuid5(_root(), f"account:{account}")
 
 
 def talk_stream(account: str, talk_id: int) -> str:
     """Returns the stream of a talk of an account's CRM."""
-    return uuid5(_ROOT, f"talk:{account}:{talk_id}")
+    return uuid5(_root(), f"talk:{account}:{talk_id}")
 
 
 def lead_stream(account: str, uid: str) -> str:
     """Returns the stream of an incoming lead of an account's CRM."""
-    return uuid5(_ROOT, f"lead:{account}:{uid}")
+    return uuid5(_root(), f"lead:{account}:{uid}")
 
 
 def template_stream(account: str, template_id: int) -> str:
     """Returns the stream of a message template of an account's CRM."""
-    return uuid5(_ROOT, f"template:{account}:{template_id}")
+    return uuid5(_root(), f"template:{account}:{template_id}")
 
 
 def nth(base: str, n: int) -> str:

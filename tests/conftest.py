@@ -48,8 +48,8 @@ async def new_database(servers: Servers) -> AsyncIterator[NewDatabase]:
     """`await new_database(template="…")` makes a database for the test and gives its URL."""
     async with AsyncExitStack() as stack:
 
-        async def new(template: str = "template0") -> str:
-            return await stack.enter_async_context(database(servers, template))
+        async def new(template: str = "template0", *, keyed: bool = False) -> str:
+            return await stack.enter_async_context(database(servers, template, keyed=keyed))
 
         yield new
 

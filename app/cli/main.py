@@ -116,7 +116,7 @@ def migrate_command(config: Path | None) -> None:
     if not settings.database_url:
         raise click.UsageError("set CHATLEDGER_DATABASE_URL: a private database is migrated by serve itself")
     ledger = asyncio.run(_failing(migrate(settings.database_url)))
-    print(f"migrated: ledger {ledger}")
+    print(f"migrated: ledger {ledger.ledger}")
 
 
 @cli.command()
@@ -131,7 +131,7 @@ def status(config: Path | None, url: str | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps(told))
         return
-    tell(f"head      {told['head']}", f"queue     {told['queue']}")
+    tell(f"head      {told['head']}", f"queue     {told['queue']}", f"ids       {told['ids']}")
     for view in told["views"]:
         stands = ", stands still" if view["stands"] else ""
         parked = f", {view['parked']} parked" if view["parked"] else ""

@@ -4,8 +4,10 @@ Schema `ledger` holds what must never be lost; schema `views`, which the project
 will.
 """
 
+import secrets
 from typing import cast
 
+from msgspec import Struct
 from psycopg import sql
 
 from app.database import call_budgets
@@ -20,6 +22,7 @@ CREATE SCHEMA IF NOT EXISTS ledger;
 CREATE TABLE IF NOT EXISTS ledger.meta (
   one boolean PRIMARY KEY DEFAULT true CHECK (one),
   id uuid NOT NULL DEFAULT gen_random_uuid(), version integer NOT NULL);
+ALTER TABLE ledger.meta ADD COLUMN IF NOT EXISTS id_secret bytea;
 CREATE TABLE IF NOT EXISTS ledger.clocks (conversation uuid PRIMARY KEY, msec bigint NOT NULL)
   WITH (fillfactor = 70);
 CREATE TABLE IF NOT EXISTS ledger.secrets (
@@ -90,6 +93,20 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.tokens, ledger.consents, ledger.k
 """
 
 
+ID_SECRET_BYTES = 32  # as many as the HMAC that it keys gives
+
+
+class Identity(Struct, frozen=True):
+    """A ledger's id (a UUID as text), and the secret of its ids: None if it began before there was one."""
+
+    ledger: str
+    id_secret: bytes | None
+
+    def __repr__(self) -> str:
+        """Without the secret."""
+        return f"Identity({self.ledger})"
+
+
 class OldSchema(Exception):
     """The database has no tables of this version: run `chatledger migrate`."""
 
@@ -98,9 +115,12 @@ class NewerSchema(Exception):
     """The database belongs to a newer chatledger: run that one, this program would misread the database."""
 
 
-async def migrate(db: Db) -> None:
+async def migrate(db: Db, *, keyed: bool = True) -> None:
     """Bring the tables to this version, one caller at a time; needs an owner's rights.
 
+    A new ledger gets a secret for its ids, unless it is not to be `keyed`. An existing one keeps what it has:
+    other ids would be other streams. The secret is not sealed, because without it the ledger would be of no
+    use any more, and whoever can read the table reads the messages too.
     Creates the role `chatledger` too. The service runs as this role (`SET ROLE`), so that not even a bug in
     the service can change the ledger. Raises NewerSchema without any change: a version is never set back.
     """
@@ -115,9 +135,9 @@ async def migrate(db: Db) -> None:
         await db.execute(IMMUTABLE)
         await _grant_role(db)
         await db.execute(
-            "INSERT INTO ledger.meta (version) VALUES (%s)"
+            "INSERT INTO ledger.meta (version, id_secret) VALUES (%s, %s)"
             " ON CONFLICT (one) DO UPDATE SET version = excluded.version",
-            (VERSION,),
+            (VERSION, secrets.token_bytes(ID_SECRET_BYTES) if keyed else None),
         )
 
 
@@ -135,8 +155,8 @@ async def _grant_role(db: Db) -> None:
     await db.execute(sql.SQL("GRANT {} TO {}").format(role, user))
 
 
-async def check(db: Db) -> str:
-    """Returns the ledger's id (a UUID as text). Raises OldSchema or NewerSchema if the tables do not fit."""
+async def check(db: Db) -> Identity:
+    """Returns whose ledger it is. Raises OldSchema or NewerSchema if the tables do not fit."""
     found = await _find_ledger(db)
     if found is None:
         raise OldSchema("the database has no chatledger tables: run `chatledger migrate`")
@@ -146,7 +166,8 @@ async def check(db: Db) -> str:
             f"the database is at schema version {version}, this program needs {VERSION}: "
             "run `chatledger migrate`"
         )
-    return ledger
+    row = await (await db.execute("SELECT id_secret FROM ledger.meta")).fetchone()
+    return Identity(ledger, cast("bytes | None", row[0] if row else None))
 
 
 async def _find_ledger(db: Db) -> tuple[str, int] | None:

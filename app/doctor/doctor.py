@@ -51,6 +51,7 @@ from app.servers.process import ServerFailed
 from app.servers.servers import OldServer, check_nats, check_postgres
 from app.stream import jetstream
 from app.vault import Vault, WrongMasterKey
+from domain import ids
 
 LIMIT_SECONDS = 20.0
 CALL_SECONDS = 8.0
@@ -204,7 +205,7 @@ class Doctor:
         try:
             await check_postgres(url)
             async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-                await schema.check(connection)
+                ids.use_namespace((await schema.check(connection)).id_secret)
                 ((moment,),) = await (await connection.execute("SELECT clock_timestamp()")).fetchall()
             clock = skewed("database clock", datetime.now(UTC), cast("datetime", moment), "the database's")
             return [Check("database", True, "PostgreSQL answers, with this version's tables"), clock] + (

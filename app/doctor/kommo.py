@@ -65,7 +65,8 @@ def known(setup: Setup, registered: Mapping[str, Channel]) -> Known:
     for named in setup.channels:
         channels[named.name] = _as_registered(named)
         for connection in named.connections:
-            where = ids.scope_of(named.name, named.kommo.channel_id, connection.account_id)
+            account = connection.account_id
+            where = Scope(named.name, account, ids.scope_id_of(named.kommo.channel_id, account), b"")
             before = found.get((named.name, connection.account_id), Case(where, ""))
             found[named.name, connection.account_id] = msgspec.structs.replace(
                 before, where=where, secret=named.kommo.secret, named=True

@@ -1,5 +1,7 @@
 """Where everything stands: ledger, views, relay, deliveries and connections, as this process knows it."""
 
+from typing import Literal
+
 from msgspec import Struct
 
 from app.channels import attempts
@@ -10,6 +12,7 @@ from app.operations.services import Services
 from app.views import status
 from app.views.deliveries import DeliveryCounts
 from app.views.status import view_status
+from domain import ids
 
 
 class Relayed(Struct, frozen=True):
@@ -26,6 +29,7 @@ class Status(Struct, frozen=True):
     `unconnected` are the accounts without a connection for which deliveries wait.
     `refused` is the number of hooks that were not taken and are kept: GET /v1/refused lists them.
 
+    `ids` is "keyed" if ids are made with a secret of the ledger, "public" in one from before there was one.
     `connections` are the channels that could not be registered or connected at the last attempt, and why.
     `resting` are the accounts and messengers that refuse us, so that what is for them waits.
     """
@@ -41,6 +45,7 @@ class Status(Struct, frozen=True):
     unconnected: list[Waiting] = []
     refused: int = 0
     resting: list[rests.Resting] = []
+    ids: Literal["keyed", "public"] = "public"
 
 
 async def read_status(services: Services) -> Status:
@@ -60,4 +65,5 @@ async def read_status(services: Services) -> Status:
         await waiting(services.pool),
         await count_refused(services.pool),
         await services.pool.fetch(rests.Resting, rests.RESTS, {}),
+        "keyed" if ids.are_keyed() else "public",
     )

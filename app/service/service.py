@@ -55,6 +55,7 @@ from app.service.connections import backlog, limits_for, raise_descriptor_limit
 from app.service.parts import open_services
 from app.stream import jetstream
 from app.stream.relay import Relay
+from domain import ids
 
 VIEWS_SECONDS_MAX = 600.0  # Chosen: making the views of a large ledger takes minutes.
 VIEWS_POLL_SECONDS = 0.05
@@ -133,7 +134,8 @@ async def running(settings: Settings, setup: Setup | None = None) -> AsyncIterat
             listener = stack.enter_context(web.listen(settings, backlog(descriptors)))
         urls = await stack.enter_async_context(servers(settings))
         await check_versions(urls.database_url, urls.nats_url)
-        ledger_id = await _check_tables(urls)
+        identity = await _check_tables(urls)
+        ids.use_namespace(identity.id_secret)
         hub = CommitHub()
         ledger = Ledger(urls.database_url, hub.committed)
         await ledger.open()
@@ -145,7 +147,7 @@ async def running(settings: Settings, setup: Setup | None = None) -> AsyncIterat
             keys,
             database_url=urls.database_url,
             ledger=ledger,
-            ledger_id=ledger_id,
+            ledger_id=identity.ledger,
         )
         await services.keyring.check()  # A wrong master key is one line in the log; /readyz says it too.
         run = Running(services, web.url_of(listener) if listener else None)
@@ -159,8 +161,8 @@ async def running(settings: Settings, setup: Setup | None = None) -> AsyncIterat
         yield run
 
 
-async def migrate(database_url: str) -> str:
-    """Bring a database to this version's tables; returns the ledger's id."""
+async def migrate(database_url: str) -> schema.Identity:
+    """Bring a database to this version's tables; returns whose ledger it is."""
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as db:
         await schema.migrate(db)
         return await schema.check(db)
@@ -182,8 +184,8 @@ async def await_views(database_url: str, seconds: float = VIEWS_SECONDS_MAX) -> 
         raise RoleFailed("the views are not there: start a process with the role project") from None
 
 
-async def _check_tables(urls: Servers) -> str:
-    """Check the tables, after bringing those of our own database up to date; returns the ledger's id."""
+async def _check_tables(urls: Servers) -> schema.Identity:
+    """Check the tables, after bringing those of our own database up to date; returns whose ledger it is."""
     if urls.database_private:
         return await migrate(urls.database_url)
     async with await psycopg.AsyncConnection.connect(urls.database_url, autocommit=True) as db:

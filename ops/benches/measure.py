@@ -73,5 +73,5 @@ async def new_database(where: Servers, name: str) -> str:
         await connection.execute(f"CREATE DATABASE {name}".encode())
     url = where.database_url.replace("/postgres?", f"/{name}?")
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-        await schema.migrate(connection)
+        await schema.migrate(connection, keyed=False)  # Samples and services are of several processes.
     return url

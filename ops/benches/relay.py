@@ -23,7 +23,7 @@ async def relay() -> list[Figure]:
         url = await new_database(where, "relay")
         await samples.fill(url, EVENTS)
         async with await connect(url) as connection:
-            ledger_id = await schema.check(connection)
+            ledger_id = (await schema.check(connection)).ledger
         nats = await jetstream.connect(where.nats_url, name="bench")
         for number in range(ROUNDS):
             running = Relay(url, nats, ledger_id)

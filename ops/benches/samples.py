@@ -25,6 +25,7 @@ ACCOUNT = "52e591f7-c98f-4255-8495-827210138c81"
 SECRET = "f2d7f8704eff95087ed45b23ba99c0b5aac8278e"  # noqa: S105  # Kommo's published sample
 MANAGER = "0f8f1c5e-7f0a-4c52-9a43-3b1d0c7a1e01"
 MESSENGER_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105
+ids.use_namespace(None)
 LINK = ids.scope_of("bench", CHANNEL_ID, ACCOUNT)
 WORDS = ("order", "arrived", "today", "just", "hoped", "thank", "you", "could", "also", "send", "the", "red")
 RUN = os.urandom(4).hex()

@@ -152,10 +152,11 @@ async def test_a_nats_without_jetstream_is_told(clinic: Clinic) -> None:
 
 
 async def test_a_database_without_our_tables_is_told(clinic: Clinic, new_database: NewDatabase) -> None:
-    url = await new_database()
+    url = await new_database(keyed=True)
     check = (await clinic.examined(database_url=url))["database"]
     assert (check.ok, "no chatledger tables" in check.says) == (False, True), check
     assert check.todo == "run `chatledger migrate`"
+    url = await new_database()
     await migrate(url)
     found = await clinic.examined(database_url=url)
     assert (found["database"].ok, found["views"].todo) == (True, "start the service once")

@@ -11,12 +11,12 @@ import aiohttp
 import pytest
 
 from app.config.settings import load_settings
-from app.servers.servers import Servers
+from app.servers.servers import Servers, servers
 from app.service.service import running
 from app.stream import jetstream
 from app.views.rebuild import rebuild
 from ops.sandbox import Sandbox
-from tests.support.databases import database
+from tests.support.databases import database, make_without_a_secret
 from tests.support.ids import ADMIN_KEY, MASTER_KEY
 from tests.support.processes import Process, living_servers, started
 from tests.support.system import Story, Traffic, broker, chat, config, free_port, story_on, telling
@@ -45,6 +45,8 @@ async def on_its_own_servers(folder: Path) -> AsyncIterator[Story]:
     async with aiohttp.ClientSession() as client, Sandbox(config(url)) as sandbox:
         given = {"CHATLEDGER_DATA": str(folder), "CHATLEDGER_PORT": str(port), **KEYS}
         settings = load_settings(environment=given | {"CHATLEDGER_KOMMO_URL": sandbox.url})
+        async with servers(settings) as where:  # Once before, to make it a ledger whose ids a test can make.
+            await make_without_a_secret(where.database_url)
         async with running(settings) as run:
             story = Story(client, sandbox, url)
             story.run = run

@@ -24,6 +24,7 @@ ALTER TABLE views.connections DROP COLUMN is_time_window_disabled;
 ALTER TABLE views.deliveries DROP COLUMN imported;
 ALTER TABLE views.messages DROP COLUMN sent_by, DROP COLUMN copy_id;
 UPDATE views.positions SET fingerprint = 'version 1';
+ALTER TABLE ledger.meta DROP COLUMN id_secret;
 UPDATE ledger.meta SET version = 1;
 """
 

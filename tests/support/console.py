@@ -13,12 +13,15 @@ from typing import Any
 from uuid import uuid4
 
 import aiohttp
+from msgspec.structs import replace
 from standardwebhooks import Webhook
 
-from app.config.settings import load_settings
+from app.config.settings import Settings, load_settings
 from app.operations.services import views_reach
-from app.service.service import Running, running
+from app.servers.servers import Servers, servers
+from app.service.service import Running, migrate, running
 from ops.sandbox import Channel, Config, Sandbox
+from tests.support.databases import make_without_a_secret
 from tests.support.ids import ACCOUNT, CHANNEL, CHANNEL_SECRET
 
 NAME = "acme"
@@ -153,10 +156,17 @@ async def whole_system(folder: Path) -> AsyncIterator[System]:
             "TRUSTED_PROXIES": "127.0.0.1",
         }
         settings = load_settings(environment={f"CHATLEDGER_{name}": one for name, one in environment.items()})
-        async with running(settings) as run:
+        async with servers(settings) as where, running(await _public(settings, where)) as run:
             system = System(run, sandbox, client, secret)
             await _connect(system)
             yield system
+
+
+async def _public(settings: Settings, where: Servers) -> Settings:
+    """Settings for a ledger in these servers whose ids a test can make."""
+    await make_without_a_secret(where.database_url)
+    await migrate(where.database_url)
+    return replace(settings, database_url=where.database_url, nats_url=where.nats_url)
 
 
 async def _connect(system: System) -> None:

@@ -2,7 +2,10 @@
 
 import base64
 
-from domain.ids import scope_of
+from domain.ids import scope_of, use_namespace
+
+# Tests make ids in their own process, of many ledgers; tests/support/databases.py says how these agree.
+use_namespace(None)
 
 CHANNEL = "344a5002-f8ca-454d-af3d-396180102ac7"
 ACCOUNT = "52e591f7-c98f-4255-8495-827210138c81"

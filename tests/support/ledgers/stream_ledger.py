@@ -66,7 +66,7 @@ class Ledger:
             await schema.migrate(connection)
             if ledger_id:
                 await connection.execute("UPDATE ledger.meta SET id = %s", (ledger_id,))
-            self.id = await schema.check(connection)
+            self.id = (await schema.check(connection)).ledger
         return self
 
     async def write(self, *events: e.AnyEvent) -> int:
