@@ -295,7 +295,7 @@ class Doctor:
             return [Check("service", False, f"something else answers at {url}", todo)]
         if ready.status != 200:
             todo = "wait a moment, then look at its log"
-            return [Check("service", False, f"not ready: {ready.json().get('detail')}", todo)]
+            return [Check("service", False, f"not ready: {_unready(ready.json())}", todo)]
         return [Check("service", True, f"answers at {url}")]
 
     async def public(self, setup: Setup) -> list[Check]:
@@ -379,6 +379,15 @@ def _unconnected(waiting: Mapping[str, object]) -> Check:
     says = f"{waiting.get('deliveries')} for account {waiting.get('account_id')} wait for its connection"
     todo = f"POST /v1/channels/{channel}/connections connects it, and they are delivered"
     return Check(f"deliveries of channel {channel}", False, says, todo)
+
+
+def _unready(answer: dict[str, object]) -> str:
+    """The details of an answer of /readyz."""
+    parts = answer.get("parts")
+    details = (
+        [part.get("detail") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    )
+    return "; ".join(str(one) for one in details if one) or str(answer.get("detail"))
 
 
 def _hooks(case: Case | None) -> str:

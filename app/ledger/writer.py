@@ -33,7 +33,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import chain
-from typing import cast
+from typing import NamedTuple, cast
 
 import psycopg
 
@@ -108,17 +108,31 @@ class StreamUnreadable(Exception):
     """A stream that a command needs has an event that cannot be read or folded."""
 
 
+class Failure(NamedTuple):
+    """When a batch could not be stored, in monotonic seconds, and why."""
+
+    at: float
+    reason: str
+
+
+def reason_of(error: psycopg.Error) -> str:
+    """Why nothing is stored, in words for everyone: without addresses, which the log has."""
+    said = error.diag.message_primary
+    return f"the database stores nothing: {said}" if said else "the database does not answer"
+
+
 class Ledger:
     """Takes commands and gives each its outcome once it is on disk.
 
     `on_commit` is called with the ledger's new head after each append. `commits` holds how long the latest
-    appends took, in seconds.
+    appends took, in seconds. `failure` is the last one, unless something was stored since.
     """
 
     def __init__(self, url: str, on_commit: Callable[[int], None], *, writers: int = 2) -> None:
         self.on_commit = on_commit
         self.commits: deque[float] = deque(maxlen=COMMITS_KEPT)
         self.closed = False
+        self.failure: Failure | None = None
         self.queues = [Queue() for _ in range(writers)]
         cache = ConversationCache()
         self._writers = [_Writer(url, self, number, cache) for number in range(writers)]
@@ -339,6 +353,7 @@ class _Writer:
         assert self.append is not None
         bad, raw = await self.append.row(batch.parameters())
         self.ledger.commits.append(time.perf_counter() - start)
+        self.ledger.failure = None
         head = int.from_bytes(raw or b"")
         last = batch.resolve(set(int_array(bad)), head)
         if last > head:
@@ -369,6 +384,7 @@ class _Writer:
         """The connection broke, or the server is in trouble: reconnect, and try the batch again."""
         assert self.connection is not None
         log.warning("ledger: %d commands with unknown outcome: %s", len(current), str(error).strip())
+        self.ledger.failure = Failure(time.monotonic(), reason_of(error))
         self.cache.clear()
         if self.connection.closed or self.connection.broken:
             await self._reconnect()

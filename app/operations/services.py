@@ -24,6 +24,7 @@ from app.kommo.crm.oauth import OAuth, States
 from app.kommo.crm.paced import Paced
 from app.kommo.crm.tokens import Tokens
 from app.kommo.crm.users import Users
+from app.ledger.probe import Probe
 from app.ledger.writer import Ledger, LedgerFull, LedgerUnavailable, Recorded
 from app.messengers.adapter import Messenger
 from app.operations.errors import LedgerBusy, ViewsBehind
@@ -54,6 +55,7 @@ class Services:
     unconnected: Unconnected
     projector: Projector
     pool: Pool
+    probe: Probe
     budget: Budget
     kommo: Kommo
     messengers: Mapping[str, Messenger]

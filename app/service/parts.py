@@ -21,6 +21,7 @@ from app.kommo.crm.oauth import OAuth, States
 from app.kommo.crm.paced import Paced
 from app.kommo.crm.tokens import Tokens
 from app.kommo.crm.users import Users
+from app.ledger.probe import Probe
 from app.ledger.writer import Ledger
 from app.messengers.kinds import messengers
 from app.operations.services import Services
@@ -51,6 +52,8 @@ async def open_services(
     stack.push_async_callback(budget.close)
     pool = Pool(database_url)
     stack.push_async_callback(pool.close)
+    probe = Probe(database_url, ledger)
+    stack.push_async_callback(probe.close)
     oauth = OAuth(client, setup.oauth, budget) if setup.oauth else None
     tokens = Tokens(database_url, pool, vault, oauth, ledger.submit)
     stack.push_async_callback(tokens.close)
@@ -73,6 +76,7 @@ async def open_services(
         unconnected=Unconnected(pool, projector, **room),
         projector=projector,
         pool=pool,
+        probe=probe,
         budget=budget,
         kommo=Kommo(client, settings.kommo_url, budget),
         messengers=messengers(client),

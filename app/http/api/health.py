@@ -12,14 +12,33 @@ from app.http.openapi import document, examples
 from app.http.openapi.responses import answers
 from app.http.request import Call, services_of
 from app.kommo.refused import count_refused
-from app.problems import ProblemError
+from app.operations.services import Services
 from app.views.status import view_status
+
+STOPPING = "the process is stopping"
+WAIT_SECONDS = 5
+NO_STORE = {"Cache-Control": "no-store"}
 
 
 class Alive(Struct, frozen=True):
-    """That the process lives, or can take requests."""
+    """That the process lives."""
 
-    status: Literal["ok", "ready"]
+    status: Literal["ok"]
+
+
+class Part(Struct, frozen=True, omit_defaults=True):
+    """One part of the process: `elsewhere` is the state of a role that another process has."""
+
+    part: Literal["ledger", "relay", "project", "deliver"]
+    state: Literal["ok", "unavailable", "stopping", "active", "standby", "stuck", "elsewhere"]
+    detail: str | None = None
+
+
+class Ready(Struct, frozen=True):
+    """Whether something can be stored now, and how each part stands."""
+
+    ready: bool
+    parts: list[Part]
 
 
 @get("/healthz", summary="Whether the process lives", tags=["operation"])
@@ -28,16 +47,40 @@ async def healthz() -> Alive:
     return Alive("ok")
 
 
-@get("/readyz", summary="Whether it can take requests", tags=["operation"], responses=answers(503))
-async def readyz(request: Call) -> Alive:
-    """503 while the database or views are out of reach, the master key is wrong, or the process stops."""
+@get(
+    "/readyz",
+    summary="Whether it can take requests",
+    tags=["operation"],
+    responses=answers(also={503: Ready}),
+)
+async def readyz(request: Call) -> Response[Ready]:
+    """503 while nothing can be stored: no database, one that writes nothing, a wrong master key, the end."""
     services = services_of(request)
+    ledger = await _ledger(services)
+    ready = Ready(ledger.state == "ok", [ledger, *_roles(services)])
+    if ready.ready:
+        return Response(ready, headers=NO_STORE)
+    return Response(ready, status_code=503, headers={**NO_STORE, "Retry-After": str(WAIT_SECONDS)})
+
+
+async def _ledger(services: Services) -> Part:
     if services.stopping.is_set():
-        raise ProblemError(503, "the process is stopping", retry_after=5)
-    await view_status(services.pool)
-    if problem := await services.keyring.check():
-        raise ProblemError(503, problem, retry_after=5)
-    return Alive("ready")
+        return Part("ledger", "stopping", STOPPING)
+    problem = await services.probe.check() or await services.keyring.check()
+    return Part("ledger", "unavailable", problem) if problem else Part("ledger", "ok")
+
+
+def _roles(services: Services) -> list[Part]:
+    """The other roles: what they are behind does not keep anything from being stored."""
+    relay, projector = services.relay, services.projector
+    views = Part("project", "active" if projector.leading else "standby")
+    if projector.standing:
+        views = Part("project", "stuck", f"standing still: {', '.join(sorted(projector.standing))}")
+    return [
+        Part("relay", ("active" if relay.active else "standby") if relay else "elsewhere"),
+        views,
+        Part("deliver", "active" if services.deliverer else "elsewhere"),
+    ]
 
 
 @get(
