@@ -38,7 +38,7 @@ CHANGED = """SELECT coalesce(greatest((SELECT max(position) FROM views.channels)
 CHANNELS = """SELECT c.name, c.channel_id, c.kind, c.url, c.bot_id, s.sealed,
  coalesce(to_jsonb(c) ->> 'options', '{}')
  FROM views.channels c JOIN ledger.secrets s ON s.channel = c.name"""
-CONNECTIONS = """SELECT channel, account_id, title, connected, connected_at, position,
+CONNECTIONS = """SELECT channel, account_id, scope_id, title, connected, connected_at, position,
  coalesce((to_jsonb(c) ->> 'is_time_window_disabled')::boolean, false) FROM views.connections AS c"""
 SEALED = "SELECT channel_id, sealed FROM ledger.secrets WHERE channel = %s"
 ADD = """INSERT INTO ledger.secrets (channel, channel_id, sealed) VALUES (%s, %s, %s)
@@ -258,12 +258,12 @@ class Channels:
             else:
                 channels[name] = Channel(name, channel_id, kind, url, bot_id, secrets, options=options)
         scopes = {}
-        for name, account, title, connected, at, position, disabled in cast(
-            "list[tuple[str, str, str, bool, object, int, bool]]", await self._all(CONNECTIONS)
+        for name, account, scope_id, title, connected, at, position, disabled in cast(
+            "list[tuple[str, str, str, str, bool, object, int, bool]]", await self._all(CONNECTIONS)
         ):
             if (channel := channels.get(name)) is None:
                 continue
-            scope = scope_of(name, channel.channel_id, account)
+            scope = replace(scope_of(name, channel.channel_id, account), scope_id=scope_id)
             since = clock.text(clock.milliseconds(at))  # type: ignore[arg-type]  # a timestamptz column
             connection = Connection(scope, title, connected, since, disabled, position)
             channel.connections[account] = connection

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, Protocol
 
 from msgspec import Struct
-
 from msgspec.structs import replace
 
 from app import metrics

@@ -10,10 +10,13 @@ import asyncio
 import logging
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from app.channels.directory import Channel, Connection
 from app.clock import Clock
 from app.delivery.job import Lost, Reconnected
 from app.http_client import RETRIED, Answer, Unreached
+from app.kommo.chats.scope import named
 from app.kommo.chats.signature import Credentials
 from app.outcome import Retry
 from app.printable import printable
@@ -120,7 +123,7 @@ class Reconnector:
         if refused:
             return Lost(refused, answer.text)
         log.warning("channel %s was not connected to the account any more: connected again", channel.name)
-        return Reconnected(connection)
+        return Reconnected(replace(connection, scope=named(answer, connection.scope)))
 
 
 async def still_connected(

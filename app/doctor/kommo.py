@@ -68,8 +68,10 @@ def known(setup: Setup, registered: Mapping[str, Channel]) -> Known:
             account = connection.account_id
             where = Scope(named.name, account, ids.scope_id_of(named.kommo.channel_id, account), b"")
             before = found.get((named.name, connection.account_id), Case(where, ""))
+            if before.where.namespace != where.namespace:  # The file names another channel of Kommo.
+                before = msgspec.structs.replace(before, where=where)
             found[named.name, connection.account_id] = msgspec.structs.replace(
-                before, where=where, secret=named.kommo.secret, named=True
+                before, secret=named.kommo.secret, named=True
             )
     return Known([found[key] for key in sorted(found)], list(channels.values()))
 

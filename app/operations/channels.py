@@ -14,6 +14,7 @@ from app.channels.directory import Channel, ChannelIdTaken, Connection, Secrets,
 from app.config.file import GUESSABLE, ChannelName, KommoSide, MessengerSide, Uuid, Wait
 from app.delivery.job import DISCONNECTED, UNCONNECTED
 from app.http_client import Answer, Unreached
+from app.kommo.chats.scope import named as named_scope
 from app.kommo.chats.signature import Credentials
 from app.ledger.writer import Recorded
 from app.limits import is_weak
@@ -159,19 +160,21 @@ async def connect(
     """
     channel = await named(services, name)
     account = account.lower()
-    scope = ids.scope_of(name, channel.channel_id, account)
     before = channel.connections.get(account)
+    scope = before.scope if before else ids.scope_of(name, channel.channel_id, account)
     again = before is not None and before.connected
     disabled = is_time_window_disabled
     if disabled is None:
         disabled = before is not None and before.is_time_window_disabled
-    await _connect_at_kommo(services, channel, account, title or name, disabled=disabled)
+    answer = await _connect_at_kommo(services, channel, account, title or name, disabled=disabled)
+    before_id, scope = scope.scope_id, named_scope(answer, scope)
+    await _check_scope(services, scope)
     stream = ids.connection_stream(scope)
     command = c.Connect(
         **clock.stamp(scope, stream, by, now=clock.now_ms()),
         stream=stream,
         title=title or name,
-        again=was_lost and again and by != OPERATOR,
+        again=again and (before_id != scope.scope_id or (was_lost and by != OPERATOR)),
         is_time_window_disabled=disabled,
     )
     recorded = await record(services, command)
@@ -277,14 +280,23 @@ async def _in_force(services: Services, name: str, recorded: Recorded) -> Channe
 
 async def _connect_at_kommo(
     services: Services, channel: Channel, account: str, title: str, *, disabled: bool
-) -> None:
-    """Ask Kommo to connect an account; a failure is noted for GET /v1/status too. Raises KommoFailed."""
+) -> Answer:
+    """Ask Kommo to connect; returns its answer. Raises KommoFailed, noted for GET /v1/status too."""
     call = services.kommo.connect(_credentials(channel), account, title, is_time_window_disabled=disabled)
     try:
-        _check_answer(await _answer(call))
+        answer = await _answer(call)
+        _check_answer(answer)
     except KommoFailed as error:
         await services.attempts.record(channel.name, account, str(error))
         raise
+    return answer
+
+
+async def _check_scope(services: Services, scope: Scope) -> None:
+    """Raises KommoFailed if Kommo names the scope of another connection, whose hooks would come here."""
+    active = await services.channels.scope(scope.scope_id)
+    if active and (active.channel.name, active.connection.scope.account) != (scope.channel, scope.account):
+        raise KommoFailed(f"Kommo names {scope.scope_id}, the scope of channel {active.channel.name}")
 
 
 def _credentials(channel: Channel) -> Credentials:

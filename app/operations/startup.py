@@ -182,7 +182,8 @@ class Start:
 
     async def _is_lost(self, channel: Channel, want: Wanted) -> bool:
         """Whether Kommo no longer knows the scope: it answers every call of it with 404."""
-        scope = ids.scope_of(channel.name, channel.channel_id, want.account)
+        before = channel.connections.get(want.account)
+        scope = before.scope if before else ids.scope_of(channel.name, channel.channel_id, want.account)
         credentials = Credentials(channel.channel_id, channel.secrets.kommo)
         try:
             answer = await ask_scope(self._services.kommo, credentials, scope.scope_id)

@@ -88,6 +88,7 @@ class Config(Struct, frozen=True, kw_only=True):
     `echo` also sends a hook for what the integration itself sent in a manager's name.
     `oauth` are the integrations, `crm_accounts` the accounts whose CRM names matter, `disabled_url` is told
     when an integration is disabled. `slow_seconds` is how long hooks wait in the slow queue.
+    `scope_accounts` names accounts that stand under another name in their scope ids.
     `crm_retry_scale` shortens the waits between the tries of a CRM webhook; 1 is Kommo's own schedule.
     """
 
@@ -112,3 +113,8 @@ class Config(Struct, frozen=True, kw_only=True):
     chats_per_second: int = 0
     crm_retry_scale: float = 1.0
     slow_seconds: float = 0.0
+    scope_accounts: tuple[tuple[str, str], ...] = ()
+
+    def scope_id(self, channel_id: str, account_id: str) -> str:
+        """The scope id that a connection gets."""
+        return f"{channel_id}_{dict(self.scope_accounts).get(account_id, account_id)}"

@@ -3,8 +3,11 @@
 import asyncio
 from typing import Any
 
-from tests.support.ids import ACCOUNT, MESSENGER_SECRET, SCOPE
-from tests.support.system import Story, chat
+import pytest
+from msgspec import structs
+
+from tests.support.ids import ACCOUNT, AS_ADMIN, CHANNEL, MESSENGER_SECRET, OTHER_ACCOUNT, SCOPE
+from tests.support.system import Story, chat, until
 
 CONNECTION = {"account_id": ACCOUNT, "title": "Acme"}
 
@@ -93,3 +96,40 @@ async def test_a_connect_that_fails_for_now_parks_nothing(own_story: Story) -> N
     await own_story.customer(name)
     await own_story.arrived(name)
     assert await parked(own_story) == []
+
+
+async def connections(story: Story) -> list[dict[str, Any]]:
+    [channel] = (await story.api("GET", "/v1/channels"))["items"]
+    return list(channel["connections"])
+
+
+@pytest.mark.story(scope_accounts=((ACCOUNT, OTHER_ACCOUNT),))
+async def test_the_scope_id_that_kommo_names_is_in_force(own_story: Story) -> None:
+    assert [one["scope_id"] for one in await connections(own_story)] == [f"{CHANNEL}_{OTHER_ACCOUNT}"]
+    name = chat()
+    await own_story.customer(name)
+    await until(lambda: own_story.sandbox.chat_state.chat(f"{CHANNEL}_{OTHER_ACCOUNT}", name))
+    await own_story.manager(name)
+    await own_story.pushed(name)
+    url = f"{own_story.url}/kommo/{SCOPE.scope_id}"
+    assert (await own_story.call("POST", url, {"account_id": ACCOUNT}))[0] == 404
+
+
+async def test_another_scope_id_of_a_later_answer_replaces_the_first(own_story: Story) -> None:
+    rules = own_story.sandbox.kommo
+    rules.config = structs.replace(rules.config, scope_accounts=((ACCOUNT, OTHER_ACCOUNT),))
+    await own_story.api("POST", "/v1/channels/acme/connections", CONNECTION)
+    assert [one["scope_id"] for one in await connections(own_story)] == [f"{CHANNEL}_{OTHER_ACCOUNT}"]
+    name = chat()
+    await own_story.customer(name)
+    await until(lambda: own_story.sandbox.chat_state.chat(f"{CHANNEL}_{OTHER_ACCOUNT}", name))
+
+
+async def test_a_scope_id_of_another_connection_is_refused(own_story: Story) -> None:
+    rules = own_story.sandbox.kommo
+    rules.config = structs.replace(rules.config, scope_accounts=((OTHER_ACCOUNT, ACCOUNT),), accounts=())
+    order = CONNECTION | {"account_id": OTHER_ACCOUNT}
+    url = f"{own_story.url}/v1/channels/acme/connections"
+    status, problem = await own_story.call("POST", url, order, headers=AS_ADMIN)
+    assert (status, "scope of channel acme" in problem["detail"]) == (502, True)
+    assert [one["account_id"] for one in await connections(own_story)] == [ACCOUNT]

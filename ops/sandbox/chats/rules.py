@@ -55,7 +55,7 @@ class Kommo:
                 "this private channel is not open to the account; Kommo's support keeps the list (--account)"
             )
             raise Refused(403, f"account_id: {told}")
-        scope_id = f"{channel_id}_{order.account_id}"
+        scope_id = self.config.scope_id(channel_id, order.account_id)
         known = self.crm.connections.get(scope_id)
         connection = Connection(
             scope_id=scope_id,
@@ -78,7 +78,7 @@ class Kommo:
     def disconnect(self, channel_id: str, body: bytes) -> dict[str, object]:
         """§3.2. Hooks stop; chats stay."""
         order = read(schemas.DISCONNECT, body)
-        connection = self.connected(f"{channel_id}_{order.account_id}")
+        connection = self.connected(self.config.scope_id(channel_id, order.account_id))
         connection.active = False
         self.crm.save_connection(connection)
         self.feed.publish("manager", "connections")
