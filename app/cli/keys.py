@@ -38,4 +38,5 @@ async def rotate_master(settings: Settings) -> list[str]:
 
 
 def _summary(found: Resealed, kid: str) -> str:
-    return f"{found.total} sealed values, {found.changed} of them sealed anew, all with master key {kid}"
+    values = "value" if found.total == 1 else "values"
+    return f"{found.total} sealed {values}, {found.changed} of them sealed anew, all with master key {kid}"

@@ -25,7 +25,8 @@ from app.database.connection import connect
 from app.kommo.crm.oauth import Pair
 from app.service import service as serve
 from app.vault import Vault, head_of, kid_in, kid_of
-from tests.support.processes import ENVIRONMENT, ROOT, run_command
+from tests.support.ids import NOWHERE
+from tests.support.processes import ENVIRONMENT, ROOT, run_command, service_process, started
 
 ACCOUNTS = 30
 KEYS = [base64.b64encode(letter * 32).decode() for letter in (b"x", b"y")]
@@ -217,3 +218,22 @@ async def test_the_key_of_addresses_is_the_one_that_an_older_version_made_them_w
         assert await keyring.address_key() == old
     fresh = Keyring(ledger.url, Vault(*masters), [b"other" * 6])
     assert await fresh.address_key() == old
+
+
+async def test_a_private_database_is_rotated_whether_the_service_runs_or_not(data_folder: Path) -> None:
+    data = data_folder / "data"
+    process = service_process(data_folder, 0, NOWHERE)
+    settings = {"CHATLEDGER_DATA": str(data)}
+    kids = []
+    async with started(process):
+        kids.append(kid_of(load_masters(load_settings(environment=settings))[0]))
+        told = await run_command("keys", "rotate-master", **settings)
+        assert (told.code, told.err) == (0, ""), told
+        kids.append(told.out.splitlines()[0].rpartition(" ")[2])
+        assert await process.end() == 0
+    told = await run_command("keys", "rotate-master", **settings)
+    assert (told.code, told.out.startswith("1 sealed value, 1 of them sealed anew")) == (0, True), told
+    kids.append(told.out.splitlines()[0].rpartition(" ")[2])
+    assert len(set(kids)) == 3
+    retired = {path.name for path in data.glob("master.key.*")}
+    assert retired == {f"master.key.retired-{kid}" for kid in kids[:2]}
