@@ -273,7 +273,7 @@ def _channel_stamp(name: str, by: str) -> c.Stamp:
 
 async def _in_force(services: Services, name: str, recorded: Recorded) -> Channel:
     """The channel, once every web process knows the change."""
-    await views_reach(services, recorded.position)
+    await views_reach(services, recorded.position, view="channels")
     await services.channels.settle()
     return await named(services, name)
 

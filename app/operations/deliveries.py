@@ -42,7 +42,7 @@ async def resume_of_scope(services: Services, scope: Scope, reasons: tuple[str, 
     What was parked while the connection was made is found in another pass. Raises ViewsBehind.
     """
     for _ in range(PASSES_MAX):
-        await views_reach(services, await ledger_head(services.pool))
+        await views_reach(services, await ledger_head(services.pool), view="deliveries")
         found = [
             one
             async for one in _of_scope(services, scope, "parked")

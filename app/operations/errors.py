@@ -102,4 +102,7 @@ class ViewsBehind(NotYet):
     """The views have not reached a position within the time that a reader waits."""
 
     def __init__(self, position: int) -> None:
-        super().__init__(f"the views have not reached position {position} yet: ask again")
+        super().__init__(
+            f"the views have not reached position {position} yet: ask again; if GET /v1/status shows a view "
+            "that stands still, run `chatledger views retry`"
+        )

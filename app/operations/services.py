@@ -87,7 +87,10 @@ async def record(services: Services, command: c.AnyCommand) -> Recorded:
         raise LedgerBusy from None
 
 
-async def views_reach(services: Services, position: int | None) -> None:
-    """Wait until the views have seen `position`; raises ViewsBehind after 5 s."""
-    if position and not await services.projector.wait_for(position, AT_LEAST_SECONDS):
+async def views_reach(services: Services, position: int | None, *, view: str | None = None) -> None:
+    """Wait until the views have seen `position`, or the one that is to be read; raises ViewsBehind after 5 s.
+
+    If that `view` stands still before the position, it is raised at once.
+    """
+    if position and not await services.projector.wait_for(position, AT_LEAST_SECONDS, view=view):
         raise ViewsBehind(position)

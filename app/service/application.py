@@ -37,6 +37,7 @@ from app.http.console import pages
 from app.http.console import routes as console
 from app.http.guard import guard
 from app.http.openapi import document
+from app.http.query import query_names, refuse_unknown
 from app.http.request import Call
 from app.http.webhooks import crm as crm_webhook
 from app.http.webhooks import routes as webhooks
@@ -73,7 +74,7 @@ KEYED = [
     *crm_webhooks.routes,
     *imports.routes,
 ]
-OPEN = [*webhooks.routes, *crm_webhook.routes, *health.routes, *consent.open_routes, *docs.routes]
+OPEN = [*webhooks.routes, *crm_webhook.routes, *consent.open_routes, *docs.routes]
 
 
 class Rule(NamedTuple):
@@ -116,10 +117,11 @@ def application(services: Services) -> Front:
 def routed(state: Mapping[str, object]) -> Litestar:
     """Every route; what `/schema` says depends on the routes alone, so that the state may be empty for it."""
     key: list[dict[str, list[str]]] = [{document.KEY: []}]
-    return Litestar(
+    app = Litestar(
         route_handlers=[
             *OPEN,
-            Router("/v1", route_handlers=KEYED, guards=[guard], security=key),
+            Router("/", route_handlers=health.routes, before_request=refuse_unknown),
+            Router("/v1", route_handlers=KEYED, guards=[guard], security=key, before_request=refuse_unknown),
             *console.routes,
         ],
         state=State(dict(state)),
@@ -132,6 +134,8 @@ def routed(state: Mapping[str, object]) -> Litestar:
         logging_config=None,
         request_max_body_size=problems.BODY_BYTES_MAX,
     )
+    app.state.query_names = query_names(app.routes)
+    return app
 
 
 def _openapi() -> OpenAPIConfig:

@@ -9,12 +9,12 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from app import clock
 from app.channels.directory import Channel, Connection, Side
 from app.config.file import Kind, Secret, Url, Uuid, Wait
-from app.http.api.parameters import ledger_position
+from app.http.api.parameters import AtLeast, ledger_position
 from app.http.openapi.responses import answers
 from app.http.request import Call, services_of
 from app.operations import channels as operations
 from app.operations.channels import NewChannel, NotConnected, UnknownChannel
-from app.operations.services import Services
+from app.operations.services import Services, views_reach
 from domain.parts import WAIT_FOR_MESSENGER, ChannelOptions, MessageIds
 
 NO_CHANNEL = {404: UnknownChannel.MESSAGE}
@@ -152,9 +152,11 @@ async def change(request: Call, name: FromPath[str], data: JSONBody[ChannelChang
 
 
 @get("/channels", summary="All channels", tags=["channels"])
-async def channels(request: Call) -> ChannelsShown:
+async def channels(request: Call, at_least: AtLeast = None) -> ChannelsShown:
     """By name; secrets are never shown."""
-    found = await services_of(request).channels.all()
+    services = services_of(request)
+    await views_reach(services, at_least, view="channels")
+    found = await services.channels.all()
     return ChannelsShown([_shown(found[name]) for name in sorted(found)])
 
 

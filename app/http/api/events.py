@@ -14,16 +14,21 @@ from app import clock
 from app.http.api.parameters import POSITION_MAX, AtLeast, next_link
 from app.http.openapi import examples
 from app.http.openapi.responses import answers
+from app.http.query import nearest
 from app.http.request import Call, services_of
 from app.operations.services import Services, views_reach
+from app.printable import printable
 from app.problems import ProblemError
 from app.views.events import Events, Filter, list_events, stream_events
+from projections.events import TAGS
 
 SSE_POLL_SECONDS = 1.0
 SSE_QUIET_POLLS = 15
 LimitOrNone = Annotated[int | None, QueryParameter(ge=1, le=1000, description="how many at most")]
 After = Annotated[int, QueryParameter(ge=0, le=POSITION_MAX, description="the position after which to begin")]
+Type = Annotated[str | None, QueryParameter(name="type", schema_extra={"enum": [*TAGS, None]})]
 Moment = Annotated[datetime, Meta(tz=True)]
+ALL_TYPES = f"give one of {', '.join(TAGS)}"
 STREAMS = {"application/x-ndjson": examples.LINE, "text/event-stream": examples.FOLLOWED}
 STREAMED = answers(also={200: Events}, texts={200: STREAMS})
 
@@ -33,7 +38,7 @@ async def events(
     request: Call,
     after: After = 0,
     limit: LimitOrNone = None,
-    type_: Annotated[str | None, QueryParameter(name="type")] = None,
+    type_: Type = None,
     conversation: FromQuery[str | None] = None,
     channel: FromQuery[str | None] = None,
     account_id: FromQuery[str | None] = None,
@@ -47,7 +52,11 @@ async def events(
     as they happen, and resume after `Last-Event-ID`.
     """
     services = services_of(request)
-    await views_reach(services, at_least)
+    await views_reach(services, at_least, view="events")
+    if type_ is not None and type_ not in TAGS:
+        raise ProblemError(
+            400, f"{printable(type_)} is no type of event: {nearest(type_, TAGS) or ALL_TYPES}"
+        )
     only = Filter(
         type=type_,
         conversation=conversation,
@@ -95,7 +104,10 @@ async def _follow(services: Services, after: int, only: Filter) -> AsyncIterator
 def _text(moment: datetime | None) -> str | None:
     if moment and moment.tzinfo is None:
         raise ProblemError(400, "since and until are times with a zone, such as 2026-11-22T08:00:00Z")
-    return clock.text(clock.milliseconds(moment)) if moment else None
+    try:
+        return clock.text(clock.milliseconds(moment)) if moment else None
+    except (OverflowError, ValueError):
+        raise ProblemError(400, "since and until lie in the years 1 to 9999 of UTC") from None
 
 
 routes = [events]

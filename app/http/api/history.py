@@ -31,7 +31,7 @@ async def conversations(
 ) -> Response[Conversations]:
     """A page of conversations; `next` is the cursor of the next page, or null."""
     services = services_of(request)
-    await views_reach(services, at_least)
+    await views_reach(services, at_least, view="conversations")
     page = await list_conversations(
         services.pool,
         channel=channel,
@@ -72,6 +72,7 @@ async def messages(
     if found.id != conversation:
         return _redirect(request, conversation, found.id)
     services = services_of(request)
+    await views_reach(services, at_least, view="messages")
     page = await list_messages(services.pool, conversation, limit=limit, cursor=cursor, order=order)
     page = Messages(await services.users.with_names(page.items), page.next)
     return Response(page, headers=next_link(request, "cursor", page.next))
@@ -86,7 +87,7 @@ async def messages(
 async def message(request: Call, message: FromPath[str], at_least: AtLeast = None) -> History:
     """The message as it stands, and every transition with its evidence."""
     services = services_of(request)
-    await views_reach(services, at_least)
+    await views_reach(services, at_least, view="messages")
     found = await get_message(services.pool, message)
     if found is None:
         raise ProblemError(404, "no message has this id")
@@ -95,7 +96,7 @@ async def message(request: Call, message: FromPath[str], at_least: AtLeast = Non
 
 async def _conversation(request: Call, conversation: str, at_least: int | None) -> Conversation:
     services = services_of(request)
-    await views_reach(services, at_least)
+    await views_reach(services, at_least, view="conversations")
     found = await get_conversation(services.pool, conversation)
     if found is None:
         raise ProblemError(404, "no conversation has this id")
@@ -103,7 +104,9 @@ async def _conversation(request: Call, conversation: str, at_least: int | None) 
 
 
 def _redirect(request: Call, old: str, new: str) -> Redirect:
-    where = str(request.url).replace(old, new, 1)
+    """To the same path of another conversation: relative, because only the client knows scheme and host."""
+    query = request.scope["query_string"].decode("latin-1")
+    where = request.url.path.replace(old, new, 1) + (f"?{query}" if query else "")
     return Redirect(where, status_code=HTTP_307_TEMPORARY_REDIRECT)
 
 

@@ -21,9 +21,11 @@ class Resumed(Struct, frozen=True):
 
 
 @get("/status", summary="Where everything stands", tags=["operation"])
-async def status(request: Call) -> Status:
-    """The ledger's head, each view's position and lag, the relay's, and the deliveries."""
-    return await read_status(services_of(request))
+async def status(request: Call, at_least: AtLeast = None) -> Status:
+    """The ledger's head, each view's position, lag and faults, the relay's position, and the deliveries."""
+    services = services_of(request)
+    await views_reach(services, at_least)
+    return await read_status(services)
 
 
 @get("/deliveries", summary="What is not delivered", tags=["operation"])
@@ -40,7 +42,7 @@ async def deliveries(
 ) -> Response[Deliveries]:
     """The oldest first, with the reason; what is parked waits for `POST /v1/deliveries/resume`."""
     services = services_of(request)
-    await views_reach(services, at_least)
+    await views_reach(services, at_least, view="deliveries")
     page = await list_deliveries(
         services.pool,
         state=state_,
