@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct, field
 from yarl import URL
 
+from app.cli.target import DEMO, DEMO_ADDRESS
 from app.config import file as setup
 from app.config.settings import Settings, prepare_folder
 from app.kommo.crm.hooks import hook_path
@@ -68,7 +69,7 @@ def _keep(path: Path, kept: Kept) -> None:
 async def demo(settings: Settings, stop_on_signals: Callable[[], asyncio.Event]) -> None:
     """Run both until a signal. Everything is kept in the folder `demo` of the data folder."""
     stop = stop_on_signals()
-    folder = settings.data / "demo"
+    folder = settings.data / DEMO
     prepare_folder(settings.data)
     prepare_folder(folder)
     kept = _kept(folder / "demo.json")
@@ -94,6 +95,7 @@ async def demo(settings: Settings, stop_on_signals: Callable[[], asyncio.Event])
             "Customer": f"{sandbox.url}/customer",
             "Manager": f"{sandbox.url}/manager",
         }
+        (folder / DEMO_ADDRESS).write_text(f"{run.url}\n")
         _greet(run, sandbox.url)
         await run.until(stop)
         print("stopping", flush=True)
@@ -183,7 +185,10 @@ def _greet(run: Running, sandbox_url: str) -> None:
         f"""
   Write as the customer     {sandbox_url}/customer
   Answer as the manager     {sandbox_url}/manager
-  See what is recorded      {run.services.login_links.make(run.url or "")}
+  See what is recorded      {run.services.login_links.make(run.url or "", lasting=True)}
+
+The links are good as long as the demo runs. Beside it, `./ops/run status` works, and so does
+  curl -H "Authorization: Bearer $(cat {run.services.settings.data}/admin.key)" {run.url}/v1/status
 
 chatledger ready on {run.url}
 Ctrl-C stops everything.""",

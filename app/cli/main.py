@@ -16,17 +16,17 @@ import msgspec
 import psycopg
 import uvloop
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.access.rotation import NotRotated, RotationRuns
 from app.cli import nats
 from app.cli import refused as refused_hooks
 from app.cli.keys import rotate_master
-from app.cli.upload import summary, upload
+from app.cli.target import find_target
+from app.cli.upload import STANDARD_INPUT, run_import, summary
 from app.cli.views import rebuild_views, retry_views
 from app.config.example import EXAMPLE
 from app.config.file import Setup, check_together, load_setup
-from app.config.settings import BadSettings, Settings, find_admin_key, load_settings
+from app.config.settings import BadSettings, Settings, load_settings
 from app.database.schema import NewerSchema, OldSchema
 from app.doctor import doctor as doctors
 from app.printable import PrintableFormatter, printable
@@ -126,8 +126,7 @@ def migrate_command(config: Path | None) -> None:
 def status(config: Path | None, url: str | None, as_json: bool) -> None:
     """Ask a running service where everything stands."""
     settings = settings_of(config, {})
-    where = url or f"http://{settings.host}:{settings.port}"
-    told = asyncio.run(_failing(_status(where, settings)))
+    told = asyncio.run(_failing(_status(settings, url)))
     if as_json:
         print(json.dumps(told))
         return
@@ -145,8 +144,9 @@ def status(config: Path | None, url: str | None, as_json: bool) -> None:
         tell(f"{name:<9} {told['deliveries'][name]}")
 
 
-async def _status(url: str, settings: Settings) -> dict[str, Any]:
-    headers = {"Authorization": f"Bearer {find_admin_key(settings)}"}
+async def _status(settings: Settings, where: str | None) -> dict[str, Any]:
+    url, key = find_target(settings, where)
+    headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/status", headers=headers) as answer:
         try:
             told = msgspec.json.decode(await answer.read(), type=dict[str, Any])
@@ -158,7 +158,7 @@ async def _status(url: str, settings: Settings) -> dict[str, Any]:
 
 
 @cli.command(name="import")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
 @click.option("--channel", required=True, help="The channel that the messages belong to.")
 @click.option("--account", help="The account (amojo id), if the channel is connected to several.")
 @click.option("--url", help="Where the service listens; the settings' host and port if not given.")
@@ -170,41 +170,26 @@ def import_command(
 ) -> None:
     """Import FILE into a running service: messages in the contract's shape, as JSON, one a line.
 
-    What was cut off goes on where it stopped, and the same file again changes nothing. The exit code is 1
-    unless every line is in the ledger.
+    FILE may be compressed with gzip, and - is standard input. A customer's message, and a manager's:
+
+    \b
+    {"type":"message.sent","conversation_id":"conv-1","message_id":"m-1","at":"2024-05-01T09:00:00Z",
+     "sender":{"id":"u-1","name":"Ann"},"message":{"type":"text","text":"Do you ship to Rome?"}}
+    {"type":"message.sent","direction":"out","conversation_id":"conv-1","message_id":"m-2",
+     "at":"2024-05-01T09:05:00Z","sender":{"id":"shop","name":"Acme","user_id":"MANAGER'S AMOJO ID"},
+     "receiver":{"id":"u-1","name":"Ann"},"message":{"type":"text","text":"We do."}}
+
+    In the file each of them is one line. What was cut off, by Ctrl-C too, goes on where it stopped, and the
+    same file again changes nothing. The exit code is 1 unless every line is in the ledger.
     """
     settings = settings_of(config, {})
-    where = url or f"http://{settings.host}:{settings.port}"
     given = {"channel": place["channel"], "account_id": place["account"], "again": str(again).lower()}
     query = {name: value for name, value in given.items() if value is not None}
-    size = file.stat().st_size
-    report = asyncio.run(_failing(_import(where, settings, file, size, query)))
+    size = None if file == STANDARD_INPUT else file.stat().st_size
+    report = asyncio.run(_failing(run_import(settings, url, file, size, query)))
     tell(*([json.dumps(report)] if as_json else summary(report)))
     if report["state"] != "done" or report["skipped"] or report["conflicts"]:
         sys.exit(1)
-
-
-async def _import(
-    url: str, settings: Settings, file: Path, size: int, query: dict[str, str]
-) -> dict[str, Any]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
-    with progress:
-        tasks = {"sending": progress.add_task("sending (bytes)", total=size)}
-
-        def told(said: dict[str, Any]) -> None:
-            if said["stage"] not in tasks:
-                tasks[said["stage"]] = progress.add_task(said["stage"], total=None)
-            progress.update(tasks[said["stage"]], completed=said["line"], total=said["lines"])
-
-        return await upload(
-            url,
-            find_admin_key(settings),
-            file,
-            query,
-            sent=lambda done: progress.update(tasks["sending"], completed=done),
-            told=told,
-        )
 
 
 @cli.group()
@@ -222,9 +207,13 @@ def retry(config: Path | None, ids: tuple[str, ...], url: str | None) -> None:
     The exit code is 1 unless every one of them is recorded now.
     """
     settings = settings_of(config, {})
-    where = url or f"http://{settings.host}:{settings.port}"
-    left = asyncio.run(_failing(refused_hooks.retry(where, find_admin_key(settings), ids, tell)))
+    left = asyncio.run(_failing(_retry(settings, url, ids)))
     sys.exit(1 if left else 0)
+
+
+async def _retry(settings: Settings, url: str | None, ids: tuple[str, ...]) -> int:
+    where, key = find_target(settings, url)
+    return await refused_hooks.retry(where, key, ids, tell)
 
 
 @cli.command()

@@ -8,6 +8,7 @@ import os
 import pwd
 import secrets
 import tomllib
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -208,8 +209,7 @@ def read_file(config: Path) -> dict[str, object]:
     try:
         if config.stat().st_size > CONFIG_BYTES_MAX:
             raise BadSettings(f"{config} is too long for a configuration file")
-        with config.open("rb") as file:
-            found: dict[str, object] = tomllib.load(file)
+        found: dict[str, object] = tomllib.loads(config.read_bytes().removeprefix(BOM_UTF8).decode())
     except OSError as error:
         raise BadSettings(
             f"{config} cannot be read ({error.strerror}): check the path given by --config"

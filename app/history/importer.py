@@ -12,6 +12,7 @@ bit a line.
 
 import asyncio
 import logging
+from codecs import BOM_UTF8
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import IO, Literal, cast
@@ -218,6 +219,8 @@ class Import:
                 self.seen = number
                 if number % BREATH_LINES == 0:
                     await self._breathe()
+                if number == 1 and line is not None:
+                    line = line.removeprefix(BOM_UTF8)
                 if line is None or line.strip():
                     yield number, line
 

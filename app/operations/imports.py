@@ -66,7 +66,12 @@ class Progress(Struct, frozen=True, tag="progress"):
 
 
 class Ended(Report, tag="report"):
-    """The last line: what was imported, and why what is not."""
+    """The last line: what was imported, and why what is not.
+
+    `already`: the file was done before, so nothing of it was read now, and this is what was reported then.
+    """
+
+    already: bool = False
 
 
 async def start(
@@ -171,6 +176,7 @@ async def _progress(
     services: Services, work: Import, task: "asyncio.Task[Report]"
 ) -> AsyncGenerator[Progress | Ended, None]:
     """Progress twice a second, and the report; the import stops when this ends, and with the process."""
+    already = work.report.state == "done"
     try:
         while not task.done():
             work.stopping = work.stopping or services.stopping.is_set()
@@ -179,7 +185,7 @@ async def _progress(
         if error := task.exception():
             log.error("import %s", work.report.id, exc_info=error)
             work.report.state, work.report.detail = "stopped", OURS
-        yield Ended(**msgspec.structs.asdict(work.report))
+        yield Ended(**msgspec.structs.asdict(work.report), already=already)
     finally:
         work.stopping = True
 

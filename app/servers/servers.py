@@ -137,6 +137,21 @@ def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
 
 
+def is_in_use(folder: Path) -> bool:
+    """Whether a chatledger of this user runs on a data folder; changes nothing."""
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 @contextmanager
 def _instance(folder: Path) -> Iterator[None]:
     """Lock the data folder for this process; the lock file names the process."""

@@ -123,6 +123,12 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, text: bytes) -> N
         load_settings(config, environment={})
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "chatledger.toml"
+    file.write_bytes(b"\xef\xbb\xbfCHATLEDGER_PORT = 9000\r\n")
+    assert load_settings(file, environment={"HOME": "/"}).port == 9000
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match=r"absent\.toml cannot be read"):
         load_settings(tmp_path / "absent.toml", environment={})

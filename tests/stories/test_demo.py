@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -117,6 +118,32 @@ async def test_the_crm_of_the_demo_is_there_at_once_and_lets_us_in_only_once(
         assert hook["destination"].startswith(f"{story.url}/crm/")
         await written(story, "eve")
         await recorded(story, "lead.received", 3)
+
+
+async def test_the_link_works_while_the_demo_runs_and_commands_find_the_demo(
+    folder: Path, tmp_path: Path
+) -> None:
+    own = {"CHATLEDGER_DATA": str(folder), "CHATLEDGER_PORT": str(free_port())}
+    process = Process(tmp_path, "app", "demo", **own)
+    async with started(process) as url:
+        link = re.search(r"http\S+/login\?token=\S+", process.said)
+        assert link
+        for _ in range(2):  # In another browser too, and after a reload.
+            async with aiohttp.ClientSession() as browser, browser.get(link[0]) as answer:
+                assert answer.status == 200, await answer.text()
+        shown = re.search(r"curl .*", process.said)
+        assert shown
+        curl = await asyncio.create_subprocess_shell(shown[0] + " -s", stdout=-1, stderr=-1)
+        told = json.loads((await curl.communicate())[0])
+        for more in ({}, {"CHATLEDGER_PORT": url.rpartition(":")[2]}):
+            status = await run_command("status", "--json", CHATLEDGER_DATA=str(folder), **more)
+            assert (status.code, json.loads(status.out)["ledger"]) == (0, told["ledger"]), status
+        assert not (folder / "admin.key").exists()
+        assert await process.end(signal.SIGINT) == 0
+    gone = await run_command("status", CHATLEDGER_DATA=str(folder))
+    assert gone.code == 2
+    assert "there is no admin key" in gone.err
+    assert not (folder / "admin.key").exists()
 
 
 async def test_a_sandbox_that_has_forgotten_the_consent_gives_it_again(folder: Path, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ ENVIRONMENT = {"PATH": os.defpath, "PYTHONPATH": sysconfig.get_path("purelib"), 
 
 
 class Process:
-    """A program of ours as it is run, with settings of its own; what it wrote to stderr is in `log`.
+    """A program of ours as it is run, with settings of its own; what it wrote to stderr is in `log`, and what
+    it wrote to stdout until it was ready in `said`.
 
     It is started in `folder`, the repository, by `python`, unless these are changed before.
     """
@@ -34,6 +35,7 @@ class Process:
         self.folder = ROOT
         self.python = [sys.executable]
         self.child: asyncio.subprocess.Process | None = None
+        self.said = ""
 
     async def start(self) -> str:
         """Start it and wait until it says that it is ready; returns its URL."""
@@ -48,13 +50,13 @@ class Process:
                 cwd=self.folder,
             )
         assert self.child.stdout is not None
-        output = ""
+        self.said = ""
         async with asyncio.timeout(READY_SECONDS):
             async for line in self.child.stdout:
-                output += line.decode()
+                self.said += line.decode()
                 if b" ready" in line:
-                    return output.split()[-1]
-        raise AssertionError((output, self.log.read_text()[-2000:]))
+                    return self.said.split()[-1]
+        raise AssertionError((self.said, self.log.read_text()[-2000:]))
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and wait for the end; its exit code."""
