@@ -13,11 +13,24 @@ from domain import events as e
 from domain.channels import NotConnected
 from domain.conversations import belongs, join, resolve, root
 from domain.draft import Decision, Draft, Snapshot
-from domain.facts import AboutMessage, Fact, apply, fact_of_command, find_repeat, record
+from domain.facts import (
+    AboutMessage,
+    Fact,
+    TooManyFacts,
+    apply,
+    check_room,
+    fact_of_command,
+    find_repeat,
+    record,
+)
 from domain.ids import KOMMO, MESSENGER, OPERATOR, TYPING_WINDOW_MS, other
 from domain.state import COPIED, Chat, Message, State, comparable, conflict_key, name_conflict_key
 
-__all__ = ["NotConnected", "OwnMessage", "Unknown", "decide", "follow", "names"]
+__all__ = ["NotConnected", "OwnMessage", "TooManyFacts", "Unknown", "decide", "follow", "names"]
+
+
+# Chosen: the answer 409 is the same whether or not a conflict is recorded, and more of them teach nobody.
+CONFLICTS_MAX = 100
 
 
 class OwnMessage(Exception):
@@ -90,7 +103,10 @@ def _is_taken(state: Message, command: c.Accept) -> bool:
 
 
 def decide(command: c.AnyCommand, known: Snapshot) -> Decision:
-    """Returns the events that follow from a command. Raises OwnMessage, Unknown, NotConnected."""
+    """Returns the events that follow from a command.
+
+    Raises OwnMessage, TooManyFacts, Unknown, NotConnected.
+    """
     draft = Draft(command, known)
     match command:
         case c.Send():
@@ -200,6 +216,8 @@ def _notice(draft: Draft, sent: e.MessageSent, about: str, name: str | None) -> 
     message = draft.message(sent.stream)
     if message is None or name_conflict_key(about, name) in message.seen:
         return
+    if message.conflicts >= CONFLICTS_MAX:
+        return
     fields: dict[str, object] = {"conversation": sent.conversation, "message": sent.stream}
     fields |= {"sender": e.Party(), "content": e.Content(type=sent.content.type)}
     draft.add(e.ConflictNoticed, sent.stream, fields | {"about": about, "remote_id": name})
@@ -239,7 +257,8 @@ def _again(draft: Draft, command: c.Send, before: Message, sent: e.MessageSent) 
     version, stream = before.seen["message.sent"], sent.stream
     if _same(draft, command, sent):
         return draft.done(stream, version, duplicate=True, message=stream)
-    if conflict_key(command.sender, command.content, command.source) not in before.seen:
+    known = conflict_key(command.sender, command.content, command.source) in before.seen
+    if not known and before.conflicts < CONFLICTS_MAX:
         fields: dict[str, object] = {"conversation": sent.conversation, "message": stream}
         fields |= {"sender": command.sender, "content": command.content, "source": command.source}
         draft.add(e.ConflictNoticed, stream, fields)
@@ -276,7 +295,10 @@ def _found(draft: Draft, reply: e.Reply, stream: str | None, conversation: str |
 
 
 def _about(draft: Draft, command: AboutMessage) -> Decision:
-    """Record a fact about the message that is named; it waits if there is no such message."""
+    """Record a fact about the message that is named; it waits if there is no such message.
+
+    Raises TooManyFacts.
+    """
     fact = fact_of_command(command)
     sent = _target(draft, command)
     target = sent.stream if sent else None
@@ -287,7 +309,9 @@ def _about(draft: Draft, command: AboutMessage) -> Decision:
             return draft.done(stream, version, duplicate=True, message=target)
     if isinstance(command, c.Confirm) and sent and e.author(sent) == MESSENGER:
         raise OwnMessage
-    event = record(draft, target or _place(draft, command), fact)
+    place = target or _place(draft, command)
+    check_room(draft.message(place), fact)
+    event = record(draft, place, fact)
     return draft.done(event.stream, event.version, message=target)
 
 

@@ -28,6 +28,16 @@ STATUS: dict[str, type[e.Status]] = {
 }
 
 
+# Chosen: far more than people do with a message, and few enough that its stream is read in a moment.
+EDITS_MAX, REACTIONS_MAX = 1_000, 10_000
+# Chosen: a messenger reports a handful of facts before it names a message.
+WAITING_MAX = 100
+
+
+class TooManyFacts(Exception):
+    """A message, or a name that is still unknown, has all the facts that one may have."""
+
+
 class Fact(Struct, frozen=True):
     """An event to record about a message: its kind, time, source and own fields.
 
@@ -94,6 +104,20 @@ def apply(draft: Draft, stream: str, event: e.Reported, *, named: bool = True) -
     fact = fact_of_event(event)
     if event.stream == stream or not find_repeat(message, fact):
         record(draft, stream, fact)
+
+
+def check_room(message: Message | None, fact: Fact) -> None:
+    """Raises TooManyFacts if a message, or the name under which facts wait, takes no more of this kind."""
+    if message is None:
+        return
+    if message.sent is None and len(message.waiting) >= WAITING_MAX:
+        raise TooManyFacts(
+            f"{WAITING_MAX} facts wait for this message, which is not known: send the message first"
+        )
+    if fact.kind is e.MessageEdited and message.edits >= EDITS_MAX:
+        raise TooManyFacts(f"the message has been edited {EDITS_MAX} times: send a new one")
+    if fact.kind in (e.ReactionAdded, e.ReactionRemoved) and message.reacted >= REACTIONS_MAX:
+        raise TooManyFacts(f"the message has {REACTIONS_MAX} reactions: no more are recorded")
 
 
 def find_repeat(message: Message, fact: Fact) -> int | None:

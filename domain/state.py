@@ -52,7 +52,7 @@ class Message(Struct, frozen=True, gc=False):
     about an id that is still unknown, by version; those that name a conversation stay, because the name may
     turn out to be that of a message elsewhere. `reactions` are by side and sender. `deliveries` maps an
     event's id to the state of its delivery. `remote_id` is the receiving side's id, `kommo_id` Kommo's id of
-    the mirror of an operator's message.
+    the mirror of an operator's message. `edits`, `reacted` and `conflicts` count what was recorded.
     """
 
     version: int
@@ -67,6 +67,9 @@ class Message(Struct, frozen=True, gc=False):
     seen: Growing[Key, int] = Growing()
     waiting: Growing[int, e.Reported] = Growing()
     deliveries: Growing[str, str] = Growing()
+    edits: int = 0
+    reacted: int = 0
+    conflicts: int = 0
 
     def has_failed(self, cause: str) -> bool:
         """Whether event `cause` sent the message, and it has failed before the other side accepted it."""
@@ -306,12 +309,14 @@ def _message(
         case e.MessageEdited():
             edit = Edited(event.at, version, event.content, event.delivery_status)
             newest = known.edited is None or event.at >= known.edited.at
-            return replace(known, edited=edit) if newest else known
+            return replace(known, edited=edit if newest else known.edited, edits=known.edits + 1)
         case e.MessageDeleted():
             return replace(known, deleted=True)
         case e.ReactionAdded() | e.ReactionRemoved():
-            return _reacted(known, event)
-        case e.MessageMirrored() | e.ConflictNoticed() | e.TypingStarted():
+            return _reacted(replace(known, reacted=known.reacted + 1), event)
+        case e.ConflictNoticed():
+            return replace(known, conflicts=known.conflicts + 1)
+        case e.MessageMirrored() | e.TypingStarted():
             return known
         case _:
             assert_never(event)

@@ -51,7 +51,7 @@ from app.vault import WrongMasterKey
 from domain import events as e
 from domain import ids
 from domain.ids import KOMMO, Scope
-from domain.state import COPIED, RANKS, Chat, Edited, Message, State, evolve
+from domain.state import COPIED, RANKS, Chat, Edited, Message, State
 
 # A merged chat points to the chat it was merged into; more than one step is rare, and a longer chain only
 # leaves a name unknown.
@@ -79,8 +79,11 @@ class Directory(Protocol):
 class LedgerReader(Protocol):
     """The ledger, as far as it is read here."""
 
-    async def load(self, streams: Sequence[str]) -> list[bytes]:
-        """All events of these streams as they are stored, in the order of their positions."""
+    async def states(self, streams: Sequence[str]) -> dict[str, State]:
+        """The states of those of the streams that have events."""
+
+    async def sends(self, stream: str) -> list[e.AnyEvent]:
+        """The events of a message's stream that send the message or its mirror, oldest first."""
 
 
 class Preparer:
@@ -166,11 +169,9 @@ class Preparer:
     async def _blocker(self, event: Pushed) -> Retry | Missing | None:
         """Returns what blocks this event while its message has not reached Kommo; None: nothing does."""
         stream = event.message or event.stream
-        events = [e.decode(raw) for raw in await self._reader.load([stream])]
-        sends = [one for one in events if isinstance(one, Created) and one.push == KOMMO]
-        message: State | None = None
-        for one in events:
-            message = evolve(message, one)
+        sent = await self._reader.sends(stream)
+        sends = [one for one in sent if isinstance(one, Created) and one.push == KOMMO]
+        message = (await self._reader.states([stream])).get(stream)
         if not sends or not isinstance(message, Message):
             return None
         send = sends[0]
@@ -267,9 +268,7 @@ class Preparer:
         states: dict[str, State] = {}
         wanted = list(streams)
         for _ in range(ROUNDS_MAX):
-            for raw in await self._reader.load(wanted):
-                event = e.decode(raw)
-                states[event.stream] = evolve(states.get(event.stream), event)
+            states |= await self._reader.states(wanted)
             into = {state.into for state in states.values() if isinstance(state, Chat) and state.into}
             wanted = [stream for stream in into if stream not in states]
             if not wanted:

@@ -20,6 +20,10 @@ stale, because other processes write too. That is harmless: the append gets, for
 version, which must still be free, and for each conversation the clock that the decision was based on. A
 command that is tried again never reads the cache.
 
+Long streams. What is known of a long stream (`streams`) is a state that is complete up to its version; only
+what is new is read. A decision that reports an older fact of it names a version whose position was not read:
+`unread_facts` are those, to be read before `resolve`.
+
 Invariant. Every outcome describes facts on disk. When the connection breaks, the fate of a batch is unknown,
 so its commands are decided again; a command that was stored finds its own events, recognises them by the base
 of their ids, and is not reported as a duplicate.
@@ -28,15 +32,15 @@ of their ids, and is not reported as a duplicate.
 import asyncio
 import logging
 from collections.abc import Iterable
-from operator import itemgetter
 
 from msgspec import Struct
 
+from app.ledger.streams import LONG_EVENTS_MIN, LongStreams, Row, fold
 from domain.commands import AnyCommand, Send
-from domain.decide import NotConnected, OwnMessage, Unknown, decide, follow, names
+from domain.decide import NotConnected, OwnMessage, TooManyFacts, Unknown, decide, follow, names
 from domain.draft import Decision, Snapshot
 from domain.events import EVENT_BYTES_MAX, TAGS, AnyEvent, decode, encode
-from domain.state import Chat, Misfit, State, evolve, skip
+from domain.state import Chat, State
 from projections.columns import Column, blobs, ints, longs, texts_repeated, uuids
 
 # Chosen: a unit is rejected only if another process wrote to the same conversation within the few
@@ -102,6 +106,7 @@ class ConversationCache:
     def __init__(self) -> None:
         self.states: dict[str, Chat] = {}
         self.clocks: dict[str, int] = {}
+        self.long = LongStreams()
 
     def clear(self) -> None:
         """Drop every entry."""
@@ -130,6 +135,8 @@ class Batch:
         self.cached_versions: dict[str, int] = {}  # of the states taken from the cache
         self.readers: dict[str, dict[int, AnyCommand]] = {}  # for each stream the commands that read it
         self.history: dict[str, list[tuple[int, str]]] = {}  # position and event id, by version
+        self.known: dict[str, int] = {}  # of the long streams, the version from which on they were read
+        self.old_facts: dict[tuple[str, int], tuple[int, str]] = {}  # position and id of earlier versions
         self.rows: list[tuple[str, int, str, bytes, str]] = []
         self.row_units: list[int] = []
         self.decisions: list[tuple[Pending, int, Decision | Exception, int]] = []
@@ -180,14 +187,21 @@ class Batch:
                 self.clocks[stream] = clocks.get(stream, 0)
         return True
 
-    def fold(self, rows: list[tuple[int, bytes | None, str | None]]) -> None:
-        """Fold the rows of the writer's LOAD statement into states and clocks.
+    def begin(self, wanted: Iterable[str]) -> dict[str, int]:
+        """Begin to load streams: returns the versions of those of which only what is newer is needed."""
+        known: dict[str, int] = {}
+        for stream in wanted:
+            self.loaded.add(stream)
+            state = self.cache.long.get(stream)
+            if state is not None and stream not in self.history:
+                self.states[stream], self.history[stream] = state, []
+                known[stream] = state.version
+        self.known |= known
+        return known
 
-        A row is (position, event, None) or (msec, None, conversation). Sorting by position sorts the events
-        of a stream by version too.
-        """
+    def fold(self, rows: list[Row]) -> None:
+        """Fold rows of `streams.read` into states and clocks."""
         states, history = self.states, self.history
-        rows.sort(key=itemgetter(0))
         for number, raw, conversation in rows:
             if raw is None:
                 self.clocks[conversation or ""] = number
@@ -199,11 +213,7 @@ class Batch:
             else:  # The stream's first event: the loaded state replaces a cached one.
                 before = None
                 self.cached_versions.pop(stream, None)
-            try:
-                states[stream] = evolve(before, event)
-            except Misfit as error:  # Recorded by a version without this check; it has no effect anywhere.
-                log.error("position %d is left out: %s", number, error)  # no fault of the code
-                states[stream] = skip(before, event)
+            states[stream] = fold(before, number, event)
             history.setdefault(stream, []).append((number, event.id))
 
     def next_streams(self) -> tuple[set[str], list[str]]:
@@ -231,7 +241,7 @@ class Batch:
             try:
                 decision = decide(pending.command, snapshot)
                 rows = [_row(event) for event in decision.events]
-            except (OwnMessage, Unknown, NotConnected, EventTooLarge) as error:
+            except (OwnMessage, TooManyFacts, Unknown, NotConnected, EventTooLarge) as error:
                 self.decisions.append((pending, unit, error, 0))
                 continue
             except Exception as error:  # A rule met a case that nobody foresaw: only this command fails.
@@ -357,6 +367,21 @@ class Batch:
         """Whether the decision's last event is the fact that it reports, as it nearly always is."""
         return row[0] == decision.stream and row[1] == decision.version
 
+    def unread_facts(self) -> list[tuple[str, int]]:
+        """Returns stream and version of the decided facts that were recorded before what was read."""
+        if not self.known:
+            return []
+        decisions = (decision for _, _, decision, _ in self.decisions if isinstance(decision, Decision))
+        return [(one.stream, one.version) for one in decisions if 0 < one.version <= self._known(one.stream)]
+
+    def take_facts(self, rows: list[tuple[str, int, int, bytes]]) -> None:
+        """Take what `streams.read_facts` has found of the `unread_facts`."""
+        for stream, version, position, raw in rows:
+            self.old_facts[stream, version] = position, decode(raw).id
+
+    def _known(self, stream: str) -> int:
+        return self.known.get(stream, 0)
+
     def _extend_history(self, stored: list[tuple[int, int, int]]) -> None:
         """Add the batch's own rows to the streams' histories, for decisions that report another's fact."""
         for first, end, before in stored:
@@ -372,6 +397,9 @@ class Batch:
                 cache.states[stream] = state
                 if state.into and isinstance(chat := self.states.get(state.into), Chat):
                     cache.states[state.into] = chat
+        for stream, kept in self.states.items():
+            if kept.version >= LONG_EVENTS_MIN and not (bad and self._is_bad(stream, bad)):
+                cache.long.keep(stream, kept)
         for conversation, unit in self.clock_units.items():
             if bad and self._root(unit) in bad:
                 cache.clocks.pop(conversation, None)
@@ -389,7 +417,9 @@ class Batch:
     def _outcome(self, pending: Pending, decision: Decision, last: int | None) -> Recorded:
         if decision.version == 0:
             return Recorded(None, False, False, None, last)
-        position, event_id = self.history[decision.stream][decision.version - 1]
+        stream, version = decision.stream, decision.version
+        found = self.old_facts.get((stream, version))
+        position, event_id = found or self.history[stream][version - 1 - self._known(stream)]
         ours = event_id[:-2] == pending.command.id[:-2]
         duplicate = decision.duplicate and not ours
         return Recorded(position, duplicate, decision.conflict, decision.message, last)

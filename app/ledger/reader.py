@@ -6,8 +6,12 @@ from typing import cast
 
 from app.database.binary import take_columns
 from app.database.connection import Db, connect
-from app.ledger.writer import LOAD
-from projections.columns import uuids
+from app.ledger.streams import LongStreams, fold, read
+from domain.events import AnyEvent, decode
+from domain.state import State
+
+SENDS = """SELECT state FROM ledger.stored_events WHERE originator_id = %b::uuid
+ AND topic IN ('message.sent', 'message.mirrored') ORDER BY originator_version"""
 
 
 class StreamReader:
@@ -17,19 +21,38 @@ class StreamReader:
         self._url = database_url
         self._connection: Db | None = None
         self._turn = asyncio.Lock()
+        self._long = LongStreams()
 
     async def close(self) -> None:
         """Close the connection."""
         if self._connection is not None:
             await self._connection.close()
 
-    async def load(self, streams: Sequence[str]) -> list[bytes]:
-        """All events of these streams as they are stored, in the order of their positions."""
+    async def states(self, streams: Sequence[str]) -> dict[str, State]:
+        """The states of those of the streams that have events."""
         async with self._turn:
-            if self._connection is None or self._connection.closed:
-                self._connection = await connect(self._url)
-                take_columns(self._connection)
-            cursor = self._connection.cursor(binary=True)
-            await cursor.execute(LOAD.encode(), [uuids(streams), uuids([])], prepare=True)
-            rows = cast("list[tuple[int, bytes, None]]", await cursor.fetchall())
-        return [raw for _, raw, _ in sorted(rows)]
+            db = await self._open()
+            kept = ((stream, self._long.get(stream)) for stream in streams)
+            found: dict[str, State] = {stream: state for stream, state in kept if state is not None}
+            known = {stream: state.version for stream, state in found.items()}
+            async for rows in read(db, list(streams), [], known):
+                for position, raw, _ in rows:
+                    event = decode(raw or b"")
+                    found[event.stream] = fold(found.get(event.stream), position, event)
+        for stream, state in found.items():
+            self._long.keep(stream, state)
+        return found
+
+    async def sends(self, stream: str) -> list[AnyEvent]:
+        """The events of a message's stream that send the message or its mirror, oldest first."""
+        async with self._turn:
+            cursor = (await self._open()).cursor(binary=True)
+            await cursor.execute(SENDS.encode(), [stream], prepare=True)
+            rows = cast("list[tuple[bytes]]", await cursor.fetchall())
+        return [decode(raw) for (raw,) in rows]
+
+    async def _open(self) -> Db:
+        if self._connection is None or self._connection.closed:
+            self._connection = await connect(self._url)
+            take_columns(self._connection)
+        return self._connection

@@ -33,7 +33,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import chain
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import psycopg
 
@@ -50,8 +50,8 @@ from app.ledger.batch import (
     Recorded,
 )
 from app.ledger.queue import CROWD, Queue
+from app.ledger.streams import read, read_facts
 from domain.commands import AnyCommand
-from projections.columns import uuids
 
 __all__ = ["EventTooLarge", "Ledger", "LedgerFull", "LedgerUnavailable", "Recorded"]
 
@@ -94,8 +94,6 @@ log = logging.getLogger("chatledger.ledger")
 # All look-ups are by key. A plan made while the table is small would read the whole table, and PostgreSQL
 # would keep that plan while the table grows.
 PLANS = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
-LOAD = """SELECT notification_id, state, NULL FROM ledger.stored_events WHERE originator_id = ANY(%b::uuid[])
- UNION ALL SELECT msec, NULL, conversation::text FROM ledger.clocks WHERE conversation = ANY(%b::uuid[])"""
 APPEND = """PREPARE append (int[], uuid[], bigint[], text[], bytea[], int[], uuid[], bigint[], bigint[]) AS
  SELECT bad, head FROM ledger.append($1, $2, $3, $4, $5, $6, $7, $8, $9)"""
 
@@ -166,8 +164,8 @@ class Ledger:
     def submit(self, command: AnyCommand, size: int = 1024) -> "asyncio.Future[Recorded]":
         """Queue a command of about `size` bytes; the future gets the outcome once it is durable.
 
-        Raises LedgerFull. The future raises OwnMessage, Unknown, NotConnected, EventTooLarge and
-        LedgerUnavailable.
+        Raises LedgerFull. The future raises OwnMessage, TooManyFacts, Unknown, NotConnected,
+        EventTooLarge and LedgerUnavailable.
         """
         scope_id, now = command.scope.scope_id, self._loop.time()
         if not self.has_room(1, size, scope_id):
@@ -346,6 +344,8 @@ class _Writer:
         batch = Batch(current, self.cache)
         await self._load(batch)
         batch.decide()
+        if facts := batch.unread_facts():
+            batch.take_facts(await read_facts(self._open_connection, facts))
         if not batch.rows:
             batch.resolve(set(), 0)
             return batch.retry
@@ -365,20 +365,21 @@ class _Writer:
         for _ in range(LOAD_ROUNDS_MAX):
             if not wanted:
                 return
-            batch.loaded.update(wanted)
-            rows = await self._all(LOAD, [uuids(list(wanted)), uuids(clocks)])
+            known = batch.begin(wanted)
             try:
-                batch.fold(cast("list[tuple[int, bytes | None, str | None]]", rows))
+                async for rows in read(self._open_connection, list(wanted), clocks, known):
+                    batch.fold(rows)
+            except psycopg.Error:
+                raise
             except Exception as error:  # A damaged event, or one that a rule refuses: no state comes of it.
                 log.exception("ledger: the past of a command cannot be read")
                 raise StreamUnreadable(f"the ledger cannot read its past: {error}") from error
             wanted, clocks = batch.next_streams()
 
-    async def _all(self, statement: str, parameters: list[object]) -> list[tuple[object, ...]]:
+    @property
+    def _open_connection(self) -> Db:
         assert self.connection is not None
-        cursor = self.connection.cursor(binary=True)
-        await cursor.execute(statement.encode(), parameters, prepare=True)
-        return await cursor.fetchall()
+        return self.connection
 
     async def _recover(self, current: list[Pending], error: psycopg.OperationalError) -> list[Pending]:
         """The connection broke, or the server is in trouble: reconnect, and try the batch again."""

@@ -51,7 +51,7 @@ from app.operations.services import Services
 from app.problems import Fault, ProblemError
 from app.vault import WrongMasterKey
 from app.views.cursor import BadCursor
-from domain.decide import OwnMessage
+from domain.decide import OwnMessage, TooManyFacts
 
 Failure = Response[bytes] | Response[str]
 log = logging.getLogger("chatledger.web")
@@ -100,6 +100,7 @@ PROBLEMS: dict[type[Exception], Rule] = {
     OwnMessage: Rule(
         400, "this is a message of the messenger's own: only messages that we sent have a status"
     ),
+    TooManyFacts: Rule(429, retry_after=3600),
     EventTooLarge: Rule(400, "the event would be over 384 KB: send less"),
     RecursionError: Rule(400, "the body is nested too deep: send less"),
     ViewsMissing: NOT_NOW,

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import uvloop
 
 from app.service.web import settle_memory
-from ops.benches import append, fair, imports, ingest, latency, memory, relay, views
+from ops.benches import append, busy, fair, imports, ingest, latency, memory, relay, views
 from ops.benches.measure import Figure, say, show
 
 BENCHES: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
@@ -17,6 +17,7 @@ BENCHES: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
     "relay": relay.relay,
     "latency": latency.latency,
     "fair": fair.fair,
+    "busy": busy.busy,
     "rebuild": views.rebuild,
     "history": views.history,
     "memory": memory.memory,

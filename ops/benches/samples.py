@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import psycopg
@@ -30,6 +31,7 @@ LINK = ids.scope_of("bench", CHANNEL_ID, ACCOUNT)
 WORDS = ("order", "arrived", "today", "just", "hoped", "thank", "you", "could", "also", "send", "the", "red")
 RUN = os.urandom(4).hex()
 PAGE = 5_000
+HEAD = "SELECT coalesce(max(notification_id), 0) FROM ledger.stored_events"
 INSERT = """INSERT INTO ledger.stored_events
  (originator_id, originator_version, topic, state, notification_id)
  SELECT * FROM unnest(%b::uuid[], %b::bigint[], %b::text[], %b::bytea[], %b::bigint[])"""
@@ -122,21 +124,55 @@ def _kommo(own_id: str) -> str:
     return ids.message_id(LINK, ids.KOMMO, own_id)
 
 
+def busy(own_id: str, facts: int, now: int) -> Iterator[e.AnyEvent]:
+    """A customer's message with so many facts: a quarter reactions, the rest outcomes of deliveries."""
+    command = msgspec.structs.replace(send(f"chat-{own_id}", now), own_id=own_id)
+    stream = ids.message_id(LINK, ids.MESSENGER, own_id)
+    decision = decide(msgspec.structs.replace(command, stream=stream), Snapshot({}, {}))
+    yield from decision.events
+    sent = decision.events[-1]
+    for version in range(sent.version + 1, sent.version + facts + 1):
+        base: dict[str, Any] = {
+            "id": clock.new_id(now),
+            "stream": stream,
+            "version": version,
+            "channel": sent.channel,
+            "account": sent.account,
+            "conversation": sent.conversation,
+            "message": stream,
+            "at": sent.at,
+            "recorded_at": sent.recorded_at,
+            "schema": e.SCHEMA,
+        }
+        if version % 4:
+            yield e.DeliveryCompleted(**base, by="system", cause=clock.new_id(now))
+        else:
+            sender = e.Party(id=f"reader-{version}")
+            yield e.ReactionAdded(**base, by=ids.MESSENGER, sender=sender, content=e.Ends(), emoji="👍")
+
+
 async def fill(url: str, events: int) -> None:
     """Write so many events of history straight into an empty ledger."""
-    source = itertools.islice(history(events), events)
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-        take_columns(connection)
-        position = 0
-        while page := list(itertools.islice(source, PAGE)):
-            numbers = list(range(position + 1, position + len(page) + 1))
-            columns = (
-                uuids([event.stream for event in page]),
-                longs([event.version for event in page]),
-                texts([e.tag(event) for event in page]),
-                blobs([e.encode(event) for event in page]),
-                longs(numbers),
-            )
-            await connection.execute(INSERT.encode(), columns)
-            position += len(page)
+        await write(connection, itertools.islice(history(events), events))
         await connection.execute("VACUUM (ANALYZE) ledger.stored_events")
+
+
+async def write(
+    connection: psycopg.AsyncConnection[tuple[object, ...]], events: Iterator[e.AnyEvent]
+) -> None:
+    """Write events straight into a ledger, behind what it has; nobody else may write meanwhile."""
+    take_columns(connection)
+    ((position,),) = await (await connection.execute(HEAD)).fetchall()
+    assert isinstance(position, int)
+    while page := list(itertools.islice(events, PAGE)):
+        numbers = list(range(position + 1, position + len(page) + 1))
+        columns = (
+            uuids([event.stream for event in page]),
+            longs([event.version for event in page]),
+            texts([e.tag(event) for event in page]),
+            blobs([e.encode(event) for event in page]),
+            longs(numbers),
+        )
+        await connection.execute(INSERT.encode(), columns)
+        position += len(page)

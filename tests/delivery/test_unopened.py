@@ -11,6 +11,7 @@ from app.delivery.prepare import Preparer
 from app.vault import WrongMasterKey
 from domain import events as e
 from domain.ids import scope_of
+from domain.state import State
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "events"
 
@@ -45,5 +46,8 @@ class Late:
 class Nothing:
     """A ledger without streams."""
 
-    async def load(self, _: Sequence[str]) -> list[bytes]:
+    async def states(self, _: Sequence[str]) -> dict[str, State]:
+        return {}
+
+    async def sends(self, _: str) -> list[e.AnyEvent]:
         return []

@@ -15,6 +15,7 @@ from app.operations.services import Services
 from app.problems import ProblemError
 from app.views.events import is_stream
 from domain import commands as c
+from domain.facts import TooManyFacts
 from domain.ids import Scope
 
 UNOPENED = "the ledger's secrets do not open with this process's master key: look at GET /readyz and its log"
@@ -25,6 +26,7 @@ KINDS = {
     Why.OTHER_ACCOUNT: "a signed hook of another account",
     Why.LATE: "a late hook",
     Why.LARGE: "a signed hook that is too large",
+    Why.TOO_MANY: "a signed hook about a message that is full",
 }
 
 
@@ -59,6 +61,8 @@ async def take(services: Services, scope_id: str, signature: str, body: bytes) -
         return await _keep(services, scope, body, str(error), error.why)
     except EventTooLarge:
         return await _keep(services, scope, body, "larger than an event may be", Why.LARGE)
+    except TooManyFacts as error:
+        return await _keep(services, scope, body, str(error), Why.TOO_MANY)
     except (LedgerFull, LedgerUnavailable):
         raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS) from None
     return OK

@@ -20,9 +20,11 @@ from app.operations.services import Services
 from app.problems import Problem, ProblemError
 from app.vault import WrongMasterKey
 from domain import commands as c
-from domain.decide import OwnMessage
+from domain.decide import OwnMessage, TooManyFacts
 from domain.ids import Scope
 
+# Chosen: a message that is full stays so, but who asks again within an hour finds the same.
+FULL_RETRY_SECONDS = 3600
 OWN = "this names a message of the messenger's own: only messages that we sent have a status"
 
 
@@ -172,6 +174,8 @@ def _result(outcome: Recorded | BaseException) -> Result | ProblemError:
             return Result(outcome.message, outcome.position, outcome.duplicate)
         case OwnMessage():
             return ProblemError(400, OWN)
+        case TooManyFacts():
+            return ProblemError(429, str(outcome), retry_after=FULL_RETRY_SECONDS)
         case EventTooLarge():
             return ProblemError(400, "the event would be over 384 KB: send less")
         case LedgerUnavailable() | LedgerFull() | asyncio.CancelledError():

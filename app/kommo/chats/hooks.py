@@ -91,6 +91,7 @@ class Why(StrEnum):
     OTHER_ACCOUNT = "account"
     LATE = "late"
     LARGE = "large"
+    TOO_MANY = "too many"
 
 
 class HookRefused(Exception):

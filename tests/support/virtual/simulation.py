@@ -20,6 +20,7 @@ from app.messengers import adapter
 from app.outcome import Done, Outcome
 from domain import commands as c
 from domain import events as e
+from domain.state import State
 from tests.support.ids import SCOPE
 from tests.support.ledgers.decisions import START_MS, Ledger
 from tests.support.virtual.loop import START_SECONDS
@@ -74,9 +75,13 @@ class Memory:
         last = len(self.book.events) if decision.events else None
         return Recorded(last, decision.duplicate, decision.conflict, decision.message, last)
 
-    async def load(self, streams: Sequence[str]) -> list[bytes]:
+    async def states(self, streams: Sequence[str]) -> dict[str, State]:
         await self._clock.sleep(READ_SECONDS)
-        return [e.encode(event) for event in self.book.events if event.stream in streams]
+        return {stream: self.book.states[stream] for stream in streams if stream in self.book.states}
+
+    async def sends(self, stream: str) -> list[e.AnyEvent]:
+        await self._clock.sleep(READ_SECONDS)
+        return [one for one in self.book.events if one.stream == stream and isinstance(one, Created)]
 
 
 class Call(NamedTuple):
