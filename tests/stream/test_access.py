@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -103,7 +104,7 @@ class Analyst(NamedTuple):
 async def analyst(request: pytest.FixtureRequest) -> AsyncIterator[Analyst]:
     """The analyst of a configuration, on a stream of five events with the service's consumers."""
     folder = Path(tempfile.mkdtemp(prefix="chatledger-test-", dir="/tmp"))
-    folder.chmod(0o711)  # As root, we start the private server as another user.
+    os.chmod(folder, 0o711)  # As root, we start the private server as another user.
     place = private(folder) if request.param == "private" else shipped(request.param, folder)
     refused: list[str] = []
 
