@@ -53,4 +53,5 @@ crm_url = "https://acme.kommo.com"
 [budgets]
 crm_per_second = 7.0                                 # as Kommo documents it
 chats_per_second = 500.0                             # where it begins; Kommo's answers change it
+# ask_for_chats = false                              # a new conversation's chat in Kommo: only hooks name it
 """

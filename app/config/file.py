@@ -142,11 +142,13 @@ class Budgets(Struct, frozen=True, forbid_unknown_fields=True):
     """Calls a second that all our processes together may make to one account.
 
     Kommo documents the CRM's limit. It does not document that of the Chats API, so this rate is only the
-    start and adapts to Kommo's answers.
+    start and adapts to Kommo's answers. `ask_for_chats`: after the first message of a new conversation Kommo
+    is asked for its chat, behind all other calls.
     """
 
     crm_per_second: Rate = 7
     chats_per_second: Rate = 500
+    ask_for_chats: bool = True
 
 
 class Setup(Struct, frozen=True, forbid_unknown_fields=True):

@@ -36,6 +36,8 @@ ALTER TABLE ledger.refused ADD COLUMN IF NOT EXISTS times integer NOT NULL DEFAU
 ALTER TABLE ledger.refused ADD COLUMN IF NOT EXISTS why text NOT NULL DEFAULT 'unreadable';
 CREATE INDEX IF NOT EXISTS refused_body ON ledger.refused (scope_id, sha256(body));
 CREATE INDEX IF NOT EXISTS refused_received_at ON ledger.refused (received_at);
+CREATE TABLE IF NOT EXISTS ledger.chat_questions (
+  conversation uuid PRIMARY KEY, tries integer NOT NULL, again_at timestamptz NOT NULL);
 CREATE TABLE IF NOT EXISTS ledger.crm_addresses (
   account_id text PRIMARY KEY, nonce bytea NOT NULL, renewed_at timestamptz NOT NULL);
 CREATE TABLE IF NOT EXISTS ledger.links (
@@ -87,6 +89,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.clocks, ledger.secrets, ledger.re
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.connecting, ledger.links TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.rests, ledger.tries TO {role};
 GRANT SELECT, INSERT, UPDATE ON ledger.crm_addresses TO {role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.chat_questions TO {role};
 GRANT SELECT, INSERT, UPDATE ON ledger.imports TO {role};
 GRANT SELECT, INSERT, DELETE ON ledger.ended_sessions TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.tokens, ledger.consents, ledger.keyring TO {role};

@@ -96,15 +96,21 @@ async def begin(
     conversation_id: str,
     customer: e.Party,
     source: str | None = None,
+    *,
+    by: str = OPERATOR,
+    patience_seconds: float | None = None,
 ) -> tuple[str, Recorded]:
     """Kommo's id of a conversation's chat, created if there is none, and the record of both names.
 
-    `customer` is as the messenger calls them. Raises KommoFailed, LedgerBusy.
+    `customer` is as the messenger calls them. With `patience_seconds` the call gives way to live ones. Raises
+    KommoFailed, LedgerBusy.
     """
     scope = connection.scope
     credentials = Credentials(channel.channel_id, channel.secrets.kommo)
     try:
-        answer = await services.kommo.new_chat(credentials, scope.scope_id, conversation_id, customer, source)
+        answer = await services.kommo.new_chat(
+            credentials, scope.scope_id, conversation_id, customer, source, patience_seconds=patience_seconds
+        )
     except Unreached as error:
         raise KommoFailed(f"Kommo could not be reached ({error.reason}); nothing is recorded") from None
     body = answer.json()
@@ -116,7 +122,7 @@ async def begin(
     own = ids.conversation_id(scope, MESSENGER, conversation_id)
     theirs = ids.conversation_id(scope, KOMMO, chat_id)
     command = c.Begin(
-        **clock.stamp(scope, own, OPERATOR, now=clock.now_ms()),
+        **clock.stamp(scope, own, by, now=clock.now_ms()),
         ends=(
             c.End("messenger", own, e.Ends(conversation_id=conversation_id)),
             c.End("kommo", theirs, e.Ends(chat_id=chat_id)),

@@ -48,6 +48,7 @@ from app.ledger.reader import StreamReader
 from app.ledger.writer import Ledger
 from app.messengers.kinds import messengers
 from app.operations import startup
+from app.operations.chat_names import ChatNames
 from app.operations.services import Services
 from app.servers.servers import Servers, check_versions, servers
 from app.service import web
@@ -251,3 +252,5 @@ async def _start_delivery(
     await stack.enter_async_context(run.role("rests", destinations.watch()))
     await stack.enter_async_context(run.role("deliver", deliverer.run()))
     await stack.enter_async_context(run.role("start", startup.Start(services).run()))
+    if services.setup.budgets.ask_for_chats:
+        await stack.enter_async_context(run.role("chats", ChatNames(services).run()))

@@ -16,6 +16,7 @@ import aiohttp
 from msgspec.structs import replace
 from standardwebhooks import Webhook
 
+from app.config.file import Budgets, Setup
 from app.config.settings import Settings, load_settings
 from app.operations.services import views_reach
 from app.servers.servers import Servers, servers

@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 
 from app import clock
+from app.config.file import Budgets, Setup
 from app.config.settings import Settings, load_settings
 from app.messengers import webhook
 from app.servers.nats import PrivateNats
@@ -218,9 +219,18 @@ class Story:
 
 @asynccontextmanager
 async def telling(
-    folder: Path, database_url: str, nats_url: str, *, roles: str = "", **changed: Any
+    folder: Path,
+    database_url: str,
+    nats_url: str,
+    *,
+    roles: str = "",
+    ask_for_chats: bool = False,
+    **changed: Any,
 ) -> AsyncIterator[Story]:
-    """A service in this process and a sandbox, connected; `changed` are fields of the sandbox's Config."""
+    """A service in this process and a sandbox, connected; `changed` are fields of the sandbox's Config.
+
+    Without `ask_for_chats` nothing but the story itself makes events.
+    """
     await migrate(database_url)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -229,7 +239,8 @@ async def telling(
         Sandbox(config(url, **changed)) as sandbox,
     ):
         more = {"CHATLEDGER_KOMMO_URL": sandbox.url, "CHATLEDGER_PORT": str(port), "CHATLEDGER_ROLES": roles}
-        async with running(settings_of(folder, database_url, nats_url, **more)) as run:
+        setup = Setup(budgets=Budgets(ask_for_chats=ask_for_chats))
+        async with running(settings_of(folder, database_url, nats_url, **more), setup) as run:
             story = Story(client, sandbox, url)
             story.run = run
             await story.connect()

@@ -81,13 +81,25 @@ class Kommo:
         return await self.call(who, "DELETE", f"{who.channel_id}/disconnect", {"account_id": account})
 
     async def new_chat(
-        self, who: Credentials, scope_id: str, conversation_id: str, user: e.Party, source: str | None = None
+        self,
+        who: Credentials,
+        scope_id: str,
+        conversation_id: str,
+        user: e.Party,
+        source: str | None = None,
+        *,
+        patience_seconds: float | None = None,
     ) -> Answer:
-        """Kommo's chat of a conversation, made if there is none. Raises Unreached."""
+        """Kommo's chat of a conversation, made if there is none. Raises Unreached.
+
+        With `patience_seconds` it gives way to live calls, and waits so long for its turn at most.
+        """
         payload: Json = {"conversation_id": conversation_id, "user": participant(user)}
         if source:
             payload["source"] = {"external_id": source}
-        return await self.call(who, "POST", f"{scope_id}/chats", payload)
+        live = patience_seconds is None
+        path = f"{scope_id}/chats"
+        return await self.call(who, "POST", path, payload, live=live, patience_seconds=patience_seconds)
 
     async def push(
         self, who: Credentials, scope_id: str, event: e.AnyEvent, began: Callable[[], None] = nothing

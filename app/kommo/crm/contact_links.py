@@ -4,11 +4,13 @@ Kommo's name of a chat that a customer began reaches us with the first hook abou
 the chat's talk as soon as the customer writes, and so may be first. Then the link waits in `ledger.links`: a
 row is written by the CRM webhook if no conversation has the chat, and deleted here once its conversation is
 in the view and the command is in the ledger. Any number of processes may do this at the same time: a link
-that is recorded already records nothing again. No row outlives a week.
+that is recorded already records nothing again. A link waits as long as it takes; of each account the latest
+100,000 are kept.
 """
 
 import asyncio
 import logging
+from time import monotonic
 from typing import NoReturn, Protocol
 
 import psycopg
@@ -24,6 +26,10 @@ from domain.decide import Unknown
 from domain.ids import KOMMO
 
 LOOK_SECONDS = 2.0  # Chosen: a link is shown soon enough, and the query costs nothing while nothing waits.
+TRIM_SECONDS = 3600.0  # Chosen: an account's links grow by its new chats, some thousands an hour.
+# Chosen, of each account: some 10 MB. The CRM reports the chats of other integrations' channels as well;
+# those never get a conversation, and nothing tells them apart.
+KEPT_MAX = 100_000
 ROWS_MAX = 200  # Chosen: bounds one round, whose links are recorded one after the other; the rest comes next.
 log = logging.getLogger("chatledger.links")
 
@@ -37,9 +43,11 @@ SAVE = """INSERT INTO ledger.links AS l (account_id, chat_id, contact_id, lead_i
 READY = """SELECT l.account_id, l.chat_id, l.contact_id, l.lead_id, l.changed, c.channel,
  c.id::text AS conversation FROM ledger.links AS l JOIN conversations AS c USING (account_id, chat_id)
  ORDER BY l.told_at LIMIT %(limit)s"""
-# The CRM reports the chats of other integrations' channels as well; those never get a conversation.
-DELETE = """DELETE FROM ledger.links WHERE told_at < now() - interval '7 days'
- OR (account_id, chat_id, changed) IN (SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[]))"""
+DELETE = """DELETE FROM ledger.links
+ WHERE (account_id, chat_id, changed) IN (SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[]))"""
+TRIM = """DELETE FROM ledger.links WHERE (account_id, chat_id) IN (SELECT account_id, chat_id FROM (
+ SELECT account_id, chat_id, row_number() OVER latest AS number FROM ledger.links
+ WINDOW latest AS (PARTITION BY account_id ORDER BY told_at DESC, chat_id)) AS l WHERE number > %s)"""
 
 
 class SavedLink(Struct, frozen=True):
@@ -79,12 +87,24 @@ async def save(pool: Pool, account: str, chat_id: str, contact_id: int, lead_id:
 
 async def run(services: LinkServices) -> NoReturn:
     """Link the chats that got their conversations, again and again; any number of processes may."""
+    trim_at = monotonic()
     while True:
         try:
             await link_ready(services)
+            if monotonic() >= trim_at:
+                await trim(services.pool)
+                trim_at = monotonic() + TRIM_SECONDS
         except (psycopg.Error, ViewsMissing, LedgerFull, LedgerUnavailable, WrongMasterKey) as error:
             log.warning("contact links wait: %s", str(error).strip() or type(error).__name__)
         await asyncio.sleep(LOOK_SECONDS)
+
+
+async def trim(pool: Pool) -> None:
+    """Drop the oldest links of an account that has more than KEPT_MAX. Raises psycopg.OperationalError."""
+    async with pool.connection() as conn:
+        dropped = (await conn.execute(TRIM, (KEPT_MAX,))).rowcount
+    if dropped:
+        log.warning("%d contact links are dropped: an account has over %d that wait", dropped, KEPT_MAX)
 
 
 async def link_ready(services: LinkServices) -> None:
