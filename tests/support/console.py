@@ -157,7 +157,8 @@ async def whole_system(folder: Path) -> AsyncIterator[System]:
             "TRUSTED_PROXIES": "127.0.0.1",
         }
         settings = load_settings(environment={f"CHATLEDGER_{name}": one for name, one in environment.items()})
-        async with servers(settings) as where, running(await _public(settings, where)) as run:
+        setup = Setup(budgets=Budgets(ask_for_chats=False))
+        async with servers(settings) as where, running(await _public(settings, where), setup) as run:
             system = System(run, sandbox, client, secret)
             await _connect(system)
             yield system
