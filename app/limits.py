@@ -7,6 +7,8 @@ import re
 ID_CHARACTERS_MAX = 255
 # A reader that holds numbers as doubles keeps no larger one exactly (RFC 8259, section 6).
 INTEGER_MAX = 2**53
+# The one rule of ids: no control character and no half of a character; whatever else there is, is a name.
+_NO_NAME = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # How far a sender's clock may be ahead: chosen, so that a clock set to another time zone passes.
 AHEAD_MS_MAX = 24 * 3_600_000
 # How far it is believed: chosen, as clocks that are kept right differ by seconds. What is further ahead
@@ -40,6 +42,11 @@ def is_weak(secret: str) -> bool:
     """
     bits = 4.0 if _HEX.fullmatch(secret) else math.log2(94)
     return len(secret) * bits < SECRET_BITS_MIN
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be an id that its sender chose; this does not depend on a version of Unicode."""
+    return 0 < len(text) <= ID_CHARACTERS_MAX and not _NO_NAME.search(text)
 
 
 def too_deep(value: object, left: int = NESTING_MAX) -> bool:

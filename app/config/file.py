@@ -16,6 +16,7 @@ from msgspec import Meta, Struct, inspect
 
 from app.config.settings import BadSettings, Settings, from_environment, is_table, read_file
 from app.limits import is_weak
+from app.messengers.contract import URL_PATTERN
 from app.messengers.kinds import KINDS
 from domain.parts import WAIT_FOR_MESSENGER, ChannelOptions, MessageIds
 
@@ -23,14 +24,16 @@ from domain.parts import WAIT_FOR_MESSENGER, ChannelOptions, MessageIds
 ChannelName = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$(?!\n)")]
 Uuid = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$(?!\n)")]
 Secret = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[!-~]+$(?!\n)")]
-Url = Annotated[str, Meta(pattern=r"^https?://[^\s/]", max_length=4096)]
+Url = Annotated[str, Meta(pattern=URL_PATTERN, max_length=4096)]
 # msgspec refuses any other kind, and `/schema` lists these.
 if TYPE_CHECKING:
     Kind: TypeAlias = str
 else:
     Kind = Literal[tuple(KINDS)]
 Wait = Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]{0,4})[smhd]$(?!\n)")]
-Rate = Annotated[float, Meta(gt=0, le=10_000)]
+RATE_MAX = 10_000  # Chosen: far above any limit of Kommo.
+Rate = Annotated[float, Meta(gt=0, le=RATE_MAX)]
+RATE_HINT = f"give calls a second, over 0 and at most {RATE_MAX}"
 
 CALLBACK = "/oauth/callback"
 GUESSABLE = "it holds less than 128 bits: give the 40 characters that Kommo's support sent you"
@@ -44,20 +47,20 @@ HINTS = {
     "account_id": f"{UUID_HINT}: the account's amojo_id, from GET /api/v4/account?with=amojo_id",
     "bot_id": f"{UUID_HINT}, as Kommo's support sent it",
     "client_id": f"{UUID_HINT}, as the integration's page in Kommo shows it",
-    "client_secret": "give it as the integration's page in Kommo shows it",
+    "client_secret": "give it as the integration's page in Kommo shows it, at most 255 characters",
     "secret": "give printable characters without spaces, at most 255",
     "kind": "give " + " or ".join(f'"{kind}"' for kind in KINDS),
-    "url": "give an http or https URL",
+    "url": "give an http or https URL of at most 4096 characters",
     "crm_url": "give the address of the account's CRM, like https://acme.kommo.com",
     "redirect_url": f"give CHATLEDGER_PUBLIC_URL and {CALLBACK}, as on the integration's page in Kommo",
-    "authorize_url": "give an http or https URL, or leave it out",
-    "wait_for_messenger": 'give a number with s, m, h or d, like "15m"',
+    "authorize_url": "give an http or https URL of at most 4096 characters, or leave it out",
+    "wait_for_messenger": 'give a whole number from 0 to 99999 with s, m, h or d behind it, like "15m"',
     "title": "give at most 255 characters",
     "is_time_window_disabled": "give true or false, or leave it out",
     "message_ids": 'give "per channel" or "per conversation"',
     "default_account": f"{UUID_HINT}, or leave it out",
-    "crm_per_second": "give calls a second, over 0",
-    "chats_per_second": "give calls a second, over 0",
+    "crm_per_second": RATE_HINT,
+    "chats_per_second": RATE_HINT,
 }
 MISSING = re.compile(r"missing required field `(\w+)`")
 

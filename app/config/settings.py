@@ -30,11 +30,14 @@ Role = Literal["web", "relay", "project", "deliver"]
 ROLES: frozenset[Role] = frozenset(get_args(Role))
 
 
+# The patterns have `(?!\n)`, because `$` alone accepts a line end.
+BaseUrl = Annotated[str, Meta(pattern=r"^[hH][tT][tT][pP][sS]?://[^\x00-\x20?#\x7f-\x9f]+$(?!\n)")]
+
+
 class BadSettings(Exception):
     """A setting is missing or cannot be used; the message names it and says what to do."""
 
 
-# The patterns have `(?!\n)`, because `$` alone accepts a line end.
 class Settings(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename=lambda name: PREFIX + name.upper()
 ):
@@ -44,13 +47,13 @@ class Settings(
     database_url: str | None = None
     nats_url: str | None = None
     servers_user: Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$(?!\n)")] | None = None
-    host: Annotated[str, Meta(pattern=r"^[^\s/]+$(?!\n)")] = "127.0.0.1"
+    host: Annotated[str, Meta(pattern=r"^[!-.0-~]+$(?!\n)")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
     admin_key: Annotated[str, Meta(pattern=r"^[!-~]+$(?!\n)")] | None = None
     master_key: str | None = None
     master_key_old: str | None = None
-    kommo_url: Annotated[str, Meta(pattern=r"^https?://[^\s?#]+$(?!\n)")] = "https://amojo.kommo.com"
-    public_url: Annotated[str, Meta(pattern=r"^https?://[^\s?#]+$(?!\n)")] | None = None
+    kommo_url: BaseUrl = "https://amojo.kommo.com"
+    public_url: BaseUrl | None = None
     hook_max_age: Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,4}[smhd]$(?!\n)")] = "24h"
     trusted_proxies: tuple[str, ...] = ()
     roles: frozenset[Role] = ROLES
@@ -96,7 +99,7 @@ HINTS = {
     "CHATLEDGER_MASTER_KEY_OLD": "give the master key that is being replaced, 32 bytes in base64",
     "CHATLEDGER_KOMMO_URL": "give an http or https URL, like https://amojo.kommo.com",
     "CHATLEDGER_PUBLIC_URL": "give the http or https URL under which Kommo reaches this service",
-    "CHATLEDGER_HOOK_MAX_AGE": "give a whole number with s, m, h or d behind it, like 24h",
+    "CHATLEDGER_HOOK_MAX_AGE": "give a whole number from 1 to 99999 with s, m, h or d behind it, like 24h",
     "CHATLEDGER_TRUSTED_PROXIES": "give addresses or networks with commas between, like 127.0.0.1,10.0.0.0/8",
     "CHATLEDGER_ROLES": "give some of web,relay,project,deliver with commas between",
     "CHATLEDGER_UNCONNECTED_LIMIT": (
@@ -214,7 +217,9 @@ def read_file(config: Path) -> dict[str, object]:
         raise BadSettings(
             f"{config} cannot be read ({error.strerror}): check the path given by --config"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise BadSettings(f"{config} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
         raise BadSettings(f"{config} is not TOML: {error}") from error
     return found
 

@@ -1,5 +1,6 @@
 """A body as checked actions: whatever the contract forbids is refused here, with its place and what to do."""
 
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from datetime import datetime
 
 import msgspec
@@ -11,11 +12,14 @@ from app.limits import (
     FAILURE_CODES,
     INTEGER_MAX,
     NESTING_MAX,
+    is_name,
     is_uuid,
     too_deep,
 )
+from app.messengers import tidy
 from app.messengers.adapter import Received
 from app.messengers.contract import (
+    URL_PATTERN,
     Action,
     Delivered,
     Edited,
@@ -66,11 +70,12 @@ class ActionRefused(Exception):
 
 def parse(body: bytes) -> Received:
     """Read a body of one action or an array of 1 to 500; raises ActionRefused, naming the place."""
+    body = body.removeprefix(BOM_UTF8)
     array = body.lstrip()[:1] == b"["
     try:
         raws: list[msgspec.Raw] | list[bytes] = _many.decode(body) if array else [body]
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ActionRefused("$", f"the body is not JSON: {error}") from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise ActionRefused("$", other_encoding(body) or f"the body is not JSON: {error}") from None
     if not 1 <= len(raws) <= ACTIONS_MAX:
         raise ActionRefused("$", f"an array holds 1 to {ACTIONS_MAX} actions, this one {len(raws)}: split it")
     actions = []
@@ -88,15 +93,30 @@ def parse_one(raw: bytes) -> Action:
     try:
         action = _one.decode(raw)
     except msgspec.ValidationError as error:
-        text, _, path = str(error).partition(" - at `")
-        raise ActionRefused(path.rstrip("`") or "$", text) from None
+        if (tidied := tidy.tidied(raw)) is None:
+            text, _, path = str(error).partition(" - at `")
+            if repr(URL_PATTERN) in text:
+                text = "give an http or https address without control characters, or leave it out"
+            raise ActionRefused(path.rstrip("`") or "$", text) from None
+        action = tidied
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         hint = " (a lone surrogate is no character)" if b"\\ud" in raw.lower() else ""
-        raise ActionRefused("$", f"this is not JSON: {error}{hint}") from None
+        raise ActionRefused("$", other_encoding(raw) or f"this is not JSON: {error}{hint}") from None
     if b"\\u0000" in raw:
         refuse_nul(msgspec.to_builtins(action), "$")
     _check(action)
     return action
+
+
+def other_encoding(body: bytes) -> str:
+    """Says that a body is a text of another encoding; empty if it is UTF-8."""
+    if body.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or b"\0" in body[:2]:
+        return "the body is in UTF-16: send UTF-8"
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return f"the body is not UTF-8 (byte {error.start}): send UTF-8"
+    return ""
 
 
 def refuse_nul(value: object, path: str) -> None:
@@ -128,9 +148,9 @@ def _refuse_odd(value: object, path: str) -> None:
 def _check(action: Action) -> None:
     """The rules that types cannot express; raises ActionRefused."""
     check_moment(action.at)
-    check_printable(action.conversation_id, "$.conversation_id")
+    check_name(action.conversation_id, "$.conversation_id")
     if not isinstance(action, Typing) and action.message_id is not None:
-        check_printable(action.message_id, "$.message_id")
+        check_name(action.message_id, "$.message_id")
     match action:
         case Sent():
             _check_sent(action)
@@ -138,29 +158,29 @@ def _check(action: Action) -> None:
             check_message(action.message)
             _check_status(action.delivery_status)
         case Typing():
-            check_printable(action.sender.id, "$.sender.id")
+            check_name(action.sender.id, "$.sender.id")
         case Delivered() | Read() | Failed():
             _check_named(action)
             if isinstance(action, Failed):
                 check_code(action.code, "$.code")
         case ReactionAdded() | ReactionRemoved():
             _check_named(action)
-            check_printable(action.sender.id, "$.sender.id")
+            check_name(action.sender.id, "$.sender.id")
             if isinstance(action, ReactionAdded) and not action.emoji:
                 raise ActionRefused("$.emoji", "a reaction needs its emoji")
 
 
 def _check_sent(action: Sent) -> None:
-    check_printable(action.sender.id, "$.sender.id")
+    check_name(action.sender.id, "$.sender.id")
     check_message(action.message)
     if action.direction == "out":
         if action.receiver is None:
             raise ActionRefused(
                 "$.receiver", "an outgoing message needs its receiver: the customer's id and name"
             )
-        check_printable(action.receiver.id, "$.receiver.id")
+        check_name(action.receiver.id, "$.receiver.id")
     if action.reply_to:
-        check_printable(action.reply_to.message_id, "$.reply_to.message_id")
+        check_name(action.reply_to.message_id, "$.reply_to.message_id")
         if action.reply_to.message:
             _check_quoted(action.reply_to, "$.reply_to")
     if action.forwards:
@@ -179,7 +199,7 @@ def _check_forwards(forwards: Forwards) -> None:
         (forward.message_id, "messages[0].message_id"),
         (forwards.conversation_id, "conversation_id"),
     ):
-        check_printable(text or "", f"$.forwards.{path}")
+        check_name(text or "-", f"$.forwards.{path}")
 
 
 def _check_quoted(quoted: ReplyTo | Forward, path: str) -> None:
@@ -230,7 +250,7 @@ def check_message(message: Message, path: str = "$.message") -> None:
         raise ActionRefused(f"{path}.text", "a text holds at most 64 KB: split it")
 
 
-def check_printable(text: str, path: str) -> None:
-    """An id has printable characters only; raises ActionRefused."""
-    if not text.isprintable():
-        raise ActionRefused(path, "an id holds 1 to 255 printable characters")
+def check_name(text: str, path: str) -> None:
+    """An id has no control character; raises ActionRefused."""
+    if not is_name(text):
+        raise ActionRefused(path, "an id holds 1 to 255 characters, none of them a control character")

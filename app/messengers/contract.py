@@ -18,7 +18,9 @@ TYPING_MS_MAX = 60_000
 
 Name = Annotated[str, Meta(min_length=1, max_length=ID_CHARACTERS_MAX)]
 Words = Annotated[str, Meta(max_length=1024)]
-Url = Annotated[str, Meta(pattern=r"^https?://[^\s/]", max_length=4096)]
+# Spaces pass within it, for real links have them; control characters and a line end do not.
+URL_PATTERN = r"^[hH][tT][tT][pP][sS]?://[^\x00-\x20/\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$(?!\n)"
+Url = Annotated[str, Meta(pattern=URL_PATTERN, max_length=4096)]
 Count = Annotated[int, Meta(ge=0, le=INTEGER_MAX)]
 Moment = Annotated[datetime, Meta(tz=True)]
 Degrees = Annotated[float, Meta(ge=-180, le=180)]

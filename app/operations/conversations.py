@@ -170,8 +170,8 @@ def _check(wanted: NewConversation) -> None:
     """Check what types cannot express; raises InvalidInput."""
     try:
         checks.refuse_nul(msgspec.to_builtins(wanted), "$")
-        checks.check_printable(wanted.conversation_id, "$.conversation_id")
-        checks.check_printable(wanted.user.id, "$.user.id")
+        checks.check_name(wanted.conversation_id, "$.conversation_id")
+        checks.check_name(wanted.user.id, "$.user.id")
     except ActionRefused as error:
         raise InvalidInput.at(error.path, error.message) from None
 

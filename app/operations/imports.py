@@ -9,7 +9,7 @@ import asyncio
 import errno
 import logging
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from hashlib import sha256
 from typing import IO
 from zlib import crc32
@@ -21,6 +21,7 @@ from app.channels.directory import Channel, Connection
 from app.config.settings import prepare_folder
 from app.database import names
 from app.database.connection import Db
+from app.history.gunzip import DamagedGzip, Gunzip
 from app.history.importer import Import, Place, Report, Stage
 from app.operations import channels
 from app.operations.channels import ConnectionNeeded
@@ -136,23 +137,30 @@ async def _lock(services: Services, place: Place) -> Db:
 
 
 async def _store(services: Services, body: AsyncIterator[bytes]) -> tuple[IO[bytes], str]:
-    """The body in a file without a name, and its SHA-256; raises DataFolderFull."""
+    """The body, unpacked, in a file without a name, and its SHA-256; raises DataFolderFull, InvalidInput."""
     prepare_folder(services.settings.data)
     spool: IO[bytes] = tempfile.TemporaryFile(dir=services.settings.data)  # noqa: SIM115  # the task closes it
     digest, part = sha256(), bytearray()
 
-    def write(piece: bytes) -> None:
-        digest.update(piece)
-        spool.write(piece)
+    plain = Gunzip()
+
+    def write(pieces: Iterable[bytes]) -> None:
+        for piece in pieces:
+            digest.update(piece)
+            spool.write(piece)
 
     try:
         async for chunk in body:
             part += chunk
             if len(part) >= SPOOL_BYTES:
-                await asyncio.to_thread(write, bytes(part))
+                await asyncio.to_thread(write, plain.feed(bytes(part)))
                 part.clear()
-        await asyncio.to_thread(write, bytes(part))
+        await asyncio.to_thread(write, plain.feed(bytes(part)))
+        await asyncio.to_thread(write, plain.end())
         await asyncio.to_thread(spool.flush)
+    except DamagedGzip as error:
+        spool.close()
+        raise InvalidInput(str(error)) from None
     except OSError as error:
         spool.close()
         if error.errno in DISK_FULL:

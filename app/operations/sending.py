@@ -139,7 +139,7 @@ def _check(body: NewMessage | StatusNow) -> None:
         if body.at:
             checks.check_moment(body.at)
         if isinstance(body, NewMessage):
-            checks.check_printable(body.message_id, "$.message_id")
+            checks.check_name(body.message_id, "$.message_id")
             checks.check_message(body.message)
     except ActionRefused as error:
         raise InvalidInput.at(error.path, error.message) from None

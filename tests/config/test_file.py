@@ -70,6 +70,26 @@ def test_a_secret_read_from_a_file_is_taken_without_its_line_end(tmp_path: Path)
     assert setup.channels[0].kommo.secret == CHANNEL_SECRET
 
 
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "chatledger.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + EXAMPLE.encode())
+    assert load_setup(path, ENVIRONMENT).channels
+    assert load_settings(path, environment=ENVIRONMENT).public_url == "https://chat.example.com"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_file_in_another_encoding_is_told_so(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "chatledger.toml"
+    path.write_bytes("# é\n".encode(encoding))
+    with pytest.raises(BadSettings, match="is not UTF-8"):
+        load_setup(path, ENVIRONMENT)
+
+
+def test_an_address_in_capitals_is_one(tmp_path: Path) -> None:
+    setup = loaded(tmp_path, example("https://messenger.example.com", "HTTPS://MESSENGER.example.com"))
+    assert setup.channels[0].messenger.url == "HTTPS://MESSENGER.example.com/chatledger"
+
+
 def test_without_a_file_there_is_nothing() -> None:
     assert load_setup(None) == Setup()
 
@@ -133,7 +153,14 @@ WRONG: dict[str, tuple[tuple[str, str], str]] = {
         ("/oauth/callback", "/callback"),
         "oauth.redirect_url: give CHATLEDGER_PUBLIC_URL and /oauth/callback",
     ),
-    "a budget of nothing": (("= 7.0", "= 0"), "budgets.crm_per_second: give calls a second, over 0"),
+    "a budget of nothing": (
+        ("= 7.0", "= 0"),
+        "budgets.crm_per_second: give calls a second, over 0 and at most 10000",
+    ),
+    "a budget without bound": (
+        ("= 500.0", "= 100_000"),
+        "budgets.chats_per_second: give calls a second, over 0 and at most 10000",
+    ),
     "a table where a list is wanted": (
         ("[[accounts]]", "[accounts]"),
         "accounts: write a table [[accounts]] for each",

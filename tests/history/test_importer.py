@@ -231,7 +231,7 @@ async def test_a_file_may_be_empty_and_may_end_without_a_newline(story: Story) -
     [
         ({"channel": "nobody"}, {}, 404),
         ({"account_id": "52e591f7-c98f-4255-8495-827210138c99"}, {}, 409),
-        ({}, {"Content-Encoding": "gzip"}, 415),
+        ({}, {"Content-Encoding": "br"}, 415),
         ({}, {"Authorization": "Bearer other"}, 401),
         ({"again": "perhaps"}, {}, 400),
     ],

@@ -66,10 +66,12 @@ async def import_messages(
 ) -> Stream:
     """NDJSON of `message.sent` with their own times, a line at most 256 KB; the whole has no limit.
 
+    A file packed by gzip is unpacked.
+
     Answers lines of JSON: `progress`, and last a `report`. The same file again goes on where it was cut off,
     and does nothing once it is done. Kommo is told in the background, silently but for each chat's newest.
     """
-    if request.headers.get("content-encoding", "identity") != "identity":
+    if request.headers.get("content-encoding", "").strip().lower() not in ("", "identity", "gzip"):
         raise ProblemError(415, COMPRESSED)
     progress = await imports.start(services_of(request), channel, account_id, _body(request), again=again)
     return Stream(_lines(progress), media_type=NDJSON, headers=HEADERS)

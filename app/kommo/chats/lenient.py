@@ -37,6 +37,7 @@ from app.kommo.chats.hook_schema import (
     TypingHook,
 )
 from app.limits import INTEGER_MAX, NESTING_MAX
+from app.printable import printable
 from domain.content import FIELDS, MESSAGE_TYPES, Way
 from domain.parts import Contact, Json, Location
 
@@ -118,7 +119,7 @@ def known(message: HookMessage, body: bytes) -> tuple[HookMessage, Json | None]:
     links = (value for name in ("media", "link", "url") if isinstance(value := raw.get(name), str))
     link = next((link for link in links if _LINK.fullmatch(link)), None)
     parts = [part for part in (message.text, link) if part]
-    name = "".join(letter for letter in message.type if letter.isprintable())[:TYPE_CHARACTERS_MAX]
+    name = printable(message.type)[:TYPE_CHARACTERS_MAX]
     text = "\n".join(parts) or f"[{name}]"
     return HookMessage(id=message.id, type="text", text=text, reply_to=message.reply_to), raw
 
