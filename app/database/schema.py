@@ -114,6 +114,10 @@ class OldSchema(Exception):
     """The database has no tables of this version: run `chatledger migrate`."""
 
 
+class WrongEncoding(Exception):
+    """The database is not of the encoding UTF8."""
+
+
 class NewerSchema(Exception):
     """The database belongs to a newer chatledger: run that one, this program would misread the database."""
 
@@ -127,6 +131,7 @@ async def migrate(db: Db, *, keyed: bool = True) -> None:
     Creates the role `chatledger` too. The service runs as this role (`SET ROLE`), so that not even a bug in
     the service can change the ledger. Raises NewerSchema without any change: a version is never set back.
     """
+    await _check_encoding(db)
     async with db.transaction():
         await db.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATE_LOCK,))
         await _find_ledger(db)
@@ -159,7 +164,8 @@ async def _grant_role(db: Db) -> None:
 
 
 async def check(db: Db) -> Identity:
-    """Returns whose ledger it is. Raises OldSchema or NewerSchema if the tables do not fit."""
+    """Returns whose ledger it is. Raises WrongEncoding, OldSchema or NewerSchema if it does not fit."""
+    await _check_encoding(db)
     found = await _find_ledger(db)
     if found is None:
         raise OldSchema("the database has no chatledger tables: run `chatledger migrate`")
@@ -171,6 +177,16 @@ async def check(db: Db) -> Identity:
         )
     row = await (await db.execute("SELECT id_secret FROM ledger.meta")).fetchone()
     return Identity(ledger, cast("bytes | None", row[0] if row else None))
+
+
+async def _check_encoding(db: Db) -> None:
+    row = await (await db.execute("SHOW server_encoding")).fetchone()
+    if row != ("UTF8",):
+        raise WrongEncoding(
+            f"the database's encoding is {row[0] if row else 'unknown'}, which cannot hold every message:"
+            " make one with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0, and give its address in"
+            " CHATLEDGER_DATABASE_URL"
+        )
 
 
 async def _find_ledger(db: Db) -> tuple[str, int] | None:

@@ -39,7 +39,7 @@ from app.config.settings import (
     read_file,
 )
 from app.database import schema
-from app.database.connection import connect
+from app.database.connection import connect, open_session
 from app.doctor.kommo import Case, Strangers, known, service_url
 from app.doctor.probe import Check, Unheard, hear, skewed
 from app.http.webhooks.body import UNSIGNED
@@ -204,7 +204,7 @@ class Doctor:
             return [Check("database", True, "private: the service starts it, and it is not running")]
         try:
             await check_postgres(url)
-            async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+            async with await open_session(url) as connection:
                 ids.use_namespace((await schema.check(connection)).id_secret)
                 ((moment,),) = await (await connection.execute("SELECT clock_timestamp()")).fetchall()
             clock = skewed("database clock", datetime.now(UTC), cast("datetime", moment), "the database's")
@@ -216,7 +216,7 @@ class Doctor:
             return [Check("database", False, " ".join(str(error).split()), todo)]
         except OldServer as error:
             return [Check("database", False, str(error), "use a server of one of these versions")]
-        except schema.NewerSchema as error:
+        except (schema.NewerSchema, schema.WrongEncoding) as error:
             says, _, todo = str(error).partition(": ")
             return [Check("database", False, says, todo)]
         except schema.OldSchema as error:

@@ -26,14 +26,13 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-import psycopg
 from psycopg import sql
 
 from app.clock import LoopClock
 from app.config.file import Setup
 from app.config.settings import Settings, load_keys
 from app.database import schema
-from app.database.connection import connect
+from app.database.connection import connect, open_session
 from app.delivery.deliverer import Deliverer
 from app.delivery.destinations import Destinations
 from app.delivery.prepare import Preparer
@@ -124,8 +123,8 @@ class CommitHub:
 async def running(settings: Settings, setup: Setup | None = None) -> AsyncIterator[Running]:
     """Start everything, yield when requests are taken, stop everything.
 
-    Raises what its parts raise: AlreadyRunning, ServerFailed, OldServer, OldSchema, RoleFailed, and OSError
-    if the port is taken.
+    Raises what its parts raise: AlreadyRunning, ServerFailed, OldServer, OldSchema, WrongEncoding,
+    RoleFailed, and OSError if the port is taken.
     """
     keys = load_keys(settings)
     descriptors = raise_descriptor_limit()
@@ -164,7 +163,7 @@ async def running(settings: Settings, setup: Setup | None = None) -> AsyncIterat
 
 async def migrate(database_url: str) -> schema.Identity:
     """Bring a database to this version's tables; returns whose ledger it is."""
-    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as db:
+    async with await open_session(database_url) as db:
         await schema.migrate(db)
         return await schema.check(db)
 
@@ -189,7 +188,7 @@ async def _check_tables(urls: Servers) -> schema.Identity:
     """Check the tables, after bringing those of our own database up to date; returns whose ledger it is."""
     if urls.database_private:
         return await migrate(urls.database_url)
-    async with await psycopg.AsyncConnection.connect(urls.database_url, autocommit=True) as db:
+    async with await open_session(urls.database_url) as db:
         return await schema.check(db)
 
 

@@ -29,10 +29,9 @@ import msgspec
 import psycopg
 from msgspec import Struct
 from nats.aio.msg import Msg
-from psycopg import AsyncConnection
 
 from app.database import connection, names
-from app.database.connection import Db
+from app.database.connection import Db, open_session
 from app.stream import jetstream
 from app.stream.jetstream import JetStreamError, NatsClient, StreamRefused, StreamUnavailable
 from app.stream.ledger_stream import ForeignStream, LedgerStream, OldestOpen, head
@@ -294,7 +293,7 @@ class Relay:
         """Wake on the commits of other processes. If listening fails, the poll still finds them."""
         while True:
             with contextlib.suppress(psycopg.OperationalError, OSError):
-                async with await AsyncConnection.connect(self._database_url, autocommit=True) as listener:
+                async with await open_session(self._database_url) as listener:
                     await listener.execute(LISTEN)
                     async for _ in listener.notifies():
                         self.wake()
