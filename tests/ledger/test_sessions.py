@@ -1,5 +1,6 @@
 """Sessions work as the code expects, whatever defaults the database, its roles and the environment have."""
 
+import os
 from collections.abc import AsyncIterator
 
 import psycopg
@@ -30,11 +31,12 @@ ODD = {
     "idle_in_transaction_session_timeout": "3s",
     "synchronous_commit": "off",
 }
+ENVIRONMENT = {"PGCLIENTENCODING": "LATIN1", "PGOPTIONS": "-c DateStyle=SQL,DMY"}
 WORDS = "Grüße, 你好 👩‍👩‍👧"
 
 
 @pytest.fixture
-async def odd(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Story]:
+async def odd(servers: Servers) -> AsyncIterator[Story]:
     """A service on a database whose defaults would each break something, in an environment that does too."""
     async with installed(servers) as (story, settings):
         url = settings.database_url or ""
@@ -43,13 +45,16 @@ async def odd(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
             for name, value in ODD.items():
                 setting = sql.SQL("ALTER DATABASE {} SET {} = {}")
                 await owner.execute(setting.format(database, sql.Identifier(name), sql.Literal(value)))
-        monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
-        monkeypatch.setenv("PGOPTIONS", "-c DateStyle=SQL,DMY")
-        await migrate(url)
-        async with running(settings) as run:
-            story.run = run
-            await story.connect()
-            yield story
+        os.environ |= ENVIRONMENT
+        try:
+            await migrate(url)
+            async with running(settings) as run:
+                story.run = run
+                await story.connect()
+                yield story
+        finally:
+            for name in ENVIRONMENT:
+                del os.environ[name]
 
 
 async def test_a_service_works_on_a_database_with_odd_defaults(odd: Story) -> None:
