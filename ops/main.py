@@ -1,4 +1,7 @@
-"""The console script `chatledger`: the commands of `app.cli`, and the demo and sandbox that go with them."""
+"""The console script `chatledger`: the commands of `app.cli`, with the demo and the sandbox where they are.
+
+The production image has neither: there the command is `app.cli` alone.
+"""
 
 import sys
 from pathlib import Path
@@ -6,13 +9,11 @@ from pathlib import Path
 import click
 
 from app.cli.main import cli, main, run, settings_of, stop_on_signals
-from ops.demo import demo as run_demo
-from ops.sandbox.cli import sandbox
 
 __all__ = ["cli", "main"]
 
 
-@cli.command()
+@click.command()
 @click.option(
     "--port", type=click.IntRange(0, 65535), help="The port (8080, or a free one if that is taken)."
 )
@@ -23,7 +24,15 @@ def demo(config: Path | None, port: int | None) -> None:
     run(run_demo(settings, stop_on_signals))
 
 
-cli.add_command(sandbox)
+try:
+    from ops.demo import demo as run_demo
+    from ops.sandbox.cli import sandbox
+except ModuleNotFoundError as error:
+    if error.name not in ("ops.demo", "ops.sandbox"):
+        raise
+else:
+    cli.add_command(demo)
+    cli.add_command(sandbox)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -27,7 +27,7 @@ from app.cli.views import rebuild_views, retry_views
 from app.config.example import EXAMPLE
 from app.config.file import Setup, check_together, load_setup
 from app.config.settings import BadSettings, Settings, load_settings
-from app.database.schema import NewerSchema, OldSchema, WrongEncoding
+from app.database.schema import NewerSchema, OldSchema, OwnerIsRole, WrongEncoding
 from app.doctor import doctor as doctors
 from app.printable import PrintableFormatter, printable
 from app.servers.process import ServerFailed
@@ -47,6 +47,7 @@ FAILURES = (
     OldSchema,
     WrongEncoding,
     NewerSchema,
+    OwnerIsRole,
     ForeignStream,
     RoleFailed,
     BadSettings,

@@ -122,6 +122,10 @@ class NewerSchema(Exception):
     """The database belongs to a newer chatledger: run that one, this program would misread the database."""
 
 
+class OwnerIsRole(Exception):
+    """The user who migrates has the name of the role that the service works as, which may own nothing."""
+
+
 async def migrate(db: Db, *, keyed: bool = True) -> None:
     """Bring the tables to this version, one caller at a time; needs an owner's rights.
 
@@ -130,7 +134,13 @@ async def migrate(db: Db, *, keyed: bool = True) -> None:
     use any more, and whoever can read the table reads the messages too.
     Creates the role `chatledger` too. The service runs as this role (`SET ROLE`), so that not even a bug in
     the service can change the ledger. Raises NewerSchema without any change: a version is never set back.
+    Raises OwnerIsRole if the owner and the role are one.
     """
+    if db.info.user == ROLE:
+        raise OwnerIsRole(
+            f"the database's user is {ROLE}, as the role is called that the service works as: migrate as an "
+            "owner of another name, and let the service log in under a third (ops/postgres-roles.sh)"
+        )
     await _check_encoding(db)
     async with db.transaction():
         await db.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATE_LOCK,))
