@@ -14,6 +14,7 @@ gate may be waiting for just that.
 import asyncio
 import contextlib
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, Protocol
 
@@ -41,6 +42,7 @@ from app.kommo.chats.payloads import Created
 from app.kommo.chats.signature import Credentials
 from app.messengers import adapter
 from app.outcome import Done, Forbidden, Gone, Outcome, Refused, Retry
+from app.places import Places
 from domain import events as e
 from domain.ids import KOMMO
 
@@ -125,6 +127,7 @@ class Destinations:
         self._probe_seconds = probe_seconds
         self._board = board
         self._gates: dict[RestKey, Gate] = {}
+        self._places: defaultdict[str, Places] = defaultdict(Places)  # of each channel's messenger
         self._rests: dict[RestKey, Rest] = {}
 
     def gate(self, event: Pushed) -> Gate:
@@ -194,7 +197,9 @@ class Destinations:
             return Superseded(TOO_LATE)
         if push.names is None:
             return await self._kommo.push(_who(push), push.connection.scope.scope_id, event, began)
-        result = await self._messengers[push.channel.kind].push(push.channel, push.connection, push.names)
+        async with self._places[event.channel].hold(event.account or ""):
+            messenger = self._messengers[push.channel.kind]
+            result = await messenger.push(push.channel, push.connection, push.names)
         if isinstance(result, Done) and push.channel.options.message_ids == "per conversation":
             return replace(result, per_conversation=True)
         return result

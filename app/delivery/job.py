@@ -88,7 +88,7 @@ class Job(Struct):
 
     `resting`: it waits for its next attempt. `called`: the attempt at hand has gone so far that Kommo may
     know of it. `broken`: it met an error that no rule expects, so it is only to be parked. `waits_from` is
-    when it was resumed, if it was.
+    when it was resumed, if it was. `superseded`: a later job of the lane says what this one would have said.
     """
 
     position: int
@@ -98,10 +98,25 @@ class Job(Struct):
     called: bool = False
     broken: bool = False
     waits_from: str = ""
+    superseded: bool = False
 
     def call(self) -> None:
         """Note that Kommo may know of the attempt from now on."""
         self.called = True
+
+
+def subject(event: Pushed) -> tuple[str, ...] | None:
+    """What an event gives a new value: the message's content, or a sender's reaction to it; None: nothing.
+
+    Of two events with one subject, the later makes the earlier needless. An edit that also reports a status
+    has none.
+    """
+    match event:
+        case e.MessageEdited(delivery_status=None):
+            return "content", event.stream
+        case e.ReactionAdded() | e.ReactionRemoved():
+            return "reaction", event.stream, event.by, event.sender.id or ""
+    return None
 
 
 class Push(Struct, frozen=True):

@@ -31,8 +31,9 @@ from typing import Protocol
 
 import psycopg
 
-from app.delivery.job import Job, LaneKey
+from app.delivery.job import Job, LaneKey, subject
 from app.delivery.settle import Settle
+from domain import events as e
 
 # Chosen: a stop notices this soon that a push in flight has begun to wait for its next attempt.
 STOP_POLL_SECONDS = 0.05
@@ -86,6 +87,7 @@ class Lane:
         """Take a job that is later than all that are here."""
         if not self.cuts(job.position):
             self.jobs.append(job)
+            self._supersede(job)
             self._start()
 
     def cuts(self, position: int, *, always: bool = False) -> bool:
@@ -120,7 +122,19 @@ class Lane:
             rest = self.jobs[running:]
             insort(rest, job, key=lambda each: each.position)
             self.jobs[running:] = rest
+            self._supersede(job)
             self._start()
+
+    def _supersede(self, job: Job) -> None:
+        """Note which jobs are needless now: of those with the subject of a new one, all but the last."""
+        about = subject(job.event)
+        if about is None:
+            return
+        same = [other for other in self.jobs if subject(other.event) == about]
+        takes_back = isinstance(same[-1].event, e.ReactionRemoved)
+        for earlier in same[:-1]:  # What takes a reaction back may be refused without it.
+            if not (takes_back and isinstance(earlier.event, e.ReactionAdded)):
+                earlier.superseded = True
 
     def _start(self) -> None:
         if self._task is None or self._task.done():

@@ -64,6 +64,7 @@ NOT_THERE = "its message is not with Kommo: resume that one, then this"
 NO_NAME = "the messenger has not named the chat yet"
 NOT_NAMED = "the messenger refused it before it named the chat"
 NO_CHAT = "the messenger does not know the conversation yet"
+LATER = "a later one of the same sender is to be pushed"
 BROKEN = "an error of our own: look at the log, then resume it"
 
 ToMessenger: TypeAlias = e.MessageSent | e.TypingStarted | e.Reaction
@@ -106,6 +107,8 @@ class Preparer:
         if not connection.connected:
             came_after = job.position > connection.position
             return connection.scope, Disconnected(UNCONNECTED if came_after else DISCONNECTED)
+        if job.superseded:
+            return connection.scope, Superseded(LATER)
         since = job.waits_from or event.recorded_at
         push = Push(event, channel, connection, doubt=doubt, waits_from=since)
         if doubt is not None:

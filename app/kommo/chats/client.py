@@ -18,6 +18,7 @@ from app.kommo.chats.history import PAGE_MESSAGES, ChatNames, History, PastMessa
 from app.kommo.chats.payloads import Created, participant, request
 from app.kommo.chats.signature import Credentials, sign
 from app.outcome import Done, Forbidden, Gone, Outcome, Refused, Retry
+from app.places import Places
 from domain import events as e
 from domain.events import Json
 
@@ -37,6 +38,7 @@ class Kommo:
     def __init__(self, client: Client, url: str, budget: Budget) -> None:
         self._client = client
         self._budget = budget
+        self._places = Places()
         self._base = url.rstrip("/") + "/v2/origin/custom/"
         self._path = "/" + self._base.split("://", 1)[1].partition("/")[2]
 
@@ -54,16 +56,17 @@ class Kommo:
         """A signed request; `path` follows `/v2/origin/custom/`, its query is unsigned. Raises Unreached.
 
         It waits for the account's budget as long as the patience lasts; what is not `live` gives way there.
-        `began` is called once it does so no longer.
+        Then it waits for the account's turn among all accounts. `began` is called once it waits no longer.
         """
         account = account_of(path, payload)
         await self._budget.take(account, "chats", live=live, within_seconds=patience_seconds)
         body = b"" if payload is None else msgspec.json.encode(payload)
-        date = format_datetime(datetime.now(UTC))
-        headers = sign(who.secret, method, self._path + path.partition("?")[0], body, date)
         url = URL(self._base + path, encoded=True)  # Not a character of it may change: it is signed.
-        began()
-        answer = await self._client.call(method, url, body, headers)
+        async with self._places.hold(account):
+            date = format_datetime(datetime.now(UTC))
+            headers = sign(who.secret, method, self._path + path.partition("?")[0], body, date)
+            began()
+            answer = await self._client.call(method, url, body, headers)
         await self._budget.observe(account, "chats", answer)
         return answer
 
