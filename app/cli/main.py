@@ -142,6 +142,8 @@ def status(config: Path | None, url: str | None, as_json: bool) -> None:
     if relay := told["relay"]:
         tell(f"relay     at {relay['position']}, {relay['lag']} behind")
     tell(f"refused   {told['refused']}")
+    for one in told["unconnected"]:
+        tell(f"waiting   {one['deliveries']} for {one['channel']} to be connected to {one['account_id']}")
     for name in ("pending", "deferred", "parked"):
         tell(f"{name:<9} {told['deliveries'][name]}")
 
@@ -348,6 +350,9 @@ async def _failing(work: Coroutine[Any, Any, Result]) -> Result:
 def _sentence(error: Exception) -> str:
     """What it says, or what it is; PostgreSQL's words without the place in our statement."""
     said = str(error).strip() or type(error).__name__
+    if isinstance(error, aiohttp.ClientConnectorError):
+        where = f"http://{error.host}:{error.port}"
+        return f"no service answers at {where}: start it with `chatledger serve`, or name another with --url"
     if isinstance(error, psycopg.OperationalError) or not isinstance(error, psycopg.Error):
         return said
     advice = ": give CHATLEDGER_DATABASE_URL the user who owns the database, or who may make roles"

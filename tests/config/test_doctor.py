@@ -13,13 +13,17 @@ import aiohttp
 import msgspec
 import psycopg
 import pytest
+from aiohttp import web
 from msgspec.structs import replace
 from rich.console import Console
+from standardwebhooks import Webhook
 
+from app.channels.directory import Channel as Registered
+from app.channels.directory import Secrets
 from app.config.file import Account, Channel, Connected, KommoSide, MessengerSide, Setup
 from app.config.settings import Settings
 from app.doctor.doctor import Doctor, Ground, diagnose, examine, exposed, show
-from app.doctor.kommo import Case
+from app.doctor.kommo import Case, Strangers
 from app.doctor.probe import Check, skewed
 from app.servers.nats import nats_binary
 from app.servers.servers import Servers
@@ -420,3 +424,43 @@ def test_a_file_with_secrets_that_every_user_can_read_is_a_warning(tmp_path: Pat
 async def test_the_example_is_printed(tmp_path: Path) -> None:
     code, told = await run("doctor", "--example")
     assert (code, "[[channels]]" in told) == (0, True)
+
+
+# How a messenger answers a signed probe: the check is well or not, and what it says and advises.
+PROBED: dict[str, tuple[int, str, bool, str, str]] = {
+    "an object": (200, '{"ok":true}', True, "it takes our calls (HTTP 200", ""),
+    "nothing": (204, "", True, "it takes our calls (HTTP 204", ""),
+    "a page": (200, "<html>Hello</html>", False, "with no JSON object", "message_id"),
+    "a list": (200, "[]", False, "with no JSON object", "message_id"),
+    "another secret": (401, "{}", False, "does not take our signature", "same secret"),
+    "another path": (404, "{}", False, "nothing takes our calls", "url of the channel"),
+    "no POST": (405, "", False, "nothing takes our calls", "url of the channel"),
+    "an unknown type": (422, '{"code":905}', True, "does not know the probe", ""),
+    "an error": (500, "", False, "answers HTTP 500", "log"),
+    "a redirect": (302, "", False, "answers HTTP 302", "log"),
+}
+
+
+@pytest.mark.parametrize("case", PROBED)
+async def test_the_answer_of_a_messenger_to_a_signed_probe_is_looked_at(case: str) -> None:
+    status, text, well, says, todo = PROBED[case]
+    taken: list[dict[str, Any]] = []
+
+    async def take(request: web.Request) -> web.Response:
+        taken.append(Webhook(MESSENGER_SECRET).verify(await request.read(), dict(request.headers)))
+        return web.Response(status=status, text=text)
+
+    app = web.Application()
+    app.router.add_post("/hook", take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
+    channel = Registered("acme", CHANNEL, "webhook", url, None, Secrets(CHANNEL_SECRET, MESSENGER_SECRET))
+    try:
+        async with aiohttp.ClientSession() as session:
+            (check,) = await Strangers(Settings(data=Path("/nowhere")), session).messenger(channel)
+    finally:
+        await runner.cleanup()
+    assert (check.ok, says in check.says, todo in check.todo) == (well, True, True), check
+    assert [one["type"] for one in taken] == ["probe"]

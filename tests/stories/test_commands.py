@@ -122,6 +122,7 @@ async def test_status_says_that_nobody_answers(given: dict[str, str]) -> None:
     told = await run_command("status", "--url", "http://127.0.0.1:9", **given)
     assert (told.code, told.out) == (1, "")
     assert len(told.err.splitlines()) == 1
+    assert "no service answers at http://127.0.0.1:9: start it" in told.err
 
 
 @pytest.mark.parametrize(
