@@ -53,8 +53,9 @@ class Answer(Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """The body for people to read, shortened."""
-        return self.body[: TEXT_CHARACTERS_MAX * 4].decode("utf-8", "replace")[:TEXT_CHARACTERS_MAX]
+        """The body for people to read, shortened, without NUL, which the database does not take."""
+        text = self.body[: TEXT_CHARACTERS_MAX * 4].decode("utf-8", "replace")[:TEXT_CHARACTERS_MAX]
+        return text.replace("\0", "\ufffd")
 
     def json(self) -> dict[str, object]:
         """The body as a JSON object, with or without a byte order mark; an empty object if it is none."""

@@ -288,10 +288,11 @@ class Authorize(Command, frozen=True, kw_only=True, gc=False):
 
 
 class Withdraw(Command, frozen=True, kw_only=True, gc=False):
-    """We may no longer use the account's CRM."""
+    """We may no longer use the account's CRM; `answer` is Kommo's text."""
 
     stream: str
     reason: str
+    answer: str | None = None
 
 
 AnyCommand: TypeAlias = (

@@ -70,7 +70,8 @@ def account(draft: Draft, command: c.Authorize | c.Withdraw) -> Decision:
         case c.Withdraw():
             if before is None or not before.connected:
                 return draft.done(stream, before.version if before else 0, duplicate=True)
-            event = draft.add(e.AccountWithdrawn, stream, {"reason": command.reason})
+            fields = {"reason": command.reason, "answer": command.answer}
+            event = draft.add(e.AccountWithdrawn, stream, fields)
     return draft.done(stream, event.version)
 
 

@@ -289,9 +289,13 @@ class AccountAuthorized(Event, frozen=True, kw_only=True, gc=False, tag="account
 
 
 class AccountWithdrawn(Event, frozen=True, kw_only=True, gc=False, tag="account.withdrawn"):
-    """We may no longer use the account's CRM: consent was withdrawn, or the integration disabled."""
+    """We may no longer use the account's CRM: consent was withdrawn, or the integration disabled.
+
+    `answer` is Kommo's text.
+    """
 
     reason: str
+    answer: str | None = None
 
 
 class _Talk(Event, frozen=True, kw_only=True, gc=False):

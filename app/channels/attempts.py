@@ -17,16 +17,17 @@ LOCK_POLL_SECONDS = 0.5  # chosen: a start waits this much longer than it must
 TRY_LOCK = "SELECT pg_try_advisory_lock(%s)"
 NOW = "SELECT extract(epoch FROM clock_timestamp())::float8"
 RECORD = """
-INSERT INTO ledger.connecting (channel, account_id, tried_at, problem)
-VALUES (%(channel)s, %(account)s, clock_timestamp(), %(problem)s)
-ON CONFLICT (channel, account_id) DO UPDATE SET tried_at = excluded.tried_at, problem = excluded.problem
+INSERT INTO ledger.connecting (channel, account_id, tried_at, problem, answer)
+VALUES (%(channel)s, %(account)s, clock_timestamp(), %(problem)s, %(answer)s)
+ON CONFLICT (channel, account_id) DO UPDATE
+SET tried_at = excluded.tried_at, problem = excluded.problem, answer = excluded.answer
 """
 SUCCEEDED = """
 SELECT 1 FROM ledger.connecting WHERE channel = %(channel)s AND account_id = %(account)s AND problem IS NULL
   AND extract(epoch FROM tried_at)::float8 > %(since)s
 """
 PROBLEMS = """
-SELECT p.channel, nullif(p.account_id, '') AS account_id, p.problem,
+SELECT p.channel, nullif(p.account_id, '') AS account_id, p.problem, p.answer,
   to_char(p.tried_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS tried_at
 FROM ledger.connecting AS p LEFT JOIN connections AS c USING (channel, account_id)
 WHERE p.problem IS NOT NULL AND (c.channel IS NULL OR NOT c.connected OR c.connected_at < p.tried_at)
@@ -35,12 +36,16 @@ ORDER BY p.channel, p.account_id LIMIT 1000
 
 
 class Problem(Struct, frozen=True):
-    """Why the last attempt to connect a channel failed; without an account, why it is not registered."""
+    """Why the last attempt to connect a channel failed; without an account, why it is not registered.
+
+    `answer` is Kommo's text.
+    """
 
     channel: str
     account_id: str | None
     problem: str
     tried_at: str
+    answer: str | None = None
 
 
 class Attempts:
@@ -54,9 +59,12 @@ class Attempts:
         ((moment,),) = cast("list[tuple[float]]", await self._all(NOW, {}))
         return moment
 
-    async def record(self, channel: str, account: str = "", problem: str | None = None) -> None:
-        """Record how an attempt ended; without a problem, it succeeded."""
-        await self._all(RECORD, {"channel": channel, "account": account, "problem": problem})
+    async def record(
+        self, channel: str, account: str = "", problem: str | None = None, answer: str = ""
+    ) -> None:
+        """Record how an attempt ended, with Kommo's text; without a problem, it succeeded."""
+        values: dict[str, object] = {"channel": channel, "account": account}
+        await self._all(RECORD, values | {"problem": problem, "answer": answer or None})
 
     async def succeeded(self, channel: str, account: str, *, since: float) -> bool:
         """Whether the last attempt, whichever process made it, was after `since` and succeeded."""

@@ -54,6 +54,7 @@ CREATE TABLE IF NOT EXISTS ledger.rests (
 CREATE TABLE IF NOT EXISTS ledger.tries (
   delivery uuid PRIMARY KEY, attempts integer NOT NULL, tried_at timestamptz NOT NULL,
   next_try_at timestamptz) WITH (fillfactor = 70);
+ALTER TABLE ledger.connecting ADD COLUMN IF NOT EXISTS answer text;
 CREATE TABLE IF NOT EXISTS ledger.tokens (
   account_id text PRIMARY KEY, crm_id bigint NOT NULL, crm_url text NOT NULL, sealed bytea NOT NULL,
   expires_at timestamptz NOT NULL, state text NOT NULL, reason text NOT NULL, generation bigint NOT NULL);

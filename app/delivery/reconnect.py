@@ -19,7 +19,6 @@ from app.http_client import RETRIED, Answer, Unreached
 from app.kommo.chats.scope import named
 from app.kommo.chats.signature import Credentials
 from app.outcome import Retry
-from app.printable import printable
 
 # Chosen: longer than it takes from Kommo's answer until every process knows of a disconnection. An operator's
 # disconnection reaches Kommo first and the ledger after, so a 404 may only mean that one is under way.
@@ -50,7 +49,9 @@ class Connector(Protocol):
 class Attempts(Protocol):
     """Where an operator sees how the last attempt to connect ended."""
 
-    async def record(self, channel: str, account: str = "", problem: str | None = None) -> None:
+    async def record(
+        self, channel: str, account: str = "", problem: str | None = None, answer: str = ""
+    ) -> None:
         """Keep how an attempt ended; no problem: it succeeded."""
 
 
@@ -118,8 +119,8 @@ class Reconnector:
             return Retry(f"connecting again failed: HTTP {answer.status}", answer.retry_after)
         refused = "" if answer.status == 200 else f"connecting again failed: HTTP {answer.status}"
         latest.ended(self._clock.time(), refused, answer.text)
-        problem = f"{refused}: {printable(answer.text)}" if refused else None
-        await self._attempts.record(channel.name, connection.scope.account, problem)
+        text = answer.text if refused else ""
+        await self._attempts.record(channel.name, connection.scope.account, refused or None, text)
         if refused:
             return Lost(refused, answer.text)
         log.warning("channel %s was not connected to the account any more: connected again", channel.name)

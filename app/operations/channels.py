@@ -287,7 +287,7 @@ async def _connect_at_kommo(
         answer = await _answer(call)
         _check_answer(answer)
     except KommoFailed as error:
-        await services.attempts.record(channel.name, account, str(error))
+        await services.attempts.record(channel.name, account, str(error), error.text)
         raise
     return answer
 
@@ -312,5 +312,5 @@ async def _answer(call: Awaitable[Answer]) -> Answer:
 
 def _check_answer(answer: Answer) -> None:
     if answer.html or not 200 <= answer.status < 300:
-        reason = answer.text or HINTS.get(answer.status, "no reason given")
-        raise KommoFailed(f"Kommo answered HTTP {answer.status}: {reason}; nothing is recorded", answer)
+        hint = f" ({HINTS[answer.status]})" if answer.status in HINTS else ""
+        raise KommoFailed(f"Kommo answered HTTP {answer.status}{hint}; nothing is recorded", answer)

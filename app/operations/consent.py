@@ -171,7 +171,9 @@ async def _is_refused(services: Services, account: str) -> bool:
     """Whether Kommo refuses our tokens for the account. Raises KommoFailed, NotYet if it does not say."""
     try:
         answer = await services.crm.call(account, "GET", "/api/v4/account")
-    except (AppUnusable, WrongMasterKey) as error:
+    except AppUnusable as error:
+        raise KommoFailed(str(error), text=error.answer) from None
+    except WrongMasterKey as error:
         raise KommoFailed(str(error)) from None
     except NotAuthorized:
         return True
@@ -225,9 +227,11 @@ async def _exchange(oauth: OAuth, crm_url: str, code: str, account: str) -> tupl
         pair = await oauth.exchange(crm_url, code)
         owner = await oauth.who_am_i(crm_url, pair)
     except TokenRefused as error:
-        raise InvalidInput(f"Kommo does not take the code ({error.reason}): {AGAIN}") from None
+        reason = f"Kommo does not take the code ({error.reason}): {AGAIN}"
+        raise InvalidInput(reason, text=error.answer) from None
     except AppRefused as error:
-        raise KommoFailed(f"Kommo does not know our integration ({error.reason}): {CORRECT}") from None
+        reason = f"Kommo does not know our integration ({error.reason}): {CORRECT}"
+        raise KommoFailed(reason, text=error.answer) from None
     except Unreached as error:
         raise KommoFailed(f"Kommo could not be reached ({error.reason}), nothing is kept: {AGAIN}") from None
     if owner.amojo_id.lower() != account:

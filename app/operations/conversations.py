@@ -116,8 +116,7 @@ async def begin(
     body = answer.json()
     chat_id, user = body.get("id"), body.get("user")
     if answer.html or answer.status != 200 or not isinstance(chat_id, str) or not chat_id:
-        reason = answer.text or "no reason given"
-        raise KommoFailed(f"Kommo answered HTTP {answer.status}: {reason}; nothing is recorded", answer)
+        raise KommoFailed(f"Kommo answered HTTP {answer.status}; nothing is recorded", answer)
     user_id = user.get("id") if isinstance(user, dict) else None
     own = ids.conversation_id(scope, MESSENGER, conversation_id)
     theirs = ids.conversation_id(scope, KOMMO, chat_id)

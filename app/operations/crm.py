@@ -28,6 +28,7 @@ from app.operations.errors import (
     StateConflict,
 )
 from app.operations.services import Services
+from app.printable import printable
 from app.vault import WrongMasterKey
 
 FAULTS_MAX = 50  # Chosen: nobody reads more, and the answer stays small.
@@ -65,7 +66,9 @@ async def call(
     account = known_account(account_id)
     try:
         answer = await services.crm.call(account, method, f"/api/v4/{path}", payload, query)
-    except (NotAuthorized, WrongMasterKey) as error:
+    except NotAuthorized as error:
+        raise StateConflict(str(error), text=error.answer) from None
+    except WrongMasterKey as error:
         raise StateConflict(str(error)) from None
     except (LedgerFull, LedgerUnavailable):  # The ledger must record a consent that is withdrawn.
         raise LedgerBusy("ask again") from None
@@ -161,12 +164,13 @@ def _refusal(answer: Answer) -> OperationError:
     body = answer.json()
     reason = body.get("detail") or body.get("hint") or body.get("title") or answer.text
     faults = list(_faults(body))[:FAULTS_MAX]
-    message = f"Kommo answered HTTP {answer.status}: {reason or 'no reason given'}"
+    text = str(reason or "no reason given")
     if faults:
-        message = f"{message} ({'; '.join(f'{path}: {fault}' for path, fault in faults)})"
+        text = f"{text} ({'; '.join(f'{path}: {fault}' for path, fault in faults)})"
+    message = f"Kommo answered HTTP {answer.status}"
     if kind := CALLERS_FAULT.get(answer.status):
-        return kind(message, faults=faults)
-    return KommoFailed(f"{message}; {HINTS.get(answer.status, 'ask again later')}", answer)
+        return kind(message, faults=faults, text=text)
+    return KommoFailed(f"{message}: {HINTS.get(answer.status, 'ask again later')}", answer, text=text)
 
 
 def _faults(body: Mapping[str, object]) -> Iterator[tuple[str, str]]:
@@ -177,4 +181,5 @@ def _faults(body: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         for error in errors if isinstance(errors, list) else ():
             if isinstance(error, dict):
                 path = f"{part.get('request_id', 0)}.{error.get('path', '')}"
-                yield path, f"{error.get('detail') or error.get('code') or 'does not fit'}"
+                fault = f"{error.get('detail') or error.get('code') or 'does not fit'}"
+                yield printable(path), printable(fault)

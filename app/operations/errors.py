@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import ClassVar, TypeAlias
 
 from app.http_client import RETRIED, Answer
+from app.printable import printable
 
 RETRY_SECONDS = 1  # The ledger and the views catch up within a second unless something is down.
 Faults: TypeAlias = Sequence[tuple[str, str]]
@@ -28,16 +29,25 @@ Faults: TypeAlias = Sequence[tuple[str, str]]
 class OperationError(Exception):
     """An operation was not carried out; the message is written for its caller, MESSAGE if there is one only.
 
+    The message is ours and may stand in a log; `text` is the other side's, which only the caller is shown.
     `faults` are pairs of a JSON path and a message, where single values are at fault. `position` is that of
     the event that stands in the way, if there is one.
     """
 
     MESSAGE: ClassVar[str] = ""
 
-    def __init__(self, message: str = "", *, faults: Faults = (), position: int | None = None) -> None:
+    def __init__(
+        self, message: str = "", *, faults: Faults = (), position: int | None = None, text: str = ""
+    ) -> None:
         super().__init__(message or self.MESSAGE)
         self.faults = faults
         self.position = position
+        self.text = text
+
+    @property
+    def detail(self) -> str:
+        """The message for the caller, with the other side's text as one line."""
+        return f"{self}; Kommo says: {printable(self.text)}" if self.text else str(self)
 
 
 class InvalidInput(OperationError):
@@ -68,8 +78,8 @@ class NotPossible(OperationError):
 class KommoFailed(OperationError):
     """Kommo refuses with `answer`, or gives none (None); nothing is recorded."""
 
-    def __init__(self, message: str, answer: Answer | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, answer: Answer | None = None, *, text: str = "") -> None:
+        super().__init__(message, text=text or (answer.text if answer else ""))
         self.answer = answer
 
     @property

@@ -115,7 +115,7 @@ class Start:
             return
         except OperationError as error:
             if not account:
-                await self._services.attempts.record(channel, problem=str(error))
+                await self._services.attempts.record(channel, problem=str(error), answer=error.text)
             if _may_pass(error):
                 if key not in self._failing:
                     log.warning("%s: trying again from time to time: %s", _name(*key), error)

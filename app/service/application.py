@@ -173,6 +173,7 @@ def _by_table(request: Call, error: Exception) -> Failure:
         retry_after = error.retry_after
     faults, position = [], None
     if isinstance(error, OperationError):
+        message = error.detail
         faults, position = [Fault(*fault) for fault in error.faults], error.position
     problem = ProblemError(rule.status, message, errors=faults, position=position, retry_after=retry_after)
     return _respond(request, problem)

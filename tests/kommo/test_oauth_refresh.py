@@ -223,3 +223,21 @@ async def test_tokens_cannot_be_moved_to_another_account(processes: Processes) -
         await link.execute(SWAP, (first, second))
     with pytest.raises(WrongMasterKey, match="changed since"):
         await processes.all[0].access(second)
+
+
+async def test_kommos_text_about_a_token_is_in_the_event_and_in_no_log(
+    processes: Processes, caplog: pytest.LogCaptureFixture
+) -> None:
+    account = await processes.consent(60)
+    text = "\x1b[2Jthe words of Kommo\nforged"
+    await processes.fault("400", body={"hint": text})
+    with pytest.raises(NotAuthorized, match=r"no longer takes our refresh token \(HTTP 400\)") as refused:
+        await processes.all[0].access(account)
+    assert ("words" in str(refused.value), refused.value.answer) == (False, text)
+    withdrawn = processes.recorded[-1]
+    assert isinstance(withdrawn, c.Withdraw)
+    assert (withdrawn.reason, withdrawn.answer) == (
+        "Kommo no longer takes our refresh token (HTTP 400)",
+        text,
+    )
+    assert "words of Kommo" not in caplog.text

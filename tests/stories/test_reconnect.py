@@ -259,12 +259,14 @@ async def test_what_kommo_refuses_is_one_line_and_shown(
 ) -> None:
     changed, account, reason = REFUSED[case]
     async with house.started(house.file(account, **changed)) as story:
-        await logged(caplog, reason)
+        await logged(caplog, "Kommo answered HTTP 40")
         await asyncio.sleep(2.5)  # Twice as long as the first pause.
         assert sum(account in line for line in said(caplog)) == 1
+        assert reason not in caplog.text  # Texts of Kommo stand in a field of their own, and in no log.
         [problem] = (await story.api("GET", "/v1/status"))["connections"]
         assert (problem["channel"], problem["account_id"]) == ("acme", account)
-        assert reason in problem["problem"]
+        assert reason in problem["answer"]
+        assert "Kommo answered HTTP 40" in problem["problem"]
         assert "channel.connected" not in await types(story)
 
 

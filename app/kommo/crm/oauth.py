@@ -35,19 +35,19 @@ Token = Annotated[str, Meta(min_length=1)]
 
 
 class TokenRefused(Exception):
-    """Kommo refuses the code or the refresh token; `reason` is Kommo's answer, for people."""
+    """Kommo refuses the code or the refresh token; `answer` is Kommo's text, which belongs in no log."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, answer: str) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.answer = reason, answer
 
 
 class AppRefused(Exception):
-    """Kommo refuses our app: client_id, client_secret or redirect_url; `reason` is Kommo's answer."""
+    """Kommo refuses our app: client_id, client_secret or redirect_url; `answer` is Kommo's text."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, answer: str) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.answer = reason, answer
 
 
 class TokensUnavailable(Unreached):
@@ -205,8 +205,8 @@ def pair_of(answer: Answer) -> Pair:
     explanation = next((text for name in REASONS if (text := texts.get(name, "").strip())), "")
     if not explanation:
         raise TokensUnavailable(f"{where}, and no reason", unknown=False, after_seconds=answer.retry_after)
-    reason = f"HTTP {answer.status}: {explanation[:TEXT_CHARACTERS_MAX]}"
+    reason, text = f"HTTP {answer.status}", explanation[:TEXT_CHARACTERS_MAX].replace("\0", "\ufffd")
     hint = texts.get("hint", "").lower()
     if texts.get("error") in APP_REFUSED or any(part in hint for part in APP_REFUSED_HINTS):
-        raise AppRefused(reason)
-    raise TokenRefused(reason)
+        raise AppRefused(reason, text)
+    raise TokenRefused(reason, text)

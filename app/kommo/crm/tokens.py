@@ -75,12 +75,13 @@ USE_STATE = """INSERT INTO ledger.consents (nonce, expires_at) VALUES (%(nonce)s
 
 
 class NotAuthorized(Exception):
-    """We may not use the account's CRM; the message has the reason and the remedy."""
+    """We may not use the account's CRM; the message has the reason and the remedy, `answer` Kommo's text."""
 
-    def __init__(self, account: str, reason: str, remedy: str = "") -> None:
+    def __init__(self, account: str, reason: str, remedy: str = "", *, answer: str = "") -> None:
         remedy = remedy or f"ask for its consent with POST /v1/accounts/{account}/authorize"
         super().__init__(f"{reason}: {remedy}")
         self.account = account
+        self.answer = answer
 
 
 class AppUnusable(NotAuthorized):
@@ -263,7 +264,7 @@ class Tokens:
 
     async def _renew(self, stale: Consent) -> Access:
         """Returns the tokens after `stale`: those that another process got, or new ones."""
-        account, refused = stale.account_id, ""
+        account, refused, answer = stale.account_id, "", ""
         new: Pair | None = None
         try:
             async with self._locked(account) as conn:
@@ -275,7 +276,8 @@ class Tokens:
                     new = await self._refreshed(consent)
                 except TokenRefused as error:
                     refused = f"Kommo no longer takes our refresh token ({error.reason})"
-                    await self._withdraw(conn, account, refused)
+                    answer = error.answer
+                    await self._withdraw(conn, account, refused, answer)
                 else:
                     await conn.execute(RENEW, self._renewed(consent, new))
         except psycopg.Error:
@@ -283,7 +285,7 @@ class Tokens:
                 raise
             await self._save_late(stale, new)
         if new is None:
-            raise NotAuthorized(account, refused)
+            raise NotAuthorized(account, refused, answer=answer)
         log.info("account %s: tokens refreshed", account)
         return Access(stale.crm_url, new.access_token)
 
@@ -296,7 +298,8 @@ class Tokens:
             return await self._oauth.refresh(account, consent.crm_url, self._pair(consent).refresh_token)
         except AppRefused as error:
             remedy = "correct the table [oauth] of the configuration"
-            raise AppUnusable(account, f"Kommo does not know our app ({error.reason})", remedy) from None
+            reason = f"Kommo does not know our app ({error.reason})"
+            raise AppUnusable(account, reason, remedy, answer=error.answer) from None
 
     async def _save_late(self, stale: Consent, new: Pair) -> None:
         """Save tokens whose transaction broke: Kommo no longer accepts the old ones."""
@@ -310,10 +313,10 @@ class Tokens:
         log.error("account %s: the database was away, its new tokens are lost", stale.account_id)
         raise psycopg.OperationalError("the new tokens could not be kept")
 
-    async def _withdraw(self, conn: connection.Db, account: str, reason: str) -> None:
+    async def _withdraw(self, conn: connection.Db, account: str, reason: str, answer: str = "") -> None:
         stream = ids.account_stream(account)
         stamp = clock.stamp(Scope("", account, "", b""), stream, ids.KOMMO, now=clock.now_ms())
-        await self._record(c.Withdraw(**stamp, stream=stream, reason=reason))
+        await self._record(c.Withdraw(**stamp, stream=stream, reason=reason, answer=answer or None))
         await conn.execute(WITHDRAW, {"account": account, "reason": reason})
         log.warning("account %s: withdrawn: %s", account, reason)
 

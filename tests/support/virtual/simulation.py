@@ -182,7 +182,9 @@ class Simulation:
         secrets = Secrets("kommo", "messenger")
         return Channel(name, "id", "simulated", "", None, secrets, {SCOPE.account: connection})
 
-    async def record(self, channel: str, account: str = "", problem: str | None = None) -> None:
+    async def record(
+        self, channel: str, account: str = "", problem: str | None = None, answer: str = ""
+    ) -> None:
         """Keep how an attempt to connect ended."""
         self.problems.append(problem)
 
