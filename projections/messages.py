@@ -13,6 +13,7 @@ from msgspec import Struct
 from domain.events import (
     AnyEvent,
     ConversationMerged,
+    DeliveryResumed,
     MessageAccepted,
     MessageDeleted,
     MessageDelivered,
@@ -68,15 +69,16 @@ ANALYZE messages, reactions;
 
 # A history that lacks one message, or one fact about it, is better than no history after it.
 ON_FAULT = GO_ON
-TOPICS = ("message.", "reaction.", "conversation.merged")
+TOPICS = ("message.", "reaction.", "conversation.merged", "delivery.resumed")
 
 ADVANCE = """
-UPDATE messages AS m SET status = greatest(m.status, i.status), updated = greatest(m.updated, i.updated),
+UPDATE messages AS m SET updated = greatest(m.updated, i.updated),
+  status = CASE WHEN i.again AND m.status = {failed} THEN i.status ELSE greatest(m.status, i.status) END,
   remote_id = coalesce(m.remote_id, i.remote_id), copy_id = coalesce(m.copy_id, i.copy_id),
   deleted = m.deleted OR i.deleted
-FROM unnest(%b::uuid[], %b::smallint[], %b::bigint[], %b::text[], %b::text[], %b::boolean[])
-  AS i(id, status, updated, remote_id, copy_id, deleted) WHERE m.id = i.id
-"""
+FROM unnest(%b::uuid[], %b::smallint[], %b::bigint[], %b::text[], %b::text[], %b::boolean[], %b::boolean[])
+  AS i(id, status, updated, remote_id, copy_id, deleted, again) WHERE m.id = i.id
+""".format(failed=RANKS["failed"])
 EDIT = """
 UPDATE messages AS m SET content = i.content, edited_at = i.edited_at, edit = i.edit
 FROM unnest(%b::uuid[], %b::bytea[], %b::timestamptz[], %b::bigint[]) AS i(id, content, edited_at, edit)
@@ -125,10 +127,14 @@ At: TypeAlias = tuple[int, Dated]  # a position, and the event that stands there
 
 
 class _Facts(Struct, gc=False):
-    """The changes that a page makes to a message, apart from sending it."""
+    """The changes that a page makes to a message, apart from sending it.
+
+    `again`: it had failed and is sent again, so that `status` counts from there.
+    """
 
     updated: int
     status: int = 0
+    again: bool = False
     remote_id: str | None = None
     copy_id: str | None = None
     deleted: bool = False
@@ -163,7 +169,7 @@ class _Fold:
             self.merged.append(event.conversation or "")
 
     def note(self, position: int, event: AnyEvent) -> None:
-        if event.message is None:
+        if event.message is None or (isinstance(event, DeliveryResumed) and event.was != "failed"):
             return  # It waits in the stream of an unknown id, and is recorded again once the id is known.
         facts = self.facts.get(event.message)
         if facts is None:
@@ -172,6 +178,9 @@ class _Fold:
         if isinstance(event, MessageAccepted) and event.copy:
             facts.copy_id = facts.copy_id or event.remote_id
             return
+        if isinstance(event, DeliveryResumed):
+            facts.again = True
+            facts.status = 0 if facts.status == RANKS["failed"] else facts.status
         rank = _RANKS.get(type(event), 0)
         if rank > facts.status:
             facts.status = rank
@@ -201,7 +210,7 @@ _RANKS: dict[type[AnyEvent], int] = {
     MessageDelivered: RANKS["delivered"],
     MessageRead: RANKS["read"],
 }
-_NOTED = {*_RANKS, MessageEdited, MessageDeleted, ReactionAdded, ReactionRemoved}
+_NOTED = {*_RANKS, DeliveryResumed, MessageEdited, MessageDeleted, ReactionAdded, ReactionRemoved}
 _TAKEN = {MessageSent, MessageNamed, ConversationMerged}
 
 
@@ -245,6 +254,7 @@ def _advance(known: dict[str, _Facts]) -> Iterator[Statement]:
             texts([fact.remote_id for fact in facts]),
             texts([fact.copy_id for fact in facts]),
             booleans([fact.deleted for fact in facts]),
+            booleans([fact.again for fact in facts]),
         ),
     )
     edits = {message: fact.edit for message, fact in known.items() if fact.edit}

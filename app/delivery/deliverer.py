@@ -29,6 +29,7 @@ from app.delivery.job import Job, Progress, Pushed, is_imported, lane_key
 from app.delivery.lane import Lane, Lanes
 from app.delivery.ledger_tail import BACKOFF_SECONDS, PAGE, Arrival, LedgerTail, fetch_all
 from app.delivery.settle import Settle
+from app.delivery.tries import Tries
 from app.stream import jetstream
 from app.stream.consumer import Consumer, partition_subjects
 from app.stream.jetstream import STREAM_GONE, JetStreamError, StreamRefused
@@ -57,28 +58,42 @@ TRY_LEASE = "SELECT pg_try_advisory_lock(%s)"
 HEAD = "SELECT coalesce(max(notification_id), 0) FROM ledger.stored_events"
 VIEWS = "SELECT to_regclass('views.positions') IS NOT NULL"
 POSITION = "SELECT coalesce(min(position), 0) FROM views.positions WHERE view = 'deliveries'"
-OPEN = """SELECT d.position, s.state, d.attempts, d.reason FROM views.deliveries d
- JOIN ledger.stored_events s ON s.notification_id = d.position
- WHERE d.partition = ANY (%(partitions)s) AND d.state <> 'parked' AND d.position > %(after)s
- AND d.position <= %(upto)s AND NOT d.imported ORDER BY d.position LIMIT %(limit)s"""
-OPEN_OF = """SELECT d.position, s.state, d.attempts, d.reason FROM views.deliveries d
- JOIN ledger.stored_events s ON s.notification_id = d.position
- WHERE d.partition = ANY (%(partitions)s) AND d.state <> 'parked' AND d.destination = %(side)s
- AND d.conversation IS NOT DISTINCT FROM %(conversation)s::uuid AND NOT d.imported
- ORDER BY d.position LIMIT %(limit)s"""
+# `to_jsonb` of the row, because views of an older version, which are in force while new ones are built, lack
+# the column.
+_OPEN = """SELECT d.position, s.state, coalesce(t.attempts, d.attempts), d.reason, to_jsonb(d) ->> 'since'
+ FROM views.deliveries d JOIN ledger.stored_events s ON s.notification_id = d.position
+ LEFT JOIN ledger.tries t ON t.delivery = d.id WHERE d.state IN ('open', 'deferred') AND """
+OPEN = "".join(
+    (
+        _OPEN,
+        "d.partition = ANY (%(partitions)s) AND d.position > %(after)s AND d.position <= %(upto)s",
+        " AND NOT d.imported ORDER BY d.position LIMIT %(limit)s",
+    )
+)
+OPEN_OF = "".join(
+    (
+        _OPEN,
+        "d.partition = ANY (%(partitions)s) AND d.destination = %(side)s AND NOT d.imported",
+        " AND d.conversation IS NOT DISTINCT FROM %(conversation)s::uuid ORDER BY d.position LIMIT %(limit)s",
+    )
+)
 IMPORTED = """SELECT DISTINCT partition, destination, channel, account_id FROM views.deliveries
- WHERE imported AND partition = ANY (%(partitions)s) AND state <> 'parked'"""
-IMPORTED_OF = """SELECT d.position, s.state, d.attempts, d.reason FROM views.deliveries d
- JOIN ledger.stored_events s ON s.notification_id = d.position
- WHERE d.imported AND d.partition = %(partition)s AND d.state <> 'parked' AND d.destination = %(side)s
- AND d.channel = %(channel)s AND d.account_id IS NOT DISTINCT FROM %(account)s
- ORDER BY d.position LIMIT %(limit)s"""
-NAMED = """SELECT d.position, s.state, d.attempts, d.reason FROM views.deliveries d
- JOIN ledger.stored_events s ON s.notification_id = d.position
- WHERE d.partition = ANY (%(partitions)s) AND d.state <> 'parked' AND d.id = ANY (%(ids)s::uuid[])
- ORDER BY d.position"""
+ WHERE imported AND partition = ANY (%(partitions)s) AND state IN ('open', 'deferred')"""
+IMPORTED_OF = "".join(
+    (
+        _OPEN,
+        "d.imported AND d.partition = %(partition)s AND d.destination = %(side)s AND d.channel = %(channel)s",
+        " AND d.account_id IS NOT DISTINCT FROM %(account)s ORDER BY d.position LIMIT %(limit)s",
+    )
+)
+NAMED = "".join(
+    (
+        _OPEN,
+        "d.partition = ANY (%(partitions)s) AND d.id = ANY (%(ids)s::uuid[]) ORDER BY d.position",
+    )
+)
 
-Row = tuple[int, bytes, int, str | None]
+Row = tuple[int, bytes, int, str | None, str | None]
 
 
 class LaneFailed(Exception):
@@ -88,8 +103,10 @@ class LaneFailed(Exception):
 class Deliverer:
     """Delivers for every range of partitions whose lease this process can get."""
 
-    def __init__(self, database_url: str, nats: jetstream.NatsClient, settle: Settle) -> None:
+    def __init__(self, database_url: str, nats: jetstream.NatsClient, settle: Settle, tries: Tries) -> None:
+        """`tries` is what `settle` counts with."""
         self._settle = settle
+        self._tries = tries
         self._tail = LedgerTail(database_url)
         self._ranges = [_Range(number, database_url, nats, settle, self._tail) for number in range(RANGES)]
 
@@ -101,6 +118,7 @@ class Deliverer:
         """Deliver until cancelled; what is in flight then is cut off, unless `end` gave it time."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._tail.run(), name="deliver reads")
+            group.create_task(self._tries.run(), name="deliver counts")
             for each in self._ranges:
                 group.create_task(each.run(), name=f"deliver range {each.number}")
 
@@ -334,7 +352,7 @@ class _Range:
         it needs no look into the ledger, thousands of times.
         """
         jobs = []
-        for position, raw, attempts, reason in rows:
+        for position, raw, attempts, reason, since in rows:
             if position <= self._upto and position not in self.done:
                 event = self._decode(position, raw)
                 if event is None:
@@ -343,7 +361,7 @@ class _Range:
                 progress = Progress(
                     again=not fresh, unknown=not fresh, attempts=attempts, reason=reason or ""
                 )
-                jobs.append(Job(position, event, progress))
+                jobs.append(Job(position, event, progress, waits_from=since or ""))
         return jobs
 
     def _decode(self, position: int, raw: bytes) -> Pushed | None:

@@ -38,7 +38,7 @@ from app.delivery.decide import Decision, Moment, attempt_outcome, decide
 from app.delivery.destinations import is_stale
 from app.delivery.job import Disconnected, Job, Push, Pushed, Result, Unsent
 from app.ledger.writer import LedgerFull, LedgerUnavailable, Recorded
-from app.outcome import Refused
+from app.outcome import Done, Forbidden, Gone, Refused, Retry
 from domain import commands as c
 from domain import events as e
 from domain import ids
@@ -79,6 +79,16 @@ class Ledger(Protocol):
         """Record a command. Raises LedgerFull, also when awaited LedgerUnavailable."""
 
 
+class Counts(Protocol):
+    """Where attempts that failed are counted for those who look."""
+
+    def failed(self, delivery: str, now_ms: int, next_ms: int | None) -> None:
+        """Count an attempt that failed; `next_ms` is when the next one is (None: there is none)."""
+
+    def done(self, delivery: str) -> None:
+        """Forget what was counted: it has arrived."""
+
+
 class Settle:
     """Settles the jobs of all lanes of the process."""
 
@@ -89,13 +99,15 @@ class Settle:
         destination: Destination,
         clock: Clock,
         chance: Callable[[], float],
+        counts: Counts | None = None,
     ) -> None:
-        """`chance` gives random numbers from 0 up to 1."""
+        """`chance` gives random numbers from 0 up to 1; `counts` None: nobody looks at the attempts."""
         self._ledger = ledger
         self._preparer = preparer
         self._destination = destination
         self._clock = clock
         self._chance = chance
+        self._counts = counts
         self._copies: defaultdict[str | None, list[Job]] = defaultdict(list)
         self._copied: defaultdict[int, int] = defaultdict(int)
         self._ends_at: float | None = None
@@ -132,6 +144,7 @@ class Settle:
             result = await self._destination.push(push, job.call) if isinstance(push, Push) else push
             decision = decide(result, job, self._moment(job, scope, began))
             _report(job, result, decision)
+            self._count(job, push, result, decision)
             job.progress = decision.progress
             position = job.position if decision.command is None else await self._record(decision.command)
             if decision.after_seconds is None:
@@ -151,6 +164,17 @@ class Settle:
                 stamp = self._moment(job, decision.command.scope, self._clock.time()).stamp
                 return await self._record(c.Resume(**stamp, stream=stream, cause=cause))
         return position
+
+    def _count(self, job: Job, push: Push | Unsent, result: Result, decision: Decision) -> None:
+        """Count an attempt that failed, or forget those before the one that succeeded."""
+        if self._counts is None or not isinstance(push, Push) or push.doubt:
+            return
+        if isinstance(result, Done):
+            if job.progress.attempts:
+                self._counts.done(job.event.id)
+        elif isinstance(result, Retry | Refused | Gone | Forbidden):
+            now, after = self._clock.now_ms(), decision.after_seconds
+            self._counts.failed(job.event.id, now, None if after is None else now + int(after * 1000))
 
     def _moment(self, job: Job, scope: Scope, began: float) -> Moment:
         event = job.event

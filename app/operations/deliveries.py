@@ -1,7 +1,13 @@
-"""Deliveries of a connection are parked when it ends, and resumed when it is made again or someone asks."""
+"""Deliveries of a connection are parked when it ends, and resumed when it is made again or someone asks.
+
+Whatever failed or is parked can be resumed: in the order of the positions, so in each conversation's order,
+and once. A second request finds nothing left, although the view may still show what the first has resumed,
+because the ledger knows better.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Literal, NamedTuple, TypeAlias
 
 from app import clock
 from app.delivery.job import DISCONNECTED
@@ -13,6 +19,7 @@ from domain import commands as c
 from domain import ids
 from domain.ids import OPERATOR, Scope
 
+Stopped: TypeAlias = Literal["parked", "failed"]
 PAGE = 1000  # The largest page that the view gives.
 PARKED_AT_ONCE = 100  # Chosen: the directory is asked this seldom whether the scope is connected again.
 # Chosen: a batch of the ledger is as large, and an account may have thousands.
@@ -23,9 +30,20 @@ PASSES_MAX = 5
 LOST = ("Kommo does not know it (404)", "not found (404)", "connecting again failed")
 
 
+class Only(NamedTuple):
+    """Which deliveries: as the parameters of `list_deliveries`."""
+
+    reason: str | None = None
+    channel: str | None = None
+    account_id: str | None = None
+    conversation: str | None = None
+    since: str | None = None
+    until: str | None = None
+
+
 async def park_open(services: Services, scope: Scope, by: str) -> None:
     """Park what is not delivered yet over a connection that has ended, unless it is made again meanwhile."""
-    deliveries = [one for state in ("open", "deferred") async for one in _of_scope(services, scope, state)]
+    deliveries = [one async for one in _of_scope(services, scope, "open", "deferred")]
     for number, delivery in enumerate(deliveries):
         if number % PARKED_AT_ONCE == 0 and await services.channels.scope(scope.scope_id):
             break
@@ -55,33 +73,57 @@ async def resume_of_scope(services: Services, scope: Scope, reasons: tuple[str, 
             await asyncio.gather(*(_resume(services, scope, delivery, by) for delivery in some))
 
 
-async def resume_parked(
+async def resume(
     services: Services,
+    states: Sequence[Stopped] = ("parked",),
     *,
+    reason: str | None = None,
     channel: str | None = None,
     account_id: str | None = None,
     conversation: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
 ) -> tuple[int, int]:
-    """Resume every parked delivery that fits; returns how many, and the last position written."""
+    """Resume every delivery that fits; returns how many, and the last position written.
+
+    What waits for an account or a messenger that rests is tried at once too. Raises LedgerBusy, ViewsBehind.
+    """
+    await views_reach(services, await ledger_head(services.pool))
     count, last = 0, 0
-    only = {"channel": channel, "account_id": account_id, "conversation": conversation}
-    async for delivery in _pages(services, state="parked", **only):
-        known = await services.channels.channel(delivery.channel)
-        scope = ids.scope_of(delivery.channel, known.channel_id if known else "", delivery.account_id or "")
-        recorded = await _resume(services, scope, delivery, OPERATOR)
-        count, last = count + 1, max(last, recorded.position or 0)
+    only = Only(reason, channel, account_id, conversation, since, until)
+    some: list[Delivery] = []
+    async for delivery in _pages(services, states, only):
+        some.append(delivery)
+        if len(some) == RESUMED_AT_ONCE:
+            count, last = await _resume_some(services, some, count, last)
+            some = []
+    count, last = await _resume_some(services, some, count, last)
+    await services.rests.nudge(channel, account_id)
     return count, last
 
 
-def _of_scope(services: Services, scope: Scope, state: str) -> AsyncIterator[Delivery]:
-    return _pages(services, state=state, channel=scope.channel, account_id=scope.account)
+async def _resume_some(services: Services, some: list[Delivery], count: int, last: int) -> tuple[int, int]:
+    """Resume some deliveries in their order; returns the sums."""
+    channels = await services.channels.all()
+    scopes = []
+    for one in some:
+        known = channels.get(one.channel)
+        scopes.append(ids.scope_of(one.channel, known.channel_id if known else "", one.account_id or ""))
+    pairs = zip(scopes, some, strict=True)
+    found = await asyncio.gather(*(_resume(services, scope, one, OPERATOR) for scope, one in pairs))
+    news = [one for one in found if not one.duplicate]
+    return count + len(news), max([last, *(one.position or 0 for one in news)])
 
 
-async def _pages(services: Services, **only: str | None) -> AsyncIterator[Delivery]:
+def _of_scope(services: Services, scope: Scope, *states: str) -> AsyncIterator[Delivery]:
+    return _pages(services, states, Only(channel=scope.channel, account_id=scope.account))
+
+
+async def _pages(services: Services, states: Sequence[str], only: Only) -> AsyncIterator[Delivery]:
     """Every delivery that fits, page after page."""
-    cursor = None
+    cursor, filters = None, only._asdict()
     while True:
-        page = await list_deliveries(services.pool, **only, limit=PAGE, cursor=cursor)
+        page = await list_deliveries(services.pool, states=states, **filters, limit=PAGE, cursor=cursor)
         for delivery in page.items:
             yield delivery
         if (cursor := page.next) is None:

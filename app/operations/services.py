@@ -16,6 +16,7 @@ from app.config.file import Setup
 from app.config.settings import Keys, Settings
 from app.database.pool import Pool
 from app.delivery.deliverer import Deliverer
+from app.delivery.rests import Rests
 from app.kommo.budget import Budget
 from app.kommo.chats.client import Kommo
 from app.kommo.crm.addresses import Addresses
@@ -52,6 +53,7 @@ class Services:
     ledger: Ledger
     channels: Channels
     attempts: Attempts
+    rests: Rests
     unconnected: Unconnected
     projector: Projector
     pool: Pool

@@ -12,6 +12,7 @@ from app.channels.unconnected import Unconnected
 from app.config.file import Setup
 from app.config.settings import BadSettings, Keys, Settings, load_masters
 from app.database.pool import Pool
+from app.delivery.rests import Rests
 from app.http_client import Client
 from app.kommo.budget import Budget
 from app.kommo.chats.client import Kommo
@@ -64,6 +65,8 @@ async def open_services(
     room = {"limit": settings.unconnected_limit, "days": settings.unconnected_days}
     users = Users(crm)
     stack.push_async_callback(users.close)
+    rests = Rests(database_url)
+    stack.push_async_callback(rests.close)
     return Services(
         settings=settings,
         setup=setup,
@@ -73,6 +76,7 @@ async def open_services(
         ledger=ledger,
         channels=channels,
         attempts=Attempts(database_url),
+        rests=rests,
         unconnected=Unconnected(pool, projector, **room),
         projector=projector,
         pool=pool,

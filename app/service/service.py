@@ -37,8 +37,8 @@ from app.delivery.deliverer import Deliverer
 from app.delivery.destinations import Destinations
 from app.delivery.prepare import Preparer
 from app.delivery.reconnect import Reconnector
-from app.delivery.rests import Rests
 from app.delivery.settle import Settle
+from app.delivery.tries import Tries
 from app.http_client import Client
 from app.kommo import refused
 from app.kommo.chats.client import Kommo
@@ -60,7 +60,7 @@ from domain import ids
 VIEWS_SECONDS_MAX = 600.0  # Chosen: making the views of a large ledger takes minutes.
 VIEWS_POLL_SECONDS = 0.05
 VIEWS_THERE = "SELECT to_regclass('views.positions') IS NOT NULL"
-OLDEST_OPEN = "SELECT min(position) FROM views.deliveries"
+OLDEST_OPEN = "SELECT min(position) FROM views.deliveries WHERE state <> 'failed'"
 log = logging.getLogger("chatledger")
 
 
@@ -242,11 +242,10 @@ async def _start_delivery(
     clock, directory = LoopClock(), services.channels
     kommo = Kommo(client, services.settings.kommo_url, services.budget)
     reconnector = Reconnector(kommo, directory, services.attempts, clock)
-    rests = Rests(urls.database_url)
-    stack.push_async_callback(rests.close)
-    destinations = Destinations(kommo, messengers(client), reconnector, clock, rests)
-    settle = Settle(services.ledger, Preparer(reader, directory), destinations, clock, random.random)
-    deliverer = services.deliverer = Deliverer(urls.database_url, nats, settle)
+    destinations = Destinations(kommo, messengers(client), reconnector, clock, services.rests)
+    preparer, tries = Preparer(reader, directory), Tries(urls.database_url)
+    settle = Settle(services.ledger, preparer, destinations, clock, random.random, tries)
+    deliverer = services.deliverer = Deliverer(urls.database_url, nats, settle, tries)
     hub.listeners.append(deliverer.wake)
     await stack.enter_async_context(run.role("rests", destinations.watch()))
     await stack.enter_async_context(run.role("deliver", deliverer.run()))

@@ -1,6 +1,7 @@
-"""Reads deliveries that are not done: open, deferred or parked."""
+"""Reads deliveries that are not done: open, deferred, parked or failed."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
@@ -8,17 +9,35 @@ from app.database.pool import Pool
 from app.views.cursor import LIMIT, decode_cursor, encode_cursor
 
 COUNTS = "SELECT state, count(*) AS count, min(position) AS oldest FROM deliveries GROUP BY state"
+# What waits for a destination that rests is tried when that is; until it was tried itself, that is why it
+# waits. `to_jsonb` of the row, because views of an older version, which are in force while new ones are
+# built, lack the column.
 DELIVERIES = """
-SELECT position, id::text, type, destination, channel, account_id, conversation::text, message::text, state,
-  reason, attempts, updated, to_char(recorded_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS recorded_at
-FROM deliveries WHERE position > %(after)s::bigint
-  AND (%(state)s::text IS NULL OR state = %(state)s::text)
-  AND (%(destination)s::text IS NULL OR destination = %(destination)s::text)
-  AND (%(channel)s::text IS NULL OR channel = %(channel)s::text)
-  AND (%(account_id)s::text IS NULL OR account_id = %(account_id)s::text)
-  AND (%(conversation)s::uuid IS NULL OR conversation = %(conversation)s::uuid)
-ORDER BY position LIMIT %(limit)s::bigint
+SELECT d.position, d.id::text, d.type, d.destination, d.channel, d.account_id, d.conversation::text,
+  d.message::text, CASE d.state WHEN 'open' THEN 'pending' ELSE d.state END AS state,
+  coalesce(d.reason, CASE r.destination WHEN 'kommo' THEN 'the account rests: ' || r.reason || ' from Kommo'
+    ELSE 'the channel rests: ' || r.reason || ' from the messenger' END) AS reason,
+  coalesce(to_jsonb(d) ->> 'answer', r.answer) AS answer,
+  greatest(d.attempts, coalesce(t.attempts, 0)) AS attempts, d.updated,
+  to_char(d.recorded_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS recorded_at,
+  CASE WHEN d.state IN ('open', 'deferred')
+    THEN to_char(greatest(t.next_try_at, r.next_at), 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') END AS next_try_at
+FROM deliveries AS d LEFT JOIN ledger.tries AS t ON t.delivery = d.id
+LEFT JOIN ledger.rests AS r ON r.channel = d.channel AND r.account_id = coalesce(d.account_id, '')
+  AND r.destination = d.destination AND d.state IN ('open', 'deferred')
+WHERE d.position > %(after)s::bigint
+  AND (%(states)s::text[] IS NULL OR d.state = ANY (%(states)s::text[]))
+  AND (%(reason)s::text IS NULL OR starts_with(d.reason, %(reason)s::text))
+  AND (%(destination)s::text IS NULL OR d.destination = %(destination)s::text)
+  AND (%(channel)s::text IS NULL OR d.channel = %(channel)s::text)
+  AND (%(account_id)s::text IS NULL OR d.account_id = %(account_id)s::text)
+  AND (%(conversation)s::uuid IS NULL OR d.conversation = %(conversation)s::uuid)
+  AND (%(since)s::timestamptz IS NULL OR d.recorded_at >= %(since)s::timestamptz)
+  AND (%(until)s::timestamptz IS NULL OR d.recorded_at < %(until)s::timestamptz)
+ORDER BY d.position LIMIT %(limit)s::bigint
 """
+State: TypeAlias = Literal["pending", "deferred", "parked", "failed"]
+Filter: TypeAlias = Literal["pending", "open", "deferred", "parked", "failed"]
 
 
 class CountRow(Struct):
@@ -30,7 +49,10 @@ class CountRow(Struct):
 
 
 class Delivery(Struct, frozen=True, kw_only=True):
-    """A delivery that is not done. `id` and `position` are those of the event that requires it."""
+    """A delivery that is not done. `id` and `position` are those of the event that requires it.
+
+    `reason` is ours, `answer` the other side's text. `attempts` counts the calls that failed.
+    """
 
     position: int
     id: str
@@ -40,20 +62,23 @@ class Delivery(Struct, frozen=True, kw_only=True):
     account_id: str | None
     conversation: str | None
     message: str | None
-    state: Literal["open", "deferred", "parked"]
+    state: State
     reason: str | None
+    answer: str | None
     attempts: int
+    next_try_at: str | None
     recorded_at: str
     updated: int
 
 
 class DeliveryCounts(Struct, frozen=True):
-    """How many deliveries are not done, and the position of the oldest one."""
+    """How many deliveries are not done, and the position of the oldest one that has not failed."""
 
     pending: int
     deferred: int
     parked: int
     oldest_position: int | None
+    failed: int = 0
 
 
 class Deliveries(Struct, frozen=True):
@@ -66,22 +91,31 @@ class Deliveries(Struct, frozen=True):
 async def list_deliveries(
     pool: Pool,
     *,
-    state: str | None = None,
+    states: Sequence[str] = (),
+    reason: str | None = None,
     destination: str | None = None,
     channel: str | None = None,
     account_id: str | None = None,
     conversation: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
     limit: int = LIMIT,
     cursor: str | None = None,
 ) -> Deliveries:
-    """Returns a page of deliveries, the oldest first. Raises BadCursor."""
+    """Returns a page of deliveries, the oldest first; without `states`, of every one. Raises BadCursor.
+
+    `reason` is how their reason begins; `since` and `until` are when the event was recorded.
+    """
     after = decode_cursor(cursor, int) if cursor else 0
     values: dict[str, object] = {
-        "state": state,
+        "states": ["open" if one == "pending" else one for one in states] or None,
+        "reason": reason,
         "destination": destination,
         "channel": channel,
         "account_id": account_id,
         "conversation": conversation,
+        "since": since,
+        "until": until,
         "after": after,
         "limit": limit + 1,
     }

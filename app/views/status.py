@@ -8,7 +8,7 @@ from msgspec import Struct
 from app.database.pool import Pool
 from app.views.deliveries import COUNTS, CountRow, DeliveryCounts
 from app.views.events import ledger_head
-from projections.deliveries import DEFERRED, OPEN, PARKED
+from projections.deliveries import DEFERRED, FAILED, OPEN, PARKED
 
 PARKED_SHOWN = 20  # chosen: what a person reads; `parked` of each view has the number
 VIEWS = """
@@ -110,8 +110,9 @@ async def view_status(pool: Pool) -> Standing:
     views = await pool.fetch(ViewRow, VIEWS, {})
     counts = {row.state: row for row in await pool.fetch(CountRow, COUNTS, {})}
     head = await ledger_head(pool)
-    open_, deferred, parked = (counts[s].count if s in counts else 0 for s in (OPEN, DEFERRED, PARKED))
-    oldest = min((row.oldest for row in counts.values()), default=None)
+    states = (OPEN, DEFERRED, PARKED, FAILED)
+    open_, deferred, parked, failed = (counts[s].count if s in counts else 0 for s in states)
+    oldest = min((row.oldest for row in counts.values() if row.state != FAILED), default=None)
     return Standing(
         head,
         [
@@ -119,7 +120,7 @@ async def view_status(pool: Pool) -> Standing:
             for row in views
         ],
         Projection(await list_parked(pool)),
-        DeliveryCounts(open_, deferred, parked, oldest),
+        DeliveryCounts(open_, deferred, parked, oldest, failed),
     )
 
 

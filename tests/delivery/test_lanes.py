@@ -64,7 +64,7 @@ async def hooked(story: Story, name: str) -> Job:
 
 
 async def test_an_echo_that_is_looked_at_after_its_copy_is_settled_is_not_sent(story: Story) -> None:
-    async with settling(story) as (settle, _):
+    async with settling(story) as (settle, _, _):
         name, _, copy = await operated(story, settle)
         await story.fault("kommo.new_message", "slow", seconds=1, conversation_id=name)
         copying = asyncio.create_task(settle.settle(copy))
@@ -75,7 +75,7 @@ async def test_an_echo_that_is_looked_at_after_its_copy_is_settled_is_not_sent(s
 
 
 async def test_only_what_kommo_wrote_waits_for_a_copy(story: Story) -> None:
-    async with settling(story) as (settle, _):
+    async with settling(story) as (settle, _, _):
         name, sent, copy = await operated(story, settle)
         await story.fault("kommo.new_message", "slow", seconds=SOON_SECONDS, conversation_id=name)
         copying = asyncio.create_task(settle.settle(copy))
@@ -88,7 +88,7 @@ async def test_only_what_kommo_wrote_waits_for_a_copy(story: Story) -> None:
 @pytest.mark.parametrize("held_by", ["gate", "budget"])
 async def test_a_copy_that_is_not_on_its_way_is_not_waited_for(story: Story, held_by: str) -> None:
     assert story.run
-    async with settling(story) as (settle, destinations):
+    async with settling(story) as (settle, destinations, _):
         name, _, copy = await operated(story, settle)
         if held_by == "gate":
             destinations.gate(copy.event).pause(PAUSE_SECONDS)
@@ -106,7 +106,7 @@ async def test_an_import_is_not_held_up_for_ever(story: Story) -> None:
     name = chat()
     await report(story, [line(name, 0), line(name, 1)])
     await story.fault("kommo.new_message", "503", times=None, conversation_id=name)
-    async with settling(story) as (settle, _):
+    async with settling(story) as (settle, _, _):
         job, _ = await jobs(story, name)
         since = asyncio.get_running_loop().time() - LATER_SECONDS - 1
         job.progress = Progress(since=since)
@@ -120,7 +120,7 @@ async def test_an_edit_of_what_is_parked_is_parked_with_it(story: Story) -> None
     ours = await story.customer(name, message_id=name)
     edit = {"type": "message.edited", "conversation_id": name, "message_id": name}
     await story.tell(edit | {"message": {"type": "text", "text": "Edited"}})
-    async with settling(story) as (settle, _):
+    async with settling(story) as (settle, _, _):
         sent, edited = await jobs(story, name)
         sent.broken = True
         await settle.settle(sent)

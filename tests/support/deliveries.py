@@ -12,6 +12,7 @@ from app.delivery.destinations import Destinations
 from app.delivery.prepare import Preparer
 from app.delivery.reconnect import Reconnector
 from app.delivery.settle import Settle
+from app.delivery.tries import Tries
 from app.http_client import Client
 from app.kommo.chats.client import Kommo
 from app.ledger.reader import StreamReader
@@ -24,10 +25,11 @@ PROBE_SECONDS = 1.0
 
 
 class Line(NamedTuple):
-    """What settles a job, and the destinations it pushes to."""
+    """What settles a job, the destinations it pushes to, and what counts its attempts."""
 
     settle: Settle
     destinations: Destinations
+    tries: Tries
 
 
 @asynccontextmanager
@@ -40,7 +42,9 @@ async def line_of(services: Services) -> AsyncIterator[Line]:
     destinations = Destinations(kommo, messengers(client), reconnector, clock, probe_seconds=PROBE_SECONDS)
     preparer = Preparer(reader, services.channels)
     try:
-        yield Line(Settle(services.ledger, preparer, destinations, clock, random.random), destinations)
+        tries = Tries(services.settings.database_url or "")
+        settle = Settle(services.ledger, preparer, destinations, clock, random.random, tries)
+        yield Line(settle, destinations, tries)
     finally:
         await reader.close()
         await client.close()
@@ -54,7 +58,9 @@ async def delivering(story: Story) -> AsyncIterator[None]:
     settings = services.settings
     nats = await jetstream.connect(settings.nats_url or "", name="test")
     async with line_of(services) as line:
-        task = asyncio.create_task(Deliverer(settings.database_url or "", nats, line.settle).run())
+        task = asyncio.create_task(
+            Deliverer(settings.database_url or "", nats, line.settle, line.tries).run()
+        )
         try:
             yield
         finally:

@@ -4,6 +4,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -150,8 +151,29 @@ async def test_a_refused_message_is_a_delivery_of_its_status_and_not_of_itself(u
     sent = log.send(log.start("conv-1"), "m-1", side="kommo")
     failed = log.about(e.MessageFailed, sent, code=905, text="HTTP 422 from the messenger", push="kommo")
     for cuts in ((), (2,)):
-        (row,) = (await projected(url, log.events, cuts))["deliveries"]
+        refused, row = (await projected(url, log.events, cuts))["deliveries"]
         assert (str(row["id"]), row["destination"], row["type"]) == (failed.id, "kommo", "message.failed")
+        assert (str(refused["id"]), refused["state"], row["state"]) == (sent.id, "failed", "open")
+
+
+async def test_a_failed_message_that_is_sent_again_is_so_in_whatever_pages_that_comes(url: str) -> None:
+    log = EventLog()
+    sent = log.send(log.start("conv-1"), "m-1", side="kommo")
+    steps: list[tuple[type[e.AnyEvent], dict[str, Any], tuple[str, int]]] = [
+        (e.MessageFailed, {"code": 905, "text": "no", "reason": "HTTP 422"}, ("failed", 2)),
+        (e.DeliveryResumed, {"cause": sent.id, "was": "failed"}, ("open", 0)),
+        (e.DeliveryDeferred, {"cause": sent.id, "reason": "HTTP 503"}, ("deferred", 0)),
+        (e.MessageFailed, {"code": 904, "text": "who?", "reason": "HTTP 404"}, ("failed", 2)),
+        (e.DeliveryResumed, {"cause": sent.id, "was": "failed"}, ("open", 0)),
+        (e.MessageFailed, {"code": 904, "text": "who?", "reason": "HTTP 404"}, ("failed", 2)),
+        (e.MessageDelivered, {}, ("", 3)),
+    ]
+    for kind, fields, (state, rank) in steps:
+        log.about(kind, sent, **fields)
+        cuts = () if kind is e.DeliveryResumed else (len(log.events) - 1,)
+        tables = await projected(url, log.events, cuts)
+        assert [row["state"] for row in tables["deliveries"]] == ([state] if state else []), cuts
+        assert [row["status"] for row in tables["messages"]] == [rank], cuts
 
 
 async def test_a_delivery_remembers_its_attempts_and_why_it_waits(url: str) -> None:

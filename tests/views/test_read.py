@@ -280,7 +280,7 @@ async def test_deliveries_are_listed_and_handed_out_in_order(of: Open) -> None:
     reads = await of(log)
     items = await everything(list_deliveries, reads, limit=2)
     assert [item.id for item in items] == [sent[number].id for number in (0, 1, 2, 4, 5)]
-    (parked,) = (await list_deliveries(reads, state="parked")).items
+    (parked,) = (await list_deliveries(reads, states=["parked"])).items
     assert (parked.reason, parked.destination, parked.attempts) == ("HTTP 404", "kommo", 0)
     counts = (await view_status(reads)).deliveries
     assert (counts.pending, counts.deferred, counts.parked) == (3, 1, 1)

@@ -2,16 +2,13 @@
 
 import re
 from collections.abc import AsyncIterator
-from datetime import datetime
 from typing import Annotated
 
 from litestar import Response, get
 from litestar.params import FromQuery, QueryParameter
 from litestar.response import Stream
-from msgspec import Meta
 
-from app import clock
-from app.http.api.parameters import POSITION_MAX, AtLeast, next_link
+from app.http.api.parameters import POSITION_MAX, AtLeast, Moment, moment_text, next_link
 from app.http.openapi import examples
 from app.http.openapi.responses import answers
 from app.http.query import nearest
@@ -27,7 +24,6 @@ SSE_QUIET_POLLS = 15
 LimitOrNone = Annotated[int | None, QueryParameter(ge=1, le=1000, description="how many at most")]
 After = Annotated[int, QueryParameter(ge=0, le=POSITION_MAX, description="the position after which to begin")]
 Type = Annotated[str | None, QueryParameter(name="type", schema_extra={"enum": [*TAGS, None]})]
-Moment = Annotated[datetime, Meta(tz=True)]
 ALL_TYPES = f"give one of {', '.join(TAGS)}"
 STREAMS = {"application/x-ndjson": examples.LINE, "text/event-stream": examples.FOLLOWED}
 STREAMED = answers(also={200: Events}, texts={200: STREAMS})
@@ -62,8 +58,8 @@ async def events(
         conversation=conversation,
         channel=channel,
         account_id=account_id,
-        since=_text(since),
-        until=_text(until),
+        since=moment_text(since),
+        until=moment_text(until),
     )
     accept = request.headers.get("accept", "")
     if "text/event-stream" in accept:
@@ -99,15 +95,6 @@ async def _follow(services: Services, after: int, only: Filter) -> AsyncIterator
             quiet += 1
             if quiet % SSE_QUIET_POLLS == 0:
                 yield b": quiet\n\n"
-
-
-def _text(moment: datetime | None) -> str | None:
-    if moment and moment.tzinfo is None:
-        raise ProblemError(400, "since and until are times with a zone, such as 2026-11-22T08:00:00Z")
-    try:
-        return clock.text(clock.milliseconds(moment)) if moment else None
-    except (OverflowError, ValueError):
-        raise ProblemError(400, "since and until lie in the years 1 to 9999 of UTC") from None
 
 
 routes = [events]

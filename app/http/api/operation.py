@@ -3,21 +3,37 @@
 from typing import Annotated, Literal
 
 from litestar import Response, get, post
-from litestar.params import FromQuery, QueryParameter
-from msgspec import Struct
+from litestar.params import FromQuery, JSONBody, QueryParameter
+from msgspec import Meta, Struct
 
-from app.http.api.parameters import AtLeast, Limit, next_link
+from app.http.api.parameters import AtLeast, Limit, Moment, moment_text, next_link
 from app.http.request import Call, services_of
-from app.operations.deliveries import resume_parked
+from app.operations.deliveries import Stopped
+from app.operations.deliveries import resume as take_up
 from app.operations.services import views_reach
 from app.operations.status import Status, read_status
-from app.views.deliveries import Deliveries, list_deliveries
+from app.views.deliveries import Deliveries, Filter, list_deliveries
 
 
 class Resumed(Struct, frozen=True):
-    """How many parked deliveries were taken up again."""
+    """How many deliveries were taken up again."""
 
     resumed: int
+
+
+class ResumeOrder(Struct, frozen=True):
+    """Which deliveries to take up: all of these states that fit. `reason` is how their reason begins.
+
+    `since` and `until` are when the event was recorded that is to be delivered.
+    """
+
+    states: Annotated[tuple[Stopped, ...], Meta(min_length=1)] = ("parked",)
+    reason: str | None = None
+    channel: str | None = None
+    account_id: str | None = None
+    conversation: str | None = None
+    since: Moment | None = None
+    until: Moment | None = None
 
 
 @get("/status", summary="Where everything stands", tags=["operation"])
@@ -31,41 +47,65 @@ async def status(request: Call, at_least: AtLeast = None) -> Status:
 @get("/deliveries", summary="What is not delivered", tags=["operation"])
 async def deliveries(
     request: Call,
-    state_: Annotated[Literal["open", "deferred", "parked"] | None, QueryParameter(name="state")] = None,
+    state_: Annotated[Filter | None, QueryParameter(name="state")] = None,
+    reason: FromQuery[str | None] = None,
     destination: FromQuery[Literal["kommo", "messenger"] | None] = None,
     channel: FromQuery[str | None] = None,
     account_id: FromQuery[str | None] = None,
     conversation: FromQuery[str | None] = None,
+    since: FromQuery[Moment | None] = None,
+    until: FromQuery[Moment | None] = None,
     limit: Limit = 50,
     cursor: FromQuery[str | None] = None,
     at_least: AtLeast = None,
 ) -> Response[Deliveries]:
-    """The oldest first, with the reason; what is parked waits for `POST /v1/deliveries/resume`."""
+    """The oldest first; what is parked or has failed waits for `POST /v1/deliveries/resume`.
+
+    `pending` is under way or waits for its turn, `deferred` is tried again at `next_try_at`. `attempts`
+    counts the calls that failed, and `answer` is the other side's text. `reason` filters by how it begins,
+    `since` and `until` by when the event was recorded.
+    """
     services = services_of(request)
     await views_reach(services, at_least, view="deliveries")
     page = await list_deliveries(
         services.pool,
-        state=state_,
+        states=[state_] if state_ else [],
+        reason=reason,
         destination=destination,
         channel=channel,
         account_id=account_id,
         conversation=conversation,
+        since=moment_text(since),
+        until=moment_text(until),
         limit=limit,
         cursor=cursor,
     )
     return Response(page, headers=next_link(request, "cursor", page.next))
 
 
-@post("/deliveries/resume", status_code=200, summary="Take up parked deliveries", tags=["operation"])
+@post("/deliveries/resume", status_code=200, summary="Take up what stopped", tags=["operation"])
 async def resume(
     request: Call,
+    data: JSONBody[ResumeOrder | None] = None,
     channel: FromQuery[str | None] = None,
     account_id: FromQuery[str | None] = None,
     conversation: FromQuery[str | None] = None,
 ) -> Response[Resumed]:
-    """Every parked delivery that fits is tried again, in its conversation's order."""
-    count, last = await resume_parked(
-        services_of(request), channel=channel, account_id=account_id, conversation=conversation
+    """Every delivery that fits is tried again, in its conversation's order; without a body the parked ones.
+
+    A message that had failed is sent again. What waits for an account or a messenger that rests is tried at
+    once.
+    """
+    order = data or ResumeOrder()
+    count, last = await take_up(
+        services_of(request),
+        order.states,
+        reason=order.reason,
+        channel=order.channel or channel,
+        account_id=order.account_id or account_id,
+        conversation=order.conversation or conversation,
+        since=moment_text(order.since),
+        until=moment_text(order.until),
     )
     return Response(Resumed(count), headers={"Ledger-Position": str(last)})
 

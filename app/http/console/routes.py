@@ -11,7 +11,8 @@ from app.http.console import formatting, live, login, refused
 from app.http.console.login import checked_form, signed_in
 from app.http.console.pages import ASSETS, asset, page
 from app.http.request import Call, services_of
-from app.operations.deliveries import resume_parked
+from app.operations.deliveries import Stopped
+from app.operations.deliveries import resume as take_up
 from app.operations.services import Services, views_reach
 from app.operations.status import read_status
 from app.problems import ProblemError
@@ -143,8 +144,9 @@ async def message(request: Call, message: FromPath[str]) -> Response[str] | Redi
 async def deliveries(request: Call, cursor: FromQuery[str | None] = None) -> Response[str]:
     """Pending deliveries, and why they are pending."""
     services = services_of(request)
-    state = _of(request, "state", ("open", "deferred", "parked"))
-    listed = await list_deliveries(services.pool, state=state, limit=ROWS, cursor=cursor or None)
+    state = _of(request, "state", ("pending", "deferred", "parked", "failed"))
+    states = [state] if state else []
+    listed = await list_deliveries(services.pool, states=states, limit=ROWS, cursor=cursor or None)
     standing = await view_status(services.pool)
     template = "_deliveries.html" if "hx-request" in request.headers else "deliveries.html"
     resumed = request.query_params.get("resumed", "")
@@ -161,11 +163,11 @@ async def deliveries(request: Call, cursor: FromQuery[str | None] = None) -> Res
 
 @post("/deliveries/resume")
 async def resume(request: Call) -> Redirect:
-    """Resume parked deliveries: one conversation's, or all."""
+    """Resume parked or failed deliveries: one conversation's, or all."""
     fields = await checked_form(request)
-    count, position = await resume_parked(
-        services_of(request), conversation=fields.get("conversation") or None
-    )
+    states: list[Stopped] = ["failed"] if fields.get("state") == "failed" else ["parked"]
+    conversation = fields.get("conversation") or None
+    count, position = await take_up(services_of(request), states, conversation=conversation)
     await views_reach(services_of(request), position)
     return Redirect(f"/deliveries?resumed={count}", status_code=303)
 
@@ -277,7 +279,7 @@ async def _bubbles(
     reads = services.pool
     pending: dict[str, Delivery] = {}
     for state in ("deferred", "parked"):
-        listed = await list_deliveries(reads, state=state, conversation=chat_id, limit=PENDING_MAX)
+        listed = await list_deliveries(reads, states=[state], conversation=chat_id, limit=PENDING_MAX)
         pending |= {one.message: one for one in listed.items if one.message}
     quoted = {one.id: one for one in messages}
     wanted = {one.reply_to.message for one in messages if one.reply_to and one.reply_to.message}
