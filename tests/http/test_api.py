@@ -313,5 +313,5 @@ async def test_status_says_where_everything_stands(service: Served) -> None:
     status = await service.get("/v1/status", at_least=await service.head())
     assert status["head"] == await service.head()
     assert {view["view"] for view in status["views"]} >= {"conversations", "messages", "deliveries", "events"}
-    assert set(status["deliveries"]) == {"pending", "deferred", "parked", "oldest_position"}
+    assert set(status["deliveries"]) == {"pending", "deferred", "parked", "oldest_position", "failed"}
     assert status["queue"] == 0

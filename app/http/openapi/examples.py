@@ -123,7 +123,9 @@ _delivery: Json = {
     "message": MESSAGE,
     "state": "deferred",
     "reason": "HTTP 503 from Kommo",
+    "answer": None,
     "attempts": 3,
+    "next_try_at": LATER,
     "recorded_at": AT,
     "updated": 14,
 }
@@ -228,7 +230,19 @@ SHAPES: dict[str, Json] = {
             ]
         },
         "relay": {"active": True, "position": 13, "lag": 0},
-        "deliveries": {"pending": 1, "deferred": 1, "parked": 0, "oldest_position": 12},
+        "deliveries": {"pending": 1, "deferred": 1, "parked": 0, "oldest_position": 12, "failed": 0},
+        "resting": [
+            {
+                "channel": "acme",
+                "account_id": ACCOUNT,
+                "destination": "kommo",
+                "since": AT,
+                "next_try_at": LATER,
+                "tries": 7,
+                "reason": "HTTP 402",
+                "answer": "the plan has expired",
+            }
+        ],
         "connections": [],
         "unconnected": [
             {
@@ -240,6 +254,7 @@ SHAPES: dict[str, Json] = {
             }
         ],
     },
+    "ResumeOrder": {"states": ["failed"], "channel": "acme", "since": AT},
     "Resumed": {"resumed": 2},
     "Authorize": {"url": "https://www.kommo.com/oauth?client_id=…&state=…&mode=popup", "expires_at": LATER},
     "AccountsShown": {
@@ -332,6 +347,7 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
     "until": ("only what was recorded before this time", LATER),
     "at_least": ("wait, at most 5 s, until the views have seen this position", 0),
     "state": ("only deliveries that stand so", "parked"),
+    "reason": ("only deliveries whose reason begins so", "the account rests"),
     "destination": ("only deliveries to this side", "kommo"),
     "key": ("what makes the address impossible to guess", HOOK_KEY),
     "code": ("what is exchanged for tokens, once", "def50200…"),
