@@ -2,6 +2,7 @@
 
 import contextlib
 from functools import partial
+from typing import Protocol, TypeVar
 
 from app.access.keyring import Keyring
 from app.access.proxies import Proxies
@@ -29,6 +30,15 @@ from app.operations.services import Services
 from app.vault import Vault
 from app.views.projector import Projector
 
+
+class Closable(Protocol):
+    """A part that has something open."""
+
+    async def close(self) -> None:
+        """Close it."""
+
+
+Part = TypeVar("Part", bound=Closable)
 QUESTION_SECONDS = 10.0  # Chosen: of one account Kommo is asked so seldom, whoever repeats a call of Kommo's.
 
 
@@ -53,8 +63,7 @@ async def open_services(
     stack.push_async_callback(budget.close)
     pool = Pool(database_url)
     stack.push_async_callback(pool.close)
-    probe = Probe(database_url, ledger)
-    stack.push_async_callback(probe.close)
+    probe = _closing(stack, Probe(database_url, ledger))
     oauth = OAuth(client, setup.oauth, budget) if setup.oauth else None
     tokens = Tokens(database_url, pool, vault, oauth, ledger.submit)
     stack.push_async_callback(tokens.close)
@@ -63,10 +72,7 @@ async def open_services(
     stack.push_async_callback(endings.close)
     projector = Projector(database_url)
     room = {"limit": settings.unconnected_limit, "days": settings.unconnected_days}
-    users = Users(crm)
-    stack.push_async_callback(users.close)
-    rests = Rests(database_url)
-    stack.push_async_callback(rests.close)
+    users = _closing(stack, Users(crm))
     return Services(
         settings=settings,
         setup=setup,
@@ -76,7 +82,7 @@ async def open_services(
         ledger=ledger,
         channels=channels,
         attempts=Attempts(database_url),
-        rests=rests,
+        rests=_closing(stack, Rests(database_url)),
         unconnected=Unconnected(pool, projector, **room),
         projector=projector,
         pool=pool,
@@ -94,6 +100,12 @@ async def open_services(
         sessions=Sessions(keys),
         proxies=Proxies(settings.trusted_proxies),
     )
+
+
+def _closing(stack: contextlib.AsyncExitStack, part: Part) -> Part:
+    """A part, which the stack closes."""
+    stack.push_async_callback(part.close)
+    return part
 
 
 def masters_now(settings: Settings) -> list[bytes]:

@@ -129,6 +129,13 @@ _delivery: Json = {
     "recorded_at": AT,
     "updated": 14,
 }
+_rest: Json = {
+    "channel": "acme",
+    "account_id": ACCOUNT,
+    "destination": "kommo",
+    "since": AT,
+    "next_try_at": LATER,
+}
 _connection: Json = {"account_id": ACCOUNT, "scope_id": SCOPE, "title": "Acme chat", "connected_at": AT}
 _channel: Json = {
     "name": "acme",
@@ -231,18 +238,7 @@ SHAPES: dict[str, Json] = {
         },
         "relay": {"active": True, "position": 13, "lag": 0},
         "deliveries": {"pending": 1, "deferred": 1, "parked": 0, "oldest_position": 12, "failed": 0},
-        "resting": [
-            {
-                "channel": "acme",
-                "account_id": ACCOUNT,
-                "destination": "kommo",
-                "since": AT,
-                "next_try_at": LATER,
-                "tries": 7,
-                "reason": "HTTP 402",
-                "answer": "the plan has expired",
-            }
-        ],
+        "resting": [_rest | {"tries": 7, "reason": "HTTP 402", "answer": "the plan has expired"}],
         "connections": [],
         "unconnected": [
             {
