@@ -129,13 +129,7 @@ _delivery: Json = {
     "recorded_at": AT,
     "updated": 14,
 }
-_rest: Json = {
-    "channel": "acme",
-    "account_id": ACCOUNT,
-    "destination": "kommo",
-    "since": AT,
-    "next_try_at": LATER,
-}
+_rest: Json = {"channel": "acme", "account_id": ACCOUNT, "destination": "kommo", "since": AT}
 _connection: Json = {"account_id": ACCOUNT, "scope_id": SCOPE, "title": "Acme chat", "connected_at": AT}
 _channel: Json = {
     "name": "acme",
@@ -238,7 +232,7 @@ SHAPES: dict[str, Json] = {
         },
         "relay": {"active": True, "position": 13, "lag": 0},
         "deliveries": {"pending": 1, "deferred": 1, "parked": 0, "oldest_position": 12, "failed": 0},
-        "resting": [_rest | {"tries": 7, "reason": "HTTP 402", "answer": "the plan has expired"}],
+        "resting": [_rest | {"next_try_at": LATER, "tries": 7, "reason": "HTTP 402", "answer": "pay first"}],
         "connections": [],
         "unconnected": [
             {
