@@ -1,8 +1,9 @@
 """Hooks that were not taken are kept whole and listed, because Kommo does not send them again.
 
 A hook that comes again byte for byte is kept once, with the number of its arrivals. Each scope keeps its own
-share, so that what one account sends in masses drops nothing of another's; beyond the share the oldest go,
-with a line in the log. An operator has them taken up after a fix, see `operations/hooks`.
+share of each kind, so that what comes in masses drops nothing of another account's, and nothing that Kommo
+itself sent: whoever captured hooks can only send old ones and those of other accounts. Beyond the share the
+oldest go, with a line in the log. An operator has them taken up after a fix, see `operations/hooks`.
 """
 
 import asyncio
@@ -25,8 +26,10 @@ from app.views.cursor import LIMIT, decode_cursor, encode_cursor
 log = logging.getLogger("chatledger.webhooks")
 Order = Literal["asc", "desc"]
 
-KEPT_MAX = 1000  # Chosen, of each scope: more than anybody looks through, and retried within seconds.
-KEPT_BYTES_MAX = 32 * 1024 * 1024  # Chosen, of each scope: 128 of the largest bodies.
+KEPT_MAX = (
+    1000  # Chosen, of each scope and kind: more than anybody looks through, and retried within seconds.
+)
+KEPT_BYTES_MAX = 32 * 1024 * 1024  # Chosen, of each scope and kind: 128 of the largest bodies.
 KEPT_DAYS = 30  # Chosen: a fix comes sooner, and personal data does not stay for ever.
 PRUNE_SECONDS = 3600.0  # Chosen: a limit of days needs no more.
 
@@ -41,7 +44,7 @@ made AS (
 SELECT id::text FROM again UNION ALL SELECT id::text FROM made"""
 TRIM = """DELETE FROM ledger.refused WHERE id IN (SELECT id FROM (
   SELECT id, row_number() OVER latest AS number, sum(octet_length(body)) OVER latest AS bytes
-  FROM ledger.refused WHERE scope_id = %(scope_id)s
+  FROM ledger.refused WHERE scope_id = %(scope_id)s AND why = %(why)s
   WINDOW latest AS (ORDER BY received_at DESC, id)) AS kept
   WHERE number > %(number_max)s OR bytes > %(bytes_max)s)"""
 EXPIRE = "DELETE FROM ledger.refused WHERE received_at < now() - make_interval(days => %s)"
@@ -56,7 +59,7 @@ PAGE = """{columns}
  ORDER BY {key} {order}, id {order} LIMIT %(limit)s::bigint"""
 LATEST = PAGE.format(columns=COLUMNS.format(key="received_at"), key="received_at", after="<", order="DESC")
 EARLIEST = PAGE.format(columns=COLUMNS.format(key=FIRST), key=FIRST, after=">", order="ASC")
-LOCKED = f"{COLUMNS.format(key='received_at')} WHERE id = %s::uuid FOR UPDATE"
+LOCKED = "SELECT scope_id, body FROM ledger.refused WHERE id = %s::uuid FOR UPDATE"
 DELETE = "DELETE FROM ledger.refused WHERE id = %s::uuid"
 REASON = "UPDATE ledger.refused SET reason = %s WHERE id = %s::uuid"
 COUNT = "SELECT count(*) AS count FROM ledger.refused"
@@ -86,6 +89,13 @@ class RefusedHooks(Struct, frozen=True):
     next: str | None
 
 
+class Kept(Struct, frozen=True):
+    """A hook that is being taken up: where it came in, and its exact bytes."""
+
+    scope_id: str
+    body: bytes
+
+
 class Count(Struct):
     """The number of hooks that are kept."""
 
@@ -100,7 +110,7 @@ async def keep(pool: Pool, scope_id: str, reason: str, body: bytes, *, why: str,
     """
     values = {"id": str(uuid.uuid4()), "scope_id": scope_id, "body": body, "why": why}
     values["reason"] = printable(reason)
-    limits = {"scope_id": scope_id, "number_max": KEPT_MAX, "bytes_max": KEPT_BYTES_MAX}
+    limits = {"scope_id": scope_id, "why": why, "number_max": KEPT_MAX, "bytes_max": KEPT_BYTES_MAX}
     async with pool.connection() as db:
         row = await (await db.execute(KEEP, values)).fetchone()
         dropped = (await db.execute(TRIM, limits)).rowcount
@@ -136,12 +146,12 @@ async def count_refused(pool: Pool) -> int:
 
 
 @asynccontextmanager
-async def taken_up(pool: Pool, id_: str) -> AsyncIterator[RefusedHook | None]:
+async def taken_up(pool: Pool, id_: str) -> AsyncIterator[Kept | None]:
     """Lend a hook to one caller at a time, None if it is gone, and delete it unless the block raises.
 
-    Raises psycopg.OperationalError.
+    The connection is none of the pool's, which the block may need. Raises psycopg.OperationalError.
     """
-    async with pool.connection() as db, db.transaction():
+    async with await pool.connect_dedicated() as db, db.transaction():
         hook = await _locked(db, id_)
         yield hook
         if hook:
@@ -173,7 +183,7 @@ async def drop_aged(pool: Pool) -> None:
         log.error("%d refused hooks are dropped: older than %d days", dropped, KEPT_DAYS)
 
 
-async def _locked(db: Db, id_: str) -> RefusedHook | None:
-    async with db.cursor(binary=True, row_factory=class_row(RefusedHook)) as cursor:
+async def _locked(db: Db, id_: str) -> Kept | None:
+    async with db.cursor(binary=True, row_factory=class_row(Kept)) as cursor:
         await cursor.execute(LOCKED, (id_,))
         return await cursor.fetchone()

@@ -16,7 +16,7 @@ from app.kommo.chats.hooks import HookRefused
 from app.kommo.crm import contact_links
 from app.kommo.crm.hooks import HookCommand, commands
 from app.kommo.crm.php_form import BadForm, read
-from app.kommo.refused import RefusedHook
+from app.kommo.refused import Kept
 from app.ledger.writer import EventTooLarge, LedgerFull, LedgerUnavailable, Recorded
 from app.operations.errors import LedgerBusy, NotFound, NotPossible, StateConflict
 from app.operations.services import Services, record
@@ -51,7 +51,7 @@ async def retry(services: Services, id_: str) -> TakenUp:
     if not is_uuid(id_):
         raise UnknownHook
     try:
-        async with refused.taken_up(services.pool, id_) as hook:
+        async with services.retries, refused.taken_up(services.pool, id_) as hook:
             if hook is None:
                 raise UnknownHook
             done = await _take_up(services, hook)
@@ -83,7 +83,7 @@ async def take_crm(services: Services, account: str, body: bytes) -> tuple[list[
     return recorded, "; ".join(unread[:10])
 
 
-async def _take_up(services: Services, hook: RefusedHook) -> list[Recorded]:
+async def _take_up(services: Services, hook: Kept) -> list[Recorded]:
     if hook.scope_id.startswith(CRM):
         try:
             recorded, unread = await take_crm(services, hook.scope_id.removeprefix(CRM), hook.body)

@@ -41,8 +41,8 @@ class Services:
     """One of each part. `service/service.py` opens and closes them; nobody else replaces one.
 
     `oauth` needs the table [oauth] of the configuration, `relay` and `deliverer` their roles. `endings` are
-    Kommo's calls that end a consent. `stopping` is set once the process must end. `demo_links` are shown in
-    the console, by their words.
+    Kommo's calls that end a consent; refused hooks are taken up one by one, under `retries`. `stopping` is
+    set once the process must end. `demo_links` are shown in the console, by their words.
     """
 
     settings: Settings
@@ -74,6 +74,7 @@ class Services:
     tries: Tries = field(default_factory=Tries)
     relay: Relay | None = None
     deliverer: Deliverer | None = None
+    retries: asyncio.Lock = field(default_factory=asyncio.Lock)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     demo_links: dict[str, str] = field(default_factory=dict)
 

@@ -118,6 +118,22 @@ async def test_a_webhook_of_the_crm_is_taken_up_too(service: Served) -> None:
     assert (await retry(service, one["id"])).status == 422
 
 
+async def test_many_are_taken_up_at_once_and_reads_go_on(service: Served) -> None:
+    pool = service.run.services.pool
+    forms = [
+        f"talk[add][0][talk_id]={n}&talk[add][0][chat_id]=c-{n}&talk[add][0][contact_id]=7"
+        for n in range(1, 9)
+    ]
+    kept_ids = [
+        await refused.keep(pool, f"crm:{ACCOUNT}", "odd", form.encode(), why="unreadable", what="a webhook")
+        for form in forms
+    ]
+    async with asyncio.timeout(20):
+        answers = await asyncio.gather(*(retry(service, id_) for id_ in kept_ids))
+        assert {answer.status for answer in answers} == {200}
+        assert await kept(service) == []
+
+
 async def test_the_same_body_is_kept_once_and_counted(service: Served) -> None:
     for _ in range(3):
         assert (await service.hook(b'{"x":1}')).status == 400
@@ -178,8 +194,9 @@ async def test_a_scope_keeps_no_more_than_its_share(
     async with service.run.services.pool.connection() as db:
         await db.execute(FILL, (SCOPE_ID, size, number))
         await db.execute(FILL, (OTHER_SCOPE, size, number))
+        assert (await service.hook(old("replayed"))).status == 200
         assert (await service.hook(b'{"over":1}')).status == 400
-        for scope, left in ((SCOPE_ID, stay), (OTHER_SCOPE, number)):
+        for scope, left in ((SCOPE_ID, stay + 1), (OTHER_SCOPE, number)):
             assert await (await db.execute(IN_SCOPE, (scope,))).fetchone() == (left,)
     latest = (await service.get("/v1/refused", limit=1))["items"][0]
     assert base64.b64decode(latest["body"]) == b'{"over":1}'

@@ -50,7 +50,7 @@ async def refused(
 ) -> Response[RefusedPage]:
     """Hooks of Kommo's, kept whole, for Kommo does not send again; the latest first.
 
-    Of each scope 1000 and 32 MB are kept, for 30 days.
+    Of each scope and `why` 1000 and 32 MB are kept, for 30 days.
     """
     page = await list_refused(services_of(request).pool, order=order, limit=limit, cursor=cursor)
     items = [

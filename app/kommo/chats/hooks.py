@@ -129,10 +129,11 @@ def command(scope: Scope, body: bytes, *, age_seconds_max: float | None = None) 
     hook = _read(body)
     now = clock.now_ms()
     if hook.message or hook.action:
-        if hook.account_id and hook.account_id.lower() != scope.account:
+        account = hook.account_id
+        if account and account != scope.account and account.lower() != scope.account:
             raise HookRefused("its account_id is not the account that it came in for", Why.OTHER_ACCOUNT)
         if age_seconds_max is not None:
-            _check_age(hook, scope, now, age_seconds_max)
+            _check_age(hook, now, age_seconds_max)
     if hook.message:
         return _send(scope, hook.message, now, body)
     action = hook.action
@@ -164,11 +165,11 @@ def _read_leniently(body: bytes) -> Hook:
         raise HookRefused(str(error)) from None
 
 
-def _check_age(hook: Hook, scope: Scope, now: int, seconds_max: float) -> None:
+def _check_age(hook: Hook, now: int, seconds_max: float) -> None:
     """Refuse a hook that Kommo made long ago: whoever captured it could send it again at any time."""
     seconds = hook.time or (hook.message.timestamp if hook.message else None) or 0
-    age = (now - Arrival.of(scope, now, seconds * 1000).at) / 1000
-    if age > seconds_max:
+    age = now / 1000 - seconds
+    if age > seconds_max and seconds * 1000 >= EARLIEST_MS:
         raise HookRefused(f"it is {age / 3600:.1f} hours old by its `time`", Why.LATE)
 
 
