@@ -58,6 +58,9 @@ class Settings(
     trusted_proxies: tuple[str, ...] = ()
     roles: frozenset[Role] = ROLES
     unconnected_limit: Annotated[int, Meta(ge=0, le=1_000_000)] = 10_000
+    account_rate: Annotated[int, Meta(ge=1, le=1_000_000)] = 20_000
+    account_bytes: Annotated[int, Meta(ge=1024, le=2**40)] = 64 * 1024 * 1024
+    account_open: Annotated[int, Meta(ge=1, le=100_000_000)] = 100_000
     unconnected_days: Annotated[int, Meta(ge=0, le=3650)] = 7
 
     @property
@@ -105,6 +108,9 @@ HINTS = {
     "CHATLEDGER_UNCONNECTED_LIMIT": (
         "give how many deliveries are kept for an account that is not connected, 0 to 1000000"
     ),
+    "CHATLEDGER_ACCOUNT_RATE": "give how many actions an account may send in a second, 1 to 1000000",
+    "CHATLEDGER_ACCOUNT_BYTES": "give how many bytes of actions an account may send in a second, from 1024",
+    "CHATLEDGER_ACCOUNT_OPEN": "give how many deliveries of an account may be open, 1 to 100000000",
     "CHATLEDGER_UNCONNECTED_DAYS": "give for how many days they are kept, 0 to 3650",
 }
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from app.access.account_limits import AccountLimits
 from app.access.keyring import Keyring
 from app.access.login_links import LoginLinks
 from app.access.proxies import Proxies
@@ -69,6 +70,7 @@ class Services:
     crm: Crm
     users: Users
     sessions: Sessions
+    limits: AccountLimits
     login_links: LoginLinks = field(default_factory=LoginLinks)
     proxies: Proxies = field(default_factory=Proxies)
     tries: Tries = field(default_factory=Tries)

@@ -4,6 +4,7 @@ import contextlib
 from functools import partial
 from typing import Protocol, TypeVar
 
+from app.access.account_limits import AccountLimits
 from app.access.keyring import Keyring
 from app.access.proxies import Proxies
 from app.access.sessions import Sessions
@@ -98,6 +99,7 @@ async def open_services(
         crm=crm,
         users=users,
         sessions=Sessions(keys),
+        limits=AccountLimits(settings),
         proxies=Proxies(settings.trusted_proxies),
     )
 

@@ -9,6 +9,10 @@ from app.database.pool import Pool
 from app.views.cursor import LIMIT, decode_cursor, encode_cursor
 
 COUNTS = "SELECT state, count(*) AS count, min(position) AS oldest FROM deliveries GROUP BY state"
+OPEN_BY_ACCOUNT = """
+SELECT channel, account_id, count(*) AS count FROM deliveries
+WHERE state IN ('open', 'deferred') AND account_id IS NOT NULL GROUP BY channel, account_id
+"""
 # What waits for a destination that rests is tried when that is; until it was tried itself, that is why it
 # waits. `to_jsonb` of the row, because views of an older version, which are in force while new ones are
 # built, lack the column.
@@ -38,6 +42,14 @@ ORDER BY d.position LIMIT %(limit)s::bigint
 """
 State: TypeAlias = Literal["pending", "deferred", "parked", "failed"]
 Filter: TypeAlias = Literal["pending", "open", "deferred", "parked", "failed"]
+
+
+class AccountRow(Struct):
+    """How many deliveries of an account are open."""
+
+    channel: str
+    account_id: str
+    count: int
 
 
 class CountRow(Struct):
@@ -122,3 +134,9 @@ async def list_deliveries(
     rows = await pool.fetch(Delivery, DELIVERIES, values, prepare=False)
     items = rows[:limit]
     return Deliveries(items, encode_cursor(items[-1].position) if len(rows) > limit else None)
+
+
+async def count_open(pool: Pool) -> dict[tuple[str, str], int]:
+    """How many deliveries are open, by channel and account; those that have none are left out."""
+    rows = await pool.fetch(AccountRow, OPEN_BY_ACCOUNT, {})
+    return {(row.channel, row.account_id): row.count for row in rows}

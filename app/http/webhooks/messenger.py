@@ -1,12 +1,15 @@
 """The messengers' requests: the actions of one are all durable before its answer, or none is stored."""
 
 import asyncio
+import contextlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import psycopg
 from msgspec import UNSET, Struct, UnsetType
 
+from app.access.account_limits import OverLimit
 from app.channels.directory import Channel
 from app.database.pool import ViewsMissing
 from app.http.webhooks import routing
@@ -19,10 +22,13 @@ from app.messengers.checks import ActionRefused
 from app.operations.services import Services
 from app.problems import Problem, ProblemError
 from app.vault import WrongMasterKey
+from app.views.deliveries import count_open
 from domain import commands as c
 from domain.decide import OwnMessage, TooManyFacts
 from domain.ids import Scope
 
+# Chosen: some 2 ms of Python.
+AT_ONCE = 64
 # Chosen: a message that is full stays so, but who asks again within an hour finds the same.
 FULL_RETRY_SECONDS = 3600
 OWN = "this names a message of the messenger's own: only messages that we sent have a status"
@@ -78,14 +84,23 @@ async def take(services: Services, kind: str, request: Request) -> Answer:
     503).
     """
     await refresh(services.channels)
-    messenger = services.messengers[kind]
     channel = await _sender(services, kind, request)
+    size, shared = len(request.body), services.ledger.is_shared
+    try:
+        async with services.limits.turn(channel.name, size, shared=shared):
+            return await _take(services, services.messengers[kind], channel, request)
+    except OverLimit as error:
+        raise ProblemError(429, str(error), retry_after=error.retry_after) from None
+
+
+async def _take(services: Services, messenger: Messenger, channel: Channel, request: Request) -> Answer:
     try:
         received = messenger.receive(request, channel)
     except ActionRefused as error:
         raise routing.bad(error.path, error.message) from None
     scopes = await _scopes(services, channel, received)
-    found = _commands(channel, received, scopes)
+    await _admit(services, scopes, len(request.body))
+    found = await _commands(channel, received, scopes)
     waiting = [scope for scope in scopes if not _is_connected(channel, scope)]
     if waiting:
         async with services.unconnected.room(waiting) as note:
@@ -120,6 +135,19 @@ async def _sender(services: Services, kind: str, request: Request) -> Channel:
     return channel
 
 
+async def _admit(services: Services, scopes: Sequence[Scope], size: int) -> None:
+    """Raises OverLimit if one of the accounts has too many deliveries open, or sends too fast."""
+    limits = services.limits
+    if limits.wants_count:
+        with contextlib.suppress(ViewsMissing, psycopg.OperationalError):
+            limits.counted(await count_open(services.pool))
+    actions = Counter(scope.scope_id for scope in scopes)
+    for scope in {scope.scope_id: scope for scope in scopes}.values():
+        limits.check_open(scope.channel, scope.account)
+    for scope_id, count in actions.items():
+        limits.take(scope_id, count, size * count // len(scopes))
+
+
 async def _recorded(
     services: Services, found: Sequence[c.AnyCommand], size: int
 ) -> tuple[list[Result | ProblemError], int]:
@@ -149,10 +177,12 @@ def _is_connected(channel: Channel, scope: Scope) -> bool:
     return connection is not None and connection.connected
 
 
-def _commands(channel: Channel, received: Received, scopes: Sequence[Scope]) -> list[c.AnyCommand]:
+async def _commands(channel: Channel, received: Received, scopes: Sequence[Scope]) -> list[c.AnyCommand]:
     """The command of each action, in its scope."""
-    found = []
+    found: list[c.AnyCommand] = []
     for index, (scope, action) in enumerate(zip(scopes, received.actions, strict=True)):
+        if index % AT_ONCE == AT_ONCE - 1:
+            await asyncio.sleep(0)  # Others have something to do, too.
         try:
             request = f"{received.request}:{index}" if received.request else None
             within = channel.options.message_ids == "per conversation"
