@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import signal
@@ -353,6 +354,11 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         where = f"http://{error.host}:{error.port}"
         return f"no service answers at {where}: start it with `chatledger serve`, or name another with --url"
+    if isinstance(error, psycopg.errors.DiskFull):
+        return f"the disk of PostgreSQL is full: free some space on it ({said.splitlines()[0]})"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"the disk is full{where}: free some space in the data folder, CHATLEDGER_DATA"
     if isinstance(error, psycopg.OperationalError) or not isinstance(error, psycopg.Error):
         return said
     advice = ": give CHATLEDGER_DATABASE_URL the user who owns the database, or who may make roles"

@@ -291,6 +291,9 @@ def _path(kind: type, value: object) -> Path:
 
 def _checked(settings: Settings) -> Settings:
     """Check the rules that types cannot express."""
+    for place in (settings.data, *settings.data.parents):
+        if place.exists() and not place.is_dir():
+            raise BadSettings(f"CHATLEDGER_DATA: {place} is a file, {settings.data} needs a folder: give one")
     database, nats = settings.database_url, settings.nats_url
     if database and not database.startswith(("postgresql://", "postgres://")) and "=" not in database:
         raise BadSettings(f"CHATLEDGER_DATABASE_URL: {HINTS['CHATLEDGER_DATABASE_URL']}")

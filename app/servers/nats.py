@@ -19,7 +19,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from app.servers.process import POLL_SECONDS, Child, ServerFailed, log_tail, open_log, spawn, take_store
+from app.servers.process import (
+    POLL_SECONDS,
+    Child,
+    ServerFailed,
+    failure,
+    log_tail,
+    open_log,
+    spawn,
+    take_store,
+)
 from app.servers.user import User, give, is_open, require_open, server_user
 
 READY_SECONDS = 60.0  # chosen: the server checks its whole store at start, and a large one takes long
@@ -127,8 +136,10 @@ class PrivateNats(Child):
             if port := _port(self.folder, process.pid):
                 return port
             await asyncio.sleep(POLL_SECONDS)
-        tail = log_tail(self.folder / "run" / "nats.log") or log_tail(self.folder / "start.log")
-        raise ServerFailed(f"nats-server did not start in {self.folder}; its log ends:\n{tail}")
+        for log in (self.folder / "run" / "nats.log", self.folder / "start.log"):
+            if tail := log_tail(log):
+                raise failure(self.name, self.folder, tail, log)
+        raise failure(self.name, self.folder, "it says nothing")
 
 
 def analyst_access(folder: Path) -> Access | None:

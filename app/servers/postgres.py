@@ -22,6 +22,7 @@ from app.servers.process import (
     Child,
     ServerFailed,
     ended,
+    failure,
     log_tail,
     open_log,
     spawn,
@@ -173,7 +174,8 @@ class PrivatePostgres(Child):
             process.kill()
             process.wait()
         if not done or process.returncode:
-            raise ServerFailed(f"initdb failed in {self.folder}:\n{log_tail(self.folder / 'initdb.log')}")
+            path = self.folder / "initdb.log"
+            raise failure(self.name, self.folder, log_tail(path), path)
         new.rename(self.cluster)
         for folder in (self.folder, self.folder.parent, self.folder.parent.parent):
             sync_folder(folder)
@@ -186,8 +188,8 @@ class PrivatePostgres(Child):
             if lines[:1] == [str(process.pid)] and "ready" in (line.strip() for line in lines[7:]):
                 return
             await asyncio.sleep(POLL_SECONDS)
-        tail = log_tail(self.folder / "postgres.log")
-        raise ServerFailed(f"PostgreSQL did not start in {self.folder}; its log ends:\n{tail}")
+        path = self.folder / "postgres.log"
+        raise failure(self.name, self.folder, log_tail(path), path)
 
     def _write_rules(self) -> None:
         """Let in the user that we are, and nobody else."""

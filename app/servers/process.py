@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,7 +51,26 @@ ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
 
 class ServerFailed(Exception):
-    """A private server did not start or stop as it should; the message has the end of its log."""
+    """A private server did not start or stop as it should; the message says why as far as its log does."""
+
+
+# As the servers' logs and the system say it.
+FULL = ("No space left on device", "no space left on device", "Disk quota exceeded", "disk quota exceeded")
+
+
+def failure(server: str, folder: Path, said: str, log: Path | None = None) -> ServerFailed:
+    """Returns the error of a server that did not start, from the end of its log or the system's words."""
+    if any(words in said for words in FULL):
+        return ServerFailed(f"{server} did not start: the disk of {folder} is full: free some space on it")
+    more = f" (its log is {log})" if log else ""
+    return ServerFailed(f"{server} did not start in {folder}: {last_words(said)}{more}")
+
+
+def last_words(tail: str) -> str:
+    """Returns the line of a log's end that says most: the last one about something fatal, else the last."""
+    lines = [line.strip() for line in tail.splitlines() if line.strip()] or ["its log is empty"]
+    fatal = [line for line in lines if re.search(r"\b(FATAL|PANIC)\b|\[FTL\]|error:", line)]
+    return (fatal or lines)[-1]
 
 
 def spawn(

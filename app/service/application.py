@@ -105,6 +105,9 @@ PROBLEMS: dict[type[Exception], Rule] = {
     RecursionError: Rule(400, "the body is nested too deep: send less"),
     ViewsMissing: NOT_NOW,
     WrongMasterKey: Rule(503, UNOPENED, retry_after=1),
+    psycopg.errors.DiskFull: Rule(
+        503, "the disk of PostgreSQL is full: free some space on it, then ask again", retry_after=10
+    ),
     psycopg.OperationalError: NOT_NOW,
     Exception: Rule(500, problems.OURS),
 }
@@ -162,7 +165,7 @@ def _by_table(request: Call, error: Exception) -> Failure:
     rule = next(PROBLEMS[kind] for kind in type(error).__mro__ if kind in PROBLEMS)
     if rule.status == 500:
         log.exception("500 at %s", request.url.path, exc_info=error)
-    elif rule is NOT_NOW:
+    elif isinstance(error, psycopg.OperationalError):
         log.warning("not now: %s", str(error).strip())
     message, retry_after = rule.advice or str(error), rule.retry_after
     if (

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
+import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 
@@ -56,15 +58,27 @@ class Server(uvicorn.Server):
 def listen(settings: Settings, waiting: int) -> socket.socket:
     """The listening socket, where so many connections may wait to be taken.
 
-    Raises OSError that says what to do if the port is taken.
+    Raises OSError that says what to do, such as when the port is taken.
     """
+    host, port = settings.host, settings.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), backlog=waiting)
+        return socket.create_server((host, port), family=family, backlog=waiting)
     except OSError as error:
-        address = f"{settings.host}:{settings.port}"
-        raise OSError(
-            error.errno, f"cannot listen on {address} ({error.strerror}): set CHATLEDGER_PORT to another port"
-        ) from None
+        raise OSError(f"cannot listen on {host}:{port}: {_cause(error, port)}") from None
+
+
+def _cause(error: OSError, port: int) -> str:
+    """Returns why a socket cannot be opened, and what to do."""
+    number = error.errno or 0  # Those of names that cannot be resolved are negative.
+    if number < 0 or number in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+        advice = "set CHATLEDGER_HOST to one, such as 127.0.0.1, or to 0.0.0.0 for all"
+        return f"that is no address of this machine: {advice}"
+    if number == errno.EADDRINUSE:
+        return "another program has the port: stop it, or set CHATLEDGER_PORT to another port"
+    if number == errno.EACCES:
+        return f"port {port} is not for this user: set CHATLEDGER_PORT to 1024 or more"
+    return f"{os.strerror(number)}: check CHATLEDGER_HOST and CHATLEDGER_PORT"
 
 
 def url_of(listener: socket.socket) -> str:
