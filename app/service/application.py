@@ -60,6 +60,7 @@ DESCRIPTION = """Every chat action between a messenger and Kommo, as immutable e
 Read with `Authorization: Bearer KEY`. Writes answer with `Ledger-Position: n`; a read with `?at_least=n`
 waits until its view has seen n. Errors are problem details (RFC 9457)."""
 
+HUNG_UP = "client disconnected"  # Litestar's words: a fault of the client's, which hears no answer.
 KEYED = [
     *channels.routes,
     *history.routes,
@@ -189,6 +190,8 @@ def _by_litestar(request: Call, error: HTTPException) -> Failure:
     detail = error.detail
     if error.status_code == 404:
         detail = "there is nothing at this path: /schema lists what there is"
+    elif error.detail.startswith(HUNG_UP):
+        return _respond(request, ProblemError(400, "the body ended early: send it again"))
     elif error.status_code == 500:
         log.error("500 at %s: %s", request.url.path, error.detail)
         detail = problems.OURS

@@ -11,8 +11,9 @@ from typing import Any, cast
 
 import httptools
 import uvicorn
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from app.bad_requests import BAD_REQUESTS, Kind
@@ -24,6 +25,7 @@ LONG_BODIES = ("/v1/import",)  # Without a limit of their own, but never slower 
 LONG_BODY_BYTES = 64 * 1024
 VERSIONS = ("1.1", "1.0")
 FRAMING = (b"content-length", b"transfer-encoding")
+LINGER_BYTES = 1024 * 1024  # Chosen: a client that is refused can read why, unless it goes on for long.
 HEADER_OVERHEAD = 4  # The colon, the space and the line end of each header.
 
 
@@ -67,6 +69,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.perimeter = config.perimeter
         self._limits = config.perimeter.limits
         self._phase = Phase.BETWEEN
+        self._answered: RequestResponseCycle | None = None  # `cycle` may be one that came ahead.
         self._stage = 0  # Counts the heads and bodies that have begun.
         self._since = 0.0  # When what we wait for began.
         self._chunk = 0  # Bytes that the parser has now.
@@ -109,11 +112,20 @@ class HttpProtocol(HttpToolsProtocol):
             self._fed += len(data)
         else:
             self._fed = 0
+        if self._received > LINGER_BYTES and self.cycle.response_complete:
+            self._deaf = True  # It was refused, and is not read to its end.
+            self.transport.close()
+            return
         large = self._chunk > self._limits.head_bytes
         if self._fed > self._limits.head_bytes or (
             large and self._phase is Phase.HEAD and self._is_head_too_large()
         ):
             self._refuse_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Every request that came ahead learns it, too."""
+        self._disconnect()
+        super().connection_lost(exc)
 
     # Called by the parser.
 
@@ -166,7 +178,11 @@ class HttpProtocol(HttpToolsProtocol):
         cycle.more_body = False
         cycle.message_event.set()
 
-    # Called by the cycle of a request.
+    # Called by and for the cycle of a request.
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """Answer the next request that came ahead, or wait for one."""
@@ -289,8 +305,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _disconnect(self) -> None:
         """The application learns that nothing more comes, and what it answers is dropped."""
-        for cycle in (self.cycle, *(cycle for cycle, _ in self.pipeline)):
-            if cycle is not None:
+        for cycle in (self._answered, self.cycle, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
 

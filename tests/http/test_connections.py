@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import resource
@@ -79,7 +80,7 @@ async def test_a_head_that_is_never_complete_is_ended(port: int, name: str) -> N
 @pytest.mark.parametrize("line_ends", [b"", b"\r\n"])
 async def test_a_connection_that_says_nothing_is_closed(port: int, line_ends: bytes) -> None:
     async with raw(port) as connection:
-        sending = asyncio.create_task(dribble(connection, b"", forever=line_ends))
+        sending = asyncio.create_task(dribble(connection, b"", forever=line_ends, seconds=1))
         got = await connection.rest()
         await sending
     assert got.text == ""
@@ -262,6 +263,48 @@ async def test_a_bad_request_does_not_break_into_an_answer(service: Served, port
         with contextlib.suppress(TimeoutError):
             await connection.rest(1.5)
             raise AssertionError("the stream was ended")
+
+
+@pytest.mark.parametrize("end", ["the client leaves", "too many ahead"])
+async def test_a_stream_ends_with_its_connection_also_if_requests_came_ahead(
+    service: Served, server: tuple[int, Server], end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    follow = b"GET /v1/events HTTP/1.1\r\nAccept: text/event-stream\r\n" + KEY + b"\r\n"
+    port, running = server
+    tasks = running.server_state.tasks
+    async with raw(port) as connection:
+        await connection.send(follow, pause=0.3)
+        assert len(tasks) == 1
+        with contextlib.suppress(ConnectionError):
+            await connection.send(GET * (2 if end == "the client leaves" else 10_000))
+    async with asyncio.timeout(5):
+        for number in itertools.count():  # What is written shows that nobody is there.
+            if not tasks:
+                break
+            assert (await service.act(sent(f"{end} {number}"))).status == 200
+            await asyncio.sleep(0.1)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_refused_body_is_not_read_to_its_end(port: int) -> None:
+    begin = b"POST /v1/channels HTTP/1.1\r\nContent-Length: 999999999999\r\n\r\n"
+    async with raw(port) as connection:
+        with contextlib.suppress(ConnectionError):
+            await connection.send(begin, *[b"x" * 64 * KB] * 200)
+            raise AssertionError("it was read to its end")
+        assert await connection.closed(0.3)
+
+
+@pytest.mark.parametrize("path", [b"/login", b"/v1/channels", b"/messengers/acme", b"/crm/a/b"])
+async def test_a_client_that_hangs_up_is_no_error_of_ours(
+    port: int, path: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    form = b"Content-Type: multipart/form-data; boundary=x\r\n" if path == b"/login" else b""
+    async with raw(port) as connection:
+        head = b"POST " + path + b" HTTP/1.1\r\n" + KEY + form
+        await connection.send(head + b"Content-Length: 99\r\n\r\n--x\r\n", pause=0.1)
+    await asyncio.sleep(0.2)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_requests_may_come_ahead_but_not_without_end(port: int) -> None:
