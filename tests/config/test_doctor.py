@@ -22,7 +22,7 @@ from app.channels.directory import Channel as Registered
 from app.channels.directory import Secrets
 from app.config.file import Account, Channel, Connected, KommoSide, MessengerSide, Setup
 from app.config.settings import Settings
-from app.doctor.doctor import Doctor, Ground, diagnose, examine, exposed, show
+from app.doctor.doctor import Doctor, Ground, diagnose, examine, show
 from app.doctor.kommo import Case, Strangers
 from app.doctor.probe import Check, skewed
 from app.servers.nats import nats_binary
@@ -33,7 +33,6 @@ from domain import ids
 from tests.support.databases import NewDatabase
 from tests.support.ids import (
     ACCOUNT,
-    ADMIN_KEY,
     BOT,
     CHANNEL,
     CHANNEL_SECRET,
@@ -401,24 +400,6 @@ async def test_the_command_says_by_its_exit_code_whether_all_is_well(clinic: Cli
     code, told = await run("--config", str(path), "doctor")
     assert code == 1
     assert f"WRONG {ACME}: Kommo does not take our signature (403)" in told
-
-
-def test_a_file_with_secrets_that_every_user_can_read_is_a_warning(tmp_path: Path) -> None:
-    config, key = tmp_path / "chatledger.toml", tmp_path / "admin.key"
-    key.write_text(ADMIN_KEY)
-    config.write_text('[[channels]]\nkommo = { secret = "hush" }\n')
-    for path in (config, key):
-        path.chmod(0o644)
-    assert [check.todo for check in exposed(config, tmp_path)] == [f"chmod o= {key}", f"chmod o= {config}"]
-    assert all(check.ok and "every user can read" in check.says for check in exposed(config, tmp_path))
-    key.chmod(0o640)
-    for harmless in ('[[channels]]\nkommo = { secret = "env:HUSH" }', 'CHATLEDGER_NATS_URL = "nats://x"'):
-        config.write_text(harmless)
-        assert exposed(config, tmp_path) == []
-    config.write_text('CHATLEDGER_DATABASE_URL = "postgresql://u:p@db/x"')
-    assert len(exposed(config, tmp_path)) == 1
-    config.chmod(0o600)
-    assert exposed(config, tmp_path) == []
 
 
 async def test_the_example_is_printed(tmp_path: Path) -> None:
