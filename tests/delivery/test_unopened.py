@@ -1,5 +1,7 @@
 """A delivery whose channel's secrets do not open waits for the right master key."""
 
+import asyncio
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,10 +10,13 @@ from msgspec.structs import replace
 from app.channels.directory import Channel, Connection, Secrets
 from app.delivery.job import Job, Push
 from app.delivery.prepare import Preparer
+from app.servers.servers import Servers
+from app.service.service import running
 from app.vault import WrongMasterKey
 from domain import events as e
 from domain.ids import scope_of
 from domain.state import State
+from tests.support.system import chat, installed
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "events"
 
@@ -51,3 +56,24 @@ class Nothing:
 
     async def sends(self, _: str) -> list[e.AnyEvent]:
         return []
+
+
+async def test_a_process_with_a_wrong_key_delivers_nothing_and_loses_nothing(servers: Servers) -> None:
+    """All its roles stay up; the right key at the next start is all that is needed."""
+    async with installed(servers) as (story, settings):
+        name = chat()
+        async with running(settings) as run:
+            story.run = run
+            await story.connect()
+            await story.fault("kommo.new_message", "503", times=None)
+            message = await story.customer(name)
+        await story.order("DELETE", "/faults")
+        wrong = replace(settings, master_key=base64.b64encode(b"w" * 32).decode())
+        async with running(wrong) as run:
+            await asyncio.sleep(2.5)  # Twice as long as it takes to try the secrets again.
+            assert not run.failed.done()
+            assert (await story.call("GET", f"{story.url}/readyz"))[0] == 503
+            assert story.kommo(name) == []
+            assert (await story.shown(message))["status"] == "sent"
+        async with running(settings):
+            assert len(await story.arrived(name)) == 1

@@ -87,15 +87,19 @@ async def save(pool: Pool, account: str, chat_id: str, contact_id: int, lead_id:
 
 async def run(services: LinkServices) -> NoReturn:
     """Link the chats that got their conversations, again and again; any number of processes may."""
-    trim_at = monotonic()
+    trim_at, failing = monotonic(), ""
     while True:
         try:
             await link_ready(services)
+            failing = ""
             if monotonic() >= trim_at:
                 await trim(services.pool)
                 trim_at = monotonic() + TRIM_SECONDS
         except (psycopg.Error, ViewsMissing, LedgerFull, LedgerUnavailable, WrongMasterKey) as error:
-            log.warning("contact links wait: %s", str(error).strip() or type(error).__name__)
+            reason = str(error).strip() or type(error).__name__
+            if reason != failing:  # Once, however long it lasts.
+                log.warning("contact links wait: %s", reason)
+            failing = reason
         await asyncio.sleep(LOOK_SECONDS)
 
 
