@@ -6,6 +6,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from app.channels.directory import Connection
+from app.delivery.decoration import without_each
 from app.delivery.job import (
     Disconnected,
     Doubt,
@@ -52,13 +53,14 @@ class Moment(NamedTuple):
     """What a decision needs from outside, as values.
 
     `began` is when the attempt began and `time` the present, in seconds of the clock; `chance` is a random
-    number from 0 up to 1. `stamp` is that of the job's conversation, by "system".
+    number from 0 up to 1. `stamp` is that of the job's conversation, by "system". `bot_id` is the channel's.
     """
 
     stamp: c.Stamp
     began: float
     time: float
     chance: float
+    bot_id: str | None = None
 
 
 class Decision(Struct, frozen=True):
@@ -85,7 +87,7 @@ def decide(result: Result, job: Job, now: Moment) -> Decision:
         return _rest(event, tried, now, doubt.answer)
     match result:
         case Done():
-            return Decision(tried, _accept(event, result, now))
+            return Decision(tried, _accept(event, result, now, tried.left_out))
         case Settled():
             return Decision(tried)
         case Superseded():
@@ -148,6 +150,12 @@ def _refused(event: Pushed, tried: Progress, now: Moment, refused: Refused, doub
         return _park(event, tried, now, f"refused for good: {_http(event, refused)}", refused.text)
     if doubt is None and event.push == KOMMO and tried.unknown:
         return _doubt(tried, Doubt(refused, "history"))
+    untried = tried.untried
+    if untried is None and not refused.sure:
+        untried = without_each(event, refused.text, now.bot_id)
+    if untried:  # If an attempt had no answer, it was looked up before this.
+        fewer = replace(tried, left_out=untried[0], untried=untried[1:], unknown=False)
+        return Decision(fewer, after_seconds=0.0)
     if isinstance(event, e.MessageMirrored):
         return _park(event, tried, now, f"Kommo refused the copy: {_http(event, refused)}", refused.text)
     stamp, reason = _by(now, event.push or "system"), f"refused for good: {_http(event, refused)}"
@@ -220,7 +228,7 @@ def _complete(event: Pushed, now: Moment, superseded: str | None = None) -> c.Co
     return c.Complete(**now.stamp, stream=event.stream, cause=event.id, superseded=superseded)
 
 
-def _accept(event: Pushed, done: Done, now: Moment) -> c.Accept | c.Complete:
+def _accept(event: Pushed, done: Done, now: Moment, left_out: tuple[str, ...]) -> c.Accept | c.Complete:
     """A message is accepted under the names that the other side has for it; anything else is complete."""
     if not isinstance(event, Created):
         return _complete(event, now)
@@ -243,6 +251,7 @@ def _accept(event: Pushed, done: Done, now: Moment) -> c.Accept | c.Complete:
         end=end,
         cause=event.id,
         copy=isinstance(event, e.MessageMirrored),
+        left_out=left_out,
     )
 
 

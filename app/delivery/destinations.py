@@ -24,6 +24,7 @@ from msgspec.structs import replace
 from app import metrics
 from app.channels.directory import Channel, Connection
 from app.clock import Clock, read, text
+from app.delivery.decoration import names_without, without
 from app.delivery.gate import Gate
 from app.delivery.job import (
     Doubt,
@@ -196,10 +197,12 @@ class Destinations:
         if isinstance(event, e.TypingStarted) and is_stale(event, self._clock.now_ms()):
             return Superseded(TOO_LATE)
         if push.names is None:
+            event = without(event, push.left_out, push.channel.bot_id)
             return await self._kommo.push(_who(push), push.connection.scope.scope_id, event, began)
+        names = names_without(push.names, push.left_out)
         async with self._places[event.channel].hold(event.account or ""):
             messenger = self._messengers[push.channel.kind]
-            result = await messenger.push(push.channel, push.connection, push.names)
+            result = await messenger.push(push.channel, push.connection, names)
         if isinstance(result, Done) and push.channel.options.message_ids == "per conversation":
             return replace(result, per_conversation=True)
         return result

@@ -71,7 +71,8 @@ class Progress(Struct, frozen=True):
     `again`: it may have been tried before, by this process or by one that is gone. `unknown`: an attempt may
     have been accepted although no answer came. `attempts` counts the failures, `reason` is that of the last
     and `since` the time of the first, in seconds of the clock. `reconnected`: the channel was
-    connected again on its behalf.
+    connected again on its behalf. `left_out` is what the message is sent without, `untried` what else it can
+    be sent without (None: it was not refused yet).
     """
 
     again: bool = False
@@ -81,6 +82,8 @@ class Progress(Struct, frozen=True):
     since: float | None = None
     reconnected: bool = False
     doubt: Doubt | None = None
+    left_out: tuple[str, ...] = ()
+    untried: tuple[tuple[str, ...], ...] | None = None
 
 
 class Job(Struct):
@@ -125,6 +128,7 @@ class Push(Struct, frozen=True):
     `event` has the names that Kommo needs, `names` those that the messenger needs (None: it goes to Kommo).
     With a `doubt` nothing is pushed: the call clears up the doubt. `chat_id` is Kommo's id of the chat then.
     `waits_from` is since when the event waits: how long it may wait for a messenger counts from then.
+    `left_out` is what it is sent without.
     """
 
     event: Pushed
@@ -134,6 +138,7 @@ class Push(Struct, frozen=True):
     doubt: Doubt | None = None
     chat_id: str | None = None
     waits_from: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 class Superseded(Struct, frozen=True):

@@ -110,7 +110,7 @@ class Preparer:
         if job.superseded:
             return connection.scope, Superseded(LATER)
         since = job.waits_from or event.recorded_at
-        push = Push(event, channel, connection, doubt=doubt, waits_from=since)
+        push = Push(event, channel, connection, doubt=doubt, waits_from=since, left_out=job.progress.left_out)
         if doubt is not None:
             return connection.scope, await self._examine(push, doubt)
         if job.progress.again and (found := await self._find_outcome(event)):

@@ -142,7 +142,7 @@ class Settle:
             began = self._clock.time()
             scope, push = await self._preparer.prepare(job)
             result = await self._destination.push(push, job.call) if isinstance(push, Push) else push
-            decision = decide(result, job, self._moment(job, scope, began))
+            decision = decide(result, job, self._moment(job, scope, began, push))
             _report(job, result, decision)
             self._count(job, push, result, decision)
             job.progress = decision.progress
@@ -176,10 +176,11 @@ class Settle:
             now, after = self._clock.now_ms(), decision.after_seconds
             self._counts.failed(job.event.id, now, None if after is None else now + int(after * 1000))
 
-    def _moment(self, job: Job, scope: Scope, began: float) -> Moment:
+    def _moment(self, job: Job, scope: Scope, began: float, push: object = None) -> Moment:
         event = job.event
         stamp = clock.stamp(scope, event.conversation or event.stream, "system", now=self._clock.now_ms())
-        return Moment(stamp, began, self._clock.time(), self._chance())
+        bot_id = push.channel.bot_id if isinstance(push, Push) else None
+        return Moment(stamp, began, self._clock.time(), self._chance(), bot_id)
 
     async def _record(self, command: c.AnyCommand) -> int:
         """Submit until the ledger has it; returns the position of the outcome."""

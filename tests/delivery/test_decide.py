@@ -54,10 +54,15 @@ def event_of(name: str, **changes: object) -> Pushed:
     return event
 
 
+PLAIN = {
+    "content": e.Content(type="text", text="Hi"),
+    "sender": e.Party(id="u-1", name="Ann"),
+    "source": None,
+}
 EVENTS = {
-    "message": event_of("message.sent", push="kommo", imported=False),
-    "manager's": event_of("message.sent", push="messenger", imported=False),
-    "copy": event_of("message.mirrored", push="kommo"),
+    "message": event_of("message.sent", push="kommo", imported=False, **PLAIN),
+    "manager's": event_of("message.sent", push="messenger", imported=False, **PLAIN),
+    "copy": event_of("message.mirrored", push="kommo", **PLAIN),
     "edit": event_of("message.edited", push="kommo"),
     "typing": event_of("typing.started", push="kommo"),
 }

@@ -9,7 +9,7 @@ FOLDER = Path(__file__).parents[2] / "app" / "delivery"
 # Each file may import those after it. `ledger_tail` brings jobs; the last one is what all pass on.
 LINE = [
     *("deliverer", "ledger_tail", "lane", "settle", "prepare", "decide", "destinations", "reconnect", "gate"),
-    *("rests", "tries", "job"),
+    *("decoration", "rests", "tries", "job"),
 ]
 
 

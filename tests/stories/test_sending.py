@@ -283,15 +283,17 @@ async def test_a_status_waits_for_kommos_name_of_the_copy(story: Story) -> None:
     assert status == 200
 
 
-async def test_a_copy_that_kommo_refuses_is_parked_and_the_message_goes_on(story: Story) -> None:
+async def test_a_copy_of_a_manager_whom_kommo_does_not_know_comes_from_the_bot(story: Story) -> None:
     name = chat()
     conversation = await known(story, name)
-    told = await story.operator(conversation, name, sender={"user_id": "nobody"})
+    told = await story.operator(conversation, name, sender={"user_id": "nobody", "name": "Nobody"})
     await story.pushed(name)
-    [parked] = await story.until_recorded(told["id"], "delivery.parked")
-    assert "user not found" in parked["reason"]
-    page = await story.api("GET", f"/v1/deliveries?conversation={conversation}")
-    assert [(one["type"], one["state"]) for one in page["items"]] == [("message.mirrored", "parked")]
+    [copy] = await copied(story, name)
+    assert (copy.sender, copy.message["text"]) == (BOT, "Hi")
+    accepted = await story.until_recorded(told["id"], "message.accepted", 2)
+    assert [one.get("left_out") for one in accepted if one.get("copy")] == [["sender.user_id"]]
+    await story.settled()
+    assert (await story.api("GET", f"/v1/deliveries?conversation={conversation}"))["items"] == []
 
 
 async def test_a_status_of_a_parked_copy_is_parked_and_told_when_both_are_resumed(story: Story) -> None:
