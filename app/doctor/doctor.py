@@ -195,6 +195,9 @@ class Doctor:
             return [
                 Check(name, False, f"{folder} is not writable for this user", "mend its owner, or run as it")
             ]
+        if (folder / MASTER_OLD_FILE).exists():
+            says = "a rotation of the master key is not finished"
+            return [Check(name, False, says, "run `chatledger keys rotate-master`, which goes on with it")]
         return [Check(name, True, f"{folder} is there")]
 
     async def database(self) -> list[Check]:

@@ -201,6 +201,15 @@ async def test_one_rotation_runs_at_a_time_and_none_without_a_key(ledger: Ledger
     assert list((tmp_path / "empty").iterdir()) == []
 
 
+async def test_the_doctor_says_that_a_rotation_is_not_finished(ledger: Ledger) -> None:
+    files.begin(ledger.folder)
+    told = await run_command("doctor", **ledger.environment, CHATLEDGER_KOMMO_URL=NOWHERE)
+    assert "a rotation of the master key is not finished -> run `chatledger keys rotate-master`" in told.out
+    await rotate_master(ledger.settings)
+    told = await run_command("doctor", **ledger.environment, CHATLEDGER_KOMMO_URL=NOWHERE)
+    assert f"ok    data folder: {ledger.folder} is there" in told.out
+
+
 async def test_the_register_has_every_sealed_column(ledger: Ledger) -> None:
     async with await connect(ledger.url) as db:
         cursor = await db.execute(COLUMNS)
