@@ -123,6 +123,19 @@ async def test_an_operator_who_disconnects_is_not_overruled(sim: Simulation) -> 
 
 
 @simulated
+async def test_a_job_that_is_parked_while_the_connection_is_made_is_resumed(sim: Simulation) -> None:
+    def connect(position: int, event: e.AnyEvent) -> None:
+        sim.connected = sim.connected or isinstance(event, e.DeliveryParked)
+
+    sim.connected = False
+    sim.ledger.listeners.append(connect)
+    sim.ledger.give(customer(1))
+    await sim.idle()
+    assert parked(sim) == [DISCONNECTED]
+    assert len(sim.events(e.DeliveryResumed)) == 1
+
+
+@simulated
 async def test_403_is_probed_once_a_minute_until_it_ends(sim: Simulation) -> None:
     sim.kommo.script = lambda event: Done("k") if sim.clock.passed > 600 else Forbidden("bad signature")
     for n in range(50):
