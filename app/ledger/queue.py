@@ -32,8 +32,8 @@ OUTCOMES = {c.Accept, c.Complete, c.Defer, c.Park, c.Reject}
 class _Waiting:
     """The commands of one place in the ring; `credit` in bytes is what it may still move in its turn."""
 
-    def __init__(self, key: str) -> None:
-        self.key = key
+    def __init__(self, key: str, scope_id: str) -> None:
+        self.key, self.scope_id = key, scope_id
         self.pending: deque[Pending] = deque()
         self.credit = 0
 
@@ -66,16 +66,19 @@ class Queue:
         waiting = self._scopes.get(scope_id)
         return len(waiting.pending) if waiting else 0
 
-    def put(self, pending: Pending) -> int:
-        """Add a command behind the others of its place; returns how many wait there now."""
-        waiting = self._of(pending).pending
-        waiting.append(pending)
+    def put(self, pending: Pending) -> bool:
+        """Add a command behind the others of its place; returns whether its scope has no crowd here."""
+        waiting = self._of(pending)
+        waiting.pending.append(pending)
         self._count += 1
         self.bytes += pending.size
-        count = len(waiting)
-        if count == CROWD + 1:
+        if len(waiting.pending) == CROWD + 1:
             self.crowds += 1
-        return count
+        return not (self.crowds and self._is_crowded(waiting))
+
+    def _is_crowded(self, waiting: _Waiting) -> bool:
+        """Whether the scope of a place has a crowd here, in this place or in its other one."""
+        return max(len(waiting.pending), self.waiting(waiting.scope_id)) > CROWD
 
     def put_back(self, pending: Pending) -> None:
         """Put a command that must be tried again ahead of the others of its place."""
@@ -87,19 +90,27 @@ class Queue:
             self.crowds += 1
 
     def _of(self, pending: Pending) -> _Waiting:
-        key = pending.command.scope.scope_id
-        if type(pending.command) in OUTCOMES:
-            key = f"outcomes {key}"
+        scope_id = pending.command.scope.scope_id
+        key = f"outcomes {scope_id}" if type(pending.command) in OUTCOMES else scope_id
         waiting = self._scopes.get(key)
         if waiting is None:
-            waiting = self._scopes[key] = _Waiting(key)
+            waiting = self._scopes[key] = _Waiting(key, scope_id)
             self._ring.append(waiting)
         return waiting
 
-    def move_to(self, batch: list[Pending], most: int) -> None:
-        """Move commands into a batch until it holds `most`; a command marked `alone` goes alone."""
-        while self._ring and len(batch) < most:
+    def move_to(self, batch: list[Pending], most: int, *, calm: bool = False) -> None:
+        """Move commands into a batch until it holds `most`; a command marked `alone` goes alone.
+
+        `calm`: scopes that have a crowd here wait.
+        """
+        skipped = 0
+        while self._ring and len(batch) < most and skipped < len(self._ring):
             waiting = self._ring[0]
+            if calm and self._is_crowded(waiting):
+                self._ring.rotate(-1)
+                skipped += 1
+                continue
+            skipped = 0
             alone = len(self._ring) == 1
             if not alone:
                 waiting.credit += TURN_BYTES

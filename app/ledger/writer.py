@@ -16,8 +16,8 @@ queue before the queue is given back.
 Sharing. A command that arrives waits for the batches that are being committed. So while several scopes are at
 work, batches stay small (`SHARED_BATCH_MAX`), and the first writer makes them all, because the append of one
 writer waits for that of the other. As long as a scope has a crowd waiting, the writer rests after each batch
-for as long as the batch took, and takes only a few commands when another scope calls: machine and database
-then have room for what comes. A full queue still takes commands of the scopes that have few in it.
+for as long as the batch took, and takes only commands of the scopes without one when they call: machine and
+database then have room for what comes. A full queue still takes commands of the scopes that have few in it.
 
 Errors. If the connection breaks, the outcome of the batch is unknown: the writer connects again and the same
 commands are decided again (`batch` says why that is safe). If the database refuses a batch for another
@@ -49,7 +49,7 @@ from app.ledger.batch import (
     Pending,
     Recorded,
 )
-from app.ledger.queue import CROWD, Queue
+from app.ledger.queue import Queue
 from app.ledger.streams import read, read_facts
 from domain.commands import AnyCommand
 
@@ -62,7 +62,7 @@ BATCH_MAX = 500
 SECOND_WRITER_AT = 125
 # Measured with `./ops/bench fair`: some 3 ms of Python, and as much of PostgreSQL.
 SHARED_BATCH_MAX = 64
-# Chosen: as many as come from neighbours in a rest, with a little of the crowd.
+# Chosen: as many as come from neighbours in a rest.
 REST_BATCH_MAX = 16
 REST_SECONDS_MAX = 0.1
 # Chosen: who has sent something is at work for so long.
@@ -174,10 +174,10 @@ class Ledger:
             self._last_scope, self._shared_until = scope_id, now + SHARED_SECONDS
         future: asyncio.Future[Recorded] = self._loop.create_future()
         queue = self.queue_of(command)
-        count = queue.put(Pending(command, future, size, now))
+        is_calm = queue.put(Pending(command, future, size, now))
         writer = self._writers[0]
         writer.wake.set()
-        if count <= CROWD:
+        if is_calm:
             writer.called.set()
         if len(queue) == SECOND_WRITER_AT:
             self.wake()
@@ -274,6 +274,8 @@ class _Writer:
             self.wake.clear()
             queues = self._take(most)
             if not self.current:
+                if most == REST_BATCH_MAX:
+                    continue
                 if ledger.closed and not any(queue or queue.taken for queue in ledger.queues):
                     return
                 await self.wake.wait()
@@ -303,10 +305,10 @@ class _Writer:
         rest = self.rests_until - time.perf_counter()
         if rest <= 0 or ledger.closed or not any(queue.crowds for queue in ledger.queues):
             return SHARED_BATCH_MAX
-        self.called.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(rest):
                 await self.called.wait()
+                self.called.clear()
                 return REST_BATCH_MAX
         return SHARED_BATCH_MAX
 
@@ -327,7 +329,8 @@ class _Writer:
         """
         queues = sorted((queue for queue in self.ledger.queues if self._may_take(queue)), key=len)
         for number, queue in enumerate(queues, 1):
-            queue.move_to(self.current, most * number // len(queues))
+            calm = most == REST_BATCH_MAX
+            queue.move_to(self.current, most * number // len(queues), calm=calm)
         return [queue for queue in queues if queue.taken]
 
     def _may_take(self, queue: Queue) -> bool:
