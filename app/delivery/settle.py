@@ -50,6 +50,10 @@ RECORD_SECONDS = 0.5
 # A call ends after 10 s (`http_client.TIMEOUT_SECONDS`), so after this the name of the copy is known or the
 # attempt has failed.
 COPY_SECONDS = 12.0
+# Chosen: from the resumption of what waits to the connection in force it takes half a second,
+# and longer where thousands wait.
+CONNECT_SECONDS = 30.0
+CONNECT_POLL_SECONDS = 0.1
 # Chosen: imperceptible to whoever waits for the message, and cheap.
 COPY_POLL_SECONDS = 0.02
 log = logging.getLogger("chatledger.deliver")
@@ -142,6 +146,8 @@ class Settle:
             began = self._clock.time()
             scope, push = await self._preparer.prepare(job)
             result = await self._destination.push(push, job.call) if isinstance(push, Push) else push
+            if isinstance(result, Disconnected) and await self._is_being_connected(job):
+                continue
             decision = decide(result, job, self._moment(job, scope, began, push))
             _report(job, result, decision)
             self._count(job, push, result, decision)
@@ -153,6 +159,19 @@ class Settle:
                 return position
             if decision.after_seconds > 0:
                 await self._rest(job, decision.after_seconds)
+
+    async def _is_being_connected(self, job: Job) -> bool:
+        """Whether the connection that a job needs is made within some seconds, if the job was resumed.
+
+        Whoever makes a connection first resumes what waits for it: so that is in its lanes, in order, before
+        anything can be delivered.
+        """
+        until = self._clock.time() + CONNECT_SECONDS
+        while job.progress.again and self._clock.time() < until:
+            await self._rest(job, CONNECT_POLL_SECONDS)
+            if await self._preparer.is_connected(job.event):
+                return True
+        return False
 
     async def _look_again(self, job: Job, decision: Decision, position: int) -> int:
         """Resume a job that was parked for want of a connection, if that was made meanwhile.

@@ -177,10 +177,14 @@ async def connect(
         again=again and (before_id != scope.scope_id or (was_lost and by != OPERATOR)),
         is_time_window_disabled=disabled,
     )
+    unconnected = (DISCONNECTED, UNCONNECTED)
+    if (
+        not again
+    ):  # What waited is in its lanes before the connection is in force, so nothing later overtakes it.
+        await resume_of_scope(services, scope, unconnected, by)
     recorded = await record(services, command)
     channel = await _in_force(services, name, recorded)
     await services.attempts.record(name, account)
-    unconnected = (DISCONNECTED, UNCONNECTED)
     await resume_of_scope(services, scope, (*unconnected, *LOST) if was_lost else unconnected, by)
     return Done(channel, recorded, again)
 
