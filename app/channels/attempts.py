@@ -12,9 +12,15 @@ from msgspec import Struct
 
 from app.database import names
 from app.database.connection import connect
+from domain import events as e
+from domain import ids
+from domain.ids import Scope
 
 LOCK_POLL_SECONDS = 0.5  # chosen: a start waits this much longer than it must
 TRY_LOCK = "SELECT pg_try_advisory_lock(%s)"
+TAKE_TURN = "SELECT pg_advisory_lock(%s, hashtext(%s))"
+LAST_EVENT = """SELECT state FROM ledger.stored_events WHERE originator_id = %(stream)s::uuid
+ ORDER BY originator_version DESC LIMIT 1"""
 NOW = "SELECT extract(epoch FROM clock_timestamp())::float8"
 RECORD = """
 INSERT INTO ledger.connecting (channel, account_id, tried_at, problem, answer)
@@ -69,6 +75,21 @@ class Attempts:
     async def succeeded(self, channel: str, account: str, *, since: float) -> bool:
         """Whether the last attempt, whichever process made it, was after `since` and succeeded."""
         return bool(await self._all(SUCCEEDED, {"channel": channel, "account": account, "since": since}))
+
+    @contextlib.asynccontextmanager
+    async def turn(self, channel: str, account: str) -> AsyncIterator[None]:
+        """Hold the turn to connect a channel to an account, or to disconnect it; waits for it.
+
+        Kommo and the ledger are told one after the other, so two who do so at once would end apart.
+        """
+        async with await connect(self._url) as db:
+            await db.execute(TAKE_TURN, (names.CONNECTION_LOCK, f"{channel} {account}"))
+            yield  # The end of the connection releases the lock.
+
+    async def is_connected(self, scope: Scope) -> bool:
+        """Whether the channel is connected as the ledger has it now, however far the views are."""
+        rows = await self._all(LAST_EVENT, {"stream": ids.connection_stream(scope)})
+        return bool(rows) and isinstance(e.decode(cast("bytes", rows[0][0])), e.ChannelConnected)
 
     @contextlib.asynccontextmanager
     async def startup_turn(self) -> AsyncIterator[None]:

@@ -23,4 +23,5 @@ PARTITION_LOCK = 0x6368_6174_1000  # plus the number of a range of partitions: o
 
 # Locks of two keys: the number here and a hash of what is locked.
 IMPORT_LOCK = 0x6368_6174  # and a channel with an account: one import into them at a time
+CONNECTION_LOCK = 0x6368_0002  # and a channel with an account: one of those who connect or disconnect it
 TOKEN_LOCK = 0x6368_0001  # and an account: one refresh of its tokens at a time

@@ -3,11 +3,14 @@
 Reinstalling the integration silently drops the connections of an account; Kommo then answers 404 or 403 to
 every push. Three rules keep connecting again harmless: one job of a connection does it while the others wait
 and count it as theirs; it happens at most once a minute, and ever more seldom while it is no use; and an
-operator who disconnects the channel is never overruled.
+operator who disconnects the channel is never overruled. For the last, whoever connects or disconnects a
+channel takes a turn with the others, in all processes, and looks into the ledger once the turn is there; and
+the ledger does not record a connection that was made again if an operator has ended it since.
 """
 
 import asyncio
 import logging
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -19,6 +22,7 @@ from app.http_client import RETRIED, Answer, Unreached
 from app.kommo.chats.scope import named
 from app.kommo.chats.signature import Credentials
 from app.outcome import Retry
+from domain.ids import Scope
 
 # Chosen: longer than it takes from Kommo's answer until every process knows of a disconnection. An operator's
 # disconnection reaches Kommo first and the ledger after, so a 404 may only mean that one is under way.
@@ -53,6 +57,12 @@ class Attempts(Protocol):
         self, channel: str, account: str = "", problem: str | None = None, answer: str = ""
     ) -> None:
         """Keep how an attempt ended; no problem: it succeeded."""
+
+    def turn(self, channel: str, account: str) -> AbstractAsyncContextManager[None]:
+        """Hold the turn to connect a channel to an account, or to disconnect it; waits for it."""
+
+    async def is_connected(self, scope: Scope) -> bool:
+        """Whether the channel is connected as the ledger has it now."""
 
 
 class _Latest:
@@ -101,7 +111,10 @@ class Reconnector:
             found = await still_connected(self._directory, self._clock, scope.channel, scope.account)
             if found is None:
                 return Retry("the channel was disconnected meanwhile")
-            return await self._connect(*found, latest)
+            async with self._attempts.turn(scope.channel, scope.account):
+                if not await self._attempts.is_connected(scope):
+                    return Retry("the channel was disconnected meanwhile")
+                return await self._connect(*found, latest)
 
     async def _connect(
         self, channel: Channel, connection: Connection, latest: _Latest

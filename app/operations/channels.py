@@ -151,12 +151,14 @@ async def connect(
     *,
     by: str = OPERATOR,
     was_lost: bool = True,
+    renewed: bool = False,
     is_time_window_disabled: bool | None = None,
 ) -> Done:
     """Connect an account: at Kommo, then in the ledger; what was parked without the connection is resumed.
 
     `was_lost` False: Kommo may have known the connection all the time, so a delivery that Kommo answered with
-    404 stays parked. `is_time_window_disabled` None: it stays as it was. Raises UnknownChannel, KommoFailed.
+    404 stays parked. `renewed`: only if it is still connected. `is_time_window_disabled` None: it stays as it
+    was. Raises UnknownChannel, KommoFailed, and NotConnected if it is to be renewed and is no longer there.
     """
     channel = await named(services, name)
     account = account.lower()
@@ -166,24 +168,26 @@ async def connect(
     disabled = is_time_window_disabled
     if disabled is None:
         disabled = before is not None and before.is_time_window_disabled
-    answer = await _connect_at_kommo(services, channel, account, title or name, disabled=disabled)
-    before_id, scope = scope.scope_id, named_scope(answer, scope)
-    await _check_scope(services, scope)
-    stream = ids.connection_stream(scope)
-    command = c.Connect(
-        **clock.stamp(scope, stream, by, now=clock.now_ms()),
-        stream=stream,
-        title=title or name,
-        again=again and (before_id != scope.scope_id or (was_lost and by != OPERATOR)),
-        is_time_window_disabled=disabled,
-    )
     unconnected = (DISCONNECTED, UNCONNECTED)
-    if (
-        not again
-    ):  # What waited is in its lanes before the connection is in force, so nothing later overtakes it.
-        await resume_of_scope(services, scope, unconnected, by)
-    recorded = await record(services, command)
-    channel = await _in_force(services, name, recorded)
+    async with services.attempts.turn(name, account):
+        if renewed and not await services.attempts.is_connected(scope):
+            raise NotConnected
+        answer = await _connect_at_kommo(services, channel, account, title or name, disabled=disabled)
+        before_id, scope = scope.scope_id, named_scope(answer, scope)
+        await _check_scope(services, scope)
+        stream = ids.connection_stream(scope)
+        command = c.Connect(
+            **clock.stamp(scope, stream, by, now=clock.now_ms()),
+            stream=stream,
+            title=title or name,
+            again=again and (before_id != scope.scope_id or (was_lost and by != OPERATOR)),
+            is_time_window_disabled=disabled,
+            renewed=renewed,
+        )
+        if not again:  # What waited is in its lanes before that is in force, so nothing later overtakes it.
+            await resume_of_scope(services, scope, unconnected, by)
+        recorded = await record(services, command)
+        channel = await _in_force(services, name, recorded)
     await services.attempts.record(name, account)
     await resume_of_scope(services, scope, (*unconnected, *LOST) if was_lost else unconnected, by)
     return Done(channel, recorded, again)
@@ -196,14 +200,23 @@ async def disconnect(services: Services, name: str, account: str, *, by: str = O
     """
     channel = await named(services, name)
     connection = connected(channel, account.lower())
-    answer = await _answer(services.kommo.disconnect(_credentials(channel), connection.scope.account))
-    if answer.html or answer.status != 404:  # 404: Kommo does not know the connection, so it has ended.
-        _check_answer(answer)
-    return await record_disconnected(services, connection, by=by)
+    async with services.attempts.turn(name, connection.scope.account):
+        answer = await _answer(services.kommo.disconnect(_credentials(channel), connection.scope.account))
+        if answer.html or answer.status != 404:  # 404: Kommo does not know the connection, so it has ended.
+            _check_answer(answer)
+        done = await _record_end(services, connection, by=by)
+    await _park(services, connection, by)
+    return done
 
 
 async def record_disconnected(services: Services, connection: Connection, *, by: str) -> Done:
     """Record that Kommo has ended a connection, and park what is open. Raises NotConnected."""
+    done = await _record_end(services, connection, by=by)
+    await _park(services, connection, by)
+    return done
+
+
+async def _record_end(services: Services, connection: Connection, *, by: str) -> Done:
     scope = connection.scope
     stream = ids.connection_stream(scope)
     stamp = clock.stamp(scope, stream, by, now=clock.now_ms())
@@ -211,10 +224,13 @@ async def record_disconnected(services: Services, connection: Connection, *, by:
         recorded = await record(services, c.Disconnect(**stamp, stream=stream))
     except decide.NotConnected:  # Another process was first.
         raise NotConnected from None
-    channel = await _in_force(services, scope.channel, recorded)
+    return Done(await _in_force(services, scope.channel, recorded), recorded)
+
+
+async def _park(services: Services, connection: Connection, by: str) -> None:
+    scope = connection.scope
     await services.attempts.record(scope.channel, scope.account)
     await park_open(services, scope, by)
-    return Done(channel, recorded)
 
 
 async def named(services: Services, name: str) -> Channel:

@@ -29,7 +29,7 @@ from app.http_client import Unreached
 from app.kommo.chats.client import ask_scope
 from app.kommo.chats.signature import Credentials
 from app.operations import channels
-from app.operations.channels import NewChannel
+from app.operations.channels import NewChannel, NotConnected
 from app.operations.errors import KommoFailed, NotYet, OperationError, StateConflict
 from app.operations.services import Services
 from app.vault import WrongMasterKey
@@ -167,15 +167,19 @@ class Start:
         dropped = was_lost and want.connected
         if dropped and not await still_connected(services.channels, LoopClock(), want.channel, want.account):
             return "an operator disconnected it meanwhile: it stays so"
-        done = await channels.connect(
-            services,
-            want.channel,
-            want.account,
-            want.title,
-            by=SYSTEM,
-            was_lost=was_lost,
-            is_time_window_disabled=want.is_time_window_disabled,
-        )
+        try:
+            done = await channels.connect(
+                services,
+                want.channel,
+                want.account,
+                want.title,
+                by=SYSTEM,
+                was_lost=was_lost,
+                renewed=want.connected,
+                is_time_window_disabled=want.is_time_window_disabled,
+            )
+        except NotConnected:
+            return "an operator disconnected it meanwhile: it stays so"
         if dropped:
             return "Kommo had dropped the connection, as a reinstallation does: connected again"
         return "connected, as it was" if done.again else "connected"

@@ -7,7 +7,7 @@ from app.database import names
 from domain.ids import PARTITIONS
 
 LOCKS = {name: number for name, number in vars(names).items() if name.endswith("_LOCK")}
-TWO_KEYS = {"IMPORT_LOCK", "TOKEN_LOCK"}
+TWO_KEYS = {"IMPORT_LOCK", "TOKEN_LOCK", "CONNECTION_LOCK"}
 APP = Path(names.__file__).parent.parent
 
 

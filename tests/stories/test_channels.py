@@ -133,3 +133,40 @@ async def test_a_scope_id_of_another_connection_is_refused(own_story: Story) -> 
     status, problem = await own_story.call("POST", url, order, headers=AS_ADMIN)
     assert (status, "scope of channel acme" in problem["detail"]) == (502, True)
     assert [one["account_id"] for one in await connections(own_story)] == [ACCOUNT]
+
+
+async def test_an_operator_who_disconnects_while_kommo_is_slow_is_not_overruled(own_story: Story) -> None:
+    """Kommo forgets the connection at once and answers late; delivery meets 404 in between."""
+    name = chat()
+    await own_story.fault("kommo.disconnect", "slow", seconds=3)
+    ending = asyncio.create_task(own_story.api("DELETE", f"/v1/channels/acme/connections/{ACCOUNT}"))
+    await until(lambda: not connected(own_story))
+    await own_story.customer(name)
+    await ending
+    await stays_disconnected(own_story)
+
+
+async def test_a_connection_made_again_while_an_operator_ends_it_is_ended(own_story: Story) -> None:
+    """Kommo has dropped the connection, delivery makes it again, and Kommo answers that late."""
+    name = chat()
+    own_story.sandbox.chat_state.connections.clear()
+    await own_story.fault("kommo.connect", "slow", seconds=3)
+    await own_story.customer(name)
+    await until(lambda: connected(own_story))
+    await own_story.api("DELETE", f"/v1/channels/acme/connections/{ACCOUNT}")
+    await stays_disconnected(own_story)
+
+
+def connected(story: Story) -> bool:
+    found = story.sandbox.chat_state.connections.get(SCOPE.scope_id)
+    return found is not None and found.active
+
+
+async def stays_disconnected(story: Story) -> None:
+    """Wait until delivery has given up, and see that nobody has connected the channel."""
+    assert await until_parked(story, 1)
+    assert not connected(story)
+    [channel] = (await story.api("GET", "/v1/channels"))["items"]
+    assert channel["connections"] == []
+    kinds = [one["type"] for one in await story.events() if one["type"].startswith("channel.")]
+    assert kinds[-1] == "channel.disconnected"

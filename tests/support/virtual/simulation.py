@@ -1,7 +1,8 @@
 """Delivery's real code on a virtual clock, a ledger in memory, and functions that answer as both sides do."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple, TypeAlias
 
 from app.channels.directory import Channel, Connection, Secrets
@@ -20,6 +21,7 @@ from app.messengers import adapter
 from app.outcome import Done, Outcome
 from domain import commands as c
 from domain import events as e
+from domain.ids import Scope
 from domain.state import State
 from tests.support.ids import SCOPE
 from tests.support.ledgers.decisions import START_MS, Ledger
@@ -187,6 +189,15 @@ class Simulation:
     ) -> None:
         """Keep how an attempt to connect ended."""
         self.problems.append(problem)
+
+    @asynccontextmanager
+    async def turn(self, channel: str, account: str) -> AsyncIterator[None]:
+        """Nobody else connects."""
+        yield
+
+    async def is_connected(self, scope: Scope) -> bool:
+        """Whether the channel is connected as the ledger has it now."""
+        return self.connected
 
     def failed(self, error: BaseException) -> None:
         """A lane cannot go on."""
