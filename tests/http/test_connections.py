@@ -29,7 +29,7 @@ POST = b"POST /messengers/acme HTTP/1.1\r\nHost: x\r\n"
 KEY = f"Authorization: Bearer {ADMIN_KEY}\r\n".encode()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 async def server(service: Served) -> AsyncIterator[tuple[int, Server]]:
     """The service once more, with short limits and few connections."""
     async with listening(
