@@ -1,10 +1,12 @@
 """`/readyz` says whether something can be stored now, and how each part of the process stands."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from app.ledger.probe import FAILURE_SECONDS
 from app.ledger.writer import Failure
@@ -12,6 +14,7 @@ from app.servers.servers import Servers
 from tests.support.service import Answer, Served, sent, serving
 
 REVOKE = "REVOKE EXECUTE ON FUNCTION ledger.append FROM chatledger"
+HANG_UP = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
 GRANT = "GRANT EXECUTE ON FUNCTION ledger.append TO chatledger"
 
 
@@ -68,20 +71,21 @@ async def test_it_is_not_ready_while_the_database_refuses_to_write(own: Served) 
     assert (await ready(own)).status == 200
 
 
-async def test_a_database_that_is_read_only_stores_nothing(own: Served) -> None:
+async def test_it_is_not_ready_while_the_database_lets_nobody_in_and_ready_after_it(own: Served) -> None:
     url = str(own.run.services.settings.database_url)
-    await own.run.services.probe.close()
-    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as db:
-        name = db.info.dbname
-        await db.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'.encode())
+    name = conninfo_to_dict(url)["dbname"]
+    other = make_conninfo(url, dbname="postgres")
+    async with await psycopg.AsyncConnection.connect(other, autocommit=True) as db:
+        await db.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'.encode())
+        await db.execute(HANG_UP, (name,))
         try:
             answer = await ready(own)
         finally:
-            await db.execute("SET default_transaction_read_only = off")
-            await db.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only'.encode())
-    assert answer.status == 503
-    assert "read-only" in ledger_of(answer)["detail"]
-    assert (await ready(own)).status == 200
+            await db.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'.encode())
+    assert (answer.status, ledger_of(answer)["state"]) == (503, "unavailable")
+    async with asyncio.timeout(10):
+        while (await ready(own)).status != 200:  # noqa: ASYNC110 - of another process, without an event
+            await asyncio.sleep(0.2)
 
 
 async def test_a_failure_counts_until_something_is_stored_or_it_is_old(own: Served) -> None:
