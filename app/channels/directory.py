@@ -26,6 +26,8 @@ from app.vault import Vault, WrongMasterKey
 from domain.ids import Scope, scope_of
 from domain.parts import ChannelOptions
 
+# Chosen: with the wait for the ledger after it, an answer still comes within Kommo's 5 s.
+REFRESH_SECONDS = 2.0
 LEASE_SECONDS = 0.1  # chosen: ten small reads a second for each process, and a change takes as long
 OLD_SECRET_MS = 24 * 3_600_000  # chosen: a day, in which Kommo or the messenger is given the new secret
 RETRY_SECONDS = 1.0  # chosen: a channel whose secrets do not open is tried again this often
@@ -212,7 +214,10 @@ class Channels:
         """
         needed = monotonic() - LEASE_SECONDS
         while self._checked <= needed:
-            await asyncio.shield(self._question())
+            question = self._question()
+            if not (await asyncio.wait({question}, timeout=REFRESH_SECONDS))[0]:
+                raise psycopg.OperationalError("the database does not answer in time")
+            question.result()
 
     def fresh_ahead(self) -> bool:
         """Whether the last answer is within the lease; asks ahead after half of it, so that nobody waits."""

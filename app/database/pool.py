@@ -24,9 +24,12 @@ from psycopg.rows import class_row
 from app.database import connection
 from app.database.connection import Db
 from app.database.names import VIEWS_SCHEMA
+from app.deadline import ANSWER_SECONDS, within
 
 CONNECTIONS = 4  # chosen: more would only compete for the same cores of the database server
 STATEMENT_TIMEOUT_SECONDS = 10  # chosen: every read has an index, so a longer one is a mistake
+
+NO_ANSWER = "the database does not answer in time"
 
 Row = TypeVar("Row")
 
@@ -66,8 +69,17 @@ class Pool:
         """Returns the rows of a statement, each as a `kind` whose fields are named like the columns.
 
         `prepare=False` plans the statement for these values instead of reusing a plan. Raises ViewsMissing,
-        BadFilter, psycopg.OperationalError.
+        BadFilter, psycopg.OperationalError, also if there is no answer within 4.5 s.
         """
+        try:
+            return await within(ANSWER_SECONDS, self._fetch_again(kind, statement, values, prepare))
+        except TimeoutError:
+            raise psycopg.OperationalError(NO_ANSWER) from None
+
+    async def _fetch_again(
+        self, kind: type[Row], statement: str, values: Mapping[str, object], prepare: bool
+    ) -> list[Row]:
+        """The rows, at the second try if the first met a broken connection or views that were switched."""
         try:
             return await self._fetch(kind, statement, values, prepare)
         except (*MISSING, psycopg.errors.InternalError):

@@ -3,23 +3,17 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
 import pytest
 
-from app.config.settings import load_settings
-from app.servers.servers import Servers, servers
-from app.service.service import running
+from app.servers.servers import Servers
 from app.stream import jetstream
 from app.views.rebuild import rebuild
-from ops.sandbox import Sandbox
-from tests.support.databases import database, make_without_a_secret
+from tests.support.databases import database
 from tests.support.ids import ADMIN_KEY, MASTER_KEY
 from tests.support.processes import Process, living_servers, started
-from tests.support.system import Story, Traffic, broker, chat, config, free_port, story_on, telling
+from tests.support.system import Story, Traffic, broker, chat, on_its_own_servers, story_on, telling
 
 KEYS = {"CHATLEDGER_ADMIN_KEY": ADMIN_KEY, "CHATLEDGER_MASTER_KEY": MASTER_KEY}
 
@@ -34,24 +28,6 @@ async def all_is_well(story: Story, traffic: Traffic) -> None:
         assert [one for one in there if one in set(taken)] == taken
         assert len(there) == len(set(there))
     assert await story.events(type="message.failed") == []
-
-
-@asynccontextmanager
-async def on_its_own_servers(folder: Path) -> AsyncIterator[Story]:
-    """A service that has started its servers itself, and will start them again."""
-    os.chmod(folder, 0o711)
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    async with aiohttp.ClientSession() as client, Sandbox(config(url)) as sandbox:
-        given = {"CHATLEDGER_DATA": str(folder), "CHATLEDGER_PORT": str(port), **KEYS}
-        settings = load_settings(environment=given | {"CHATLEDGER_KOMMO_URL": sandbox.url})
-        async with servers(settings) as where:  # Once before, to make it a ledger whose ids a test can make.
-            await make_without_a_secret(where.database_url)
-        async with running(settings) as run:
-            story = Story(client, sandbox, url)
-            story.run = run
-            await story.connect()
-            yield story
 
 
 def kill(folder: Path, program: bytes) -> None:

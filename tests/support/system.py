@@ -21,13 +21,13 @@ from app.config.file import Budgets, Setup
 from app.config.settings import Settings, load_settings
 from app.messengers import webhook
 from app.servers.nats import PrivateNats
-from app.servers.servers import Servers
+from app.servers.servers import Servers, servers
 from app.service.service import Running, migrate, running
 from domain import ids
 from ops.sandbox import Channel, Config, Sandbox
 from ops.sandbox.state.chats import Message as KommoMessage
 from ops.sandbox.state.messenger import Push
-from tests.support.databases import database
+from tests.support.databases import database, make_without_a_secret
 from tests.support.ids import (
     ACCOUNT,
     ADMIN_KEY,
@@ -273,6 +273,25 @@ async def story_on(servers: Servers, **changed: Any) -> AsyncIterator[Story]:
         telling(nats.folder, database_url, nats.url, **changed) as story,
     ):
         yield story
+
+
+@asynccontextmanager
+async def on_its_own_servers(folder: Path) -> AsyncIterator[Story]:
+    """A service that has started its servers itself, and will start them again."""
+    os.chmod(folder, 0o711)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    async with aiohttp.ClientSession() as client, Sandbox(config(url)) as sandbox:
+        given = {"CHATLEDGER_DATA": str(folder), "CHATLEDGER_PORT": str(port)}
+        given |= {"CHATLEDGER_ADMIN_KEY": ADMIN_KEY, "CHATLEDGER_MASTER_KEY": MASTER_KEY}
+        settings = load_settings(environment=given | {"CHATLEDGER_KOMMO_URL": sandbox.url})
+        async with servers(settings) as where:  # Once before, to make it a ledger whose ids a test can make.
+            await make_without_a_secret(where.database_url)
+        async with running(settings) as run:
+            story = Story(client, sandbox, url)
+            story.run = run
+            await story.connect()
+            yield story
 
 
 @asynccontextmanager

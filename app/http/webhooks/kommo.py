@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 import psycopg
 
-from app.channels.directory import Channels
+from app.channels.directory import REFRESH_SECONDS, Channels
+from app.deadline import within
 from app.http.webhooks.body import BUSY, OK, RETRY_AFTER_SECONDS, Answer, WrongSignature
 from app.kommo import refused
 from app.kommo.chats import hooks
@@ -91,8 +92,9 @@ async def _keep(services: Services, scope: Scope, body: bytes, reason: str, why:
     try:
         if why == Why.LATE and await _is_recorded(services, scope, body):
             return OK
-        kept = await refused.keep(services.pool, scope.scope_id, reason, body, why=why, what=KINDS[why])
-    except psycopg.OperationalError:
+        keeping = refused.keep(services.pool, scope.scope_id, reason, body, why=why, what=KINDS[why])
+        kept = await within(REFRESH_SECONDS, keeping)
+    except (psycopg.OperationalError, TimeoutError):
         raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS) from None
     if why == Why.LATE:
         return OK
