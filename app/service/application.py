@@ -32,6 +32,7 @@ from app.http.api import (
     sending,
     sources,
     templates,
+    waiting,
 )
 from app.http.console import pages
 from app.http.console import routes as console
@@ -67,6 +68,7 @@ KEYED = [
     *events.routes,
     *operation.routes,
     *refused.routes,
+    *waiting.routes,
     *sending.routes,
     *consent.routes,
     *accounts.routes,

@@ -25,7 +25,7 @@ from app.database.binary import take_columns
 from app.database.connection import Db
 from app.database.names import MIGRATE_LOCK
 from domain.events import AnyEvent, decode
-from projections import channels, conversations, deliveries, events, messages
+from projections import channels, conversations, deliveries, events, messages, waiting
 from projections.columns import Page, Statement, texts
 
 PAGE_BYTES = 16 * 1024 * 1024  # chosen: the memory that a page of large events may take
@@ -69,7 +69,7 @@ WHERE total - size < %b::bigint ORDER BY position
 # Constants of a view that decide nothing about its rows.
 POLICY = {"ON_FAULT", "TOPICS"}
 # The order in which a page is applied: messages need the merges of conversations.
-VIEWS = cast("tuple[View, ...]", (conversations, messages, deliveries, events, channels))
+VIEWS = cast("tuple[View, ...]", (conversations, messages, deliveries, events, channels, waiting))
 
 
 class View(Protocol):

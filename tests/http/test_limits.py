@@ -43,6 +43,13 @@ async def test_edits_of_one_unknown_id_are_bounded_and_then_quickly_applied(serv
     assert (taken, left_out) == (WAITING_MAX, 2_000 - WAITING_MAX)
     alone = await post(service, about("message.edited", "unknown", message={"type": "text", "text": "more"}))
     assert (alone.status, alone.headers["Retry-After"]) == (429, "3600")
+    listed = await service.get("/v1/waiting", limit=1000, at_least=await service.head())
+    assert (len(listed["items"]), listed["next"]) == (WAITING_MAX, None)
+    first = listed["items"][0]
+    assert (first["type"], first["by"], first["channel"]) == ("message.edited", "messenger", "acme")
+    page = await service.get("/v1/waiting", message=first["message"], channel="acme", limit=60)
+    rest = await service.get("/v1/waiting", account_id=ACCOUNT, limit=60, cursor=page["next"])
+    assert page["items"] + rest["items"] == listed["items"]
     start = time.perf_counter()
     answer = await post(service, sent(1, message_id="unknown"))
     assert answer.status == 200
@@ -51,6 +58,8 @@ async def test_edits_of_one_unknown_id_are_bounded_and_then_quickly_applied(serv
         f"/v1/messages/{answer.body['results'][0]['id']}", at_least=answer.headers["Ledger-Position"]
     )
     assert message["text"] == f"edit 0 {WAITING_MAX - 1}"
+    assert (await service.get("/v1/waiting"))["items"] == []
+    assert (await service.ask("GET", "/v1/waiting?message=no-id")).status == 400
 
 
 async def test_conflicts_are_answered_and_only_the_first_are_recorded(service: Served) -> None:

@@ -64,7 +64,8 @@ async def test_a_damaged_row_is_parked_and_everything_else_goes_on(servers: Serv
             await story.settled()
             position = await insert_garbage(settings)
             await works(story)
-            concerned = {(view, position) for view in ("conversations", "messages", "deliveries", "events")}
+            views = ("conversations", "messages", "deliveries", "events", "waiting")
+            concerned = {(view, position) for view in views}
             assert await parked(story) == concerned
             assert await story.api("GET", f"/v1/events?after={position - 1}&limit=1") == {
                 "items": [

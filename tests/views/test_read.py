@@ -294,7 +294,7 @@ async def test_the_status_says_how_far_views_are(of: Open, database_url: str) ->
     standing = await view_status(reads)
     assert standing.head == len(log.events) + 1
     assert {(view.position, view.lag) for view in standing.views} == {(len(log.events), 1)}
-    assert len(standing.views) == 5
+    assert len(standing.views) == 6
 
 
 async def test_channels_are_listed_with_their_connections(of: Open) -> None:

@@ -312,6 +312,22 @@ SHAPES: dict[str, Json] = {
         ],
         "next": None,
     },
+    "Waiting": {
+        "items": [
+            {
+                "position": 40,
+                "id": EVENT,
+                "message": MESSAGE,
+                "type": "message.edited",
+                "by": "messenger",
+                "channel": "acme",
+                "account_id": ACCOUNT,
+                "at": AT,
+                "recorded_at": AT,
+            }
+        ],
+        "next": None,
+    },
     "TakenUp": {"id": EVENT, "position": 41, "duplicate": False},
 }
 

@@ -124,6 +124,7 @@ TABLES: Iterable[tuple[str, str]] = (
     ("reactions", 'message, "by", sender_id'),
     ("deliveries", "position"),
     ("events", "position"),
+    ("waiting", "position"),
     ("places", "id"),
     ("periods", "period"),
     ("channels", "name"),
