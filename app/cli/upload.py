@@ -132,6 +132,8 @@ def summary(report: Json) -> Iterator[str]:
         yield f"import     {state}"
     for name in ("lines", "imported", "duplicates", "conflicts", "skipped"):
         yield f"{name:<10} {report[name]}"
+    if report.get("resumed"):
+        yield f"resumed    {report['resumed']} (they had failed, and are sent again)"
     if report["backwards"]:
         yield f"backwards  {report['backwards']} (older than a line before of their chat: Kommo orders them)"
     for each in report["problems"]:

@@ -74,7 +74,8 @@ class Report(Struct, kw_only=True):
     """How far an import has come, or what it came to.
 
     `lines` were dealt with. `duplicates` were recorded before, with the same content; of `conflicts` another
-    content is recorded, which stands; `skipped` cannot be read. `backwards` are older than a line before of
+    content is recorded, which stands; `resumed` were recorded before, had failed, and are sent again;
+    `skipped` cannot be read. `backwards` are older than a line before of
     their chat: they have their own times all the same, by which Kommo orders them. `position` is the last of
     the ledger that it wrote or met: for `at_least` of a later read. `detail` says what to do when it stopped.
     Of the problems the first 100 are told; `left_off` counts the rest.
@@ -92,6 +93,7 @@ class Report(Struct, kw_only=True):
     left_off: int = 0
     detail: str = ""
     position: int = 0
+    resumed: int = 0
 
 
 class Stopped(Exception):
@@ -150,6 +152,7 @@ class Import:
         self.stopping = False
         self.view_position: Callable[[], int] = lambda: 1 << 62
         self.in_force: Callable[[], Awaitable[object | None]] | None = None
+        self.resume: Callable[[list[str]], Awaitable[int]] | None = None
         self._database = database
         self._ledger = ledger
         self._place = place
@@ -164,6 +167,7 @@ class Import:
         self._newest: dict[str, int] = {}
         self._last: dict[str, int] = {}
         self._waiting: deque[Given] = deque()
+        self._repeated: list[str] = []
 
     async def begin(self, *, again: bool) -> None:
         """Find how far it came before; `again` begins at the first line, whatever was done."""
@@ -344,6 +348,15 @@ class Import:
             if report.lines - self._kept >= CHECKPOINT_LINES:
                 self._kept = report.lines
                 await self._checkpoint()
+        await self._take_up()
+
+    async def _take_up(self) -> None:
+        """Send again what was recorded before and has failed since: it is no duplicate of what arrived."""
+        repeated, self._repeated = self._repeated, []
+        if self.resume and repeated:
+            count = await self.resume(repeated)
+            self.report.resumed += count
+            self.report.duplicates -= count
 
     def _let_go(self) -> None:
         """What is under way still is given again next time."""
@@ -362,6 +375,7 @@ class Import:
             self._note(number, f"$.message_id: recorded with other content at position {position}")
         elif recorded.duplicate and not ours:
             report.duplicates += 1
+            self._repeated.append(recorded.message or "")
         else:
             report.imported += 1
 

@@ -102,6 +102,13 @@ async def resume(
     return count, last
 
 
+async def resume_messages(services: Services, messages: Sequence[str]) -> int:
+    """Send those of some messages again that have failed; returns how many."""
+    page = await list_deliveries(services.pool, states=["failed"], messages=messages, limit=len(messages))
+    count, _ = await _resume_some(services, page.items, 0, 0)
+    return count
+
+
 async def _resume_some(services: Services, some: list[Delivery], count: int, last: int) -> tuple[int, int]:
     """Resume some deliveries in their order; returns the sums."""
     channels = await services.channels.all()

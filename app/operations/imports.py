@@ -25,9 +25,11 @@ from app.history.gunzip import DamagedGzip, Gunzip
 from app.history.importer import Import, Place, Report, Stage
 from app.operations import channels
 from app.operations.channels import ConnectionNeeded
+from app.operations.deliveries import resume_messages
 from app.operations.errors import InvalidInput, NoRoom, StateConflict
 from app.operations.services import Services
 from app.problems import OURS
+from app.views.deliveries import has_failed_imports
 from domain import ids
 
 SPOOL_BYTES = 1024 * 1024  # Chosen: one write per megabyte keeps threads idle and memory small.
@@ -80,7 +82,8 @@ async def start(
 ) -> AsyncGenerator[Progress | Ended, None]:
     """Store `body`, start to import it, and return its progress, whose last item is the report.
 
-    Closing the iterator stops the import. `again` begins at the first line, whatever was imported before.
+    Closing the iterator stops the import. `again` begins at the first line, whatever was imported before; so
+    it does while something that was imported has failed, which is sent again.
     Raises UnknownChannel, InvalidInput, ConnectionNeeded, ImportRunning, DataFolderFull, and as `body` does.
     """
     place = _place(await channels.named(services, channel), account)
@@ -88,12 +91,14 @@ async def start(
     try:
         spool, digest = await _store(services, body)
         name = ids.uuid5(place.scope.namespace, f"import:{digest}")
+        again = again or await has_failed_imports(services.pool, place.scope.channel, place.scope.account)
         work = Import(db, services.ledger, place, spool, name)
         await work.begin(again=again)
     except BaseException:
         await asyncio.shield(db.close())
         raise
     work.view_position = lambda: services.projector.position
+    work.resume = lambda messages: resume_messages(services, messages)
     work.in_force = lambda: services.channels.scope(place.scope.scope_id)
     task = asyncio.create_task(_run(work, spool, db), name="import")
     _running.add(task)

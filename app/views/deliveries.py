@@ -36,9 +36,14 @@ WHERE d.position > %(after)s::bigint
   AND (%(channel)s::text IS NULL OR d.channel = %(channel)s::text)
   AND (%(account_id)s::text IS NULL OR d.account_id = %(account_id)s::text)
   AND (%(conversation)s::uuid IS NULL OR d.conversation = %(conversation)s::uuid)
+  AND (%(messages)s::uuid[] IS NULL OR d.send = ANY (%(messages)s::uuid[]))
   AND (%(since)s::timestamptz IS NULL OR d.recorded_at >= %(since)s::timestamptz)
   AND (%(until)s::timestamptz IS NULL OR d.recorded_at < %(until)s::timestamptz)
 ORDER BY d.position LIMIT %(limit)s::bigint
+"""
+FAILED_IMPORTS = """
+SELECT EXISTS (SELECT 1 FROM deliveries WHERE state = 'failed' AND imported
+  AND channel = %(channel)s::text AND account_id = %(account_id)s::text) AS found
 """
 State: TypeAlias = Literal["pending", "deferred", "parked", "failed"]
 Filter: TypeAlias = Literal["pending", "open", "deferred", "parked", "failed"]
@@ -111,12 +116,14 @@ async def list_deliveries(
     conversation: str | None = None,
     since: str | None = None,
     until: str | None = None,
+    messages: Sequence[str] | None = None,
     limit: int = LIMIT,
     cursor: str | None = None,
 ) -> Deliveries:
     """Returns a page of deliveries, the oldest first; without `states`, of every one. Raises BadCursor.
 
-    `reason` is how their reason begins; `since` and `until` are when the event was recorded.
+    `reason` is how their reason begins; `since` and `until` are when the event was recorded. `messages`: only
+    those that send one of these.
     """
     after = decode_cursor(cursor, int) if cursor else 0
     values: dict[str, object] = {
@@ -128,6 +135,7 @@ async def list_deliveries(
         "conversation": conversation,
         "since": since,
         "until": until,
+        "messages": None if messages is None else list(messages),
         "after": after,
         "limit": limit + 1,
     }
@@ -140,3 +148,15 @@ async def count_open(pool: Pool) -> dict[tuple[str, str], int]:
     """How many deliveries are open, by channel and account; those that have none are left out."""
     rows = await pool.fetch(AccountRow, OPEN_BY_ACCOUNT, {})
     return {(row.channel, row.account_id): row.count for row in rows}
+
+
+class Found(Struct):
+    """Whether there is any."""
+
+    found: bool
+
+
+async def has_failed_imports(pool: Pool, channel: str, account_id: str) -> bool:
+    """Whether anything that was imported into a channel's account has failed."""
+    values = {"channel": channel, "account_id": account_id}
+    return any(row.found for row in await pool.fetch(Found, FAILED_IMPORTS, values, prepare=False))

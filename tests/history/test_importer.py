@@ -146,7 +146,7 @@ async def test_the_same_file_twice_is_a_no_op(story: Story) -> None:
     first = await report(story, lines)
     await story.settled()
     head = await story.head()
-    assert await report(story, lines) == first
+    assert await report(story, lines) == first | {"already": True}
     assert await story.head() == head
 
 
@@ -158,6 +158,23 @@ async def test_again_looks_at_every_line_and_records_nothing(story: Story) -> No
     told = await report(story, lines, again="true")
     assert counts(told) == [20, 0, 20, 0, 0]
     assert await story.head() == head
+
+
+async def test_what_kommo_refused_is_sent_again_by_the_same_file(story: Story) -> None:
+    name = chat()
+    lines = [line(name, number) for number in range(8)]
+    await story.fault("kommo.new_message", "400", times=5, conversation_id=name)
+    first = await report(story, lines)
+    assert counts(first) == [8, 8, 0, 0, 0]
+    await story.settled()
+    assert len(feed(story, name)) == 3
+    second = await report(story, lines)
+    assert (counts(second), second["resumed"]) == ([8, 0, 3, 0, 0], 5)
+    found = await until(lambda: here if len(here := feed(story, name)) == 8 else [])
+    assert texts(found) == [f"{name} {number}" for number in range(8)]
+    await story.settled()
+    assert await report(story, lines) == second | {"already": True}
+    assert (await story.api("GET", "/v1/deliveries?state=failed"))["items"] == []
 
 
 async def test_another_file_brings_only_what_is_new(story: Story) -> None:
