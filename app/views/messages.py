@@ -158,6 +158,18 @@ class MessageRow(Struct):
     reactions: str | None
 
 
+class _ContentRow(Struct):
+    content: bytes
+
+
+class _IdRow(Struct):
+    id: str
+
+
+class _PositionRow(Struct):
+    position: int
+
+
 SHOWN = names(Way.SHOWN)
 decode_content = msgspec.json.Decoder(Content).decode
 _party = msgspec.json.Decoder(Party).decode
@@ -195,6 +207,15 @@ MESSAGES_DESCENDING = "".join(
         _MESSAGE,
         _IN_CONVERSATION,
         "AND m.position < %(position)s::bigint ORDER BY m.position DESC LIMIT %(limit)s::bigint",
+    )
+)
+DELETED = "SELECT content FROM messages WHERE id = %(id)s::uuid AND deleted"
+DELETED_AMONG = "SELECT id::text FROM messages WHERE id = ANY (%(ids)s::uuid[]) AND deleted"
+POSITION_SINCE = "".join(
+    (
+        "SELECT m.position FROM messages AS m",
+        _IN_CONVERSATION,
+        "AND m.sent_at >= %(since)s::timestamptz ORDER BY m.position LIMIT 1",
     )
 )
 STREAM = """
@@ -294,6 +315,27 @@ async def get_message(pool: Pool, message: str) -> History | None:
     if not rows:
         return None
     return History(**message_fields(rows[0]), timeline=[moment_of(*row) for row in events])
+
+
+async def get_deleted(pool: Pool, message: str) -> Content | None:
+    """Returns the last content of a deleted message, for those who may see it; None if it is not deleted."""
+    rows = await pool.fetch(_ContentRow, DELETED, {"id": message})
+    return decode_content(rows[0].content) if rows else None
+
+
+async def deleted_among(pool: Pool, messages: list[str]) -> set[str]:
+    """Returns those of these messages that are deleted."""
+    if not messages:
+        return set()
+    rows = await pool.fetch(_IdRow, DELETED_AMONG, {"ids": [one for one in messages if is_uuid(one)]})
+    return {row.id for row in rows}
+
+
+async def position_since(pool: Pool, conversation: str, since: str) -> int | None:
+    """Returns the position of a conversation's first message that was sent at `since` or later."""
+    values = {"conversation": conversation, "since": since}
+    rows = await pool.fetch(_PositionRow, POSITION_SINCE, values)
+    return rows[0].position if rows else None
 
 
 async def _stream(pool: Pool, stream: str) -> list[tuple[int, AnyEvent]]:

@@ -1,35 +1,20 @@
 """In a real browser: what is said on either side is seen on all pages, at once, and harms none of them."""
 
 import asyncio
-import contextlib
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-from playwright.async_api import (
-    Browser,
-    BrowserContext,
-    ConsoleMessage,
-    Page,
-    Request,
-    async_playwright,
-    expect,
-)
+from playwright.async_api import Browser, Page, expect
 
+from tests.support.browser.windows import WIDTHS, window
 from tests.support.console import System, now, text_message, whole_system
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = "/usr/bin/chromium"
-SWITCHES = [
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"),
-    *("--disable-component-update", "--disable-sync"),
-]
 SCREENSHOTS = Path(__file__).parents[2] / ".artifacts" / "screenshots"
-WIDTHS = {"wide": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
 ANN = {"id": "u-ann", "name": "Ann Weber", "phone": "+1 555 0100"}
 NASTY = [
     "<script>alert('text')</script><img src=x onerror=alert('image')>",
@@ -42,64 +27,10 @@ PICTURE = '<svg xmlns="http://www.w3.org/2000/svg" width="200" height="120"/>'
 
 
 @pytest.fixture(scope="module")
-async def chromium() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
-        yield browser
-        await browser.close()
-
-
-@pytest.fixture(scope="module")
 async def system() -> AsyncIterator[System]:
     with tempfile.TemporaryDirectory(prefix="chatledger-test-", dir="/tmp") as folder:
         async with whole_system(Path(folder)) as one:
             yield one
-
-
-class Watched:
-    """A browser window; whatever goes wrong in its pages is kept in `problems`."""
-
-    def __init__(self, context: BrowserContext, system: System) -> None:
-        self.context, self.system = context, system
-        self.problems: list[str] = []
-
-    async def page(self, url: str) -> Page:
-        page = await self.context.new_page()
-        page.on("console", self._said)
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on("dialog", self._asked)
-        page.on("request", self._requested)
-        await page.goto(url)
-        return page
-
-    async def console(self) -> Page:
-        """The console, signed in by a one-time link."""
-        page = await self.page(self.system.run.services.login_links.make(self.system.url))
-        await expect(page.locator("#chats")).to_be_visible()
-        return page
-
-    def _requested(self, request: Request) -> None:
-        if urlsplit(request.url).hostname != "127.0.0.1":
-            self.problems.append(f"a request to a stranger: {request.url}")
-
-    def _said(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            self.problems.append(message.text)
-
-    async def _asked(self, dialog: Any) -> None:
-        self.problems.append(f"a dialog: {dialog.message}")
-        await dialog.dismiss()
-
-
-@contextlib.asynccontextmanager
-async def window(chromium: Browser, system: System, **more: Any) -> AsyncIterator[Watched]:
-    settings = {"viewport": WIDTHS["wide"], "reduced_motion": "reduce", "locale": "en-GB"} | more
-    context = await chromium.new_context(**settings)
-    context.set_default_timeout(15_000)
-    watched = Watched(context, system)
-    yield watched
-    await context.close()
-    assert watched.problems == []
 
 
 async def keep(page: Page, name: str) -> None:

@@ -163,7 +163,7 @@ async def test_older_messages_come_on_demand(browser: Browser) -> None:
     chat = await browser.system.chat_of("conv-long")
     _, text = await browser.get(f"/conversations/{chat}")
     assert len(re.findall(r"data-message=", text)) == 50
-    (older,) = re.findall(r'hx-get="(/fragments/conversations/[^"]+/messages\?cursor=[^"]+)"', text)
+    (older,) = re.findall(r'hx-get="(/fragments/conversations/[^"]+/messages\?before=[^"]+)"', text)
     _, text = await browser.get(older)
     assert re.findall(r"number \d+", text) == [f"number {n}" for n in range(10)]
 

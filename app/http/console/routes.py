@@ -1,13 +1,15 @@
 """The console's pages show the views; a person can resume what is parked and have refused hooks taken up."""
 
+from typing import Annotated
 from urllib.parse import urlencode
 
 from litestar import Response, Router, get, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import FromPath, FromQuery
+from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Redirect
 
 from app.http.console import formatting, live, login, refused
+from app.http.console.history import bubbles_of, first_since, page_around, page_of, without_deleted
 from app.http.console.login import checked_form, signed_in
 from app.http.console.pages import ASSETS, asset, page
 from app.http.request import Call, services_of
@@ -18,19 +20,17 @@ from app.operations.status import read_status
 from app.problems import ProblemError
 from app.views import conversations
 from app.views.conversations import customers, get_conversation, list_conversations
-from app.views.deliveries import Delivery, list_deliveries
+from app.views.deliveries import list_deliveries
 from app.views.events import Filter, ledger_head, list_events
-from app.views.messages import Message, get_message, list_messages
+from app.views.messages import get_deleted, get_message
 from app.views.status import list_channels, view_status
 from projections.events import TAGS
 
 # Chosen, all of them: what fits a page or two and is drawn within some milliseconds.
 CHATS = 30
-MESSAGES = 50
 BUBBLES_MAX = 50
-QUOTES_MAX = 50
-PENDING_MAX = 500
 ROWS = 50
+Position = Annotated[int | None, QueryParameter(ge=0, le=2**53)]
 CACHE = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
 
 
@@ -56,16 +56,23 @@ async def home(request: Call) -> Response[str] | Redirect:
 
 
 @get("/conversations/{conversation:str}")
-async def chat(request: Call, conversation: FromPath[str]) -> Response[str] | Redirect:
-    """A chat's latest messages beside the list of chats."""
+async def chat(
+    request: Call,
+    conversation: FromPath[str],
+    message_: Annotated[str | None, QueryParameter(name="message")] = None,
+    day: FromQuery[str | None] = None,
+) -> Response[str] | Redirect:
+    """A chat's latest messages, or those around a message or from a day on, beside the list of chats."""
     position = _position(request)
     found = await _conversation(request, conversation)
     if found.id != conversation:
-        return Redirect(f"/conversations/{found.id}", status_code=303)
+        query = urlencode([*request.query_params.multi_items()])
+        return Redirect(f"/conversations/{found.id}" + (f"?{query}" if query else ""), status_code=303)
     services = services_of(request)
+    start = await _start(services, found.id, message_, day)
     known = await customers(services.pool, [found.id])
     values = {
-        **await _history(services, found.id),
+        **await (page_of(services, found.id) if start is None else page_around(services, found.id, start)),
         **await _chats(request),
         "here": "chats",
         "position": position,
@@ -97,12 +104,15 @@ async def head_fragment(request: Call, conversation: FromPath[str]) -> Response[
 
 @get("/fragments/conversations/{conversation:str}/messages")
 async def messages_fragment(
-    request: Call, conversation: FromPath[str], cursor: FromQuery[str | None] = None
+    request: Call,
+    conversation: FromPath[str],
+    before: Position = None,
+    after: Position = None,
 ) -> Response[str]:
-    """Older messages."""
+    """The messages before a position, or after one."""
     found = await _conversation(request, conversation)
-    services = services_of(request)
-    values = {"chat": found, **await _history(services, found.id, cursor)}
+    drawn = await page_of(services_of(request), found.id, before=before, after=after)
+    values = {"chat": found, **drawn}
     return page(request, "_messages.html", values)
 
 
@@ -116,7 +126,7 @@ async def bubbles_fragment(
     found = [message for one in wanted if (message := await get_message(services.pool, one))]
     chat_id = (await _conversation(request, conversation)).id
     found = [one for one in found if one.conversation == chat_id]
-    drawn = await _bubbles(services, chat_id, list(found), alone=True)
+    drawn = await bubbles_of(services, chat_id, list(found), alone=True)
     return page(request, "_bubbles.html", {"bubbles": drawn})
 
 
@@ -129,11 +139,12 @@ async def message(request: Call, message: FromPath[str]) -> Response[str] | Redi
         raise ProblemError(404, "no message has this id")
     if found.id != message:
         return Redirect(f"/messages/{found.id}", status_code=303)
-    (bubble,) = await _bubbles(services, found.conversation, [found])
+    (bubble,) = await bubbles_of(services, found.conversation, [found])
     values = {
         "here": "chats",
         "message": found,
         "bubble": bubble,
+        "deleted": await get_deleted(services.pool, found.id) if found.deleted else None,
         "hops": formatting.hops(found),
         "since": formatting.since_previous(found),
     }
@@ -202,7 +213,7 @@ async def events(request: Call) -> Response[str]:
     listed = await list_events(services.pool, after=start, limit=ROWS, only=only)
     values = {
         "here": "events",
-        "events": list(reversed(listed.items)),
+        "events": list(reversed(await without_deleted(services, listed.items))),
         "tags": sorted(TAGS),
         "kind": kind,
         "conversation": conversation,
@@ -229,6 +240,16 @@ async def _conversation(request: Call, conversation: str) -> conversations.Conve
     if found is None:
         raise ProblemError(404, "no conversation has this id")
     return found
+
+
+async def _start(services: Services, chat_id: str, message: str | None, day: str | None) -> int | None:
+    """The position that a page of a chat begins around: a message's, or a day's; None for the latest."""
+    if message is not None:
+        found = await get_message(services.pool, message)
+        if found is None or found.conversation != chat_id:
+            raise ProblemError(404, "this chat has no message with this id")
+        return found.position
+    return await first_since(services, chat_id, day) if day else None
 
 
 async def _chats(request: Call) -> dict[str, object]:
@@ -262,31 +283,6 @@ async def _listed(
         return listed
     found = await get_conversation(reads, wanted)
     return conversations.Conversations([found] if found else [], None)
-
-
-async def _history(services: Services, chat_id: str, cursor: str | None = None) -> dict[str, object]:
-    """A page of messages, the newest last, and the cursor of older ones."""
-    listed = await list_messages(services.pool, chat_id, limit=MESSAGES, cursor=cursor or None, order="desc")
-    messages = await services.users.with_names(listed.items[::-1])
-    drawn = await _bubbles(services, chat_id, messages)
-    return {"bubbles": drawn, "older": listed.next}
-
-
-async def _bubbles(
-    services: Services, chat_id: str, messages: list[Message], *, alone: bool = False
-) -> list[formatting.Bubble]:
-    """Messages with their pending deliveries and the messages they quote."""
-    reads = services.pool
-    pending: dict[str, Delivery] = {}
-    for state in ("deferred", "parked"):
-        listed = await list_deliveries(reads, states=[state], conversation=chat_id, limit=PENDING_MAX)
-        pending |= {one.message: one for one in listed.items if one.message}
-    quoted = {one.id: one for one in messages}
-    wanted = {one.reply_to.message for one in messages if one.reply_to and one.reply_to.message}
-    for id_ in list(wanted - quoted.keys())[:QUOTES_MAX]:
-        if found := await get_message(reads, id_):
-            quoted[id_] = found
-    return list(formatting.bubbles(messages, pending, quoted, alone=alone))
 
 
 ROUTER = Router(

@@ -12,6 +12,7 @@ const NEAR_BOTTOM_PX = 120;
 const GATHER_MS = 40;
 const LIST_MS = 250;
 const BUBBLES_MAX = 40;
+const SHOWN_MAX = 400; // chosen: a browser lays out so many in a few milliseconds, whatever the length of the chat
 const HIDDEN_MS = 60000;
 const RETRY_MS_MIN = 500;
 const RETRY_MS_MAX = 15000;
@@ -68,17 +69,35 @@ function toBottom() {
   down.hidden = true;
 }
 
-// Days and runs of one speaker, by the reader's own calendar.
-function arrange() {
-  for (const day of log.querySelectorAll(".day")) day.remove();
-  let before = null;
-  for (const one of log.querySelectorAll("[data-message]")) {
-    const at = new Date(one.dataset.at);
-    const newDay = !before || !isSameDay(new Date(before.dataset.at), at);
+// Days and runs of one speaker, by the reader's own calendar. Only the messages given are looked at: each of
+// them, and the one after a new one, depend on nothing but the message before.
+function arrange(messages) {
+  for (const one of messages) {
+    const before = neighbour(one, "previousElementSibling");
+    const newDay = !before || !isSameDay(new Date(before.dataset.at), new Date(one.dataset.at));
+    const line = one.previousElementSibling;
+    if (line?.classList.contains("day")) line.remove();
     if (newDay) one.before(dayLine(one.dataset.at));
     one.classList.toggle("follows", !newDay && before.dataset.speaker === one.dataset.speaker);
-    before = one;
   }
+}
+
+function neighbour(one, direction) {
+  let found = one[direction];
+  while (found && !found.dataset.message) found = found[direction];
+  return found;
+}
+
+function arrangeAround(one) {
+  arrange([one, neighbour(one, "nextElementSibling")].filter(Boolean));
+}
+
+function remove(one) {
+  const after = neighbour(one, "nextElementSibling");
+  const line = one.previousElementSibling;
+  if (line?.classList.contains("day")) line.remove();
+  one.remove();
+  if (after) arrange([after]);
 }
 
 function dayLine(at) {
@@ -99,21 +118,68 @@ function exchange(known, fresh) {
     if (part.dataset.part === "body" && part.dataset.version === old.dataset.version) continue;
     const focused = old.contains(document.activeElement);
     old.replaceWith(part);
+    localize(part);
     if (focused) part.querySelector("a, button")?.focus();
   }
 }
 
+// A message goes where its position is, looked for from the end. It is left out if it belongs to what is not
+// loaded: above the first page, or below the last one while a page from the past is shown.
 function insert(fresh) {
   const at = Number(fresh.dataset.position);
-  const shown = [...log.querySelectorAll("[data-message]")];
-  const next = shown.find((one) => Number(one.dataset.position) > at);
-  if (!next) {
-    log.append(fresh);
-    return true;
+  let before = log.lastElementChild;
+  while (before && !(Number(before.dataset.position) < at)) before = before.previousElementSibling;
+  const next = before ? neighbour(before, "nextElementSibling") : log.querySelector("[data-message]");
+  if (!next && log.querySelector(".newer")) {
+    down.hidden = false;
+    return false;
   }
-  if (next === shown[0] && log.querySelector(".older")) return false; // Among those that are not loaded yet.
-  next.before(fresh);
-  return false;
+  if (!before && log.querySelector(".older")) return false;
+  if (before) before.after(fresh);
+  else log.prepend(fresh);
+  arrangeAround(fresh);
+  localize(fresh);
+  return !next;
+}
+
+// At most SHOWN_MAX messages are in the page. What is taken out at one end is a button there, as what was never
+// loaded is.
+function trim(end) {
+  const shown = log.querySelectorAll("[data-message]");
+  const surplus = shown.length - SHOWN_MAX;
+  if (surplus <= 0) return;
+  const above = scroller.scrollHeight;
+  const gone = [...shown].slice(...(end === "newer" ? [-surplus] : [0, surplus]));
+  const next = end === "newer" ? null : neighbour(gone[surplus - 1], "nextElementSibling");
+  log.querySelector(`.${end}`)?.remove();
+  for (const one of gone) {
+    const line = one.previousElementSibling;
+    if (line?.classList.contains("day")) line.remove();
+    one.remove();
+  }
+  if (next) arrange([next]);
+  const kept = log.querySelectorAll("[data-message]");
+  const further = furtherButton(end, kept[end === "newer" ? kept.length - 1 : 0].dataset.position);
+  if (end === "newer") {
+    log.append(further);
+    down.hidden = false;
+  } else log.prepend(further);
+  htmx.process(further);
+  if (end === "older") scroller.scrollTop -= above - scroller.scrollHeight;
+}
+
+function furtherButton(end, from) {
+  const item = document.createElement("li");
+  item.className = end;
+  const button = item.appendChild(document.createElement("button"));
+  button.type = "button";
+  button.className = "quiet";
+  button.textContent = end === "newer" ? "Show newer messages" : "Show older messages";
+  const query = `${end === "newer" ? "after" : "before"}=${from}`;
+  button.setAttribute("hx-get", `/fragments/conversations/${encodeURIComponent(chat)}/messages?${query}`);
+  button.setAttribute("hx-target", "closest li");
+  button.setAttribute("hx-swap", "outerHTML");
+  return item;
 }
 
 async function drawMessages(ids) {
@@ -124,14 +190,14 @@ async function drawMessages(ids) {
   for (const id of ids) {
     const fresh = drawn.querySelector(`[data-message="${CSS.escape(id)}"]`);
     const known = bubble(id);
-    if (!fresh) known?.remove();
+    if (known && !fresh) remove(known);
     else if (known) exchange(known, fresh);
-    else if (insert(fresh)) added.push(fresh);
+    else if (fresh && insert(fresh)) added.push(fresh);
   }
-  arrange();
-  localize(log);
   if (added.length) announce(added, stay);
-  if (stay) toBottom();
+  if (!stay || log.querySelector(".newer")) return;
+  trim("older");
+  toBottom();
 }
 
 function announce(added, stay) {
@@ -294,15 +360,28 @@ window.addEventListener("pageshow", (event) => {
   if (event.persisted) open();
 });
 
-// Older messages are added on top, and what is in view stays in view.
+// Older messages are added on top, newer ones of a page from the past below; what is in view stays in view.
 let height = 0;
+let loading = null;
 document.addEventListener("htmx:beforeSwap", (event) => {
-  if (log?.contains(event.detail.target)) height = scroller.scrollHeight - scroller.scrollTop;
+  if (!log?.contains(event.detail.target)) return;
+  loading = event.detail.target;
+  height = loading.classList.contains("older") ? scroller.scrollHeight - scroller.scrollTop : 0;
+  loading = { before: loading.previousElementSibling, after: loading.nextElementSibling };
 });
 document.addEventListener("htmx:afterSettle", () => {
-  if (!log || !height) return;
-  arrange();
-  scroller.scrollTop = scroller.scrollHeight - height;
+  if (!log || !loading) return;
+  const { before, after } = loading;
+  loading = null;
+  const fresh = [];
+  for (let one = before ? before.nextElementSibling : log.firstElementChild; one && one !== after; one = one.nextElementSibling) {
+    if (one.dataset.message) fresh.push(one);
+  }
+  const next = after?.dataset.message ? after : after && neighbour(after, "nextElementSibling");
+  arrange(next ? [...fresh, next] : fresh);
+  localize(log);
+  if (height) scroller.scrollTop = scroller.scrollHeight - height;
+  trim(height ? "newer" : "older");
   height = 0;
   scroller.focus({ preventScroll: true });
 });
@@ -351,16 +430,31 @@ function cannotShow(link) {
   link.removeAttribute("data-media");
 }
 
+// A quoted message that is not loaded is where the link leads: a page of the chat around it.
 function jump(event, link) {
   const target = bubble(link.dataset.jump);
+  if (!target) return;
   event.preventDefault();
-  if (!target) {
-    location.href = `/messages/${encodeURIComponent(link.dataset.jump)}`;
-    return;
-  }
+  show(target);
+}
+
+function show(target) {
   target.scrollIntoView({ block: "center" });
   target.classList.add("found");
   setTimeout(() => target.classList.remove("found"), 1600);
+}
+
+function toLatest() {
+  if (log.querySelector(".newer")) location.href = `/conversations/${encodeURIComponent(chat)}`;
+  else toBottom();
+}
+
+// The reader's day begins at the reader's midnight, which the server does not know.
+function jumpToDay(event) {
+  const day = new Date(`${event.target.elements.day.value}T00:00`);
+  if (Number.isNaN(day.getTime())) return;
+  event.preventDefault();
+  location.href = `/conversations/${encodeURIComponent(chat)}?day=${encodeURIComponent(day.toISOString())}`;
 }
 
 function clicked(event) {
@@ -372,16 +466,18 @@ function clicked(event) {
 }
 
 if (log) {
-  arrange();
+  arrange(log.querySelectorAll("[data-message]"));
   localize(log);
   log.addEventListener("click", clicked);
-  down.addEventListener("click", toBottom);
+  down.addEventListener("click", toLatest);
+  document.getElementById("head").addEventListener("submit", jumpToDay);
   scroller.addEventListener("scroll", () => {
-    if (isNearBottom()) down.hidden = true;
+    if (isNearBottom() && !log.querySelector(".newer")) down.hidden = true;
   });
-  const target = location.hash.startsWith("#m-") ? document.getElementById(location.hash.slice(1)) : null;
-  if (target) target.scrollIntoView({ block: "center" });
+  const target = document.getElementById(log.dataset.around ? `m-${log.dataset.around}` : location.hash.slice(1));
+  if (target?.dataset.message) show(target);
   else toBottom();
+  if (log.querySelector(".newer")) down.hidden = false;
 }
 document.addEventListener("click", (event) => {
   for (const about of document.querySelectorAll(".about[open]")) {

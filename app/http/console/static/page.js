@@ -18,8 +18,11 @@ function isSameDay(one, other) {
   return one.toDateString() === other.toDateString();
 }
 
+// A formatter costs a thousand times what it takes to use it: each is made once.
+const formatters = {};
 function written(moment, format) {
-  return new Intl.DateTimeFormat([], FORMATS[format]).format(moment);
+  formatters[format] ??= new Intl.DateTimeFormat([], FORMATS[format]);
+  return formatters[format].format(moment);
 }
 
 function writtenDay(moment) {
@@ -43,8 +46,10 @@ const WRITERS = {
   brief: writtenBriefly,
 };
 
+// Only what was not written yet: a long chat has ten thousand times, and a new message brings one.
 function localize(root) {
-  for (const time of root.querySelectorAll("time[data-show]")) {
+  for (const time of root.querySelectorAll("time[data-show]:not([data-written])")) {
+    time.dataset.written = "";
     const moment = new Date(time.dateTime);
     if (Number.isNaN(moment.getTime())) continue;
     time.textContent = WRITERS[time.dataset.show](moment);
@@ -68,3 +73,12 @@ document.addEventListener("htmx:afterRequest", (event) => {
 });
 localize(document);
 document.addEventListener("htmx:afterSettle", () => localize(document));
+
+// At midnight "Today" is another day.
+let today = new Date();
+setInterval(() => {
+  if (isSameDay(today, new Date())) return;
+  today = new Date();
+  for (const time of document.querySelectorAll("time[data-written]")) delete time.dataset.written;
+  localize(document);
+}, 60000);
