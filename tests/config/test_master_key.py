@@ -31,7 +31,7 @@ from tests.support.processes import ENVIRONMENT, ROOT, run_command, service_proc
 ACCOUNTS = 30
 KEYS = [base64.b64encode(letter * 32).decode() for letter in (b"x", b"y")]
 SLOW = """CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
- BEGIN PERFORM pg_sleep(0.05); RETURN NEW; END $$;
+ BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END $$;
 CREATE TRIGGER slow BEFORE UPDATE ON ledger.tokens FOR EACH ROW EXECUTE FUNCTION slow()"""
 TOKEN = """INSERT INTO ledger.tokens VALUES (%s, 7, 'http://crm', %s, now(), 'authorized', '', 1)"""
 PAIR = Pair("acc", "ref", 3600)
@@ -142,8 +142,8 @@ async def test_a_rotation_goes_on_after_a_kill(ledger: Ledger, step: str) -> Non
 
 async def test_a_rotation_that_is_killed_again_and_again_ends(ledger: Ledger) -> None:
     async with await psycopg.AsyncConnection.connect(ledger.url, autocommit=True) as owner:
-        await owner.execute(SLOW)  # Sealing all takes 1.5 s, so that a kill comes in the middle.
-        for changed in (3, 12):
+        await owner.execute(SLOW)  # Sealing all takes 9 s, so that a kill comes in the middle.
+        for changed in (3, 6):
             child = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "app", "keys", "rotate-master"),
                 env=ENVIRONMENT | ledger.environment,
