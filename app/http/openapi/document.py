@@ -22,7 +22,8 @@ from litestar.serialization import encode_json
 
 from app import problems
 from app.http.openapi import webhooks
-from app.http.openapi.examples import PARAMETERS, PATTERNS, SHAPES
+from app.http.openapi.examples import SHAPES
+from app.http.openapi.parameters import PARAMETERS, PATTERNS
 from app.http.openapi.responses import Said, Taken, problem
 from app.problems import Fault, Problem
 
