@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from app.channels.directory import Channel, Connection
 from app.clock import Clock
-from app.delivery.job import Lost, Reconnected
+from app.delivery.job import DISCONNECTED, Disconnected, Lost, Reconnected
 from app.http_client import RETRIED, Answer, Unreached
 from app.kommo.chats.scope import named
 from app.kommo.chats.signature import Credentials
@@ -98,7 +98,9 @@ class Reconnector:
         if latest := self._latest.get(_key(connection)):
             latest.pause = 0.0
 
-    async def reconnect(self, connection: Connection, tried_at: float) -> Reconnected | Retry | Lost:
+    async def reconnect(
+        self, connection: Connection, tried_at: float
+    ) -> Reconnected | Retry | Lost | Disconnected:
         """Connect again, unless that was done since `tried_at` (seconds of the clock) or lately in vain."""
         latest = self._latest.setdefault(_key(connection), _Latest())
         async with latest.turn:
@@ -110,10 +112,10 @@ class Reconnector:
             scope = connection.scope
             found = await still_connected(self._directory, self._clock, scope.channel, scope.account)
             if found is None:
-                return Retry("the channel was disconnected meanwhile")
+                return Disconnected(DISCONNECTED)
             async with self._attempts.turn(scope.channel, scope.account):
                 if not await self._attempts.is_connected(scope):
-                    return Retry("the channel was disconnected meanwhile")
+                    return Disconnected(DISCONNECTED)
                 return await self._connect(*found, latest)
 
     async def _connect(

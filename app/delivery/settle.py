@@ -146,7 +146,7 @@ class Settle:
             began = self._clock.time()
             scope, push = await self._preparer.prepare(job)
             result = await self._destination.push(push, job.call) if isinstance(push, Push) else push
-            if isinstance(result, Disconnected) and await self._is_being_connected(job):
+            if isinstance(push, Disconnected) and await self._is_being_connected(job):
                 continue
             decision = decide(result, job, self._moment(job, scope, began, push))
             _report(job, result, decision)
