@@ -65,6 +65,7 @@ PUBLISHED = {
     "app.messengers.contract.Message": "app.said.Message",
     "app.views.messages.Message": "app.shapes.Message",
 }
+MANY_KEYS = "too many wrong keys from your address: wait 26 seconds, or give the right one"
 BAD = Fault("$.title", "Expected `str`, got `int`")
 HEADERS: dict[str, Json] = {
     "Ledger-Position": {
@@ -125,7 +126,7 @@ class Route(NamedTuple):
             found[400] = problem(400, f"{BAD.path}: {BAD.message}", BAD)
             found[413] = problem(413)
         if secured:
-            found |= {401: problem(401), 503: problem(503)}
+            found |= {401: problem(401), 429: problem(429, MANY_KEYS), 503: problem(503)}
         return dict(sorted(({**found, **own}).items()))
 
     @property
@@ -135,7 +136,12 @@ class Route(NamedTuple):
         if isinstance(taken, Taken):
             return taken
         data = self.handler.parsed_data_field
-        return Taken(data.annotation, {"example": SHAPES.get(_name(data.annotation))}) if data else None
+        if data is None:
+            return None
+        shape, kinds = data.annotation, get_args(data.annotation)
+        if optional := NoneType in kinds:
+            shape = next(one for one in kinds if one is not NoneType)
+        return Taken(shape, {"example": SHAPES.get(_name(shape))}, required=not optional)
 
     @property
     def shapes(self) -> Iterator[Any]:
@@ -228,7 +234,7 @@ def _describe(route: Route, known: Mapping[str, Json]) -> None:
         if taken.media_type == NDJSON:
             schema = {"type": "string", "contentMediaType": JSON, "contentSchema": schema}
         content = {"schema": schema, "examples": examples}
-        told["requestBody"] = {"required": True, "content": {taken.media_type: content}}
+        told["requestBody"] = {"required": taken.required, "content": {taken.media_type: content}}
     told["responses"] = {
         str(status): _answer(route, status, spec, known) for status, spec in route.responses.items()
     }

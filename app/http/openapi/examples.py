@@ -203,6 +203,10 @@ SHAPES: dict[str, Json] = {
     "ChannelsShown": {"items": [_channel]},
     "ConnectionShown": _connection,
     "Alive": {"status": "ok"},
+    "Ready": {
+        "ready": True,
+        "parts": [{"part": "ledger", "state": "ok"}, {"part": "relay", "state": "active"}],
+    },
     "Conversation": _conversation,
     "Conversations": {"items": [_conversation], "next": None},
     "Messages": {"items": [_message], "next": None},

@@ -42,6 +42,7 @@ class Taken(Struct, frozen=True):
     shape: Any
     examples: Mapping[str, Any]
     media_type: str = "application/json"
+    required: bool = True
 
 
 def answers(
