@@ -15,7 +15,7 @@ from app.views.rebuild import RebuildRefused, rebuild
 from app.views.status import list_parked
 from app.views.tables import VIEWS, View
 from domain.events import ChannelConnected, MessageSent
-from projections import channels, conversations, deliveries, events, messages
+from projections import channels, conversations, deliveries, events, messages, waiting
 from projections.columns import GO_ON, STAND_STILL, Page, Statement
 from tests.support.ledgers.view_events import EventLog, prepare, random_log, store, tables
 
@@ -88,7 +88,7 @@ async def test_a_row_that_cannot_be_decoded_is_parked_for_the_views_that_it_conc
     await prepare(database_url, log.events[:20])
     await fetch(database_url, UNDECODABLE, "message.edited", 21)
     await store(database_url, log.events[20:], first=22)
-    concerned = [("deliveries", 21, False), ("events", 21, False), ("messages", 21, False)]
+    concerned = [(view, 21, False) for view in ("deliveries", "events", "messages", "waiting")]
     for _ in range(2):  # At the first start and at the next.
         async with running(database_url, page_events=7) as projector:
             assert await projector.wait_for(len(log.events) + 1)
@@ -252,7 +252,8 @@ async def test_views_that_came_apart_are_built_again(database_url: str) -> None:
 
 
 def test_every_view_says_what_it_does_about_an_event_that_it_cannot_take() -> None:
-    chosen = {view.NAME: view.ON_FAULT for view in (conversations, messages, deliveries, events, channels)}
+    every = (conversations, messages, deliveries, events, channels, waiting)
+    chosen = {view.NAME: view.ON_FAULT for view in every}
     still = {name for name, choice in chosen.items() if choice == STAND_STILL}
     assert still == {"channels"}
     assert len(chosen) == len(VIEWS)
@@ -261,7 +262,7 @@ def test_every_view_says_what_it_does_about_an_event_that_it_cannot_take() -> No
 def test_every_view_names_the_types_that_it_takes() -> None:
     """A view yields nothing for an event of another type, so it need not know that one is damaged."""
     log = random_log(12, 400)
-    for view in (conversations, messages, deliveries, channels):
+    for view in (conversations, messages, deliveries, channels, waiting):
         others = [event for event in log.events if not str(_type(event)).startswith(view.TOPICS)]
         assert others
         assert not list(view.project(list(enumerate(others, start=1))))

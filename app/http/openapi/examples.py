@@ -6,10 +6,12 @@
 import json
 from typing import Any
 
+from app.http.openapi.status import AT as AT
+from app.http.openapi.status import LATER as LATER
+from app.http.openapi.status import STATUS
+
 Json = dict[str, Any]
 
-AT = "2026-11-22T08:00:00.000Z"
-LATER = "2026-11-22T08:00:00.412Z"
 CHANNEL_ID = "344a5002-f8ca-454d-af3d-396180102ac7"
 ACCOUNT = "52e591f7-c98f-4255-8495-827210138c81"
 SCOPE = f"{CHANNEL_ID}_{ACCOUNT}"
@@ -214,38 +216,9 @@ SHAPES: dict[str, Json] = {
     "Events": {"items": [{"position": 12, "event": SENT}], "next": 12},
     "Deliveries": {"items": [_delivery], "next": None},
     "Outcomes": {"results": [{"id": MESSAGE, "position": 12, "duplicate": False}]},
-    "Status": {
-        "ledger": "019ab0c2-0000-7000-8000-000000000001",
-        "head": 13,
-        "queue": 0,
-        "views": [
-            {"view": name, "position": 13, "lag": 0, "parked": int(name == "messages"), "stands": False}
-            for name in ("channels", "conversations", "messages", "deliveries", "events")
-        ],
-        "projection": {
-            "parked": [
-                {
-                    "view": "messages",
-                    "position": 9,
-                    "cause": "event",
-                    "error": "it cannot be decoded: JSON is malformed: invalid character (byte 0)",
-                    "parked_at": AT,
-                }
-            ]
-        },
-        "relay": {"active": True, "position": 13, "lag": 0},
-        "deliveries": {"pending": 1, "deferred": 1, "parked": 0, "oldest_position": 12, "failed": 0},
+    "Status": STATUS
+    | {
         "resting": [_rest | {"next_try_at": LATER, "tries": 7, "reason": "HTTP 402", "answer": "pay first"}],
-        "connections": [],
-        "unconnected": [
-            {
-                "channel": "acme",
-                "account_id": "52e591f7-c98f-4255-8495-827210138c82",
-                "deliveries": 3,
-                "since": AT,
-                "seconds": 61.5,
-            }
-        ],
     },
     "ResumeOrder": {"states": ["failed"], "channel": "acme", "since": AT},
     "Resumed": {"resumed": 2},
