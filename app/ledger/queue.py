@@ -41,20 +41,21 @@ class _Waiting:
 class Queue:
     """Commands of all scopes; `taken` while some of them are in a writer's batch.
 
-    `crowds` is how many places in the ring have more than CROWD commands waiting.
+    `count` is how many commands wait, `crowds` how many places in the ring have more than CROWD of them.
     """
 
     def __init__(self) -> None:
         self.bytes = 0
         self.taken = False
         self.crowds = 0
-        self._count = 0
+        self.count = 0
         self._ring: deque[_Waiting] = deque()
+        self._marked = 0  # `alone`: only what is put back can be
         self._scopes: dict[str, _Waiting] = {}
 
     def __len__(self) -> int:
         """How many commands wait."""
-        return self._count
+        return self.count
 
     def __iter__(self) -> Iterator[Pending]:
         """Every command that waits, a scope after the other."""
@@ -70,7 +71,7 @@ class Queue:
         """Add a command behind the others of its place; returns whether its scope has no crowd here."""
         waiting = self._of(pending)
         waiting.pending.append(pending)
-        self._count += 1
+        self.count += 1
         self.bytes += pending.size
         if len(waiting.pending) == CROWD + 1:
             self.crowds += 1
@@ -84,7 +85,8 @@ class Queue:
         """Put a command that must be tried again ahead of the others of its place."""
         waiting = self._of(pending).pending
         waiting.appendleft(pending)
-        self._count += 1
+        self._marked += pending.alone
+        self.count += 1
         self.bytes += pending.size
         if len(waiting) == CROWD + 1:
             self.crowds += 1
@@ -103,6 +105,9 @@ class Queue:
 
         `calm`: scopes that have a crowd here wait.
         """
+        if len(self._ring) == 1 and not calm and not self._marked and self.count <= most - len(batch):
+            self._move_all(batch)
+            return
         skipped = 0
         while self._ring and len(batch) < most and skipped < len(self._ring):
             waiting = self._ring[0]
@@ -126,6 +131,13 @@ class Queue:
             if whole:
                 return
 
+    def _move_all(self, batch: list[Pending]) -> None:
+        """Move what the only place in the ring has, as nearly always when one scope is at work."""
+        batch.extend(self._ring.pop().pending)
+        self._scopes.clear()
+        self.count = self.bytes = self.crowds = 0
+        self.taken = True
+
     def _move(self, waiting: _Waiting, batch: list[Pending], most: int, alone: bool) -> bool:
         """Move commands of one place; returns whether the batch takes no more, because of one marked `alone`.
 
@@ -136,9 +148,10 @@ class Queue:
             if batch and (pending[0].alone or batch[-1].alone):
                 return True
             one = pending.popleft()
+            self._marked -= one.alone
             if len(pending) == CROWD:
                 self.crowds -= 1
-            self._count -= 1
+            self.count -= 1
             self.bytes -= one.size
             if not alone:
                 waiting.credit -= one.size + COMMAND_BYTES

@@ -171,7 +171,9 @@ class Ledger:
         if not self.has_room(1, size, scope_id):
             raise LedgerFull
         if scope_id != self._last_scope:
-            self._last_scope, self._shared_until = scope_id, now + SHARED_SECONDS
+            if self._last_scope:
+                self._shared_until = now + SHARED_SECONDS
+            self._last_scope = scope_id
         future: asyncio.Future[Recorded] = self._loop.create_future()
         queue = self.queue_of(command)
         is_calm = queue.put(Pending(command, future, size, now))
@@ -179,7 +181,7 @@ class Ledger:
         writer.wake.set()
         if is_calm:
             writer.called.set()
-        if len(queue) == SECOND_WRITER_AT:
+        if queue.count == SECOND_WRITER_AT:
             self.wake()
         return future
 
@@ -205,7 +207,7 @@ class Ledger:
         """Whether the queue would take this many commands of a scope with this many bytes in total."""
         waiting, waiting_bytes = commands, size
         for queue in self.queues:
-            waiting += len(queue)
+            waiting += queue.count
             waiting_bytes += queue.bytes
         if self.closed:
             return False
