@@ -25,13 +25,16 @@ REFUSALS = {
 }
 
 
+TOO_MANY = f"{UNSIGNED}; there were too many wrong ones from your address: wait 60 seconds"
+
+
 @post(
     "/kommo/{scope_id:str}",
     status_code=200,
     summary="A hook of Kommo",
     tags=["webhooks"],
     security=[{document.KOMMO: []}],
-    responses=answers(403, 404, 415, 503),
+    responses=answers(403, 404, 415, 503, said={429: TOO_MANY}),
     opt=takes(Hook, **examples.HOOKS) | {"writes": False},
 )
 async def kommo(request: Call, scope_id: FromPath[str]) -> Response[bytes]:
