@@ -181,6 +181,8 @@ class Ledger:
         writer.wake.set()
         if is_calm:
             writer.called.set()
+            if queue.crowds:  # Another scope's, though it may have submitted it long ago.
+                self._shared_until = now + SHARED_SECONDS
         if queue.count == SECOND_WRITER_AT:
             self.wake()
         return future
