@@ -40,11 +40,17 @@ def _docstring(path: Path) -> str:
     return sentences((text or "").partition("\n\n")[0])
 
 
+# They stand beside the modules that everything uses, and themselves use what is above those.
+FRONT_DOORS = ("app/__main__.py", "app/recorder.py")
+
+
 @cache
 def _calls() -> dict[str, set[str]]:
     """Each room of `app/` and the rooms that its modules import from."""
     found: dict[str, set[str]] = {}
     for path in sorted((ROOT / "app").rglob("*.py")):
+        if path.relative_to(ROOT).as_posix() in FRONT_DOORS:
+            continue
         room = path.parent.relative_to(ROOT).as_posix()
         found.setdefault(room, set()).update(one for one in _imported(path) if one != room)
     return found
