@@ -1,4 +1,4 @@
-"""DOC"""
+"""`GET /v1/events`: the ledger as JSON pages, as an NDJSON stream, and as server-sent events that follow."""
 
 import re
 from collections.abc import AsyncIterator

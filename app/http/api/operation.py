@@ -1,4 +1,4 @@
-"""DOC"""
+"""Routes of an operator: where everything stands, what is not delivered, and taking it up again."""
 
 from typing import Annotated, Literal
 
@@ -6,7 +6,7 @@ from litestar import Response, get, post
 from litestar.params import FromQuery, JSONBody, QueryParameter
 from msgspec import Meta, Struct
 
-from app.http.api.parameters import AtLeast, Limit, Moment, moment_text, next_link
+from app.http.api.parameters import AtLeast, Limit, Moment, MomentText, moment_text, next_link, read_moment
 from app.http.request import Call, services_of
 from app.operations.deliveries import Stopped
 from app.operations.deliveries import resume as take_up
@@ -32,8 +32,8 @@ class ResumeOrder(Struct, frozen=True):
     channel: str | None = None
     account_id: str | None = None
     conversation: str | None = None
-    since: Moment | None = None
-    until: Moment | None = None
+    since: MomentText | None = None
+    until: MomentText | None = None
 
 
 @get("/status", summary="Where everything stands", tags=["operation"])
@@ -104,8 +104,8 @@ async def resume(
         channel=order.channel or channel,
         account_id=order.account_id or account_id,
         conversation=order.conversation or conversation,
-        since=moment_text(order.since),
-        until=moment_text(order.until),
+        since=moment_text(read_moment(order.since)),
+        until=moment_text(read_moment(order.until)),
     )
     return Response(Resumed(count), headers={"Ledger-Position": str(last)})
 

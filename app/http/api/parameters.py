@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Annotated
 from urllib.parse import urlencode
 
+import msgspec
 from litestar.params import QueryParameter
 from msgspec import Meta
 
@@ -21,11 +22,23 @@ Number = Annotated[int, Meta(ge=1, le=POSITION_MAX)]
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Link = Annotated[str, Meta(max_length=4096)]
 Moment = Annotated[datetime, Meta(tz=True)]
+# In a body a number would pass for a `Moment`.
+MomentText = Annotated[str, Meta(max_length=64, extra_json_schema={"format": "date-time"})]
 Limit = Annotated[int, QueryParameter(ge=1, le=1000, description="how many at most")]
 AtLeast = Annotated[
     int | None,
     QueryParameter(ge=0, le=POSITION_MAX, description="wait until the views have seen this position"),
 ]
+
+
+def read_moment(text: str | None) -> datetime | None:
+    """The time that a body has as text; raises ProblemError if it is none."""
+    try:
+        return msgspec.convert(text, Moment) if text is not None else None
+    except msgspec.ValidationError:
+        raise ProblemError(
+            400, "since and until are times with a zone, such as 2026-11-22T08:00:00Z"
+        ) from None
 
 
 def moment_text(moment: datetime | None) -> str | None:

@@ -1,4 +1,4 @@
-"""DOC"""
+"""Sources of an account: the entry points under which Kommo shows where a chat came from."""
 
 from typing import Annotated, Literal
 

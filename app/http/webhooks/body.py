@@ -1,4 +1,4 @@
-"""DOC"""
+"""A webhook's body is read within its limits, and its answer is written; no framework takes part."""
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, TypeAlias
