@@ -39,7 +39,7 @@ from app.stream.ledger_stream import ForeignStream
 from app.views.rebuild import RebuildRefused
 
 Result = TypeVar("Result")
-VERSION = "0.2.1"
+VERSION = "0.3.0.dev0"
 FAILURES = (
     AlreadyRunning,
     JetStreamError,
