@@ -56,6 +56,7 @@ BEGIN = """INSERT INTO ledger.imports AS i (id, channel, account_id, began, line
  lines = CASE WHEN %(again)s THEN 0 ELSE i.lines END, done = i.done AND NOT %(again)s,
  report = CASE WHEN %(again)s THEN excluded.report ELSE i.report END
  RETURNING began, report, xmax = 0"""
+IS_DONE = "SELECT done FROM ledger.imports WHERE id = %(id)s"
 KEEP = """UPDATE ledger.imports SET lines = %(lines)s, done = %(done)s, report = %(report)s,
  updated_at = now() WHERE id = %(id)s"""
 
@@ -168,6 +169,11 @@ class Import:
         self._last: dict[str, int] = {}
         self._waiting: deque[Given] = deque()
         self._repeated: list[str] = []
+
+    async def is_done(self) -> bool:
+        """Whether the same file was imported to its end before."""
+        row = await (await self._database.execute(IS_DONE, {"id": self.report.id})).fetchone()
+        return row == (True,)
 
     async def begin(self, *, again: bool) -> None:
         """Find how far it came before; `again` begins at the first line, whatever was done."""

@@ -83,7 +83,7 @@ async def start(
     """Store `body`, start to import it, and return its progress, whose last item is the report.
 
     Closing the iterator stops the import. `again` begins at the first line, whatever was imported before; so
-    it does while something that was imported has failed, which is sent again.
+    does an import that is done while something that was imported has failed, which is sent again.
     Raises UnknownChannel, InvalidInput, ConnectionNeeded, ImportRunning, DataFolderFull, and as `body` does.
     """
     place = _place(await channels.named(services, channel), account)
@@ -91,8 +91,10 @@ async def start(
     try:
         spool, digest = await _store(services, body)
         name = ids.uuid5(place.scope.namespace, f"import:{digest}")
-        again = again or await has_failed_imports(services.pool, place.scope.channel, place.scope.account)
         work = Import(db, services.ledger, place, spool, name)
+        if not again and await work.is_done():
+            where = place.scope
+            again = await has_failed_imports(services.pool, where.channel, where.account)
         await work.begin(again=again)
     except BaseException:
         await asyncio.shield(db.close())

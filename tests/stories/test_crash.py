@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import random
 from collections import defaultdict
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from tests.support.ledgers.stream_ledger import differing
 from tests.support.processes import RemoteSandbox, sandbox_process, servers_end, service_process, started
-from tests.support.system import CHATS, Story, Traffic, free_port
+from tests.support.system import CHATS, Story, Traffic, free_port, make_public
 
 ROUNDS = 5
 SECONDS_MIN, SECONDS_MAX = 0.3, 1.5
@@ -58,6 +59,8 @@ async def test_what_was_acknowledged_arrives_once_and_in_order_whenever_we_are_k
     print(f"seed {seed}")
     dice, port = random.Random(seed), free_port()
     url = f"http://127.0.0.1:{port}"
+    os.chmod(data_folder, 0o711)  # PostgreSQL, as another user, must get to what is below.
+    await make_public(data_folder / "data")
     async with (
         aiohttp.ClientSession() as client,
         started(sandbox_process(data_folder, url, "--duplicates", duplicates)) as kommo_url,

@@ -275,6 +275,12 @@ async def story_on(servers: Servers, **changed: Any) -> AsyncIterator[Story]:
         yield story
 
 
+async def make_public(folder: Path) -> None:
+    """Make a data folder the ledger of an older version, so that a test makes the same ids as its service."""
+    async with servers(load_settings(environment={"CHATLEDGER_DATA": str(folder)})) as where:
+        await make_without_a_secret(where.database_url)
+
+
 @asynccontextmanager
 async def on_its_own_servers(folder: Path) -> AsyncIterator[Story]:
     """A service that has started its servers itself, and will start them again."""
@@ -285,8 +291,7 @@ async def on_its_own_servers(folder: Path) -> AsyncIterator[Story]:
         given = {"CHATLEDGER_DATA": str(folder), "CHATLEDGER_PORT": str(port)}
         given |= {"CHATLEDGER_ADMIN_KEY": ADMIN_KEY, "CHATLEDGER_MASTER_KEY": MASTER_KEY}
         settings = load_settings(environment=given | {"CHATLEDGER_KOMMO_URL": sandbox.url})
-        async with servers(settings) as where:  # Once before, to make it a ledger whose ids a test can make.
-            await make_without_a_secret(where.database_url)
+        await make_public(folder)
         async with running(settings) as run:
             story = Story(client, sandbox, url)
             story.run = run
