@@ -205,6 +205,12 @@ class Ledger:
         for writer in self._writers:
             writer.wake.set()
 
+    def wake_others(self, number: int) -> None:
+        """Make the second writer look, for the first one: while that rested, a queue may have become its."""
+        if number == 0 and any(self.queues):
+            for writer in self._writers[1:]:
+                writer.wake.set()
+
     def has_room(self, commands: int, size: int, scope_id: str | None = None) -> bool:
         """Whether the queue would take this many commands of a scope with this many bytes in total."""
         waiting, waiting_bytes = commands, size
@@ -282,6 +288,7 @@ class _Writer:
                     continue
                 if ledger.closed and not any(queue or queue.taken for queue in ledger.queues):
                     return
+                ledger.wake_others(self.number)
                 await self.wake.wait()
                 continue
             began = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections import defaultdict, deque
 
 from msgspec.structs import replace
@@ -124,3 +125,20 @@ async def test_a_scope_that_fills_the_queue_leaves_room_for_another(database_url
     assert not ledger.has_room(1, 0)
     await ledger.close(0.1)
     assert all(each.cancelled() for each in waiting)
+
+
+async def test_what_became_the_second_writers_while_the_first_rested_is_stored(database_url: str) -> None:
+    await migrate(database_url)
+    ledger = Ledger(database_url, lambda _: None)
+    await ledger.open()
+    lanes = (replace(sent(1), lane=f"lane {n}") for n in range(1_000))
+    lane = next(one.lane for one in lanes if ledger.queue_of(one) is ledger.queues[1])
+    ledger._writers[0].rests_until = time.perf_counter() + 1.0
+    for n in range(300):  # One conversation, so only the second queue has a crowd.
+        last = ledger.submit(replace(sent(n), lane=lane))
+    neighbour = ledger.submit(sent(1, OTHER))
+    ledger._shared_until = ledger._loop.time() + 0.1  # So long the first writer makes all batches.
+    async with asyncio.timeout(module.WAIT_SECONDS_MAX - 1):
+        await neighbour
+        await last
+    await ledger.close()
