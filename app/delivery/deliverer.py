@@ -20,7 +20,6 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NoReturn, cast
 
-import msgspec
 import psycopg
 
 from app.database import names
@@ -325,7 +324,7 @@ class _Range:
             return  # Most of a large import is cut off, and need not be decoded for that.
         try:
             event = e.decode(raw)
-        except msgspec.MsgspecError as error:
+        except (ValueError, RecursionError) as error:
             log.error("deliver: event %d cannot be read and is not pushed: %s", position, error)
             return
         if isinstance(event, e.DeliveryResumed):

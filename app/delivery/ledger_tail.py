@@ -12,7 +12,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn, Protocol, cast
 
-import msgspec
 import psycopg
 
 from app.database.connection import Db, connect
@@ -49,7 +48,7 @@ def arrivals(rows: Sequence[Row]) -> list[Arrival]:
     for position, raw in rows:
         try:
             head = read_head(raw)
-        except msgspec.MsgspecError as error:
+        except (ValueError, RecursionError) as error:
             log.error("deliver: event %d cannot be read and is not pushed: %s", position, error)
             continue
         if head.push is not None or head.resumes:

@@ -137,10 +137,13 @@ async def test_a_position_of_the_stream_wakes_and_one_that_is_made_up_moves_noth
     assert reader.seen == pushed(4)
 
 
-async def test_an_event_that_cannot_be_read_stops_no_other(ledger: Ledger) -> None:
+@pytest.mark.parametrize(
+    "damaged", [b'{"type":7}', b'{"type":"\xff"}', b'{"z":' + b"[" * 5_000], ids=["kind", "letters", "depth"]
+)
+async def test_an_event_that_cannot_be_read_stops_no_other(ledger: Ledger, damaged: bytes) -> None:
     reader = Reader()
     await fill(ledger, 2)
-    ledger.rows[2] = b'{"type":7}'
+    ledger.rows[2] = damaged
     async with reading(ledger.url) as tail:
         await damage(ledger, 2)
         await fill(ledger, 1)
