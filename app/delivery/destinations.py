@@ -58,6 +58,8 @@ LATER_MS = 3_600_000
 WATCH_SECONDS = 1.0
 # Chosen: a destination that asks to wait without saying how long is left alone at least for this long.
 PAUSE_SECONDS_MIN = 1.0
+# Chosen: a statement a minute costs nothing, and a rest that a dead process left is not shown for long.
+FORGET_SECONDS = 60.0
 TOO_LATE = "it has waited too long"
 log = logging.getLogger("chatledger.push")
 
@@ -130,6 +132,7 @@ class Destinations:
         self._gates: dict[RestKey, Gate] = {}
         self._places: defaultdict[str, Places] = defaultdict(Places)  # of each channel's messenger
         self._rests: dict[RestKey, Rest] = {}
+        self._forget_at: dict[RestKey, float] = {}
 
     def gate(self, event: Pushed) -> Gate:
         """The gate of the event's destination."""
@@ -212,6 +215,8 @@ class Destinations:
         key = _key(push.event)
         if isinstance(result, Done) and push.names is None:
             self._reconnector.works(push.connection)
+        if isinstance(result, Done) and self._board and key not in self._rests:
+            await self._forget(self._board, key)
         match result:
             case Retry(pause=True) if gate.pauses:
                 gate.pause(max(result.after_seconds, PAUSE_SECONDS_MIN))
@@ -244,6 +249,13 @@ class Destinations:
         if self._board:
             reason, next_ms = f"HTTP {refusal.http}", now + int(rest.seconds * 1000)
             rest.since_ms = await self._board.begin(key, now, next_ms, reason, refusal.text)
+
+    async def _forget(self, board: Board, key: RestKey) -> None:
+        """Forget a rest that is not ours, now and then: a process that is gone has left it."""
+        now = self._clock.time()
+        if now >= self._forget_at.get(key, now):
+            self._forget_at[key] = now + FORGET_SECONDS
+            await board.end(key)
 
     async def _wake(self, key: RestKey) -> None:
         """End a rest."""

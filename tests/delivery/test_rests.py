@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app import clock
 from app.delivery.destinations import PROBE_SECONDS, PROBE_SECONDS_LATER
 from app.http_client import Answer
 from app.messengers import webhook
@@ -151,6 +152,16 @@ async def test_messages_wait_while_the_account_rests_and_arrive_after_it(
         assert [one.message["text"] for one in await own_story.arrived(name, 2)] == ["Hello", "next"]
     await own_story.settled()
     assert await own_story.events(type="message.failed") == []
+    await resting(own_story, 0)
+
+
+async def test_a_rest_that_a_dead_process_left_ends_with_the_first_message(own_story: Story) -> None:
+    assert own_story.run is not None
+    now = clock.now_ms()
+    rests = own_story.run.services.rests
+    await rests.begin(("acme", ACCOUNT, "kommo"), now, now + 60_000, "HTTP 402", "pay first")
+    await resting(own_story)
+    await own_story.customer(chat())
     await resting(own_story, 0)
 
 
