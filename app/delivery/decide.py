@@ -177,7 +177,8 @@ def _rest(event: Pushed, tried: Progress, now: Moment, forbidden: Forbidden) -> 
     """Nothing is the matter with the event: it waits until the account or the messenger takes it."""
     subject = "account" if event.push == KOMMO else "channel"
     reason = f"the {subject} rests: {_http(event, forbidden)}"
-    return _later(event, tried, now, reason, answer=forbidden.text)
+    waits = _later(event, tried, now, reason, answer=forbidden.text)
+    return replace(waits, after_seconds=RETRY_FIRST_SECONDS)  # Then at its gate, which may open at any time.
 
 
 def _http(event: Pushed, refusal: Refused | Forbidden) -> str:

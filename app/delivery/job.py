@@ -91,7 +91,8 @@ class Job(Struct):
 
     `resting`: it waits for its next attempt. `called`: the attempt at hand has gone so far that Kommo may
     know of it. `broken`: it met an error that no rule expects, so it is only to be parked. `waits_from` is
-    when it was resumed, if it was. `superseded`: a later job of the lane says what this one would have said.
+    when it was resumed, if it was. `superseded`: a later job of the lane says what this one would have said;
+    `taken_back`: it takes back the reaction that this one adds.
     """
 
     position: int
@@ -102,6 +103,7 @@ class Job(Struct):
     broken: bool = False
     waits_from: str = ""
     superseded: bool = False
+    taken_back: bool = False
 
     def call(self) -> None:
         """Note that Kommo may know of the attempt from now on."""

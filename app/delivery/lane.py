@@ -133,7 +133,9 @@ class Lane:
         same = [other for other in self.jobs if subject(other.event) == about]
         takes_back = isinstance(same[-1].event, e.ReactionRemoved)
         for earlier in same[:-1]:  # What takes a reaction back may be refused without it.
-            if not (takes_back and isinstance(earlier.event, e.ReactionAdded)):
+            if takes_back and isinstance(earlier.event, e.ReactionAdded):
+                earlier.taken_back = True
+            else:
                 earlier.superseded = True
 
     def _start(self) -> None:

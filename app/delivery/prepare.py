@@ -51,7 +51,7 @@ from app.vault import WrongMasterKey
 from domain import events as e
 from domain import ids
 from domain.ids import KOMMO, Scope
-from domain.state import COPIED, RANKS, Chat, Edited, Message, State
+from domain.state import COPIED, RANKS, Chat, Edited, Message, Reacted, State
 
 # A merged chat points to the chat it was merged into; more than one step is rare, and a longer chain only
 # leaves a name unknown.
@@ -113,7 +113,7 @@ class Preparer:
         push = Push(event, channel, connection, doubt=doubt, waits_from=since, left_out=job.progress.left_out)
         if doubt is not None:
             return connection.scope, await self._examine(push, doubt)
-        if job.progress.again and (found := await self._find_outcome(event)):
+        if job.progress.again and (found := await self._find_outcome(job)):
             return connection.scope, found
         return connection.scope, await self._name(push)
 
@@ -147,8 +147,9 @@ class Preparer:
         chat = _chat(await self._states([event.conversation]), event.conversation)
         return chat.chat_id if chat else None
 
-    async def _find_outcome(self, event: Pushed) -> Settled | Superseded | None:
+    async def _find_outcome(self, job: Job) -> Settled | Superseded | None:
         """The outcome that the ledger has already; None: the push is still wanted."""
+        event = job.event
         stream = event.message
         if stream is None:
             return None
@@ -162,8 +163,11 @@ class Preparer:
                 return Settled()
             case e.MessageMirrored() if COPIED in message.seen:
                 return Settled()
-            case e.MessageEdited() if message.edited and _is_later(message.edited, event):
+            case e.MessageEdited() if _is_later(message.edited, event):
                 return Superseded("a later edit is recorded")
+            case e.ReactionAdded() | e.ReactionRemoved() if not job.taken_back:
+                present = message.reactions.get((event.by, event.sender.id or ""))
+                return Superseded("a later reaction is recorded") if _is_later(present, event) else None
             case e.MessageDelivered() | e.MessageRead() | e.MessageFailed():
                 rank = RANKS[e.tag(event).removeprefix("message.")]
                 return Superseded("a higher status is recorded") if message.rank > rank else None
@@ -279,8 +283,8 @@ class Preparer:
         return states
 
 
-def _is_later(edited: Edited, event: e.MessageEdited) -> bool:
-    return (edited.at, edited.version) > (event.at, event.version)
+def _is_later(present: Edited | Reacted | None, event: e.MessageEdited | e.Reaction) -> bool:
+    return present is not None and (present.at, present.version) > (event.at, event.version)
 
 
 def as_of(event: e.MessageMirrored, chat: Chat | None) -> e.MessageMirrored:

@@ -154,10 +154,9 @@ class Settle:
             job.progress = decision.progress
             position = job.position if decision.command is None else await self._record(decision.command)
             if decision.after_seconds is None:
-                if isinstance(result, Disconnected):
-                    return await self._look_again(job, decision, position)
-                return position
-            if decision.after_seconds > 0:
+                if not (isinstance(result, Disconnected) and await self._is_resumed(job, decision)):
+                    return position
+            elif decision.after_seconds > 0:
                 await self._rest(job, decision.after_seconds)
 
     async def _is_being_connected(self, job: Job) -> bool:
@@ -173,16 +172,18 @@ class Settle:
                 return True
         return False
 
-    async def _look_again(self, job: Job, decision: Decision, position: int) -> int:
+    async def _is_resumed(self, job: Job, decision: Decision) -> bool:
         """Resume a job that was parked for want of a connection, if that was made meanwhile.
 
-        Whoever made the connection may have looked for such jobs before this one was parked.
+        Whoever made the connection may have looked for such jobs before this one was parked. The job keeps
+        its place, or what follows it in the lane would overtake it.
         """
         match decision.command:
             case c.Park(stream=stream, cause=cause) if await self._preparer.is_connected(job.event):
                 stamp = self._moment(job, decision.command.scope, self._clock.time()).stamp
-                return await self._record(c.Resume(**stamp, stream=stream, cause=cause))
-        return position
+                await self._record(c.Resume(**stamp, stream=stream, cause=cause))
+                return True
+        return False
 
     def _count(self, job: Job, push: Push | Unsent, result: Result, decision: Decision) -> None:
         """Count an attempt that failed, or forget those before the one that succeeded."""

