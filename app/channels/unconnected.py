@@ -9,7 +9,7 @@ that it has under way at the same moment.
 import asyncio
 import math
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from time import monotonic
 
@@ -25,6 +25,8 @@ DAY_SECONDS = 86_400.0
 RETRY_AFTER_SECONDS = 60
 # Chosen: bounds what a messenger leaves behind that makes up a name for each of its actions.
 ACCOUNTS_MAX = 1000
+# Chosen: an account for which nothing is to be delivered, only facts, counts among them for so long.
+NAMED_SECONDS = 3600.0
 # Chosen: an account is rarely named for the first time, and by another process than this one.
 ACCOUNTS_SECONDS = 1.0
 TOO_MANY = (
@@ -40,8 +42,7 @@ NONE_KEPT = (
     " this again"
 )
 NO_MORE_ACCOUNTS = (
-    "the channel keeps deliveries for {limit} accounts that are not connected: check account_id, or connect"
-    " them"
+    "the channel has actions for {limit} accounts that are not connected: check account_id, or connect them"
 )
 # How the reasons begin of deliveries that are parked for want of a connection: the first came while there was
 # none, the second was open when it ended.
@@ -54,7 +55,7 @@ FROM deliveries AS d LEFT JOIN connections AS c USING (channel, account_id)
 WHERE c.connected IS NOT TRUE AND account_id IS NOT NULL AND NOT d.imported
   AND (d.state = 'open' OR d.reason LIKE 'waiting for a connection%%' OR d.reason LIKE 'disconnected%%')
   AND (%(channel)s::text IS NULL OR channel = %(channel)s::text)
-  AND (%(account)s::text IS NULL OR account_id = %(account)s::text)
+  AND (%(accounts)s::text[] IS NULL OR account_id = ANY (%(accounts)s::text[]))
 GROUP BY 1, 2 ORDER BY 1, 2 LIMIT 1000
 """
 
@@ -82,7 +83,8 @@ class Unconnected:
         self._limit = limit
         self._days = days
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._recorded: dict[str, int] = {}
+        # By channel and account: when something was recorded, in monotonic seconds, and at which position.
+        self._recorded: defaultdict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
         self._accounts: dict[str, tuple[float, list[str]]] = {}
 
     async def accounts(self, channel: str) -> list[str]:
@@ -100,40 +102,49 @@ class Unconnected:
         A channel's bodies take turns, until they are recorded, and the position of the last event is given to
         what this yields. Raises ProblemError (409, 429).
         """
-        counts = Counter(scopes)
-        async with self._turns[scopes[0].channel]:
-            for scope, count in counts.items():
-                await self._check(scope, count)
-            yield lambda position: self._note(scopes, position)
+        counts = Counter(scope.account for scope in scopes)
+        channel = scopes[0].channel
+        async with self._turns[channel]:
+            await self._check(channel, counts)
+            yield lambda position: self._note(channel, counts, position)
 
-    def _note(self, scopes: Sequence[Scope], position: int) -> None:
-        for scope in scopes:
-            before = self._recorded.get(scope.scope_id, 0)
-            self._recorded[scope.scope_id] = max(before, position)
-            at, found = self._accounts.get(scope.channel, (-math.inf, []))
-            if scope.account not in found:
-                self._accounts[scope.channel] = at, [*found, scope.account]
+    def _note(self, channel: str, accounts: Iterable[str], position: int) -> None:
+        recorded, now = self._recorded[channel], monotonic()
+        for account in accounts:
+            _, before = recorded.get(account, (now, 0))
+            recorded[account] = now, max(before, position)
+        at, found = self._accounts.get(channel, (-math.inf, []))
+        self._accounts[channel] = at, list(dict.fromkeys((*found, *accounts)))
 
-    async def _check(self, scope: Scope, count: int) -> None:
-        where = {"account": scope.account, "channel": scope.channel}
+    async def _check(self, channel: str, counts: Mapping[str, int]) -> None:
+        recorded = self._recorded_lately(channel)
         if self._limit == 0:
-            raise ProblemError(409, NONE_KEPT.format(**where))
-        accounts = await self.accounts(scope.channel)
-        if scope.account not in accounts and len(accounts) >= ACCOUNTS_MAX:
+            raise ProblemError(409, NONE_KEPT.format(account=next(iter(counts)), channel=channel))
+        known = {*await self.accounts(channel), *recorded}
+        if not known.issuperset(counts) and len(known.union(counts)) > ACCOUNTS_MAX:
             detail = NO_MORE_ACCOUNTS.format(limit=ACCOUNTS_MAX)
             raise ProblemError(429, detail, retry_after=RETRY_AFTER_SECONDS)
-        await self._projector.wait_for(self._recorded.get(scope.scope_id, 0))
-        (waiting,) = await self._waiting(scope.channel, scope.account) or (None,)
-        if waiting and (waiting.seconds or 0) > self._days * DAY_SECONDS:
-            raise ProblemError(409, TOO_LONG.format(days=self._days, **where))
-        if (waiting.deliveries if waiting else 0) + count > self._limit:
-            detail = TOO_MANY.format(limit=self._limit, **where)
-            raise ProblemError(429, detail, retry_after=RETRY_AFTER_SECONDS)
+        await self._projector.wait_for(max(recorded.get(account, (0.0, 0))[1] for account in counts))
+        found = {one.account_id: one for one in await self._waiting(channel, list(counts))}
+        for account, count in counts.items():
+            waiting, where = found.get(account), {"account": account, "channel": channel}
+            if waiting and (waiting.seconds or 0) > self._days * DAY_SECONDS:
+                raise ProblemError(409, TOO_LONG.format(days=self._days, **where))
+            if (waiting.deliveries if waiting else 0) + count > self._limit:
+                detail = TOO_MANY.format(limit=self._limit, **where)
+                raise ProblemError(429, detail, retry_after=RETRY_AFTER_SECONDS)
 
-    async def _waiting(self, channel: str, account: str | None = None) -> list[Waiting]:
-        return await waiting(self._pool, channel, account)
+    def _recorded_lately(self, channel: str) -> dict[str, tuple[float, int]]:
+        """What this process has recorded for a channel's accounts, without what is long ago."""
+        since, recorded = monotonic() - NAMED_SECONDS, self._recorded[channel]
+        for account in [account for account, (at, _) in recorded.items() if at < since]:
+            del recorded[account]
+        return recorded
+
+    async def _waiting(self, channel: str, accounts: list[str] | None = None) -> list[Waiting]:
+        return await waiting(self._pool, channel, accounts)
 
 
-async def waiting(pool: Pool, channel: str | None = None, account: str | None = None) -> list[Waiting]:
+async def waiting(pool: Pool, channel: str | None = None, accounts: list[str] | None = None) -> list[Waiting]:
     """The accounts that are not connected and for which deliveries wait, at most a thousand."""
-    return await pool.fetch(Waiting, WAITING, {"channel": channel, "account": account}, prepare=False)
+    return await pool.fetch(Waiting, WAITING, {"channel": channel, "accounts": accounts}, prepare=False)

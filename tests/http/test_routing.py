@@ -2,9 +2,11 @@
 
 import asyncio
 from typing import Any
+from uuid import UUID
 
 import pytest
 
+from app.channels.unconnected import ACCOUNTS_SECONDS
 from app.servers.servers import Servers
 from tests.support.ids import ACCOUNT, CHANNEL, OTHER_ACCOUNT
 from tests.support.service import Answer, Served, about, sent, serving, wrote
@@ -147,3 +149,39 @@ async def test_nothing_is_kept_where_the_operator_wants_nothing_kept(servers: Se
         await service.register()
         assert (await service.act(sent("first", account_id=ACCOUNT))).status == 409
         assert await service.head() == 1
+
+
+async def longest_freeze(until: "asyncio.Task[Answer]") -> float:
+    """The longest time for which nothing else could run, in seconds, until a request is answered."""
+    loop, longest = asyncio.get_running_loop(), 0.0
+    while not until.done():
+        began = loop.time()
+        await asyncio.sleep(0.005)
+        longest = max(longest, loop.time() - began)
+    return longest
+
+
+async def test_a_messenger_that_makes_up_accounts_is_bounded_and_freezes_nobody(servers: Servers) -> None:
+    """Facts about nothing make no delivery, and count all the same."""
+    made_up = [str(UUID(int=n)) for n in range(1000)]
+    async with serving(servers) as service:
+        await service.register()
+        for half in (made_up[:500], made_up[500:]):
+            facts = [about("message.read", "nothing", account_id=account) for account in half]
+            assert (await service.act(facts)).status == 200
+        await asyncio.sleep(ACCOUNTS_SECONDS * 1.1)
+        head = await service.head()
+        more = await service.act(about("message.read", "nothing", account_id=str(UUID(int=1000))))
+        assert (more.status, await service.head()) == (429, head)
+        for half in (made_up[:500], made_up[500:]):
+            messages = [sent(account, account_id=account) for account in half]
+            assert (await service.act(messages)).status == 200
+        nameless = [sent(n, conversation_id=f"new-{n}") for n in range(500)]
+        asked = asyncio.create_task(service.act(nameless))
+        assert await longest_freeze(asked) < 1
+        assert (await asked).status == 400
+        known = [sent(f"again-{n}", conversation_id=f"new-{n}") for n in range(499)]
+        named = [sent("named", conversation_id="of-the-last", account_id=made_up[-1])]
+        assert (await service.act(named)).status == 200
+        last = await service.act([sent("again", conversation_id="of-the-last"), *known])
+        assert (last.status, last.body["errors"][0]["path"]) == (400, "$[1].account_id")
