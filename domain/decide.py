@@ -258,7 +258,7 @@ def _again(draft: Draft, command: c.Send, before: Message, sent: e.MessageSent) 
     if _same(draft, command, sent):
         return draft.done(stream, version, duplicate=True, message=stream)
     known = conflict_key(command.sender, command.content, command.source) in before.seen
-    if not known and before.conflicts < CONFLICTS_MAX:
+    if not known and before.conflicts < CONFLICTS_MAX and not before.is_full:
         fields: dict[str, object] = {"conversation": sent.conversation, "message": stream}
         fields |= {"sender": command.sender, "content": command.content, "source": command.source}
         draft.add(e.ConflictNoticed, stream, fields)

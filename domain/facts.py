@@ -116,6 +116,8 @@ def check_room(message: Message | None, fact: Fact) -> None:
         )
     if fact.kind is e.MessageEdited and message.edits >= EDITS_MAX:
         raise TooManyFacts(f"the message has been edited {EDITS_MAX} times: send a new one")
+    if fact.kind is e.MessageEdited and message.is_full:
+        raise TooManyFacts("the message's edits are too large in all: send a new message")
     if fact.kind in (e.ReactionAdded, e.ReactionRemoved) and message.reacted >= REACTIONS_MAX:
         raise TooManyFacts(f"the message has {REACTIONS_MAX} reactions: no more are recorded")
 

@@ -17,6 +17,9 @@ STATUSES = tuple(RANKS)
 Key: TypeAlias = str | tuple[str | bytes, ...]
 COMMON = frozenset(e.Event.__struct_fields__)
 
+# Chosen: a thousand edits of a usual text, and some 20 ms for whoever reads the stream.
+CONTENTS_BYTES_MAX = 4 * 1024 * 1024
+
 COPIED = "message.accepted copy"
 """The key of the event that Kommo accepted the mirror of an operator's message."""
 
@@ -52,7 +55,8 @@ class Message(Struct, frozen=True, gc=False):
     about an id that is still unknown, by version; those that name a conversation stay, because the name may
     turn out to be that of a message elsewhere. `reactions` are by side and sender. `deliveries` maps an
     event's id to the state of its delivery. `remote_id` is the receiving side's id, `kommo_id` Kommo's id of
-    the mirror of an operator's message. `edits`, `reacted` and `conflicts` count what was recorded.
+    the mirror of an operator's message. `edits`, `reacted` and `conflicts` count what was recorded,
+    `contents_bytes` is the size of the contents in edits and conflicts.
     """
 
     version: int
@@ -70,6 +74,12 @@ class Message(Struct, frozen=True, gc=False):
     edits: int = 0
     reacted: int = 0
     conflicts: int = 0
+    contents_bytes: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the stream takes no more contents, because whoever acts on the message reads them all."""
+        return self.contents_bytes >= CONTENTS_BYTES_MAX
 
     def has_failed(self, cause: str) -> bool:
         """Whether event `cause` sent the message, and it has failed before the other side accepted it."""
@@ -309,17 +319,23 @@ def _message(
         case e.MessageEdited():
             edit = Edited(event.at, version, event.content, event.delivery_status)
             newest = known.edited is None or event.at >= known.edited.at
+            known = _with_content(known, event.content)
             return replace(known, edited=edit if newest else known.edited, edits=known.edits + 1)
         case e.MessageDeleted():
             return replace(known, deleted=True)
         case e.ReactionAdded() | e.ReactionRemoved():
             return _reacted(replace(known, reacted=known.reacted + 1), event)
         case e.ConflictNoticed():
-            return replace(known, conflicts=known.conflicts + 1)
+            return _with_content(replace(known, conflicts=known.conflicts + 1), event.content)
         case e.MessageMirrored() | e.TypingStarted():
             return known
         case _:
             assert_never(event)
+
+
+def _with_content(message: Message, content: e.Content) -> Message:
+    """Returns a message whose stream has one more content."""
+    return replace(message, contents_bytes=message.contents_bytes + len(encode(content)))
 
 
 def _claimed(message: Message) -> dict[str, Any]:

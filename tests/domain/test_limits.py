@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from domain import events as e
 from domain.decide import CONFLICTS_MAX, TooManyFacts
 from domain.facts import EDITS_MAX, REACTIONS_MAX, WAITING_MAX
-from domain.state import Message
+from domain.state import CONTENTS_BYTES_MAX, Message
 from tests.support.ledgers.decisions import Ledger, Now, customer, edit, own, react
 
 
@@ -57,3 +57,23 @@ def test_conflicts_beyond_the_limit_are_answered_alike_and_not_recorded() -> Non
         assert ledger.record(again).conflict
     noticed = [event for event in ledger.events if isinstance(event, e.ConflictNoticed)]
     assert len(noticed) == CONFLICTS_MAX
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_whoever_acts_on_a_message_reads_no_more_than_so_many_bytes(known: bool) -> None:
+    """Else five hundred small actions on such messages, in one body, are gigabytes to read."""
+    ledger, size = Ledger().after(*([customer(1)] if known else [])), 300 * 1024
+    edits = -(-CONTENTS_BYTES_MAX // size)
+    for n in range(2, edits + 2):
+        ledger.record(edit(n, own("m-1"), words=f"{n}".ljust(size)))
+    with pytest.raises(TooManyFacts, match="too large in all"):
+        ledger.record(edit(edits + 2, own("m-1"), words="one more"))
+    assert CONTENTS_BYTES_MAX <= message(ledger).contents_bytes < CONTENTS_BYTES_MAX + 2 * size
+
+
+def test_conflicts_are_not_recorded_beyond_so_many_bytes() -> None:
+    ledger, size = Ledger().after(customer(1)), 300 * 1024
+    for n in range(2, 30):
+        again = replace(customer(n, words=f"{n}".ljust(size)), id=Now(n).stamp("messenger")["id"])
+        assert ledger.record(again).conflict
+    assert message(ledger).contents_bytes < CONTENTS_BYTES_MAX + 2 * size
