@@ -1,9 +1,10 @@
 """Hooks that were not taken are kept whole and listed, because Kommo does not send them again.
 
-A hook that comes again byte for byte is kept once, with the number of its arrivals. Each scope keeps its own
-share of each kind, so that what comes in masses drops nothing of another account's, and nothing that Kommo
-itself sent: whoever captured hooks can only send old ones and those of other accounts. Beyond the share the
-oldest go, with a line in the log. An operator has them taken up after a fix, see `operations/hooks`.
+A hook that comes again byte for byte is kept once, as what it was first, with the number of its arrivals.
+Each scope keeps its own share of each kind, so that what comes in masses drops nothing of another account's,
+and nothing that Kommo itself sent: whoever captured hooks can only send old ones and those of other accounts.
+Beyond the share the oldest go, with a line in the log. An operator has them taken up after a fix, see
+`operations/hooks`.
 """
 
 import asyncio
@@ -34,14 +35,14 @@ KEPT_DAYS = 30  # Chosen: a fix comes sooner, and personal data does not stay fo
 PRUNE_SECONDS = 3600.0  # Chosen: a limit of days needs no more.
 
 KEEP = """WITH again AS (
-  UPDATE ledger.refused SET times = times + 1, received_at = now(), reason = %(reason)s, why = %(why)s
+  UPDATE ledger.refused SET times = times + 1, received_at = now()
   WHERE id = (SELECT id FROM ledger.refused
     WHERE scope_id = %(scope_id)s AND sha256(body) = sha256(%(body)s) LIMIT 1) RETURNING id),
 made AS (
   INSERT INTO ledger.refused (id, scope_id, first_at, received_at, reason, why, body)
   SELECT %(id)s, %(scope_id)s, now(), now(), %(reason)s, %(why)s, %(body)s
   WHERE NOT EXISTS (SELECT FROM again) RETURNING id)
-SELECT id::text FROM again UNION ALL SELECT id::text FROM made"""
+SELECT id::text, false FROM again UNION ALL SELECT id::text, true FROM made"""
 TRIM = """DELETE FROM ledger.refused WHERE id IN (SELECT id FROM (
   SELECT id, row_number() OVER latest AS number, sum(octet_length(body)) OVER latest AS bytes
   FROM ledger.refused WHERE scope_id = %(scope_id)s AND why = %(why)s
@@ -115,9 +116,10 @@ async def keep(pool: Pool, scope_id: str, reason: str, body: bytes, *, why: str,
         row = await (await db.execute(KEEP, values)).fetchone()
         dropped = (await db.execute(TRIM, limits)).rowcount
     assert row is not None
-    kept = str(row[0])
+    kept, is_new = str(row[0]), row[1]
     metrics.REFUSED.labels(why).inc()
-    log.error("%s was refused and kept: id %s, %d bytes", what, kept, len(body))
+    if is_new:  # Whoever captured a hook can send it again as often as they like.
+        log.error("%s was refused and kept: id %s, %d bytes", what, kept, len(body))
     if dropped:
         metrics.DROPPED.inc(dropped)
         log.error("%d refused hooks of %s are dropped: the oldest of over %d", dropped, scope_id, KEPT_MAX)

@@ -22,6 +22,7 @@ from app.operations.errors import LedgerBusy, NotFound, NotPossible, StateConfli
 from app.operations.services import Services, record
 from app.views.cursor import is_uuid
 from domain import commands as c
+from domain.facts import TooManyFacts
 
 CRM = "crm:"
 
@@ -97,7 +98,7 @@ async def _take_up(services: Services, hook: Kept) -> list[Recorded]:
         raise ScopeNotConnected
     try:
         return [await record(services, hooks.command(scope.connection.scope, hook.body))]
-    except HookRefused as error:
+    except (HookRefused, TooManyFacts) as error:
         raise NotPossible(str(error)) from None
     except EventTooLarge:
         raise NotPossible("larger than an event may be") from None

@@ -12,6 +12,7 @@ import pytest
 from app.config.settings import BadSettings, load_settings
 from app.kommo import refused
 from app.kommo.crm.hooks import hook_path
+from domain.facts import WAITING_MAX
 from tests.support.ids import ACCOUNT, ADMIN_KEY, SCOPE_ID
 from tests.support.processes import run_command
 from tests.support.service import Answer, Served, wrote
@@ -220,3 +221,38 @@ def test_the_age_is_a_setting() -> None:
         assert settings.hook_age_seconds_max == seconds
     with pytest.raises(BadSettings, match="like 24h"):
         load_settings(environment={"HOME": "/tmp", "CHATLEDGER_HOOK_MAX_AGE": "a day"})
+
+
+async def test_a_hook_that_is_old_and_unreadable_is_kept_too(service: Served) -> None:
+    head = await service.head()
+    hook = old("old-odd") | {"message": wrote("x", message={"id": ""})["message"]}
+    assert (await service.hook(hook)).status == 200
+    [one] = await kept(service)
+    assert (one["why"], await service.head()) == ("late", head)
+
+
+async def test_who_repeats_a_hook_neither_moves_it_to_what_may_be_dropped_nor_fills_the_log(
+    service: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A hook that Kommo sent and we refused comes again when it is old: it stays what it was."""
+    pool, body = service.run.services.pool, json.dumps(old("was-large")).encode()
+    first = await refused.keep(pool, SCOPE_ID, "too large", body, why="large", what="a hook")
+    for _ in range(5):
+        assert (await service.hook(body)).status == 200
+    [one] = await kept(service)
+    assert (one["id"], one["why"], one["reason"], one["times"]) == (first, "large", "too large", 6)
+    assert len([1 for line in caplog.messages if first in line]) == 1
+
+
+async def test_a_hook_about_a_full_message_does_not_keep_the_next_one_waiting(service: Served) -> None:
+    reaction = {"type": "react", "conversation": {"id": "chat-1"}, "message": {"id": "k-full"}, "emoji": "x"}
+    body = {"account_id": ACCOUNT, "time": int(time.time())}
+    reactions = [reaction | {"user": {"id": f"u-{n}"}} for n in range(WAITING_MAX + 1)]
+    hooks = [service.hook(body | {"action": {"reaction": each}}) for each in reactions]
+    assert [answer.status for answer in await asyncio.gather(*hooks)].count(400) == 1
+    head = await service.head()
+    assert (await service.hook(old("after-it"))).status == 200
+    full, _ = await kept(service)
+    assert (full["why"], (await retry(service, full["id"])).status) == ("too many", 422)
+    done = await run_command("refused", "retry", "--url", service.url, CHATLEDGER_ADMIN_KEY=ADMIN_KEY)
+    assert (done.code, await names(service, head)) == (1, ["k-after-it"])

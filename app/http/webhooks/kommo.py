@@ -105,5 +105,8 @@ async def _keep(services: Services, scope: Scope, body: bytes, reason: str, why:
 
 async def _is_recorded(services: Services, scope: Scope, body: bytes) -> bool:
     """Whether a hook's message is in the ledger: whoever captured hooks could fill our store with them."""
-    command = hooks.command(scope, body)
+    try:
+        command = hooks.command(scope, body)
+    except HookRefused:  # Its age is not all that is wrong with it.
+        return False
     return isinstance(command, c.Send) and await is_stream(services.pool, command.stream)
