@@ -53,7 +53,7 @@ COPY_SECONDS = 12.0
 # Chosen: from the resumption of what waits to the connection in force it takes half a second,
 # and longer where thousands wait.
 CONNECT_SECONDS = 30.0
-CONNECT_POLL_SECONDS = 0.1
+CONNECT_POLL_SECONDS, CONNECT_POLL_SECONDS_MAX = 0.1, 2.0
 # Chosen: imperceptible to whoever waits for the message, and cheap.
 COPY_POLL_SECONDS = 0.02
 log = logging.getLogger("chatledger.deliver")
@@ -165,9 +165,10 @@ class Settle:
         Whoever makes a connection first resumes what waits for it: so that is in its lanes, in order, before
         anything can be delivered.
         """
-        until = self._clock.time() + CONNECT_SECONDS
+        until, pause = self._clock.time() + CONNECT_SECONDS, CONNECT_POLL_SECONDS
         while job.progress.again and self._clock.time() < until:
-            await self._rest(job, CONNECT_POLL_SECONDS)
+            await self._rest(job, pause)
+            pause = min(pause * 1.5, CONNECT_POLL_SECONDS_MAX)  # Thousands of conversations may wait so.
             if await self._preparer.is_connected(job.event):
                 return True
         return False

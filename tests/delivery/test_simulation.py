@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from app.channels.directory import Channel
 from app.delivery.destinations import PROBE_SECONDS
 from app.delivery.job import DISCONNECTED, Job, Progress, Pushed, lane_key
 from app.delivery.reconnect import RECONNECT_SECONDS
+from app.delivery.settle import CONNECT_SECONDS
 from app.http_client import Answer, Unreached
 from app.outcome import Done, Forbidden, Gone, Outcome, Refused, Retry
 from domain import events as e
@@ -197,6 +199,31 @@ async def test_what_rests_is_tried_at_once_when_something_has_changed(sim: Simul
     sim.destinations.gate(sim.events(e.MessageSent)[0]).hasten()  # type: ignore[arg-type]  # it is pushed
     await sim.idle()
     assert sim.kommo.calls[-1].at - paid[0] < 2
+
+
+@simulated
+async def test_a_resumed_job_looks_ever_less_often_for_a_connection_never_made(
+    sim: Simulation,
+) -> None:
+    """Thousands of conversations may wait so, and all of them look."""
+    asked: list[float] = []
+    channel = sim.channel
+
+    async def counted(name: str) -> Channel:
+        asked.append(sim.clock.passed)
+        return await channel(name)
+
+    sim.connected = False
+    sim.channel = counted  # type: ignore[method-assign]
+    sim.ledger.give(customer(1))
+    await sim.idle()
+    (event,) = sim.events(e.MessageSent)
+    assert isinstance(event, e.MessageSent)
+    asked.clear()
+    sim.lanes.of(lane_key(event)).put(Job(1, event, Progress(again=True)))
+    await sim.idle()
+    assert sim.clock.passed > CONNECT_SECONDS
+    assert len(asked) < CONNECT_SECONDS
 
 
 @simulated
