@@ -61,7 +61,7 @@ class Answer(Struct, frozen=True):
         """The body as a JSON object, with or without a byte order mark; an empty object if it is none."""
         try:
             value = msgspec.json.decode(self.body.removeprefix(BOM_UTF8))
-        except (msgspec.DecodeError, UnicodeError):
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             return {}
         return value if isinstance(value, dict) else {}
 

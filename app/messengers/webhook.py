@@ -19,7 +19,7 @@ from standardwebhooks.webhooks import EmptyWebhookSecretError
 from app import clock, problems
 from app.channels.directory import Channel, Connection
 from app.http_client import RETRIED, Answer, Unreached
-from app.limits import FAILURE_CODES, ID_CHARACTERS_MAX, INTEGER_MAX, OTHER_FAILURE, SECRET_BITS_MIN
+from app.limits import FAILURE_CODES, INTEGER_MAX, OTHER_FAILURE, SECRET_BITS_MIN, is_name
 from app.messengers import checks
 from app.messengers.adapter import (
     Messenger,
@@ -216,7 +216,7 @@ def is_object(answer: Answer) -> bool:
     body = answer.body.removeprefix(BOM_UTF8).strip()
     try:
         return not body or isinstance(msgspec.json.decode(body), dict)
-    except (msgspec.DecodeError, UnicodeError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return False
 
 
@@ -227,7 +227,7 @@ def _id(body: Json, field: str) -> str | None:
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    return value if isinstance(value, str) and 0 < len(value) <= ID_CHARACTERS_MAX else None
+    return value if isinstance(value, str) and is_name(value) else None
 
 
 def request(push: Push) -> Json:

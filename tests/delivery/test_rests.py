@@ -108,12 +108,19 @@ ANSWERS: list[tuple[int, bytes, type[Any]]] = [
     *((status, b'{"code":904,"text":"not a user"}', Refused) for status in (401, 403, 404, 405, 410)),
     *((status, b"", Refused) for status in (400, 402, 406, 409, 413, 415, 422, 451)),
     *((status, b"", Retry) for status in (302, 408, 425, 429, 500, 503)),
+    *((status, b"[" * 5000, kind) for status, kind in ((200, Done), (401, Forbidden), (400, Refused))),
 ]
 
 
 @pytest.mark.parametrize(("status", "body", "expected"), ANSWERS)
 def test_a_messengers_answer_shows_whose_fault_it_is(status: int, body: bytes, expected: type[Any]) -> None:
     assert type(webhook.outcome(Answer(status, "", 0.0, body))) is expected
+
+
+@pytest.mark.parametrize("name", ["a\\u0000b", "\\u001b[2J", "a\\nb"])
+def test_a_name_that_the_messenger_could_not_use_is_none(name: str) -> None:
+    answer = Answer(200, "", 0.0, f'{{"message_id":"{name}"}}'.encode())
+    assert webhook.outcome(answer) == Done()
 
 
 # With the real service.
