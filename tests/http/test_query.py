@@ -141,3 +141,9 @@ async def test_what_others_call_by_our_addresses_may_carry_more(service: Served)
     answer = await service.request("POST", "/kommo/none?utm_source=x", data=body)
     assert answer.status == 404
     assert (await service.ask("GET", "/login?utm_source=x", key=None)).status == 200
+
+
+async def test_an_answer_is_not_many_times_as_long_as_its_address(service: Served) -> None:
+    query = "&".join(f"{n:x}" for n in range(10_000))
+    answer = await service.request("GET", f"/healthz?{query}")
+    assert (answer.status, len(answer.body["errors"])) == (400, 100)

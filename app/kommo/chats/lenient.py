@@ -47,7 +47,7 @@ DEPTH_MAX = NESTING_MAX + 3  # The objects of a message stand at the third level
 TYPE_CHARACTERS_MAX = 40  # Chosen: of an unknown type's name, which people read.
 _NUMBER = re.compile(r"\s*(\d{1,15})(?:\.\d*)?\s*", re.ASCII)
 _LINK = re.compile(r"https?://\S+", re.IGNORECASE)
-_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)  # In one pass, also if a text never ends.
 # The field without which a message of this type says nothing; it is media for every other type.
 _NEEDED = {"text": "text", "location": "location", "contact": "contact", "sticker": "sticker_id"}
 _FIELDS = tuple(one for one in FIELDS if Way.FROM_KOMMO in one.ways and one.name not in ("type", "text"))
