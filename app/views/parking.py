@@ -40,7 +40,8 @@ from projections.columns import GO_ON, STAND_STILL, Page
 
 PARKED_MAX = 1_000  # chosen: more is no list that a person reads, and each costs some milliseconds to find
 ERROR_CHARACTERS_MAX = 300  # chosen: the error's words, not the event that PostgreSQL may quote after them
-ABSENT = (psycopg.OperationalError, psycopg.InterfaceError)
+# A database that may only be read, after a failover or for want of room, takes nothing of any view.
+ABSENT = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction)
 PARK = """
 INSERT INTO parked (view, position, cause, stands, error, fingerprint) VALUES (%s, %s, %s, %s, %s, %s)
 ON CONFLICT (view, position, cause) DO UPDATE SET stands = excluded.stands, error = excluded.error,

@@ -104,6 +104,27 @@ async def test_a_broken_link_is_mended(database_url: str) -> None:
         assert await projector.wait_for(len(log.events))
 
 
+# Answers as a database that has become a standby.
+STANDBY = """CREATE FUNCTION standby() RETURNS trigger LANGUAGE plpgsql AS
+ $$ BEGIN RAISE 'read-only transaction' USING ERRCODE = 'read_only_sql_transaction'; END $$;
+CREATE TRIGGER standby BEFORE UPDATE ON views.positions EXECUTE FUNCTION standby()"""
+
+
+async def test_a_database_that_takes_nothing_for_a_while_ends_nothing(database_url: str) -> None:
+    log = random_log(4, 60)
+    await prepare(database_url, log.events[:30])
+    async with running(database_url) as projector:
+        assert await projector.wait_for(30)
+        await execute(database_url, STANDBY)
+        await store(database_url, log.events[30:], first=31)
+        assert not await projector.wait_for(len(log.events), timeout_seconds=1.0)
+        await execute(database_url, "DROP TRIGGER standby ON views.positions")
+        assert await projector.wait_for(len(log.events))
+    live = await tables(database_url)
+    await rebuild(database_url)
+    assert await tables(database_url) == live
+
+
 async def test_views_of_other_code_are_made_anew(database_url: str) -> None:
     log = random_log(5, 50)
     await prepare(database_url, log.events)
