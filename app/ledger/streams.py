@@ -13,7 +13,7 @@ from typing import TypeAlias, cast
 
 from app.database.connection import Db
 from domain.events import AnyEvent, encode
-from domain.state import Case, Message, Misfit, State, evolve, skip
+from domain.state import Case, Message, Misfit, State, encode_any, evolve, skip
 from projections.columns import longs, uuids
 
 Row: TypeAlias = tuple[int, bytes | None, str | None]
@@ -22,10 +22,11 @@ Row: TypeAlias = tuple[int, bytes | None, str | None]
 PAGE_ROWS = 500
 # Chosen: shorter streams are read again as quickly as they are found here.
 LONG_EVENTS_MIN = 64
-# Chosen: about 50 MB of states, if each event leaves a key behind.
+# Chosen: about 50 MB of states, if each event leaves a key of KEY_BYTES behind.
 LONG_EVENTS_MAX = 100_000
+KEY_BYTES = 500
 # What waits for an unknown name is kept as it came, so a stream of large facts is not remembered.
-WAITING_BYTES_MAX = 1024 * 1024
+STATE_BYTES_MAX = 1024 * 1024
 log = logging.getLogger("chatledger.ledger")
 
 EVENTS = """SELECT notification_id, state, NULL FROM ledger.stored_events
@@ -44,6 +45,7 @@ class LongStreams:
 
     def __init__(self) -> None:
         self._states: dict[str, State] = {}
+        self._weights: dict[str, int] = {}  # in events
         self._events = 0
 
     def get(self, stream: str) -> State | None:
@@ -61,23 +63,27 @@ class LongStreams:
         if before is not None:
             if before.version >= state.version:
                 return
-            self._events -= self._states.pop(stream).version
-        if _is_heavy(state, before):
+            self._forget(stream)
+        size = _bytes(state)
+        if size > STATE_BYTES_MAX:
             return
         self._states[stream] = state
-        self._events += state.version
+        self._weights[stream] = weight = state.version + size // KEY_BYTES
+        self._events += weight
         while self._events > LONG_EVENTS_MAX:
-            oldest = next(iter(self._states))
-            self._events -= self._states.pop(oldest).version
+            self._forget(next(iter(self._states)))
+
+    def _forget(self, stream: str) -> None:
+        del self._states[stream]
+        self._events -= self._weights.pop(stream)
 
 
-def _is_heavy(state: Message | Case, before: State | None) -> bool:
-    """Whether the facts that wait in a stream take too much memory; `before` is its state that did not."""
-    if isinstance(state, Case) or not state.waiting:
-        return False
-    if isinstance(before, Message) and len(before.waiting) == len(state.waiting):
-        return False
-    return sum(len(encode(fact)) for fact in state.waiting.values()) > WAITING_BYTES_MAX
+def _bytes(state: Message | Case) -> int:
+    """How large the texts are that a state holds, beside its keys."""
+    if isinstance(state, Case):
+        return 0
+    own = sum(len(encode_any(one)) for one in (state.sent, state.edited) if one)
+    return own + sum(len(encode(fact)) for fact in state.waiting.values())
 
 
 async def read(

@@ -16,7 +16,7 @@ from app.service.service import migrate
 from domain import commands as c
 from domain import events as e
 from domain.ids import MESSENGER, message_id
-from domain.state import Message
+from domain.state import Edited, Message
 from ops.benches import samples
 from tests.support.ledgers.decisions import Now, text
 
@@ -142,3 +142,8 @@ def test_the_memory_of_long_streams_is_bounded() -> None:
         waiting = replace(waiting, version=LONG_EVENTS_MIN + n, waiting=waiting.waiting.put(n, large))
     memory.keep("small", waiting)
     assert memory.get("small") is None
+    memory = LongStreams()
+    edited = Edited("", 1, text("x" * 300_000))
+    for n in range(300):
+        memory.keep(f"edited {n}", replace(Message(LONG_EVENTS_MIN), edited=edited))
+    assert 100 < sum(memory.get(f"edited {n}") is not None for n in range(300)) < 170  # some 50 MB of texts
