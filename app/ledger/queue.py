@@ -105,6 +105,8 @@ class Queue:
 
         `calm`: scopes that have a crowd here wait.
         """
+        if batch and batch[-1].alone:  # From another queue.
+            return
         if len(self._ring) == 1 and not calm and not self._marked and self.count <= most - len(batch):
             self._move_all(batch)
             return

@@ -72,6 +72,17 @@ async def test_large_commands_are_paid_for_in_later_turns() -> None:
     assert abs(large - small) <= 200_000 + COMMAND_BYTES + 2 * TURN_BYTES
 
 
+async def test_what_goes_alone_is_not_joined_by_commands_of_another_queue() -> None:
+    queue, other = Queue(), Queue()
+    marked = await pending(1)
+    marked.alone = True
+    queue.put_back(marked)
+    other.put(await pending(2))
+    batch = taken(queue, 64)
+    other.move_to(batch, 64)
+    assert (batch, len(other), other.taken) == ([marked], 1, False)
+
+
 async def test_order_count_bytes_and_crowds_hold_over_random_histories() -> None:
     for seed in range(30):
         chance, queue = random.Random(seed), Queue()
