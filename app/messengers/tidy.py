@@ -62,6 +62,7 @@ def _after_leap(leap: re.Match[str]) -> str | None:
     """The second after a leap second, which only the last minute of a day in UTC has; None in any other."""
     try:
         before = msgspec.convert(f"{leap[1]}:59{leap[2]}", datetime).astimezone(UTC)
+        after = before + timedelta(seconds=1)
     except (msgspec.ValidationError, OverflowError):
         return None
-    return (before + timedelta(seconds=1)).isoformat() if (before.hour, before.minute) == (23, 59) else None
+    return after.isoformat() if (before.hour, before.minute) == (23, 59) else None

@@ -262,3 +262,9 @@ def test_a_text_that_never_ends_is_read_once_not_from_each_of_its_quotes() -> No
     with pytest.raises(HookRefused):
         read(b"[" * 3000 + b'"' + b'\\"' * 60_000)
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("time", [10**400, -(10**400), 2**1023])
+def test_a_time_beyond_all_numbers_costs_no_message(time: int) -> None:
+    body = json.dumps(hook() | {"time": time}).encode()
+    assert isinstance(hooks.command(SCOPE, body, age_seconds_max=86400), c.Send)

@@ -95,6 +95,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no host": ({"message": {"type": "picture", "media": "https:///a"}}, "$.message.media"),
     "a needed address": ({"message": {"type": "picture", "media": ""}}, "$.message.media"),
     "a leap second at noon": ({"at": "2016-12-31T12:00:60Z"}, "$.at"),
+    "a leap second after which there is nothing": ({"at": "9999-12-31T23:59:60Z"}, "$.at"),
     "a needed text of nothing": ({"conversation_id": None}, "$"),
     "silent of words": ({"silent": "no"}, "$.silent"),
 }

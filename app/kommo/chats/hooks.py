@@ -168,9 +168,9 @@ def _read_leniently(body: bytes) -> Hook:
 def _check_age(hook: Hook, now: int, seconds_max: float) -> None:
     """Refuse a hook that Kommo made long ago: whoever captured it could send it again at any time."""
     seconds = hook.time or (hook.message.timestamp if hook.message else None) or 0
-    age = now / 1000 - seconds
-    if age > seconds_max and seconds * 1000 >= EARLIEST_MS:
-        raise HookRefused(f"it is {age / 3600:.1f} hours old by its `time`", Why.LATE)
+    age_ms = now - seconds * 1000  # A whole number, for a time may be too large for any other.
+    if age_ms > seconds_max * 1000 and seconds * 1000 >= EARLIEST_MS:
+        raise HookRefused(f"it is {age_ms / 3_600_000:.1f} hours old by its `time`", Why.LATE)
 
 
 def _id(text: str | None, path: str) -> str:
