@@ -8,8 +8,10 @@ first message, because a chat that is created empty makes no incoming lead.
 A conversation is found in the view by its position, which moves with each message: a cursor follows those
 without a chat, and puts those with a message of the last day into `_waiting`. After DELAY_SECONDS each is
 looked at again: it has its chat (a hook was first), or Kommo has accepted nothing yet (again later), or it is
-asked for. A row in `ledger.chat_questions` is the claim of one process; it is deleted with the answer, lets
-the question be repeated ever later while Kommo does not answer, and stays where Kommo refuses.
+asked for. If very many wait, what was looked at in vain gives its place to others, or one account that takes
+nothing would keep all others waiting. A row in `ledger.chat_questions` is the claim of one process; it is
+deleted with the answer, lets the question be repeated ever later while Kommo does not answer, and stays where
+Kommo refuses.
 
 The questions are behind live traffic: they take permits as imports do, and few at once.
 """
@@ -79,8 +81,10 @@ class Nameless(Struct):
 class ChatNames:
     """Asks for the chats of new conversations; any number of processes may."""
 
-    def __init__(self, services: Services, *, delay_seconds: float = DELAY_SECONDS) -> None:
-        self._services, self._delay = services, delay_seconds
+    def __init__(
+        self, services: Services, *, delay_seconds: float = DELAY_SECONDS, waiting_max: int = WAITING_MAX
+    ) -> None:
+        self._services, self._delay, self._waiting_max = services, delay_seconds, waiting_max
         self._after = 0
         self._waiting: dict[str, float] = {}
 
@@ -106,13 +110,14 @@ class ChatNames:
         accounts: dict[tuple[str, str], list[Nameless]] = {}
         for row in rows:
             if row.fresh and row.account_id:
-                self._waiting[row.id] = now + LATER_SECONDS
+                if len(self._waiting) < self._waiting_max // 2:  # Else it is found again by its next message.
+                    self._waiting[row.id] = now + LATER_SECONDS
                 if row.accepted:
                     accounts.setdefault((row.channel, row.account_id), []).append(row)
         await asyncio.gather(*(self._ask_all(*key, rows) for key, rows in accounts.items()))
 
     async def _find(self) -> None:
-        while len(self._waiting) < WAITING_MAX:
+        while len(self._waiting) < self._waiting_max:
             values = {"after": self._after, "limit": PAGE}
             rows = await self._services.pool.fetch(Found, FOUND, values)
             due = monotonic() + self._delay

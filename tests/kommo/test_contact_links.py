@@ -126,6 +126,22 @@ async def test_a_chat_is_not_asked_for_before_kommo_has_its_first_message(own_st
     assert own_story.sandbox.chat_state.chat(SCOPE.scope_id, name) is None
 
 
+async def test_chats_that_kommo_does_not_take_keep_no_other_waiting(own_story: Story) -> None:
+    assert own_story.run
+    asking = ChatNames(own_story.run.services, delay_seconds=0, waiting_max=2)
+    await own_story.fault("kommo.new_message", "503", times=None)
+    for _ in range(3):
+        name = chat()
+        await own_story.until_recorded(await own_story.customer(name), "delivery.deferred")
+        await conversation(own_story, name)
+    await asking.look()
+    await own_story.order("DELETE", "/faults")
+    name = await arrived(own_story)
+    await conversation(own_story, name)
+    await asking.look()
+    assert (await conversation(own_story, name))["chat_id"] is not None
+
+
 @pytest.mark.parametrize(("action", "again"), [("400", False), ("404", True), ("503", True), ("drop", True)])
 async def test_what_kommo_refuses_is_not_asked_again_and_what_it_does_not_answer_is(
     own_story: Story, action: str, again: bool
