@@ -27,7 +27,7 @@ from domain import events as e
 from ops.sandbox import crm_account
 from tests.support.crm_service import Office, office_of
 from tests.support.ids import ACCOUNT, ADMIN_KEY, CRM_ID, OTHER_ACCOUNT
-from tests.support.openapi.data import LEAVING, Things, things
+from tests.support.openapi.data import LEAVING, LEFT, Things, things
 from tests.support.processes import ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,8 @@ Json = dict[str, Any]
 
 @pytest_asyncio.fixture(scope="module")
 async def service(servers: Servers) -> AsyncIterator[Office]:
-    accounts = (crm_account(ACCOUNT, CRM_ID), crm_account(OTHER_ACCOUNT), crm_account(LEAVING))
+    others = (OTHER_ACCOUNT, LEAVING, LEFT)
+    accounts = (crm_account(ACCOUNT, CRM_ID), *(crm_account(one) for one in others))
     async with office_of(servers, crm_accounts=accounts) as one:
         yield one
 

@@ -142,7 +142,7 @@ async def office_of(servers: Servers, **changed: Any) -> AsyncIterator[Office]:
                 "CHATLEDGER_ROLES": "web,project",
             }
             app = OAuthApp(CLIENT, CLIENT_SECRET, f"{here}/oauth/callback", f"{sandbox.url}/oauth")
-            accounts = (Account(ACCOUNT, sandbox.url), Account(OTHER_ACCOUNT, sandbox.url))
+            accounts = tuple(Account(one.amojo_id, sandbox.url) for one in sandbox.config.crm_accounts)
             setup = Setup(oauth=app, accounts=accounts, budgets=Budgets(crm_per_second=1000))
             async with service.running(load_settings(environment=settings), setup) as run:
                 office = Office(run, "", sandbox, client)

@@ -233,6 +233,8 @@ def _describe(route: Route, known: Mapping[str, Json]) -> None:
         schema = known[repr(taken.shape)]
         if taken.media_type == NDJSON:
             schema = {"type": "string", "contentMediaType": JSON, "contentSchema": schema}
+        if not taken.required:
+            schema = {"anyOf": [schema, {"type": "null"}]}
         content = {"schema": schema, "examples": examples}
         told["requestBody"] = {"required": taken.required, "content": {taken.media_type: content}}
     told["responses"] = {

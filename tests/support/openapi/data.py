@@ -13,6 +13,7 @@ from tests.support.crm_service import HERE, Office
 from tests.support.ids import ACCOUNT, CLIENT, CLIENT_SECRET, MASTER_BYTES, OTHER_ACCOUNT, SCOPE_ID
 
 LEAVING = "52e591f7-c98f-4255-8495-827210138c83"
+LEFT = "52e591f7-c98f-4255-8495-827210138c84"
 SPARE = "344a5002-f8ca-454d-af3d-396180102ac8"
 NEW = "344a5002-f8ca-454d-af3d-396180102ac9"
 WABA = [{"type": "whatsapp", "params": {"waba": True}}]
@@ -28,8 +29,9 @@ async def things(office: Office) -> Things:
     assert (await office.register()).status == 201
     assert (await office.register("spare", channel_id=SPARE)).status == 201
     assert (await office.connect()).status == 201
-    for account in (ACCOUNT, OTHER_ACCOUNT):
-        assert (await office.led_back(await office.state(account), of=account)).status == 200
+    for account in (ACCOUNT, OTHER_ACCOUNT, LEFT):
+        answer = await office.led_back(await office.state(account), of=account)
+        assert answer.status == 200, answer
     sent = examples.ACTIONS["sent"] | {"account_id": ACCOUNT}
     assert (await office.act(sent)).status == 200
     there = await _own(office) | await _consents(office) | await _catalogue(office) | await _crm(office)
@@ -70,7 +72,8 @@ async def _consents(office: Office) -> Things:
         )
         names = ("code", "state", "referer", "client_id")
         back.append({"query": {name: told[name] for name in names} | {"error": None}})
-    number = str((await office.account(OTHER_ACCOUNT))["crm_id"])
+    await office.order("/crm/disable", {"account_id": LEFT})
+    number = str((await office.account(LEFT))["crm_id"])
     signature = disabled_signature(CLIENT_SECRET, CLIENT, number)
     off = {"account_id": number, "client_uuid": CLIENT, "signature": signature}
     return {"GET /oauth/callback": back, "GET /oauth/disabled": [{"query": off}]}
