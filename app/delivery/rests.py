@@ -6,6 +6,7 @@ changed that may end it, so that it is tried at once: the channel's settings, it
 consent to our using its CRM, or somebody who resumes deliveries (`nudge`).
 """
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from typing import cast
@@ -65,6 +66,7 @@ class Rests:
     def __init__(self, database_url: str) -> None:
         self._url = database_url
         self._connection: Db | None = None
+        self._turn = asyncio.Lock()
 
     async def close(self) -> None:
         """Close the connection to the database."""
@@ -94,10 +96,11 @@ class Rests:
     async def _all(self, statement: str, values: dict[str, object]) -> list[tuple[object, ...]]:
         for _ in range(2):  # The first time, the connection may have broken since it was used.
             try:
-                if self._connection is None or self._connection.closed:
-                    self._connection = await connect(self._url)
-                cursor = await self._connection.execute(statement.encode(), values)
-                return [] if cursor.description is None else await cursor.fetchall()
+                async with self._turn:  # Two that need a new connection at once would leave one open.
+                    if self._connection is None or self._connection.closed:
+                        self._connection = await connect(self._url)
+                    cursor = await self._connection.execute(statement.encode(), values)
+                    return [] if cursor.description is None else await cursor.fetchall()
             except psycopg.Error as error:
                 problem = str(error).strip()
         log.warning("a rest is not recorded: %s", problem)
