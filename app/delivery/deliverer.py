@@ -252,14 +252,13 @@ class _Range:
             self._wake.clear()
             if self._failure:
                 raise LaneFailed(repr(self._failure)) from self._failure
-            async with asyncio.timeout(LOOK_SECONDS):
-                seen = await self._seen(connection)
-                self.done = {job: closed for job, closed in self.done.items() if closed > seen}
-                await self._refill(connection, seen)
-                await self._take_resumed(connection, seen)
-                if loop.time() >= sweep_at or not self._nats.is_connected:
-                    await self._sweep(connection, before)
-                    sweep_at, before = loop.time() + SWEEP_SECONDS, seen
+            seen = await self._seen(connection)
+            self.done = {job: closed for job, closed in self.done.items() if closed > seen}
+            await self._refill(connection, seen)
+            await self._take_resumed(connection, seen)
+            if loop.time() >= sweep_at or not self._nats.is_connected:
+                await self._sweep(connection, before)
+                sweep_at, before = loop.time() + SWEEP_SECONDS, seen
 
     async def _refill(self, connection: Db, seen: int) -> None:
         """Give the lanes that were cut off what they can hold now."""
@@ -281,7 +280,7 @@ class _Range:
 
     async def _find_imported(self, connection: Db, upto: int) -> None:
         """Let the lanes of what is imported ask for what the view has as open up to a position."""
-        rows = await fetch_all(connection, IMPORTED, {"partitions": self.partitions})
+        rows = await self._ask(connection, IMPORTED)
         for partition, side, channel, account in cast("list[tuple[int, str, str, str | None]]", rows):
             lane = self.lanes.of((None, side, (partition, channel, account)))
             lane.cut_at = max(lane.cut_at, upto)
@@ -383,12 +382,16 @@ class _Range:
         self._unreadable.clear()
 
     async def _seen(self, connection: Db) -> int:
-        ((position,),) = await fetch_all(connection, POSITION)
+        ((position,),) = await self._ask(connection, POSITION)
         return cast("int", position)
 
     async def _open(self, connection: Db, after: int, upto: int) -> list[Row]:
         return await self._rows(connection, OPEN, after=after, upto=upto, limit=PAGE)
 
     async def _rows(self, connection: Db, statement: str, **values: object) -> list[Row]:
-        rows = await fetch_all(connection, statement, {"partitions": self.partitions, **values})
-        return cast("list[Row]", rows)
+        return cast("list[Row]", await self._ask(connection, statement, **values))
+
+    async def _ask(self, connection: Db, statement: str, **values: object) -> list[tuple[object, ...]]:
+        """All rows of a statement; what is resumed may need thousands, so each has its own time to answer."""
+        async with asyncio.timeout(LOOK_SECONDS):
+            return await fetch_all(connection, statement, {"partitions": self.partitions, **values})

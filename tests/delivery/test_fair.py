@@ -6,11 +6,13 @@ from collections import Counter
 
 import pytest
 
+from app.delivery import deliverer
 from app.delivery.job import Job, Pushed
 from app.delivery.lane import Lane
 from app.places import KEPT_FREE, PLACES, Places
 from domain import events as e
-from tests.support.deliveries import Lease, line_of
+from tests.support.deliveries import Lease, delivering, line_of
+from tests.support.ledgers.decisions import customer, own, reject
 from tests.support.system import Story, chat, until
 
 pytestmark = pytest.mark.story(roles="web,relay,project")
@@ -119,3 +121,25 @@ async def test_an_edit_that_reports_a_status_is_pushed(story: Story) -> None:
     lane.jobs.append(last)
     lane._supersede(last)
     assert [job.superseded for job in lane.jobs] == [True, False, False]
+
+
+async def test_thousands_that_are_resumed_at_once_do_not_make_delivery_start_over(
+    own_story: Story, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each resumed conversation costs its range a question or two; only one without an answer ends it."""
+    assert own_story.run
+    ledger, many, look = own_story.run.services.ledger, 4_000, deliverer.LOOK_SECONDS
+    for make in (lambda n: customer(n, f"m-{n}", f"conv-{n}"), lambda n: reject(many + n, own(f"m-{n}"))):
+        await asyncio.gather(*(ledger.submit(make(n)) for n in range(many)))
+    await own_story.fault("kommo.new_message", "402", times=None)  # So that nothing else keeps it busy.
+    deliverer.LOOK_SECONDS = 1.5
+    try:
+        async with delivering(own_story):
+            await asyncio.sleep(0.5)  # Until it has its leases.
+            assert (await own_story.api("POST", "/v1/deliveries/resume", {"states": ["failed"]}))[
+                "resumed"
+            ] == many
+            await asyncio.sleep(3)
+    finally:
+        deliverer.LOOK_SECONDS = look
+    assert "starting over" not in caplog.text
