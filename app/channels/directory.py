@@ -21,7 +21,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from app import clock
-from app.database.connection import Db, connect
+from app.database.connection import NO_ANSWER, Db, connect
 from app.vault import Vault, WrongMasterKey
 from domain.ids import Scope, scope_of
 from domain.parts import ChannelOptions
@@ -216,7 +216,7 @@ class Channels:
         while self._checked <= needed:
             question = self._question()
             if not (await asyncio.wait({question}, timeout=REFRESH_SECONDS))[0]:
-                raise psycopg.OperationalError("the database does not answer in time")
+                raise psycopg.OperationalError(NO_ANSWER)
             question.result()
 
     def fresh_ahead(self) -> bool:

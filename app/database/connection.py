@@ -19,6 +19,7 @@ from app.database.names import ROLE
 
 Db: TypeAlias = AsyncConnection[tuple[object, ...]]
 
+NO_ANSWER = "the database does not answer in time"
 # Times are in seconds, but for tcp_user_timeout in milliseconds. Chosen: a host that vanished is noticed
 # within 5 s, as long as Kommo waits for an answer, while a server that is only busy keeps its connections.
 NETWORK: dict[str, int | str] = {

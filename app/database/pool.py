@@ -22,14 +22,13 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import class_row
 
 from app.database import connection
-from app.database.connection import Db
+from app.database.connection import NO_ANSWER, Db
 from app.database.names import VIEWS_SCHEMA
 from app.deadline import ANSWER_SECONDS, within
 
 CONNECTIONS = 4  # chosen: more would only compete for the same cores of the database server
 STATEMENT_TIMEOUT_SECONDS = 10  # chosen: every read has an index, so a longer one is a mistake
 
-NO_ANSWER = "the database does not answer in time"
 
 Row = TypeVar("Row")
 
