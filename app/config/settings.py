@@ -10,6 +10,7 @@ import secrets
 import tomllib
 from codecs import BOM_UTF8
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -32,6 +33,12 @@ ROLES: frozenset[Role] = frozenset(get_args(Role))
 
 # The patterns have `(?!\n)`, because `$` alone accepts a line end.
 BaseUrl = Annotated[str, Meta(pattern=r"^[hH][tT][tT][pP][sS]?://[^\x00-\x20?#\x7f-\x9f]+$(?!\n)")]
+
+
+@lru_cache
+def _seconds(span: str) -> int:
+    """A span such as `24h` in seconds. It is kept, because each hook asks for it."""
+    return int(span[:-1]) * SECONDS[span[-1]]
 
 
 class BadSettings(Exception):
@@ -66,7 +73,7 @@ class Settings(
     @property
     def hook_age_seconds_max(self) -> int:
         """Returns the age, in seconds, beyond which a hook of Kommo's is kept and not delivered."""
-        return int(self.hook_max_age[:-1]) * SECONDS[self.hook_max_age[-1]]
+        return _seconds(self.hook_max_age)
 
     def __repr__(self) -> str:
         """Shows neither keys nor URLs, which contain secrets."""

@@ -47,10 +47,11 @@ class Front:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI 3."""
         if scope["type"] == "http":
-            method, (first, *rest) = scope["method"], scope["path"].removeprefix("/").split("/")
-            if first == "kommo" and method == "POST" and len(rest) == 1 and rest[0]:
-                await self._take("kommo", self._hook(rest[0], scope, receive), scope, send)
+            method, parts = scope["method"], scope["path"].split("/")
+            if len(parts) == 3 and parts[1] == "kommo" and method == "POST" and parts[2]:
+                await self._take("kommo", self._hook(parts[2], scope, receive), scope, send)
                 return
+            first, *rest = parts[1:] or parts
             if found := self._routes.find(method, first, rest):
                 await self._take("messenger", self._actions(*found, scope, receive), scope, send)
                 return
@@ -85,10 +86,9 @@ class Front:
         return error
 
     async def _hook(self, scope_id: str, scope: Message, receive: Receive) -> Answer:
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        signature = kommo.signature_of(scope["headers"])
+        headers = headers_of(scope)
         body = await read(headers, receive)
-        return await kommo.take(self._services, scope_id, signature, body)
+        return await kommo.take(self._services, scope_id, kommo.signature_of(headers), body)
 
     async def _actions(self, kind: str, parts: dict[str, str], scope: Message, receive: Receive) -> Answer:
         headers = headers_of(scope)

