@@ -9,7 +9,7 @@ import pytest
 
 from app.views.projector import FeedBehind, Projector
 from app.views.rebuild import rebuild
-from tests.support.ledgers.view_events import EventLog, prepare, random_log, store, tables
+from tests.support.ledgers.view_events import EventLog, busy_log, prepare, random_log, store, tables
 
 
 @asynccontextmanager
@@ -186,3 +186,18 @@ async def test_a_feed_that_nobody_reads_is_given_up(database_url: str) -> None:
         assert await projector.wait_for(len(log.events))
         with pytest.raises(FeedBehind):
             await anext(feed)
+
+
+async def test_rows_are_looked_up_by_key_however_small_the_tables_were_at_first(database_url: str) -> None:
+    log = busy_log(3_000, conversations=20)
+    await prepare(database_url)
+    async with running(database_url, page_events=20) as projector:
+        for first in range(0, len(log.events), 300):
+            await store(database_url, log.events[first : first + 300], first=first + 1)
+            projector.wake()
+            assert await projector.wait_for(min(first + 300, len(log.events)))
+    read = "SELECT relname, seq_tup_read FROM pg_stat_all_tables WHERE schemaname = 'views'"
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
+        found = dict(await (await connection.execute(read)).fetchall())
+    assert found["messages"] < 1_000  # 22,000 were read
+    assert found["deliveries"] < 1_000
