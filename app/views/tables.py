@@ -66,8 +66,8 @@ SELECT position, state, topic FROM (
   ORDER BY notification_id LIMIT %b::bigint) AS page
 WHERE total - size < %b::bigint ORDER BY position
 """
-# Rows are looked up by key. A plan made while a table is small would read the whole table, and PostgreSQL would
-# keep that plan while the table grows: measured under a flood, four million rows read in half a minute.
+# Rows are looked up by key. A plan made while a table is small would read the whole table, and PostgreSQL
+# would keep that plan while the table grows: measured under a flood, four million rows read in half a minute.
 PLANS = "SET enable_seqscan = off"
 # Constants of a view that decide nothing about its rows.
 POLICY = {"ON_FAULT", "TOPICS"}
