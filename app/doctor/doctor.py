@@ -59,11 +59,22 @@ SOURCES = """
 SELECT DISTINCT account_id, source FROM (SELECT account_id, source, outgoing FROM views.messages
   ORDER BY position DESC LIMIT 10000) AS m WHERE source IS NOT NULL AND NOT outgoing
 """
+CLOCK_AND_LOG = "SELECT clock_timestamp(), current_setting('wal_compression')"
 SOURCES_TIMEOUT = "SET statement_timeout = '5s'"  # Of a large ledger they are not worth more.
 JETSTREAM_INFO = "$JS.API.INFO"
 KEY_FILES = ("admin.key", MASTER_FILE, MASTER_OLD_FILE)
 SECRET_NAME = re.compile(r"(secret|token|password|_KEY|_KEY_OLD)$")
 UNKNOWN_SCOPE = "no channel is connected under this scope id"
+
+
+def slow_log(compression: str) -> list[Check]:
+    """A warning if PostgreSQL's log is compressed by pglz, its slowest way and the one that `on` means."""
+    if compression not in ("on", "pglz"):
+        return []
+    says = (
+        f"warning: wal_compression = {compression} makes appends slow after each checkpoint of the database"
+    )
+    return [Check("database log", True, says, "set wal_compression = lz4, or off where there is no lz4")]
 
 
 class Ground(Struct):
@@ -209,11 +220,10 @@ class Doctor:
             await check_postgres(url)
             async with await open_session(url) as connection:
                 ids.use_namespace((await schema.check(connection)).id_secret)
-                ((moment,),) = await (await connection.execute("SELECT clock_timestamp()")).fetchall()
+                ((moment, packed),) = await (await connection.execute(CLOCK_AND_LOG)).fetchall()
             clock = skewed("database clock", datetime.now(UTC), cast("datetime", moment), "the database's")
-            return [Check("database", True, "PostgreSQL answers, with this version's tables"), clock] + (
-                await self._registered(url)
-            )
+            found = [Check("database", True, "PostgreSQL answers, with this version's tables"), clock]
+            return [*found, *slow_log(str(packed)), *(await self._registered(url))]
         except ServerFailed as error:
             todo = "start it, or mend CHATLEDGER_DATABASE_URL"
             return [Check("database", False, " ".join(str(error).split()), todo)]

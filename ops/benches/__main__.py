@@ -7,13 +7,16 @@ from collections.abc import Awaitable, Callable
 import uvloop
 
 from app.service.web import settle_memory
-from ops.benches import append, busy, fair, imports, ingest, latency, memory, relay, views
+from ops.benches import append, busy, bytes, fair, growth, imports, ingest, latency, memory, relay, views
 from ops.benches.measure import Figure, say, show
 
 BENCHES: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
     "ingest": ingest.ingest,
     "append": append.append,
     "append_limit": append.append_limit,
+    "growth": growth.growth,
+    "growth_limit": growth.growth_limit,
+    "bytes": bytes.bytes_,
     "relay": relay.relay,
     "latency": latency.latency,
     "fair": fair.fair,

@@ -83,20 +83,19 @@ def hook(conversation: int) -> tuple[bytes, str]:
     return body, hmac.digest(SECRET.encode(), body, "sha1").hex()
 
 
-def history(messages: int, per_chat: int = 100) -> Iterator[e.AnyEvent]:
-    """Messages and their facts: sent, accepted, named; every other one delivered and read."""
+def history(messages: int, per_chat: int = 100, *, replies: bool = True) -> Iterator[e.AnyEvent]:
+    """Messages and their facts: sent, accepted, named; every other one is a reply, delivered and read."""
     states: dict[str, State] = {}
     now = clock.now_ms() - messages * 10
     for number in range(messages):
         if number % per_chat == 0:
             states.clear()
         now += 10
-        yield from _life(states, f"chat-{number // per_chat}", number, now)
+        yield from _life(states, f"chat-{number // per_chat}", now, outgoing=replies and number % 2 == 1)
 
 
-def _life(states: dict[str, State], chat: str, number: int, now: int) -> Iterator[e.AnyEvent]:
+def _life(states: dict[str, State], chat: str, now: int, *, outgoing: bool) -> Iterator[e.AnyEvent]:
     command = send(chat, now)
-    outgoing = number % 2 == 1
     if outgoing:
         command = msgspec.structs.replace(command, side="kommo", by="kommo", stream=_kommo(command.own_id))
     stamp = clock.stamp(LINK, command.lane, "kommo", now=now + 1)
