@@ -198,6 +198,6 @@ async def test_rows_are_looked_up_by_key_however_small_the_tables_were_at_first(
             assert await projector.wait_for(min(first + 300, len(log.events)))
     read = "SELECT relname, seq_tup_read FROM pg_stat_all_tables WHERE schemaname = 'views'"
     async with await psycopg.AsyncConnection.connect(database_url) as connection:
-        found = dict(await (await connection.execute(read)).fetchall())
+        found: dict[str, int] = dict(await (await connection.execute(read)).fetchall())
     assert found["messages"] < 1_000  # 22,000 were read
     assert found["deliveries"] < 1_000
