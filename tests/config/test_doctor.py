@@ -97,13 +97,6 @@ async def test_who_is_well_is_told_so(clinic: Clinic) -> None:
     }
 
 
-async def test_a_log_that_is_compressed_slowly_is_warned_of(clinic: Clinic) -> None:
-    url = f"{clinic.settings.database_url}&options=-c%20wal_compression%3Dpglz"
-    found = await clinic.examined(database_url=url)
-    assert "slow after each checkpoint" in found["database log"].says
-    assert "lz4" in found["database log"].todo
-
-
 # What is changed, the check that must notice, what it must say and what to do, as they contain.
 OURS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "no database": (

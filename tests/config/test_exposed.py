@@ -1,8 +1,8 @@
-"""Secrets that every user of the machine can read are a warning of the doctor's."""
+"""Warnings of the doctor's: secrets that every user of the machine can read, and a log that is slow."""
 
 from pathlib import Path
 
-from app.doctor.doctor import exposed
+from app.doctor.doctor import exposed, slow_log
 from tests.support.ids import ADMIN_KEY
 
 
@@ -22,3 +22,10 @@ def test_a_file_with_secrets_that_every_user_can_read_is_a_warning(tmp_path: Pat
     assert len(exposed(config, tmp_path)) == 1
     config.chmod(0o600)
     assert exposed(config, tmp_path) == []
+
+
+def test_a_log_of_the_database_that_is_compressed_slowly_is_a_warning() -> None:
+    assert [slow_log(fast) for fast in ("off", "lz4", "zstd")] == [[], [], []]
+    for slow in ("on", "pglz"):
+        (check,) = slow_log(slow)
+        assert (check.ok, slow in check.says, "lz4" in check.todo) == (True, True, True)
