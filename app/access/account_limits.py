@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping
 
 from app.config.settings import Settings
+from app.turns import Turns
 
 # Chosen: about a hundred messages, some 3 ms of Python.
 WORK_BYTES = 32 * 1024
@@ -29,6 +30,8 @@ COUNTED_SECONDS = 2.0
 # Chosen: the accounts whose buckets are remembered; a full one need not be.
 BUCKETS_MAX = 10_000
 OPEN_RETRY_SECONDS = 30
+# Chosen: some 1 ms of Python.
+COMMANDS_A_TURN = 64
 
 
 class OverLimit(Exception):
@@ -56,9 +59,13 @@ class _Work:
 
 
 class AccountLimits:
-    """The limits of all accounts and channels of this process."""
+    """The limits of all accounts and channels of this process.
+
+    The commands of arrays are made in `turns`.
+    """
 
     def __init__(self, settings: Settings) -> None:
+        self.turns = Turns(COMMANDS_A_TURN)
         self._rate, self._bytes = settings.account_rate, settings.account_bytes
         self._open_max = settings.account_open
         self._buckets: dict[str, _Bucket] = {}

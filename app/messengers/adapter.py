@@ -117,7 +117,7 @@ class Messenger(abc.ABC):
         """The channel whose messenger made the request; raises UnknownSender and Unsigned."""
 
     @abc.abstractmethod
-    def receive(self, request: Request, channel: Channel) -> Received:
+    async def receive(self, request: Request, channel: Channel) -> Received:
         """The actions of a verified request, checked against the contract; raises ActionRefused."""
 
     @abc.abstractmethod

@@ -37,6 +37,7 @@ from app.messengers.contract import (
     Status,
     Typing,
 )
+from app.turns import Turns
 from domain.content import Way, names
 from domain.parts import Json
 
@@ -68,8 +69,11 @@ class ActionRefused(Exception):
         self.message = message
 
 
-def parse(body: bytes) -> Received:
-    """Read a body of one action or an array of 1 to 500; raises ActionRefused, naming the place."""
+async def parse(body: bytes, turns: Turns) -> Received:
+    """Read a body of one action or an array of 1 to 500; raises ActionRefused, naming the place.
+
+    An array is read in `turns`.
+    """
     body = body.removeprefix(BOM_UTF8)
     array = body.lstrip()[:1] == b"["
     try:
@@ -80,6 +84,8 @@ def parse(body: bytes) -> Received:
         raise ActionRefused("$", f"an array holds 1 to {ACTIONS_MAX} actions, this one {len(raws)}: split it")
     actions = []
     for index, raw in enumerate(raws):
+        if array:
+            await turns.take()
         try:
             actions.append(parse_one(bytes(raw)))
         except ActionRefused as error:

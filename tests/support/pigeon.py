@@ -54,7 +54,7 @@ class Pigeon(Messenger):
             raise Unsigned
         return channel
 
-    def receive(self, request: Request, channel: Channel) -> Received:
+    async def receive(self, request: Request, channel: Channel) -> Received:
         try:
             letter = msgspec.json.decode(request.body, type=Letter)
         except msgspec.ValidationError as error:

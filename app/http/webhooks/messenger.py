@@ -21,14 +21,13 @@ from app.messengers.adapter import Messenger, Received, Request, Result, Unknown
 from app.messengers.checks import ActionRefused
 from app.operations.services import Services
 from app.problems import Problem, ProblemError
+from app.turns import Turns
 from app.vault import WrongMasterKey
 from app.views.deliveries import count_open
 from domain import commands as c
 from domain.decide import OwnMessage, TooManyFacts
 from domain.ids import Scope
 
-# Chosen: some 2 ms of Python.
-AT_ONCE = 64
 # Chosen: a message that is full stays so, but who asks again within an hour finds the same.
 FULL_RETRY_SECONDS = 3600
 OWN = "this names a message of the messenger's own: only messages that we sent have a status"
@@ -95,12 +94,12 @@ async def take(services: Services, kind: str, request: Request) -> Answer:
 
 async def _take(services: Services, messenger: Messenger, channel: Channel, request: Request) -> Answer:
     try:
-        received = messenger.receive(request, channel)
+        received = await messenger.receive(request, channel)
     except ActionRefused as error:
         raise routing.bad(error.path, error.message) from None
     scopes = await _scopes(services, channel, received)
     await _admit(services, scopes, len(request.body))
-    found = await _commands(channel, received, scopes)
+    found = await _commands(services.limits.turns, channel, received, scopes)
     waiting = [scope for scope in scopes if not _is_connected(channel, scope)]
     if waiting:
         async with services.unconnected.room(waiting) as note:
@@ -177,12 +176,14 @@ def _is_connected(channel: Channel, scope: Scope) -> bool:
     return connection is not None and connection.connected
 
 
-async def _commands(channel: Channel, received: Received, scopes: Sequence[Scope]) -> list[c.AnyCommand]:
-    """The command of each action, in its scope."""
+async def _commands(
+    turns: Turns, channel: Channel, received: Received, scopes: Sequence[Scope]
+) -> list[c.AnyCommand]:
+    """The command of each action, in its scope; those of an array are made in `turns`."""
     found: list[c.AnyCommand] = []
     for index, (scope, action) in enumerate(zip(scopes, received.actions, strict=True)):
-        if index % AT_ONCE == AT_ONCE - 1:
-            await asyncio.sleep(0)  # Others have something to do, too.
+        if received.array:
+            await turns.take()
         try:
             request = f"{received.request}:{index}" if received.request else None
             within = channel.options.message_ids == "per conversation"
