@@ -52,6 +52,7 @@ from app.ledger.batch import (
 from app.ledger.queue import Queue
 from app.ledger.streams import read, read_facts
 from domain.commands import AnyCommand
+from domain.ids import Scope
 
 __all__ = ["EventTooLarge", "Ledger", "LedgerFull", "LedgerUnavailable", "Recorded"]
 
@@ -75,8 +76,8 @@ QUEUE_MAX = 20_000
 # Chosen: what the queue may add to the memory of the process.
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
 # Chosen: a full queue takes this many commands of each scope and half as much again in all, so that no scope
-# takes it from the others.
-SCOPE_QUEUE_MIN, OVER = 1_000, 1.5
+# takes it from the others. A channel may have any number of scopes, so half of that is for other channels.
+SCOPE_QUEUE_MIN, OVER, CHANNEL_OVER = 1_000, 1.5, 1.25
 # As many as `domain.conversations.HOPS_MAX`, because a round follows each pointer by one step.
 LOAD_ROUNDS_MAX = 8
 # Chosen: PostgreSQL restarts in about a second.
@@ -168,7 +169,7 @@ class Ledger:
         EventTooLarge and LedgerUnavailable.
         """
         scope_id, now = command.scope.scope_id, self._loop.time()
-        if not self.has_room(1, size, scope_id):
+        if not self.has_room(1, size, command.scope):
             raise LedgerFull
         if scope_id != self._last_scope:
             if self._last_scope:
@@ -211,7 +212,7 @@ class Ledger:
             for writer in self._writers[1:]:
                 writer.wake.set()
 
-    def has_room(self, commands: int, size: int, scope_id: str | None = None) -> bool:
+    def has_room(self, commands: int, size: int, scope: Scope | None = None) -> bool:
         """Whether the queue would take this many commands of a scope with this many bytes in total."""
         waiting, waiting_bytes = commands, size
         for queue in self.queues:
@@ -221,7 +222,10 @@ class Ledger:
             return False
         if waiting <= QUEUE_MAX and waiting_bytes <= QUEUE_BYTES_MAX:
             return True
-        few = scope_id is not None and commands + self.waiting(scope_id) <= SCOPE_QUEUE_MIN
+        if scope is None or commands + self.waiting(scope.scope_id) > SCOPE_QUEUE_MIN:
+            return False
+        of_channel = sum(queue.waiting_of(scope.channel) for queue in self.queues)
+        few = of_channel <= QUEUE_MAX * CHANNEL_OVER
         return few and waiting <= QUEUE_MAX * OVER and waiting_bytes <= QUEUE_BYTES_MAX * OVER
 
     @property

@@ -59,6 +59,37 @@ async def test_what_delivery_records_does_not_wait_behind_what_its_scope_posts()
     assert accept in [each.command for each in taken(queue, 64)]
 
 
+def of_account(n: int) -> ids.Scope:
+    """A scope of the flooding channel, whose messenger makes up accounts."""
+    return ids.scope_of("acme", CHANNEL, f"account-{n}")
+
+
+async def test_a_channel_that_names_500_accounts_gets_the_turns_of_one() -> None:
+    queue, neighbour = Queue(), ids.scope_of("other", CHANNEL, OTHER_ACCOUNT)
+    for n in range(5_000):
+        queue.put(await pending(n, of_account(n % 500)))
+    for n in range(64):
+        queue.put(await pending(n, neighbour))
+    first, second = taken(queue, 64), taken(queue, 64)
+    for batch in (first, second):
+        mine = [each for each in batch if each.command.scope == neighbour]
+        assert 24 <= len(mine) <= 40  # it was 1
+    served = [each.command.scope.account for each in (*first, *second) if each.command.scope != neighbour]
+    assert len(set(served)) >= len(served) // 9  # its accounts take turns, too
+
+
+async def test_accounts_that_are_named_once_with_much_do_not_escape_what_they_cost() -> None:
+    queue, neighbour = Queue(), ids.scope_of("other", CHANNEL, OTHER_ACCOUNT)
+    for n in range(200):
+        queue.put(await pending(n, of_account(n), size=200_000))
+        queue.put(await pending(n, neighbour))
+    moved: dict[str, int] = defaultdict(int)
+    for _ in range(4):
+        for each in taken(queue, 32):
+            moved[each.command.scope.channel] += each.size + COMMAND_BYTES
+    assert abs(moved["acme"] - moved["other"]) <= 200_000 + COMMAND_BYTES + 2 * TURN_BYTES
+
+
 async def test_large_commands_are_paid_for_in_later_turns() -> None:
     queue = Queue()
     for n in range(1_000):
@@ -134,6 +165,21 @@ async def test_a_scope_that_fills_the_queue_leaves_room_for_another(database_url
         else:
             assert not full
     assert not ledger.has_room(1, 0)
+    await ledger.close(0.1)
+    assert all(each.cancelled() for each in waiting)
+
+
+async def test_a_channel_that_names_many_accounts_leaves_room_for_another(database_url: str) -> None:
+    await migrate(database_url)
+    ledger = Ledger(database_url, lambda _: None)
+    waiting, full = [], 0
+    for n in range(int(module.QUEUE_MAX * module.OVER)):
+        try:
+            waiting.append(ledger.submit(sent(n, of_account(n % 500))))
+        except LedgerFull:
+            full += 1
+    assert full == module.QUEUE_MAX * (module.OVER - module.CHANNEL_OVER) - 1
+    waiting.append(ledger.submit(sent(1, ids.scope_of("other", CHANNEL, OTHER_ACCOUNT))))
     await ledger.close(0.1)
     assert all(each.cancelled() for each in waiting)
 

@@ -152,7 +152,8 @@ async def _recorded(
 ) -> tuple[list[Result | ProblemError], int]:
     """What became of each command, and the last position; `size` is that of the body they came in."""
     ledger = services.ledger
-    if not ledger.has_room(len(found), size):
+    scopes = {command.scope.scope_id: command.scope for command in found}
+    if not all(ledger.has_room(len(found), size, scope) for scope in scopes.values()):
         raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS)
     futures = [ledger.submit(command, size // len(found)) for command in found]
     results, last = [], 0
