@@ -32,7 +32,7 @@ OUTCOMES = {c.Accept, c.Complete, c.Defer, c.Park, c.Reject}
 
 
 class _Waiting:
-    """The commands of one place in a channel's ring; `credit` in bytes is what it may still move in its turn."""
+    """The commands of one place in a channel's ring; `credit` in bytes is what it may still move."""
 
     def __init__(self, key: str, scope_id: str, channel: "_Channel") -> None:
         self.key, self.scope_id, self.channel = key, scope_id, channel
