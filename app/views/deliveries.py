@@ -13,6 +13,7 @@ OPEN_BY_ACCOUNT = """
 SELECT channel, account_id, count(*) AS count FROM deliveries
 WHERE state IN ('open', 'deferred') AND account_id IS NOT NULL GROUP BY channel, account_id
 """
+# An account has only what came in channels that were once connected to it (see `waiting.WAITING`).
 # What waits for a destination that rests is tried when that is; until it was tried itself, that is why it
 # waits. `to_jsonb` of the row, because views of an older version, which are in force while new ones are
 # built, lack the column.
@@ -34,7 +35,8 @@ WHERE d.position > %(after)s::bigint
   AND (%(reason)s::text IS NULL OR starts_with(d.reason, %(reason)s::text))
   AND (%(destination)s::text IS NULL OR d.destination = %(destination)s::text)
   AND (%(channel)s::text IS NULL OR d.channel = %(channel)s::text)
-  AND (%(account_id)s::text IS NULL OR d.account_id = %(account_id)s::text)
+  AND (%(account_id)s::text IS NULL OR d.account_id = %(account_id)s::text AND (%(channel)s::text IS NOT NULL
+    OR EXISTS (SELECT 1 FROM connections AS c WHERE c.channel = d.channel AND c.account_id = d.account_id)))
   AND (%(conversation)s::uuid IS NULL OR d.conversation = %(conversation)s::uuid)
   AND (%(messages)s::uuid[] IS NULL OR d.send = ANY (%(messages)s::uuid[]))
   AND (%(since)s::timestamptz IS NULL OR d.recorded_at >= %(since)s::timestamptz)

@@ -185,3 +185,41 @@ async def test_a_messenger_that_makes_up_accounts_is_bounded_and_freezes_nobody(
         assert (await service.act(named)).status == 200
         last = await service.act([sent("again", conversation_id="of-the-last"), *known])
         assert (last.status, last.body["errors"][0]["path"]) == (400, "$[1].account_id")
+
+
+async def listed(service: Served, **query: str) -> list[int]:
+    """How much each list shows: conversations, events, waiting facts, deliveries."""
+    paths = ("conversations", "events", "waiting", "deliveries")
+    at_least = await service.head()
+    return [len((await service.get(f"/v1/{one}", at_least=at_least, **query))["items"]) for one in paths]
+
+
+async def test_what_a_messenger_posts_for_an_account_of_others_is_not_shown_as_the_accounts(
+    servers: Servers,
+) -> None:
+    """Any channel's messenger may name any account, before there is a connection."""
+    async with serving(servers) as service:
+        await service.register()
+        await service.connect()
+        await service.register("forger", channel_id=CHANNEL[:-1] + "0")
+        right = await listed(service, account_id=ACCOUNT)
+        forged = [sent("forged", account_id=ACCOUNT), about("message.read", "none", account_id=ACCOUNT)]
+        assert (await service.act(forged, channel="forger")).status == 200
+        assert await listed(service, account_id=ACCOUNT) == right
+        assert await listed(service, account_id=ACCOUNT, channel="acme") == right
+        assert await listed(service, account_id=ACCOUNT, channel="forger") == [1, 3, 1, 1]
+        (waiting,) = (await service.get("/v1/status"))["unconnected"]
+        assert (waiting["channel"], waiting["account_id"]) == ("forger", ACCOUNT)
+
+
+async def test_what_waits_for_its_first_connection_is_the_accounts_from_then_on(servers: Servers) -> None:
+    async with serving(servers) as service:
+        await service.register()
+        early = [sent("early", account_id=ACCOUNT), about("message.read", "none", account_id=ACCOUNT)]
+        assert (await service.act(early)).status == 200
+        assert await listed(service, account_id=ACCOUNT) == [0, 0, 0, 0]
+        assert await listed(service, account_id=ACCOUNT, channel="acme") == [1, 3, 1, 1]
+        assert (await service.connect()).status == 201
+        assert await listed(service, account_id=ACCOUNT) == [1, 4, 1, 1]
+        assert (await service.ask("DELETE", f"/v1/channels/acme/connections/{ACCOUNT}")).status == 204
+        assert (await listed(service, account_id=ACCOUNT))[0] == 1
