@@ -3,15 +3,16 @@
 Such an action is an event like any other. Its delivery is parked until the connection is made, which takes it
 up in order. What waits is counted in the view of deliveries, once the view has all that this process has
 recorded for the account: so a limit holds however fast a messenger posts. Only another process may add a body
-that it has under way at the same moment.
+that it has under way at the same moment. What all such accounts of a channel have together is counted once a
+second; what this process takes is added meanwhile.
 """
 
 import asyncio
-import math
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from time import monotonic
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -25,12 +26,19 @@ DAY_SECONDS = 86_400.0
 RETRY_AFTER_SECONDS = 60
 # Chosen: bounds what a messenger leaves behind that makes up a name for each of its actions.
 ACCOUNTS_MAX = 1000
+# Chosen: all accounts of a channel together have the room of so many, so a messenger that makes up accounts
+# fills no disk; a channel is rarely connected late to more.
+FULL_ACCOUNTS_MAX = 10
 # Chosen: an account for which nothing is to be delivered, only facts, counts among them for so long.
 NAMED_SECONDS = 3600.0
 # Chosen: an account is rarely named for the first time, and by another process than this one.
 ACCOUNTS_SECONDS = 1.0
 TOO_MANY = (
     "account {account} is not connected, and {limit} deliveries wait for it already: connect it with POST"
+    " /v1/channels/{channel}/connections, then send this again"
+)
+CHANNEL_FULL = (
+    "{limit} deliveries wait for accounts that the channel is not connected to: connect them with POST"
     " /v1/channels/{channel}/connections, then send this again"
 )
 TOO_LONG = (
@@ -73,11 +81,32 @@ class Waiting(Struct, frozen=True):
     seconds: float | None
 
 
+class _Kept(Struct):
+    """What waits for a channel's accounts, as it was `at` a time in monotonic seconds; new is added since."""
+
+    at: float
+    accounts: list[str]
+    deliveries: int
+
+
+class Room(NamedTuple):
+    """Which accounts have no room, and why; `note` is to be told what was recorded for the others.
+
+    It takes the actions of each account, and the position of the last event.
+    """
+
+    refused: Mapping[str, ProblemError]
+    note: Callable[[Mapping[str, int], int], None]
+
+
 class Unconnected:
     """The room that accounts without a connection have."""
 
     def __init__(self, pool: Pool, projector: Projector, *, limit: int, days: int) -> None:
-        """`limit` deliveries of an account are kept, and none once the oldest is `days` old."""
+        """`limit` deliveries of an account are kept, and none once the oldest is `days` old.
+
+        A channel's accounts have ten times as many together.
+        """
         self._pool = pool
         self._projector = projector
         self._limit = limit
@@ -85,54 +114,71 @@ class Unconnected:
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         # By channel and account: when something was recorded, in monotonic seconds, and at which position.
         self._recorded: defaultdict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
-        self._accounts: dict[str, tuple[float, list[str]]] = {}
+        self._kept: dict[str, _Kept] = {}
 
     async def accounts(self, channel: str) -> list[str]:
         """The accounts of a channel that something waits for, as they were at most a second ago."""
-        at, found = self._accounts.get(channel, (-math.inf, []))
-        if monotonic() - at > ACCOUNTS_SECONDS:
-            found = [one.account_id for one in await self._waiting(channel)]
-            self._accounts[channel] = monotonic(), found
-        return found
+        return (await self._kept_of(channel)).accounts
+
+    async def _kept_of(self, channel: str) -> _Kept:
+        kept = self._kept.get(channel)
+        if kept is None or monotonic() - kept.at > ACCOUNTS_SECONDS:
+            found = await self._waiting(channel)
+            accounts, deliveries = [one.account_id for one in found], sum(one.deliveries for one in found)
+            kept = self._kept[channel] = _Kept(monotonic(), accounts, deliveries)
+        return kept
 
     @asynccontextmanager
-    async def room(self, scopes: Sequence[Scope]) -> AsyncIterator[Callable[[int], None]]:
-        """Make sure that there is room for an action of each scope, none of which is connected.
+    async def room(self, scopes: Sequence[Scope]) -> AsyncIterator[Room]:
+        """Look whether there is room for an action of each scope, none of which is connected.
 
-        A channel's bodies take turns, until they are recorded, and the position of the last event is given to
-        what this yields. Raises ProblemError (409, 429).
+        A channel's bodies take turns, until they are recorded.
         """
         counts = Counter(scope.account for scope in scopes)
         channel = scopes[0].channel
         async with self._turns[channel]:
-            await self._check(channel, counts)
-            yield lambda position: self._note(channel, counts, position)
+            refused = await self._refused(channel, counts)
+            yield Room(refused, lambda taken, position: self._note(channel, taken, position))
 
-    def _note(self, channel: str, accounts: Iterable[str], position: int) -> None:
-        recorded, now = self._recorded[channel], monotonic()
-        for account in accounts:
+    def _note(self, channel: str, taken: Mapping[str, int], position: int) -> None:
+        recorded, now, kept = self._recorded[channel], monotonic(), self._kept.get(channel)
+        for account in taken:
             _, before = recorded.get(account, (now, 0))
             recorded[account] = now, max(before, position)
-        at, found = self._accounts.get(channel, (-math.inf, []))
-        self._accounts[channel] = at, list(dict.fromkeys((*found, *accounts)))
+        if kept:
+            kept.accounts = list(dict.fromkeys((*kept.accounts, *taken)))
+            kept.deliveries += sum(taken.values())
 
-    async def _check(self, channel: str, counts: Mapping[str, int]) -> None:
-        recorded = self._recorded_lately(channel)
+    async def _refused(self, channel: str, counts: Mapping[str, int]) -> dict[str, ProblemError]:
+        """Why there is no room for actions, by account; those before them in the body have it first."""
         if self._limit == 0:
-            raise ProblemError(409, NONE_KEPT.format(account=next(iter(counts)), channel=channel))
-        known = {*await self.accounts(channel), *recorded}
-        if not known.issuperset(counts) and len(known.union(counts)) > ACCOUNTS_MAX:
-            detail = NO_MORE_ACCOUNTS.format(limit=ACCOUNTS_MAX)
-            raise ProblemError(429, detail, retry_after=RETRY_AFTER_SECONDS)
-        await self._projector.wait_for(max(recorded.get(account, (0.0, 0))[1] for account in counts))
+            where = {"channel": channel}
+            return {one: ProblemError(409, NONE_KEPT.format(account=one, **where)) for one in counts}
+        recorded, refused = self._recorded_lately(channel), dict[str, ProblemError]()
+        await self._projector.wait_for(max((position for _, position in recorded.values()), default=0))
+        kept = await self._kept_of(channel)
+        known, deliveries = {*kept.accounts, *recorded}, kept.deliveries
         found = {one.account_id: one for one in await self._waiting(channel, list(counts))}
         for account, count in counts.items():
-            waiting, where = found.get(account), {"account": account, "channel": channel}
-            if waiting and (waiting.seconds or 0) > self._days * DAY_SECONDS:
-                raise ProblemError(409, TOO_LONG.format(days=self._days, **where))
-            if (waiting.deliveries if waiting else 0) + count > self._limit:
-                detail = TOO_MANY.format(limit=self._limit, **where)
-                raise ProblemError(429, detail, retry_after=RETRY_AFTER_SECONDS)
+            if account not in known and len(known) >= ACCOUNTS_MAX:
+                refused[account] = _full(NO_MORE_ACCOUNTS.format(limit=ACCOUNTS_MAX))
+            elif wrong := self._wrong(channel, account, found.get(account), count):
+                refused[account] = wrong
+            elif deliveries + count > (most := self._limit * FULL_ACCOUNTS_MAX):
+                refused[account] = _full(CHANNEL_FULL.format(limit=most, channel=channel))
+            else:
+                known.add(account)
+                deliveries += count
+        return refused
+
+    def _wrong(self, channel: str, account: str, waiting: Waiting | None, count: int) -> ProblemError | None:
+        """Why an account has no room for so many more actions, None if it has."""
+        where = {"account": account, "channel": channel}
+        if waiting and (waiting.seconds or 0) > self._days * DAY_SECONDS:
+            return ProblemError(409, TOO_LONG.format(days=self._days, **where))
+        if (waiting.deliveries if waiting else 0) + count > self._limit:
+            return _full(TOO_MANY.format(limit=self._limit, **where))
+        return None
 
     def _recorded_lately(self, channel: str) -> dict[str, tuple[float, int]]:
         """What this process has recorded for a channel's accounts, without what is long ago."""
@@ -143,6 +189,10 @@ class Unconnected:
 
     async def _waiting(self, channel: str, accounts: list[str] | None = None) -> list[Waiting]:
         return await waiting(self._pool, channel, accounts)
+
+
+def _full(detail: str) -> ProblemError:
+    return ProblemError(429, detail, retry_after=RETRY_AFTER_SECONDS)
 
 
 async def waiting(pool: Pool, channel: str | None = None, accounts: list[str] | None = None) -> list[Waiting]:

@@ -14,8 +14,8 @@ LEDGER_PAGE = """
 SELECT notification_id AS position, state AS event FROM ledger.stored_events
 WHERE notification_id > %(after)s::bigint ORDER BY notification_id LIMIT %(limit)s::bigint
 """
-# An account has only what came in channels that were once connected to it (see `waiting.WAITING`), and what is
-# of no channel: its consents.
+# An account has only what came in channels that were once connected to it (see `waiting.WAITING`), and what
+# is of no channel: its consents.
 PLACES = """
 SELECT id FROM places WHERE (%(channel)s::text IS NULL OR channel = %(channel)s::text)
   AND (%(account)s::text IS NULL OR account = %(account)s::text AND (

@@ -223,3 +223,58 @@ async def test_what_waits_for_its_first_connection_is_the_accounts_from_then_on(
         assert await listed(service, account_id=ACCOUNT) == [1, 4, 1, 1]
         assert (await service.ask("DELETE", f"/v1/channels/acme/connections/{ACCOUNT}")).status == 204
         assert (await listed(service, account_id=ACCOUNT))[0] == 1
+
+
+def statuses(answer: Answer) -> list[int]:
+    """What became of each action of an array."""
+    return [one.get("error", {}).get("status", 200) for one in answer.body["results"]]
+
+
+async def test_an_account_without_room_takes_nothing_from_the_others_in_its_body(servers: Servers) -> None:
+    async with serving(servers, changed={"CHATLEDGER_UNCONNECTED_LIMIT": "1"}) as service:
+        await service.register()
+        await service.connect()
+        assert (await service.act(sent("full", account_id=OTHER_ACCOUNT))).status == 200
+        mixed = [
+            sent("a", account_id=ACCOUNT),
+            sent("b", account_id=OTHER_ACCOUNT),
+            sent("c", account_id=NOBODY),
+            sent("d", account_id=ACCOUNT, conversation_id="conv-2"),
+        ]
+        answer = await service.act(mixed)
+        assert (answer.status, statuses(answer)) == (200, [200, 429, 200, 200])
+        assert OTHER_ACCOUNT in answer.body["results"][1]["error"]["detail"]
+        head = await service.head()
+        assert int(answer.headers["Ledger-Position"]) == head
+        alone = [sent("e", account_id=OTHER_ACCOUNT), sent("f", account_id=NOBODY)]
+        assert (await service.act(alone)).status == 429  # nothing of it is stored, so it can be sent again
+        assert await service.head() == head
+
+
+async def test_an_account_over_its_rate_takes_nothing_from_the_others_in_its_body(servers: Servers) -> None:
+    async with serving(servers, changed={"CHATLEDGER_ACCOUNT_RATE": "1"}) as service:
+        await service.register()
+        for account in (ACCOUNT, OTHER_ACCOUNT):
+            await service.connect(account=account)
+        fast = [sent(n, account_id=ACCOUNT) for n in range(50)]
+        assert (await service.act(fast)).status == 200
+        mixed = [sent("a", account_id=ACCOUNT), sent("b", account_id=OTHER_ACCOUNT)]
+        answer = await service.act(mixed)
+        assert (answer.status, statuses(answer)) == (200, [429, 200])
+
+
+async def test_all_accounts_of_a_channel_have_room_for_ten_times_as_much_together(servers: Servers) -> None:
+    async with serving(servers, changed={"CHATLEDGER_UNCONNECTED_LIMIT": "2"}) as service:
+        await service.register()
+        await service.register("other", channel_id=CHANNEL[:-1] + "0")
+        made_up = [str(UUID(int=n)) for n in range(12)]
+        first = [sent(f"{account}-{n}", account_id=account) for account in made_up[:6] for n in range(2)]
+        assert (await service.act(first)).status == 200
+        more = [sent(f"{account}-{n}", account_id=account) for account in made_up[6:] for n in range(2)]
+        answer = await service.act(more)
+        assert statuses(answer) == [200] * 8 + [429] * 4
+        assert "20 deliveries wait" in answer.body["results"][-1]["error"]["detail"]
+        await asyncio.sleep(ACCOUNTS_SECONDS * 1.1)
+        over = await service.act(sent("over", account_id=NOBODY))
+        assert (over.status, over.headers["Retry-After"]) == (429, "60")
+        assert (await service.act(sent("other", account_id=NOBODY), channel="other")).status == 200

@@ -98,15 +98,18 @@ async def _take(services: Services, messenger: Messenger, channel: Channel, requ
     except ActionRefused as error:
         raise routing.bad(error.path, error.message) from None
     scopes = await _scopes(services, channel, received)
-    await _admit(services, scopes, len(request.body))
+    refused = await _over_limit(services, scopes, len(request.body))
     found = await _commands(services.limits.turns, channel, received, scopes)
-    waiting = [scope for scope in scopes if not _is_connected(channel, scope)]
+    waiting = [one for one in scopes if one.scope_id not in refused and not _is_connected(channel, one)]
     if waiting:
-        async with services.unconnected.room(waiting) as note:
-            results, last = await _recorded(services, found, len(request.body))
-            note(last)
+        async with services.unconnected.room(waiting) as room:
+            refused |= {
+                one.scope_id: room.refused[one.account] for one in waiting if one.account in room.refused
+            }
+            results, last = await _recorded(services, found, refused, len(request.body))
+            room.note(Counter(one.account for one in waiting if one.scope_id not in refused), last)
     else:
-        results, last = await _recorded(services, found, len(request.body))
+        results, last = await _recorded(services, found, refused, len(request.body))
     failed = next((one for one in results if isinstance(one, ProblemError)), None)
     if failed is not None and not received.array:
         raise failed
@@ -134,30 +137,48 @@ async def _sender(services: Services, kind: str, request: Request) -> Channel:
     return channel
 
 
-async def _admit(services: Services, scopes: Sequence[Scope], size: int) -> None:
-    """Raises OverLimit if one of the accounts has too many deliveries open, or sends too fast."""
-    limits = services.limits
+async def _over_limit(services: Services, scopes: Sequence[Scope], size: int) -> dict[str, ProblemError]:
+    """The accounts, by scope id, that have too many deliveries open, or send too fast.
+
+    `size` is the body's, in bytes.
+    """
+    limits, refused = services.limits, dict[str, ProblemError]()
     if limits.wants_count:
         with contextlib.suppress(ViewsMissing, psycopg.OperationalError):
             limits.counted(await count_open(services.pool))
     actions = Counter(scope.scope_id for scope in scopes)
-    for scope in {scope.scope_id: scope for scope in scopes}.values():
-        limits.check_open(scope.channel, scope.account)
-    for scope_id, count in actions.items():
-        limits.take(scope_id, count, size * count // len(scopes))
+    for scope_id, scope in {scope.scope_id: scope for scope in scopes}.items():
+        count = actions[scope_id]
+        try:
+            limits.check_open(scope.channel, scope.account)
+            limits.take(scope_id, count, size * count // len(scopes))
+        except OverLimit as error:
+            refused[scope_id] = ProblemError(429, str(error), retry_after=error.retry_after)
+    return refused
 
 
 async def _recorded(
-    services: Services, found: Sequence[c.AnyCommand], size: int
+    services: Services, found: Sequence[c.AnyCommand], refused: Mapping[str, ProblemError], size: int
 ) -> tuple[list[Result | ProblemError], int]:
-    """What became of each command, and the last position; `size` is that of the body they came in."""
+    """What became of each command, and the last position; `size` is that of the body they came in.
+
+    Those of a scope that is refused are not recorded. Raises its ProblemError if that are all.
+    """
     ledger = services.ledger
-    scopes = {command.scope.scope_id: command.scope for command in found}
-    if not all(ledger.has_room(len(found), size, scope) for scope in scopes.values()):
+    taken = [command for command in found if command.scope.scope_id not in refused]
+    if not taken:
+        raise refused[found[0].scope.scope_id]
+    scopes = {command.scope.scope_id: command.scope for command in taken}
+    if not all(ledger.has_room(len(taken), size, scope) for scope in scopes.values()):
         raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS)
-    futures = [ledger.submit(command, size // len(found)) for command in found]
+    futures = [ledger.submit(command, size // len(found)) for command in taken]
+    outcomes = iter(await asyncio.gather(*futures, return_exceptions=True))
     results, last = [], 0
-    for outcome in await asyncio.gather(*futures, return_exceptions=True):
+    for command in found:
+        if wrong := refused.get(command.scope.scope_id):
+            results.append(wrong)
+            continue
+        outcome = next(outcomes)
         results.append(result := _result(outcome))
         if isinstance(outcome, Recorded) and isinstance(result, Result):
             last = max(last, outcome.position or 0, outcome.last or 0)
