@@ -173,7 +173,8 @@ async def _recorded(
         raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS)
     futures = [ledger.submit(command, size // len(found)) for command in taken]
     outcomes = iter(await asyncio.gather(*futures, return_exceptions=True))
-    results, last = [], 0
+    results: list[Result | ProblemError] = []
+    last = 0
     for command in found:
         if wrong := refused.get(command.scope.scope_id):
             results.append(wrong)
