@@ -12,6 +12,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 DELIVERIES = Counter(
     "chatledger_deliveries_total", "Outcomes of attempts to push", ["destination", "outcome"]
 )
+WAITING = Gauge("chatledger_deliveries_waiting", "Deliveries of all processes that are not done", ["state"])
 PUSH_SECONDS = Histogram("chatledger_push_seconds", "Time of one attempt", ["destination"], buckets=_SECONDS)
 BUDGET_SECONDS = Histogram(
     "chatledger_budget_seconds", "Time that calls to Kommo waited for their turn", ["api"], buckets=_SECONDS
@@ -27,6 +28,7 @@ KEPT = Gauge("chatledger_kept_hooks", "Refused hooks that are kept until someone
 PAUSED = Gauge(
     "chatledger_paused_scopes", "Accounts and messengers that refuse us, so that what is for them waits"
 )
+ROLE_ACTIVE = Gauge("chatledger_role_active", "Whether this process has a role now", ["role"])
 QUEUE = Gauge("chatledger_ledger_queue", "Commands that wait for the ledger")
 HEAD = Gauge("chatledger_ledger_head", "Position of the last event this process committed or saw")
 VIEW_POSITION = Gauge("chatledger_view_position", "Position that the views have reached")

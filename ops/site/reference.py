@@ -12,11 +12,12 @@ from ops.site.cli import command_line, sandbox_help
 from ops.site.configuration import example, settings, tables
 from ops.site.house import modules, rooms
 from ops.site.http import errors, rest
-from ops.site.structs import actions, calls, contents, events, metrics
+from ops.site.structs import actions, alerts, calls, contents, events, metrics
 
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end of \2 -->)", re.S)
 BLOCKS: dict[str, Callable[[], str]] = {
     "actions": actions,
+    "alerts": alerts,
     "calls": calls,
     "command-line": command_line,
     "contents": contents,

@@ -1,10 +1,12 @@
 """Events, contents, a messenger's actions and metrics, from the structs and counters that define them."""
 
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
 import msgspec
+import yaml
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -13,6 +15,7 @@ from app.http.openapi.examples import ACCOUNT, CHAT, CHAT_ID, EVENT, KOMMO_ID, L
 from app.messengers import contract, webhook
 from app.messengers.adapter import Push
 from domain import events as e
+from ops.site.build import ROOT
 from ops.site.markdown import code, pretty, sentences, table
 from ops.site.types import fields, within
 
@@ -90,6 +93,24 @@ def metrics() -> str:
         labels = ", ".join(f"`{label}`" for label in family._labelnames)
         rows.append((f"`{family.name}{suffix}`", family.type, labels, family.documentation))
     return table(("name", "type", "labels", "meaning"), sorted(rows))
+
+
+def alerts() -> str:
+    """Every alert of ops/monitoring/alerts.yaml: how urgent it is, and what it means."""
+    found = yaml.safe_load((ROOT / "ops/monitoring/alerts.yaml").read_text())
+    rules = [rule for group in found["groups"] for rule in group["rules"]]
+    return table(
+        ("alert", "urgency", "what it says", "what it means"),
+        [
+            (
+                f"`{rule['alert']}`",
+                rule["labels"]["severity"],
+                re.sub(r"\{\{ \$labels\.(\w+) \}\}", r"`\1`", rule["annotations"]["summary"]),
+                rule["annotations"]["description"],
+            )
+            for rule in rules
+        ],
+    )
 
 
 def _shape(shape: type) -> str:

@@ -102,6 +102,10 @@ async def measures(request: Call) -> Response[bytes]:
     for view in standing.views:
         metrics.VIEW_PARKED.labels(view.view).set(view.parked)
         metrics.VIEW_STANDS.labels(view.view).set(view.stands)
+    for state in ("pending", "deferred", "parked"):
+        metrics.WAITING.labels(state).set(getattr(standing.deliveries, state))
+    for role in _roles(services):
+        metrics.ROLE_ACTIVE.labels(role.part).set(role.state == "active")
     metrics.REBUILD_REFUSED.set(any(one.cause == "rebuild" for one in standing.projection.parked))
     if services.relay:
         metrics.RELAY_POSITION.set(services.relay.position)
