@@ -25,8 +25,6 @@ TEXT_CHARACTERS_MAX = 500
 RETRY_AFTER_SECONDS_MAX = 3600.0
 # Chosen: several connections for each of the busiest hosts, below the usual limit of 1024 open files.
 CONNECTIONS_MAX = 200
-# As many as a gate lets pass at once (`delivery.gate.AT_ONCE`).
-CONNECTIONS_TO_A_HOST_MAX = 64
 # Chosen: a host that moves is found within a minute.
 DNS_SECONDS = 60
 # The 4xx of RFC 9110 and RFC 6585 that ask to try again: timeout, too early, too many requests.
@@ -66,6 +64,11 @@ class Answer(Struct, frozen=True):
         return value if isinstance(value, dict) else {}
 
 
+def is_borne(answer: Answer) -> bool:
+    """Whether an answer shows that the server bears our calls: no error of its own, and no wish to wait."""
+    return answer.status < 500 and answer.status not in RETRIED and not answer.html
+
+
 class Unreached(Exception):
     """No answer came. `unknown`: the server may have received the request all the same."""
 
@@ -78,11 +81,10 @@ class Unreached(Exception):
 class Client:
     """A pool of connections; Kommo and messengers are called with the same limits."""
 
-    def __init__(self) -> None:
+    def __init__(self, connections: int = CONNECTIONS_MAX) -> None:
+        """`connections`: how many at most, to one host or to all; more calls wait for one."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=CONNECTIONS_MAX, limit_per_host=CONNECTIONS_TO_A_HOST_MAX, ttl_dns_cache=DNS_SECONDS
-            ),
+            connector=aiohttp.TCPConnector(limit=connections, ttl_dns_cache=DNS_SECONDS),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS, sock_connect=CONNECT_SECONDS),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
             cookie_jar=aiohttp.DummyCookieJar(),

@@ -14,8 +14,7 @@ gate may be waiting for just that.
 import asyncio
 import contextlib
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NoReturn, Protocol
 
 from msgspec import Struct
@@ -45,7 +44,7 @@ from app.messengers import adapter
 from app.outcome import Done, Forbidden, Gone, Outcome, Refused, Retry
 from app.places import Places
 from domain import events as e
-from domain.ids import KOMMO
+from domain.ids import KOMMO, MESSENGER
 
 # Chosen: what passes in a moment (a deployment, a payment) costs no more than a moment ...
 REST_SECONDS_FIRST = 1.0
@@ -116,12 +115,13 @@ class Destinations:
         reconnector: Reconnector,
         clock: Clock,
         board: Board | None = None,
+        places: Places | None = None,
         *,
         probe_seconds: float = PROBE_SECONDS,
     ) -> None:
         """`messengers` by kind; `probe_seconds`: the longest pause before one that rests is tried again.
 
-        Without a `board` nobody sees the rests, and a restart forgets them.
+        Without a `board` nobody sees the rests, and a restart forgets them. `places` are shared with Kommo.
         """
         self._kommo = kommo
         self._messengers = messengers
@@ -130,7 +130,7 @@ class Destinations:
         self._probe_seconds = probe_seconds
         self._board = board
         self._gates: dict[RestKey, Gate] = {}
-        self._places: defaultdict[str, Places] = defaultdict(Places)  # of each channel's messenger
+        self._places = places or Places()
         self._rests: dict[RestKey, Rest] = {}
         self._forget_at: dict[RestKey, float] = {}
 
@@ -203,9 +203,13 @@ class Destinations:
             event = without(event, push.left_out, push.channel.bot_id)
             return await self._kommo.push(_who(push), push.connection.scope.scope_id, event, began)
         names = names_without(push.names, push.left_out)
-        async with self._places[event.channel].hold(event.account or ""):
-            messenger = self._messengers[push.channel.kind]
-            result = await messenger.push(push.channel, push.connection, names)
+        messenger = self._messengers[push.channel.kind]
+
+        def send() -> Awaitable[Outcome]:
+            return messenger.push(push.channel, push.connection, names)
+
+        host = f"{MESSENGER}/{event.channel}"
+        result = await self._places.call(host, event.account or "", send, _is_borne)
         if isinstance(result, Done) and push.channel.options.message_ids == "per conversation":
             return replace(result, per_conversation=True)
         return result
@@ -288,6 +292,11 @@ class Destinations:
 def is_stale(event: e.TypingStarted, now_ms: int) -> bool:
     """Whether an indicator of typing says nothing any more."""
     return event.expires_at < text(now_ms)
+
+
+def _is_borne(outcome: Outcome) -> bool:
+    """Whether an outcome shows that the messenger bears our calls."""
+    return not isinstance(outcome, Retry)
 
 
 def _key(event: Pushed) -> RestKey:

@@ -1,4 +1,4 @@
-"""Concurrency limit and pause per destination: while one asks to wait, nothing passes, then a single probe.
+"""Pause per destination, and how many pushes wait behind it for their call: while one asks to wait, nothing passes, then a single probe.
 
 A gate is open, paused or probing. It is open until `pause`; while paused nothing passes. When the pause is
 over, one push passes as the probe and the others keep waiting; `open` opens the gate for all after the probe
@@ -12,10 +12,11 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from app.clock import Clock
+from app.places import WINDOW_MAX
 
-# Chosen: so many calls keep a destination busy that answers in 50 ms at over a thousand a second, and our
-# client holds 64 connections to one host at most.
-AT_ONCE = 64
+# Those past the gate wait for the account's budget and for a place among the calls in flight (`app.places`),
+# which adapts to what the destination bears; more than it may ever be would only crowd there.
+AT_ONCE = WINDOW_MAX
 # Chosen: an eighth, so that an import leaves room for what people wait for.
 IMPORTED_AT_ONCE = 8
 

@@ -26,11 +26,13 @@ from msgspec import Struct
 
 from app import metrics
 from app.bad_requests import BAD_REQUESTS
+from app.places import PLACES
 
 BACKLOG_MAX = 2048  # uvicorn's default: connections that wait while the loop is busy.
 CONNECTIONS_MAX = 10_000  # Chosen: some 20 KB each; a reverse proxy needs a few hundred.
 DESCRIPTORS_MAX = 65_536  # Chosen: far above CONNECTIONS_MAX, and not the billion that some systems allow.
-OWN_DESCRIPTORS = 256  # Measured: a busy process with all roles has 60 for its databases and calls.
+OWN_DESCRIPTORS = 128  # Measured: a busy process with all roles has 60 for its databases.
+CALLS_SHARE = 8  # Chosen: an eighth of the descriptors is for calls to Kommo and messengers, up to PLACES.
 FEW = 1000  # Below that the operator is warned: a few hundred slow clients would be felt.
 SWEEP_SECONDS = 1.0
 EVICTED_SHARE = 50  # A fiftieth makes room at once, so that a flood does not look at all for each newcomer.
@@ -131,9 +133,14 @@ def backlog(descriptors: int) -> int:
     return min(BACKLOG_MAX, descriptors // 4)
 
 
+def calls_for(descriptors: int) -> int:
+    """How many calls to Kommo and messengers may be in flight at a time: each needs a descriptor."""
+    return min(PLACES, descriptors // CALLS_SHARE)
+
+
 def limits_for(descriptors: int) -> Limits:
     """The limits where so many files may be open: what we need ourselves is kept free."""
-    free = descriptors - backlog(descriptors) - OWN_DESCRIPTORS
+    free = descriptors - backlog(descriptors) - calls_for(descriptors) - OWN_DESCRIPTORS
     connections = min(CONNECTIONS_MAX, max(free, descriptors // 4))
     if connections < FEW:
         log.warning(

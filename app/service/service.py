@@ -49,9 +49,10 @@ from app.messengers.kinds import messengers
 from app.operations import startup
 from app.operations.chat_names import ChatNames
 from app.operations.services import Services
+from app.places import Places
 from app.servers.servers import Servers, check_versions, servers
 from app.service import web
-from app.service.connections import backlog, limits_for, raise_descriptor_limit
+from app.service.connections import backlog, calls_for, limits_for, raise_descriptor_limit
 from app.service.parts import open_services
 from app.stream import jetstream
 from app.stream.relay import Relay
@@ -235,14 +236,15 @@ async def _start_delivery(
 ) -> None:
     """Deliver over connections of its own, so that slow pushes take none from what people wait for."""
     services = run.services
-    client = Client()
+    places = Places(calls_for(raise_descriptor_limit()))
+    client = Client(places.places)
     stack.push_async_callback(client.close)
     reader = StreamReader(urls.database_url)
     stack.push_async_callback(reader.close)
     clock, directory = LoopClock(), services.channels
-    kommo = Kommo(client, services.settings.kommo_url, services.budget)
+    kommo = Kommo(client, services.settings.kommo_url, services.budget, places)
     reconnector = Reconnector(kommo, directory, services.attempts, clock)
-    destinations = Destinations(kommo, messengers(client), reconnector, clock, services.rests)
+    destinations = Destinations(kommo, messengers(client), reconnector, clock, services.rests, places)
     preparer, tries = Preparer(reader, directory), Tries(urls.database_url)
     settle = Settle(services.ledger, preparer, destinations, clock, random.random, tries)
     deliverer = services.deliverer = Deliverer(urls.database_url, nats, settle, tries)

@@ -7,7 +7,21 @@ from collections.abc import Awaitable, Callable
 import uvloop
 
 from app.service.web import settle_memory
-from ops.benches import append, busy, bytes, fair, growth, imports, ingest, latency, memory, relay, views
+from ops.benches import (
+    append,
+    busy,
+    bytes,
+    fair,
+    far,
+    flow,
+    growth,
+    imports,
+    ingest,
+    latency,
+    memory,
+    relay,
+    views,
+)
 from ops.benches.cluster.run import cluster
 from ops.benches.measure import Figure, say, show
 
@@ -20,6 +34,8 @@ BENCHES: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
     "bytes": bytes.bytes_,
     "relay": relay.relay,
     "latency": latency.latency,
+    "flow": flow.flow,
+    "far": far.far,
     "fair": fair.fair,
     "busy": busy.busy,
     "rebuild": views.rebuild,

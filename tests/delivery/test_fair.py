@@ -1,4 +1,4 @@
-"""Places are shared by account, and what a newer edit or reaction makes needless is not pushed."""
+"""What a newer edit or reaction makes needless is not pushed."""
 
 import asyncio
 import json
@@ -9,66 +9,12 @@ import pytest
 from app.delivery import deliverer
 from app.delivery.job import Job, Pushed
 from app.delivery.lane import Lane
-from app.places import KEPT_FREE, PLACES, Places
 from domain import events as e
 from tests.support.deliveries import Lease, delivering, line_of
 from tests.support.ledgers.decisions import customer, own, reject
 from tests.support.system import Story, chat, until
 
 pytestmark = pytest.mark.story(roles="web,relay,project")
-
-
-async def test_an_account_with_thousands_of_calls_leaves_places_for_another() -> None:
-    places, held, end = Places(), Counter[str](), asyncio.Event()
-
-    async def call(account: str) -> None:
-        async with places.hold(account):
-            held[account] += 1
-            await end.wait()
-
-    calls = [asyncio.create_task(call("busy")) for _ in range(1_000)]
-    await asyncio.sleep(0)
-    calls.append(asyncio.create_task(call("other")))
-    await asyncio.sleep(0)
-    assert held == {"busy": PLACES - KEPT_FREE, "other": 1}
-    end.set()
-    await asyncio.gather(*calls)
-    assert held == {"busy": 1_000, "other": 1}
-
-
-async def test_accounts_that_wait_take_turns() -> None:
-    places, order = Places(places=1, kept_free=0), list[str]()
-
-    async def call(account: str) -> None:
-        async with places.hold(account):
-            order.append(account)
-            await asyncio.sleep(0)
-
-    calls = [asyncio.create_task(call("busy")) for _ in range(50)]
-    await asyncio.sleep(0)
-    calls += [asyncio.create_task(call("other")) for _ in range(3)]
-    await asyncio.gather(*calls)
-    assert max(number for number, account in enumerate(order) if account == "other") <= 8
-    assert len(order) == 53
-
-
-async def test_a_call_that_is_cancelled_while_it_waits_takes_no_place() -> None:
-    places = Places(places=1, kept_free=0)
-
-    async def call(account: str, seconds: float) -> None:
-        async with places.hold(account):
-            await asyncio.sleep(seconds)
-
-    first = asyncio.create_task(call("one", 0.05))
-    await asyncio.sleep(0)
-    waiting = [asyncio.create_task(call(account, 0)) for account in ("one", "two", "two", "three")]
-    await asyncio.sleep(0)
-    waiting[0].cancel()
-    waiting[1].cancel()
-    await first
-    await asyncio.gather(*waiting, return_exceptions=True)
-    async with asyncio.timeout(1), places.hold("four"):
-        pass
 
 
 async def test_only_the_last_of_unsent_edits_and_reactions_is_pushed(story: Story) -> None:

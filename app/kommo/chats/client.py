@@ -12,7 +12,7 @@ from urllib.parse import quote
 import msgspec
 from yarl import URL
 
-from app.http_client import RETRIED, Answer, Client, Unreached
+from app.http_client import RETRIED, Answer, Client, Unreached, is_borne
 from app.kommo.budget import Budget
 from app.kommo.chats.history import PAGE_MESSAGES, ChatNames, History, PastMessage, find_in, read
 from app.kommo.chats.payloads import Created, participant, request
@@ -21,6 +21,7 @@ from app.outcome import Done, Forbidden, Gone, Outcome, Refused, Retry
 from app.places import Places
 from domain import events as e
 from domain.events import Json
+from domain.ids import KOMMO
 
 # The statuses by which Kommo refuses the account or us, not the message.
 REFUSES_US = frozenset({401, 402, 403, 423})
@@ -35,10 +36,11 @@ def nothing() -> None:
 class Kommo:
     """Calls on behalf of any channel, within its account's budget; `url` is the base of the Chats API."""
 
-    def __init__(self, client: Client, url: str, budget: Budget) -> None:
+    def __init__(self, client: Client, url: str, budget: Budget, places: Places | None = None) -> None:
+        """`places` are shared with other destinations; None: Kommo has places of its own."""
         self._client = client
         self._budget = budget
-        self._places = Places()
+        self._places = places or Places()
         self._base = url.rstrip("/") + "/v2/origin/custom/"
         self._path = "/" + self._base.split("://", 1)[1].partition("/")[2]
 
@@ -56,17 +58,20 @@ class Kommo:
         """A signed request; `path` follows `/v2/origin/custom/`, its query is unsigned. Raises Unreached.
 
         It waits for the account's budget as long as the patience lasts; what is not `live` gives way there.
-        Then it waits for the account's turn among all accounts. `began` is called once it waits no longer.
+        Then it waits for a place among the calls in flight. `began` is called once it waits no longer.
         """
         account = account_of(path, payload)
         await self._budget.take(account, "chats", live=live, within_seconds=patience_seconds)
         body = b"" if payload is None else msgspec.json.encode(payload)
         url = URL(self._base + path, encoded=True)  # Not a character of it may change: it is signed.
-        async with self._places.hold(account):
+
+        async def send() -> Answer:
             date = format_datetime(datetime.now(UTC))
             headers = sign(who.secret, method, self._path + path.partition("?")[0], body, date)
             began()
-            answer = await self._client.call(method, url, body, headers)
+            return await self._client.call(method, url, body, headers)
+
+        answer = await self._places.call(KOMMO, account, send, is_borne)
         await self._budget.observe(account, "chats", answer)
         return answer
 

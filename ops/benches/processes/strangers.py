@@ -1,12 +1,15 @@
-"""A Kommo and a messenger that accept everything at once and remember when: the far end of each latency.
+"""A Kommo and a messenger that accept everything and remember when: the far end of each latency.
 
-`python -m ops.benches.processes.strangers` answers on one free port. `GET /arrived` gives, and forgets, the
-id of each message (Kommo's `msgid`, the messenger's `id`) and the monotonic time in nanoseconds at which it
-came.
+`python -m ops.benches.processes.strangers [SECONDS]` answers on one free port: at once, or each push after so
+many seconds. `GET /arrived` gives, and forgets, the id of each message (Kommo's `msgid`, the messenger's `id`)
+and the monotonic time in nanoseconds at which it came. `GET /counted` gives how many have been answered since
+then, the time of the last answer, and how many of those that wait so long were in flight at most.
 """
 
+import asyncio
 import itertools
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -15,7 +18,10 @@ import msgspec
 import uvicorn
 from msgspec import Struct
 
+DELAY_SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
 arrived: list[tuple[str, int]] = []
+answered = [0, 0]  # how many, and when the last was
+in_flight = [0, 0]  # pushes now, and at most
 numbers = itertools.count()
 Ask = Callable[[], Awaitable[dict[str, Any]]]
 Tell = Callable[[dict[str, Any]], Awaitable[None]]
@@ -49,6 +55,9 @@ async def app(scope: dict[str, Any], receive: Ask, send: Tell) -> None:
     if path == "/arrived":
         answer = list(arrived)
         arrived.clear()
+        answered[:], in_flight[1] = [0, 0], 0
+    elif path == "/counted":
+        answer = [*answered, in_flight[1]]
     elif path.endswith("/connect"):
         channel_id = path.split("/")[-2]
         account = read(body).account_id
@@ -57,14 +66,24 @@ async def app(scope: dict[str, Any], receive: Ask, send: Tell) -> None:
         call = read(body)
         arrived.append((call.id, now))
         answer = {"message_id": f"x-{next(numbers)}"}
+        await _answer_later()
     else:
         call = read(body)
         arrived.append((call.payload.msgid, now))
         answer = {"new_message": {"msgid": f"k-{next(numbers)}", "ref_id": call.payload.msgid}}
+        await _answer_later()
     raw = msgspec.json.encode(answer)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": raw})
+
+
+async def _answer_later() -> None:
+    if DELAY_SECONDS:
+        in_flight[:] = in_flight[0] + 1, max(in_flight[1], in_flight[0] + 1)
+        await asyncio.sleep(DELAY_SECONDS)
+        in_flight[0] -= 1
+    answered[:] = [answered[0] + 1, time.monotonic_ns()]
 
 
 def main() -> None:
