@@ -5,11 +5,11 @@ place of its destination from before its first byte until its answer, or the lac
 
 Each destination has a window, which is how many places it may hold. It grows with good answers while it is
 used in full: by one for each, so it doubles within the time of an answer, up to where trouble was met last,
-and from there by one within that time. A call that fails (429, 5xx, no answer) halves it, down to
-WINDOW_MIN; those that were under way then say nothing new and change nothing. Answers that take several times as long as the fastest of
-late shrink it by an eighth in the time of an answer, but never below WINDOW, because a busy machine of ours
-makes answers look slow, too. So a server that is overrun is relieved, and one that is merely far away gets as
-many calls at once as keep it busy.
+and from there by one within that time. A call that fails (429, 5xx, no answer) halves it, down to WINDOW_MIN;
+those that were under way then say nothing new and change nothing. Answers that take several times as long as
+the fastest of late shrink it by an eighth in the time of an answer, but never below WINDOW, because a busy
+machine of ours makes answers look slow, too. So a server that is overrun is relieved, and one that is merely
+far away gets as many calls at once as keep it busy.
 
 All destinations together hold at most `places`. Of these `kept_free` are only for who holds less than a fair
 share, by its host and by itself: so whoever comes finds a place, however many slow ones there are. Whoever
@@ -25,8 +25,8 @@ from typing import TypeAlias, TypeVar
 
 from msgspec import Struct, field
 
-# Chosen: each is a connection (some 20 KB with its request and its task), and keeps 2,500 calls a second going
-# to several hosts that take 200 ms.
+# Chosen: each is a connection (some 20 KB with its request and its task), and together they are 10,000 calls
+# a second to hosts that take 200 ms.
 PLACES = 2048
 # Chosen: an eighth stays free for who has none, so that it need not wait for a slow answer.
 SHARE_KEPT_FREE = 8

@@ -1,5 +1,6 @@
-"""Pause per destination, and how many pushes wait behind it for their call: while one asks to wait, nothing passes, then a single probe.
+"""Pause per destination, and how many pushes wait behind it for their call.
 
+While a destination asks to wait, nothing passes; then a single probe does.
 A gate is open, paused or probing. It is open until `pause`; while paused nothing passes. When the pause is
 over, one push passes as the probe and the others keep waiting; `open` opens the gate for all after the probe
 has succeeded, another `pause` begins a new pause, and a probe that ends without either (it was cut off, or

@@ -7,22 +7,9 @@ from collections.abc import Awaitable, Callable
 import uvloop
 
 from app.service.web import settle_memory
-from ops.benches import (
-    append,
-    busy,
-    bytes,
-    fair,
-    far,
-    flow,
-    growth,
-    imports,
-    ingest,
-    latency,
-    memory,
-    relay,
-    views,
-)
+from ops.benches import append, busy, bytes, fair, growth, imports, ingest, memory, relay, views
 from ops.benches.cluster.run import cluster
+from ops.benches.end_to_end import far, flow, latency
 from ops.benches.measure import Figure, say, show
 
 BENCHES: dict[str, Callable[[], Awaitable[list[Figure]]]] = {

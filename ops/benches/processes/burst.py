@@ -77,7 +77,7 @@ async def burst(host: str, port: int, side: str, count: int, chats: int) -> dict
     for _ in range(CONNECTIONS):
         await loop.create_connection(lambda: Burst(source, counts, ended), host, port)
     ends_at = loop.time() + count / RATE_MIN
-    while counts["good"] + counts["bad"] < count and loop.time() < ends_at:
+    while counts["good"] + counts["bad"] < count and loop.time() < ends_at:  # noqa: ASYNC110
         await asyncio.sleep(0.001)  # The last answers are on their way.
     return {"began": began, "seconds": (time.monotonic_ns() - began) / 1e9, **counts}
 

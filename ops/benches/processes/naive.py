@@ -17,6 +17,7 @@ import aiohttp
 import standardwebhooks
 import uvicorn
 from litestar import Litestar, Request, post
+from litestar.datastructures import State
 from litestar.exceptions import PermissionDeniedException
 from litestar.params import FromPath
 
@@ -24,7 +25,7 @@ from app.service.connections import BACKLOG_MAX
 from ops.benches import samples
 
 WEBHOOK = standardwebhooks.Webhook(samples.MESSENGER_SECRET)
-Asked = Request[None, None, "Litestar"]
+Asked = Request[None, None, State]
 
 
 @post("/kommo/{scope_id:str}", status_code=200)

@@ -1,9 +1,9 @@
 """A Kommo and a messenger that accept everything and remember when: the far end of each latency.
 
 `python -m ops.benches.processes.strangers [SECONDS]` answers on one free port: at once, or each push after so
-many seconds. `GET /arrived` gives, and forgets, the id of each message (Kommo's `msgid`, the messenger's `id`)
-and the monotonic time in nanoseconds at which it came. `GET /counted` gives how many have been answered since
-then, the time of the last answer, and how many of those that wait so long were in flight at most.
+many seconds. `GET /arrived` gives, and forgets, the id of each message (Kommo's `msgid`, the messenger's
+`id`) and the monotonic time in nanoseconds at which it came. `GET /counted` gives how many have been answered
+since then, the time of the last answer, and how many of those that wait so long were in flight at most.
 """
 
 import asyncio

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 
-from ops.benches import flow, service
+from ops.benches import service
+from ops.benches.end_to_end import flow
 from ops.benches.measure import Figure, say
 
 ROUNDS = 3

@@ -1,0 +1,1 @@
+"""Figures of messages from one side to the other."""
