@@ -82,7 +82,7 @@ class Attempts:
 
         Kommo and the ledger are told one after the other, so two who do so at once would end apart.
         """
-        async with await connect(self._url) as db:
+        async with await connect(self._url, patience_seconds=None) as db:
             await db.execute(TAKE_TURN, (names.CONNECTION_LOCK, f"{channel} {account}"))
             yield  # The end of the connection releases the lock.
 

@@ -212,10 +212,10 @@ class Channels:
         All callers share one question. If each asked its own, they would wait for ever longer where an answer
         takes as long as the lease.
         """
-        needed = monotonic() - LEASE_SECONDS
-        while self._checked <= needed:
-            question = self._question()
-            if not (await asyncio.wait({question}, timeout=REFRESH_SECONDS))[0]:
+        now = monotonic()
+        while self._checked <= now - LEASE_SECONDS:
+            question, left = self._question(), now + REFRESH_SECONDS - monotonic()
+            if not (await asyncio.wait({question}, timeout=max(left, 0.0)))[0]:
                 raise psycopg.OperationalError(NO_ANSWER)
             question.result()
 

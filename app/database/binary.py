@@ -14,7 +14,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
 
-from app.database.connection import Db
+from app.database.connection import NO_ANSWER, Db, Session
 from projections.columns import COLUMNS, Column
 
 _ELEMENT = Struct(">ii")  # size, value
@@ -50,16 +50,25 @@ class Prepared:
 
     def __init__(self, connection: Db, name: str) -> None:
         self._pg = connection.pgconn
+        self._patience_seconds = connection.patience_seconds if isinstance(connection, Session) else None
         self._name = name.encode()
         self._loop = asyncio.get_running_loop()
         _enlarge_buffer(self._pg.socket)
 
     async def row(self, parameters: Sequence[bytes]) -> list[bytes | None]:
         """Run the statement; returns the row's values in binary format. Raises psycopg.Error, as a cursor
-        would.
+        would, and closes the connection as `Session` does.
 
         `parameters` are columns or other values in PostgreSQL's binary format.
         """
+        try:
+            async with asyncio.timeout(self._patience_seconds):
+                return await self._row(parameters)
+        except TimeoutError:
+            self._pg.finish()
+            raise psycopg.OperationalError(NO_ANSWER) from None
+
+    async def _row(self, parameters: Sequence[bytes]) -> list[bytes | None]:
         pg, descriptor = self._pg, self._pg.socket
         pg.send_query_prepared(self._name, parameters, [Format.BINARY] * len(parameters), Format.BINARY)
         while pg.flush():

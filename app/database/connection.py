@@ -5,21 +5,33 @@ the environment may have others: a `client_encoding` of LATIN1 would write broke
 `DateStyle` cannot be read, and `synchronous_commit = off` would make an acknowledged event not durable.
 
 What the URL says about timeouts and keepalives counts; what it leaves out is short here, because a connection
-to a host that vanished would otherwise wait for hours.
+to a host that vanished would otherwise wait for hours. Keepalives do not find that a server vanished behind a
+proxy, which answers them itself. So a statement also has a time to be answered in, after which its connection
+is closed (`Session`), without a request to cancel it: cancelled while it waits for a synchronous standby, a
+commit would be seen by all, and would not be on the standby.
 """
 
 import asyncio
-from typing import TypeAlias
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import ConnStatus
 
 from app.database.names import ROLE
 
 Db: TypeAlias = AsyncConnection[tuple[object, ...]]
 
+Answer = TypeVar("Answer")
+
 NO_ANSWER = "the database does not answer in time"
+# Chosen: every statement of the service has an index and takes milliseconds; what has lost its way to the
+# database finds another one, or another process takes over, within 15 s.
+PATIENCE_SECONDS = 5.0
+# Chosen: how late a connection that only listens may notice that it is dead; what listens also polls.
+ALIVE_SECONDS = 10.0
 # Times are in seconds, but for tcp_user_timeout in milliseconds. Chosen: a host that vanished is noticed
 # within 5 s, as long as Kommo waits for an answer, while a server that is only busy keeps its connections.
 NETWORK: dict[str, int | str] = {
@@ -45,9 +57,34 @@ SELECT set_config('synchronous_commit', 'on', false)
 """
 
 
-async def connect(url: str) -> Db:
-    """Open an autocommit connection as the role `chatledger`. Raises psycopg.OperationalError."""
-    return await _open(url, sql.SQL(SESSION + "SET ROLE {}").format(sql.Identifier(ROLE)))
+class Session(AsyncConnection[tuple[object, ...]]):
+    """A connection that is closed when a statement is not answered within `patience_seconds` (None: ever)."""
+
+    patience_seconds: float | None = None
+
+    async def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        """Wait for the server, as psycopg does for every statement; OperationalError if it does not answer.
+
+        `timeout` is that of a wait for notifications, which may well be in vain.
+        """
+        if timeout is not None:
+            return await super().wait(gen, interval, timeout)
+        try:
+            return await super().wait(gen, interval, self.patience_seconds)
+        except psycopg.OperationalError as error:
+            if self.pgconn.status != ConnStatus.OK:
+                raise
+            self.pgconn.finish()
+            raise psycopg.OperationalError(NO_ANSWER) from error
+
+
+async def connect(url: str, *, patience_seconds: float | None = PATIENCE_SECONDS) -> Db:
+    """Open an autocommit connection as the role `chatledger`. Raises psycopg.OperationalError.
+
+    `patience_seconds` is how long a statement may take, None as long as it needs.
+    """
+    statements = sql.SQL(SESSION + "SET ROLE {}").format(sql.Identifier(ROLE))
+    return await _open(url, statements, patience_seconds)
 
 
 async def open_session(url: str) -> Db:
@@ -55,15 +92,22 @@ async def open_session(url: str) -> Db:
 
     Raises psycopg.OperationalError.
     """
-    return await _open(url, sql.SQL(SESSION))
+    return await _open(url, sql.SQL(SESSION), None)
 
 
-async def _open(url: str, statements: sql.SQL | sql.Composed) -> Db:
+async def notified(db: Db) -> AsyncIterator[None]:
+    """Yields at each notification, without end. Raises psycopg.OperationalError if the connection is dead."""
+    while True:
+        async for _ in db.notifies(timeout=ALIVE_SECONDS):
+            yield
+        await db.execute("SELECT 1")
+
+
+async def _open(url: str, statements: sql.SQL | sql.Composed, patience_seconds: float | None) -> Db:
     known = conninfo_to_dict(url)
     parameters = {name: value for name, value in NETWORK.items() if name not in known}
-    db = await AsyncConnection.connect(
-        make_conninfo(url, client_encoding="UTF8", **parameters), autocommit=True
-    )
+    db = await Session.connect(make_conninfo(url, client_encoding="UTF8", **parameters), autocommit=True)
+    db.patience_seconds = patience_seconds
     try:
         await db.execute(statements)
     except (psycopg.Error, asyncio.CancelledError):

@@ -27,6 +27,8 @@ from app.database.names import VIEWS_SCHEMA
 from app.deadline import ANSWER_SECONDS, within
 
 CONNECTIONS = 4  # chosen: more would only compete for the same cores of the database server
+# Chosen: a connection that is dead makes room for another one before the answer is given up.
+PATIENCE_SECONDS = 4.0
 STATEMENT_TIMEOUT_SECONDS = 10  # chosen: every read has an index, so a longer one is a mistake
 
 
@@ -129,7 +131,7 @@ class Pool:
             db = self._idle.pop()
             if not db.closed:
                 return db
-        db = await connection.connect(self._url)
+        db = await connection.connect(self._url, patience_seconds=PATIENCE_SECONDS)
         timeout = sql.Literal(f"{STATEMENT_TIMEOUT_SECONDS}s")
         try:
             await db.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(VIEWS_SCHEMA)))

@@ -37,8 +37,7 @@ from typing import NamedTuple
 
 import psycopg
 
-from app.database import connection
-from app.database.binary import Prepared, int_array, take_columns
+from app.database.binary import Prepared, int_array
 from app.database.connection import Db
 from app.ledger.batch import (
     TRIES_MAX,
@@ -50,6 +49,7 @@ from app.ledger.batch import (
     Recorded,
 )
 from app.ledger.queue import Queue
+from app.ledger.session import open_writer
 from app.ledger.streams import read, read_facts
 from domain.commands import AnyCommand
 from domain.ids import Scope
@@ -86,17 +86,13 @@ RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.05, 2.0
 PAUSE_SECONDS = 0.1
 # Kommo documents that it hangs up after 5 s, and it never sends the hook again.
 WAIT_SECONDS_MAX = 4.5
+# Chosen: as long as a keepalive waits (`connection.NETWORK`).
+IDLE_SECONDS = 2.0
 # Chosen: half of what is left between WAIT_SECONDS_MAX and Kommo's limit.
 WATCH_SECONDS = 0.25
 # Chosen: enough for the p99 that `./ops/bench latency` reports.
 COMMITS_KEPT = 4096
 log = logging.getLogger("chatledger.ledger")
-
-# All look-ups are by key. A plan made while the table is small would read the whole table, and PostgreSQL
-# would keep that plan while the table grows.
-PLANS = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
-APPEND = """PREPARE append (int[], uuid[], bigint[], text[], bytea[], int[], uuid[], bigint[], bigint[]) AS
- SELECT bad, head FROM ledger.append($1, $2, $3, $4, $5, $6, $7, $8, $9)"""
 
 
 class LedgerFull(Exception):
@@ -266,11 +262,7 @@ class _Writer:
         self.task = asyncio.create_task(self._run(), name=f"ledger writer {self.number}")
 
     async def connect(self) -> None:
-        self.connection = await connection.connect(self.url)
-        await self.connection.execute(PLANS)
-        await self.connection.execute(APPEND)
-        self.append = Prepared(self.connection, "append")
-        take_columns(self.connection)
+        self.connection, self.append = await open_writer(self.url)
 
     async def close(self, timeout_seconds: float) -> None:
         if self.task is not None:
@@ -293,7 +285,7 @@ class _Writer:
                 if ledger.closed and not any(queue or queue.taken for queue in ledger.queues):
                     return
                 ledger.wake_others(self.number)
-                await self.wake.wait()
+                await self._idle()
                 continue
             began = time.perf_counter()
             try:
@@ -311,6 +303,17 @@ class _Writer:
             for queue in queues:
                 queue.taken = False
             ledger.wake()
+
+    async def _idle(self) -> None:
+        """Wait for work; ask something meanwhile, so that no command is the first on a dead connection."""
+        try:
+            async with asyncio.timeout(IDLE_SECONDS):
+                await self.wake.wait()
+        except TimeoutError:
+            try:
+                await self._open_connection.execute("SELECT 1")
+            except psycopg.OperationalError:
+                await self._reconnect()
 
     async def _rest(self) -> int:
         """Rest while a scope has a crowd, until another one calls; returns the most of the next batch."""

@@ -31,7 +31,7 @@ from msgspec import Struct
 from nats.aio.msg import Msg
 
 from app.database import connection, names
-from app.database.connection import Db, open_session
+from app.database.connection import Db
 from app.stream import jetstream
 from app.stream.jetstream import JetStreamError, NatsClient, StreamRefused, StreamUnavailable
 from app.stream.ledger_stream import ForeignStream, LedgerStream, OldestOpen, head
@@ -293,9 +293,9 @@ class Relay:
         """Wake on the commits of other processes. If listening fails, the poll still finds them."""
         while True:
             with contextlib.suppress(psycopg.OperationalError, OSError):
-                async with await open_session(self._database_url) as listener:
+                async with await connection.connect(self._database_url) as listener:
                     await listener.execute(LISTEN)
-                    async for _ in listener.notifies():
+                    async for _ in connection.notified(listener):
                         self.wake()
             await asyncio.sleep(POLL_SECONDS)
 

@@ -240,7 +240,7 @@ class Projector:
         async with await connection.connect(self._url) as db:
             await db.execute(sql.SQL("LISTEN {}").format(sql.Identifier(names.CHANNEL)))
             self._woken.set()
-            async for _ in db.notifies():
+            async for _ in connection.notified(db):
                 self._woken.set()
 
     async def _lead(self, db: Db, applier: Applier, listener: "asyncio.Task[None]") -> None:

@@ -80,8 +80,8 @@ async def rebuild(
     """
     views = tables.VIEWS if views is None else views
     async with (
-        await tables.connect(url, VIEWS_NEXT_SCHEMA) as writer,
-        await tables.connect(url, VIEWS_SCHEMA) as reader,
+        await tables.connect(url, VIEWS_NEXT_SCHEMA, patience_seconds=None) as writer,
+        await tables.connect(url, VIEWS_SCHEMA, patience_seconds=None) as reader,
     ):
         await writer.execute("SELECT pg_advisory_lock(%s)", (REBUILD_LOCK,))
         in_force = await tables.standings(reader) if await tables.complete(reader) else []
@@ -142,7 +142,7 @@ async def _build(
     for view in list(applier.followed):
         await _index(writer, applier, view)
     await _load(reader, applier, page_events, progress)
-    async with await connection.connect(url) as switch, switch.transaction():
+    async with await connection.connect(url, patience_seconds=None) as switch, switch.transaction():
         if await fetch_value(switch, EXISTS):
             # From here on the old views stand still, so that the new ones cannot be behind them.
             await switch.execute("LOCK TABLE views.positions IN EXCLUSIVE MODE")

@@ -37,7 +37,7 @@ async def retry(url: str, view: str | None = None, progress: Progress | None = N
 
     Raises UnknownView, RebuildRefused.
     """
-    async with await tables.connect(url, VIEWS_SCHEMA) as db:
+    async with await tables.connect(url, VIEWS_SCHEMA, patience_seconds=None) as db:
         if not await tables.complete(db):
             return []
         names = [one.view for one in await tables.standings(db)]
@@ -52,7 +52,7 @@ async def retry(url: str, view: str | None = None, progress: Progress | None = N
                 msgspec.structs.replace(one, error=error) for one, error in zip(before, still, strict=True)
             ]
     await rebuild(url, progress)
-    async with await tables.connect(url, VIEWS_SCHEMA) as db:
+    async with await tables.connect(url, VIEWS_SCHEMA, patience_seconds=None) as db:
         return await _parked(db, view)
 
 

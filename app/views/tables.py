@@ -22,7 +22,7 @@ from psycopg import sql
 
 from app.database import connection
 from app.database.binary import take_columns
-from app.database.connection import Db
+from app.database.connection import PATIENCE_SECONDS, Db
 from app.database.names import MIGRATE_LOCK
 from domain.events import AnyEvent, decode
 from projections import channels, conversations, deliveries, events, messages, waiting
@@ -139,12 +139,12 @@ class Standing(Struct, frozen=True):
     table: int
 
 
-async def connect(url: str, views: str) -> Db:
+async def connect(url: str, views: str, *, patience_seconds: float | None = PATIENCE_SECONDS) -> Db:
     """Open a connection on which the tables of projections are those in the schema `views`.
 
     Its commits do not wait for the disk, because what a crash takes from the views is projected again.
     """
-    db = await connection.connect(url)
+    db = await connection.connect(url, patience_seconds=patience_seconds)
     try:
         await db.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(views)))
         await db.execute("SET synchronous_commit = off")

@@ -8,8 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import psycopg
+import pytest
 
+from app.database.binary import Prepared
+from app.database.connection import NO_ANSWER, connect
 from app.messengers import webhook
+from app.servers.postgres import PrivatePostgres
+from app.service.service import migrate
 from tests.support.ids import AS_ADMIN, MESSENGER_SECRET, SCOPE
 from tests.support.processes import living_servers
 from tests.support.system import Story, chat, on_its_own_servers
@@ -69,3 +75,26 @@ async def test_nobody_waits_longer_than_kommo_does(data_folder: Path) -> None:
         await story.settled(45)
         await story.customer(name, "After")
         await story.arrived(name, 2)
+
+
+async def test_a_connection_without_an_answer_is_given_up(data_folder: Path) -> None:
+    """A proxy keeps a connection open whose server has vanished: neither keepalives nor the system end it."""
+    server = PrivatePostgres(data_folder / "postgres")
+    await server.start()
+    try:
+        await migrate(server.url)
+        async with (
+            await connect(server.url, patience_seconds=0.5) as asked,
+            await connect(server.url, patience_seconds=0.5) as prepared,
+        ):
+            await prepared.execute("PREPARE one AS SELECT 1")
+            row = Prepared(prepared, "one").row
+            assert await row([]) == [b"\0\0\0\1"]
+            with stalled(data_folder):
+                for waiting in (asked.execute("SELECT 1"), row([])):
+                    with pytest.raises(psycopg.OperationalError, match=NO_ANSWER):
+                        await waiting
+            assert asked.closed
+            assert prepared.closed
+    finally:
+        await server.stop()

@@ -1,11 +1,12 @@
 """`POST /kommo/{scope_id}`: a signed hook is durable before it is answered, for Kommo sends it only once."""
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from typing import Any
 
 import psycopg
 
 from app.channels.directory import REFRESH_SECONDS, Channels
-from app.deadline import within
+from app.deadline import ANSWER_SECONDS, within
 from app.http.webhooks.body import BUSY, OK, RETRY_AFTER_SECONDS, Answer, WrongSignature
 from app.kommo import refused
 from app.kommo.chats import hooks
@@ -40,9 +41,26 @@ async def take(services: Services, scope_id: str, signature: str, body: bytes) -
 
     Raises ProblemError (400, 403, 404, 503).
     """
+    if services.channels.fresh_ahead():
+        return await _take(services, scope_id, signature, body)
+    return await in_time(_take_after_refresh(services, scope_id, signature, body))
+
+
+async def in_time(answer: Coroutine[Any, Any, Answer]) -> Answer:
+    """The answer, or ProblemError (503) once it is due: so much have all steps together."""
+    try:
+        return await within(ANSWER_SECONDS, answer)
+    except TimeoutError:
+        raise ProblemError(503, BUSY, retry_after=RETRY_AFTER_SECONDS) from None
+
+
+async def _take_after_refresh(services: Services, scope_id: str, signature: str, body: bytes) -> Answer:
+    await refresh(services.channels)
+    return await _take(services, scope_id, signature, body)
+
+
+async def _take(services: Services, scope_id: str, signature: str, body: bytes) -> Answer:
     channels = services.channels
-    if not channels.fresh_ahead():
-        await refresh(channels)
     active = channels.known_scope(scope_id)
     if active is None:
         refuse_unopened(channels)

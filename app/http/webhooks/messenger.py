@@ -14,7 +14,7 @@ from app.channels.directory import Channel
 from app.database.pool import ViewsMissing
 from app.http.webhooks import routing
 from app.http.webhooks.body import BUSY, RETRY_AFTER_SECONDS, Answer, WrongSignature
-from app.http.webhooks.kommo import refresh, refuse_unopened
+from app.http.webhooks.kommo import in_time, refresh, refuse_unopened
 from app.ledger.writer import EventTooLarge, LedgerFull, LedgerUnavailable, Recorded
 from app.messengers import commands
 from app.messengers.adapter import Messenger, Received, Request, Result, UnknownSender, Unsigned, WrongClock
@@ -82,7 +82,17 @@ async def take(services: Services, kind: str, request: Request) -> Answer:
     What names an account that is not connected is kept for it. Raises ProblemError (400, 401, 404, 409, 429,
     503).
     """
+    if services.channels.fresh_ahead():
+        return await _take_turn(services, kind, request)
+    return await in_time(_take_after_refresh(services, kind, request))
+
+
+async def _take_after_refresh(services: Services, kind: str, request: Request) -> Answer:
     await refresh(services.channels)
+    return await _take_turn(services, kind, request)
+
+
+async def _take_turn(services: Services, kind: str, request: Request) -> Answer:
     channel = await _sender(services, kind, request)
     size, shared = len(request.body), services.ledger.is_shared
     try:

@@ -50,6 +50,7 @@ WITHDRAWN = "withdrawn"
 Record = Callable[[c.AnyCommand], Awaitable[object]]
 log = logging.getLogger("chatledger.tokens")
 
+LOCK_PATIENCE_SECONDS = 35.0  # Longer than LOCK_TIMEOUT, which the server keeps itself.
 LOCK_TIMEOUT = "SET LOCAL lock_timeout = '30s'"  # Chosen: three times what one call to Kommo may take.
 # The transaction is idle while Kommo answers, and must outlive whatever the server's default is.
 NO_IDLE_TIMEOUT = "SET LOCAL idle_in_transaction_session_timeout = 0"
@@ -323,7 +324,8 @@ class Tokens:
     @contextlib.asynccontextmanager
     async def _locked(self, account: str) -> AsyncIterator[connection.Db]:
         """A transaction in which no other process changes the account's tokens."""
-        async with await connection.connect(self._url) as conn, conn.transaction():
+        db = await connection.connect(self._url, patience_seconds=LOCK_PATIENCE_SECONDS)
+        async with db as conn, conn.transaction():
             await conn.execute(LOCK_TIMEOUT)
             await conn.execute(NO_IDLE_TIMEOUT)
             await conn.execute(LOCK, (TOKEN_LOCK, account))
