@@ -4,6 +4,10 @@ A send is closed by `message.accepted` or `delivery.completed`, and by `message.
 then it was an echo. After `message.failed` it stays, as failed, because it can be resumed, until it is shown
 that the message has arrived all the same. The mirror of an operator's message is closed by the
 `message.accepted` of the mirror. Anything else is closed by the `delivery.completed` whose cause it is.
+
+A page is folded, and its statements are in an order of their own. The outcome is that of the events one by
+one: a row that is closed stays so, of a failure and another change the later one counts, and a page is cut
+where something arrives whose failure or change it has too, because only what has failed ends by that.
 """
 
 from collections.abc import Iterator
@@ -134,7 +138,16 @@ class _Fold:
         self.closed: list[str] = []
         self.closed_sends: list[str] = []
         self.failed: dict[str, tuple[int, MessageFailed]] = {}
-        self.arrived: list[str] = []
+        self.arrived: set[str] = set()
+        self.changed: set[str] = set()  # the messages of deliveries that began before, failures among them
+
+    def must_end_before(self, event: AnyEvent) -> bool:
+        """Whether the statements so far must come before those of an event."""
+        message = event.message or event.stream
+        if isinstance(event, MessageDelivered | MessageRead):
+            return message in self.changed and message not in self.begun
+        changes = isinstance(event, MessageFailed | DeliveryDeferred | DeliveryParked | DeliveryResumed)
+        return changes and message in self.arrived
 
     def begin(self, position: int, event: Pushed) -> None:
         if isinstance(event, MessageFailed):
@@ -158,7 +171,13 @@ class _Fold:
         elif isinstance(event, MessageNamed):
             if event.version > 1 or event.stream in self.sends:
                 self._close_send(event.stream)
-        elif isinstance(event, DeliveryDeferred):
+        else:
+            self._take_change(position, event)
+
+    def _take_change(self, position: int, event: AnyEvent) -> None:
+        if (message := event.message or event.stream) not in self.begun:
+            self.changed.add(message)
+        if isinstance(event, DeliveryDeferred):
             self._change(position, event.cause, DEFERRED, event.reason, event.answer).attempts += 1
         elif isinstance(event, DeliveryParked):
             self._change(position, event.cause, PARKED, event.reason, event.answer)
@@ -175,6 +194,7 @@ class _Fold:
         sent = self.sends.pop(message, None)
         if sent is None:
             self.closed_sends.append(message)
+            self.changed.discard(message)
         else:
             self.opened.pop(sent, None)
 
@@ -183,12 +203,13 @@ class _Fold:
             return
         if event.message not in self.begun:
             self.failed[event.message] = position, event
+            self.changed.add(event.message)
         elif sent := self.sends.get(event.message):
             self._change(position, sent, FAILED, _reason(event), event.text or None)
 
     def _arrive(self, message: str) -> None:
         if message not in self.begun:
-            self.arrived.append(message)
+            self.arrived.add(message)
             return
         state = self.states.get(self.sends.get(message, ""))
         if state and state.state == FAILED:
@@ -219,10 +240,19 @@ def project(page: Page) -> Iterator[Statement]:
     fold = _Fold()
     for position, event in page:
         kind = type(event)
+        if kind not in _OPENING and kind not in _OTHERS:
+            continue
+        if fold.must_end_before(event):
+            yield from _statements(fold)
+            fold = _Fold()
         if kind in _OPENING:
             fold.begin(position, cast("Pushed", event))
-        elif kind in _OTHERS:
+        else:
             fold.take(position, event)
+    yield from _statements(fold)
+
+
+def _statements(fold: _Fold) -> Iterator[Statement]:
     before = {
         cause: delivery for cause, delivery in fold.states.items() if cause and cause not in fold.opened
     }
@@ -235,7 +265,7 @@ def project(page: Page) -> Iterator[Statement]:
     if fold.failed:
         yield FAIL, _failures(fold.failed)
     if fold.arrived:
-        yield ARRIVE, (uuids(fold.arrived),)
+        yield ARRIVE, (uuids(list(fold.arrived)),)
     if fold.opened:
         yield OPENED, _rows(fold)
 
