@@ -22,6 +22,10 @@ UNNAMED = Counter(
     "Messages that the other side accepted without a name",
     ["destination"],
 )
+UNRECORDED = Gauge(
+    "chatledger_unrecorded_outcomes",
+    "Outcomes of deliveries that the ledger does not take; each is tried again",
+)
 REFUSED = Counter("chatledger_refused_hooks_total", "Hooks of Kommo that were not taken, and kept", ["why"])
 DROPPED = Counter("chatledger_dropped_hooks_total", "Refused hooks that were dropped for their number or age")
 KEPT = Gauge("chatledger_kept_hooks", "Refused hooks that are kept until someone has them taken up")

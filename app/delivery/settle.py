@@ -37,7 +37,7 @@ from app.clock import Clock
 from app.delivery.decide import Decision, Moment, attempt_outcome, decide
 from app.delivery.destinations import is_stale
 from app.delivery.job import Disconnected, Job, Push, Pushed, Result, Unsent
-from app.ledger.writer import LedgerFull, LedgerUnavailable, Recorded
+from app.ledger.writer import LedgerFull, LedgerUnavailable, Recorded, Unrecordable
 from app.outcome import Done, Forbidden, Gone, Refused, Retry
 from domain import commands as c
 from domain import events as e
@@ -47,6 +47,8 @@ from domain.ids import Scope
 
 # Chosen: as long as the ledger takes to have room again.
 RECORD_SECONDS = 0.5
+# Chosen: what is damaged is mended by a person, who finds it in the log once a minute.
+DAMAGED_SECONDS_MAX, TELL_SECONDS = 60.0, 60.0
 # A call ends after 10 s (`http_client.TIMEOUT_SECONDS`), so after this the name of the copy is known or the
 # attempt has failed.
 COPY_SECONDS = 12.0
@@ -205,14 +207,32 @@ class Settle:
 
     async def _record(self, command: c.AnyCommand) -> int:
         """Submit until the ledger has it; returns the position of the outcome."""
+        try:
+            recorded = await self._ledger.submit(command)
+        except NotConnected:  # An operator has disconnected the channel after Kommo connected it again.
+            return 0
+        except (LedgerFull, LedgerUnavailable) as error:
+            with metrics.UNRECORDED.track_inprogress():
+                return await self._record_later(command, error)
+        return max(recorded.last or 0, recorded.position or 0)
+
+    async def _record_later(self, command: c.AnyCommand, error: LedgerFull | LedgerUnavailable) -> int:
+        """Submit again and again, ever less often if the stream is damaged: the other side has had the call."""
+        pause, tell_at = RECORD_SECONDS, 0.0
         while True:
+            if self._clock.time() >= tell_at:
+                stream = getattr(command, "stream", command.lane)
+                log.warning("the outcome of message %s waits for the ledger: %s", stream, error)
+                tell_at = self._clock.time() + TELL_SECONDS
+            await self._clock.sleep(pause)
             try:
                 recorded = await self._ledger.submit(command)
-            except NotConnected:  # An operator has disconnected the channel after Kommo connected it again.
+            except NotConnected:
                 return 0
-            except (LedgerFull, LedgerUnavailable) as error:
-                log.warning("an outcome waits for the ledger: %s", error)
-                await self._clock.sleep(RECORD_SECONDS)
+            except Unrecordable as damage:
+                pause, error = min(pause * 2, DAMAGED_SECONDS_MAX), damage
+            except (LedgerFull, LedgerUnavailable) as again:
+                pause, error = RECORD_SECONDS, again
             else:
                 return max(recorded.last or 0, recorded.position or 0)
 

@@ -55,6 +55,10 @@ class LedgerUnavailable(Exception):
     """The ledger did not store the command, or did not confirm it in time: submit the command again."""
 
 
+class Unrecordable(LedgerUnavailable):
+    """The ledger cannot take this command, though it takes others: what it needs of the past is damaged."""
+
+
 class EventTooLarge(Exception):
     """The event is larger than EVENT_BYTES_MAX."""
 

@@ -47,6 +47,7 @@ from app.ledger.batch import (
     LedgerUnavailable,
     Pending,
     Recorded,
+    Unrecordable,
 )
 from app.ledger.queue import Queue
 from app.ledger.session import open_writer
@@ -54,7 +55,7 @@ from app.ledger.streams import read, read_facts
 from domain.commands import AnyCommand
 from domain.ids import Scope
 
-__all__ = ["EventTooLarge", "Ledger", "LedgerFull", "LedgerUnavailable", "Recorded"]
+__all__ = ["EventTooLarge", "Ledger", "LedgerFull", "LedgerUnavailable", "Recorded", "Unrecordable"]
 
 # Chosen: 500 messages are some 390 KB, what a Unix socket takes whole where `net.core.wmem_max` is Linux's
 # default, and about 20 ms of Python, during which the process does nothing else.
@@ -430,7 +431,7 @@ class _Writer:
         """The batch cannot be stored: try its commands one by one, so that only the culprit fails."""
         if len(current) == 1:
             log.error("ledger: command refused: %s", str(error).strip())
-            current[0].fail(LedgerUnavailable(str(error).strip()))
+            current[0].fail(Unrecordable(str(error).strip()))
             return []
         for pending in current:
             pending.alone = True

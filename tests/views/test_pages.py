@@ -8,7 +8,7 @@ import pytest
 
 from app.views.rebuild import rebuild
 from domain import events as e
-from tests.support.ledgers.view_events import EventLog, prepare, random_log, store, tables
+from tests.support.ledgers.view_events import SIDES, EventLog, prepare, random_log, store, tables
 
 
 def lives(seed: int, count: int) -> EventLog:
@@ -16,7 +16,7 @@ def lives(seed: int, count: int) -> EventLog:
     log, chance = EventLog(seed), random.Random(seed)
     chats = [log.start(f"conv-{n}") for n in range(2)]
     while len(log.events) < count:
-        side = chance.choice(("messenger", "kommo"))
+        side = chance.choice(SIDES)
         sent = log.send(
             chance.choice(chats), f"m-{len(log.events)}", side=side, imported=chance.random() < 0.2
         )
