@@ -217,7 +217,7 @@ class Settle:
         return max(recorded.last or 0, recorded.position or 0)
 
     async def _record_later(self, command: c.AnyCommand, error: LedgerFull | LedgerUnavailable) -> int:
-        """Submit again and again, ever less often if the stream is damaged: the other side has had the call."""
+        """Submit again and again, ever less often if what the ledger has of the message is damaged."""
         pause, tell_at = RECORD_SECONDS, 0.0
         while True:
             if self._clock.time() >= tell_at:
