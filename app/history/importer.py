@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from app import clock
 from app.database.connection import Db
-from app.ledger.writer import EventTooLarge, Ledger, LedgerFull, LedgerUnavailable, Recorded
+from app.ledger.writer import EventTooLarge, Ledger, LedgerUnavailable, Recorded
 from app.messengers import checks, commands
 from app.messengers.checks import ActionRefused
 from app.messengers.contract import Sent
@@ -99,6 +99,10 @@ class Report(Struct, kw_only=True):
 
 class Stopped(Exception):
     """The import cannot go on now; the message says why and what to do."""
+
+
+class Cut(Stopped):
+    """The same, but what it did since the last checkpoint is done again: it could not all be finished."""
 
 
 class Place(Struct, frozen=True):
@@ -198,6 +202,9 @@ class Import:
             await self._check()
             await self._give()
             report.state = "done"
+        except Cut as error:
+            report.state, report.detail = "stopped", str(error)
+            return report
         except Stopped as error:
             report.state, report.detail = "stopped", str(error)
         except psycopg.Error as error:
@@ -283,6 +290,7 @@ class Import:
         try:
             async for number, line in self._lines():
                 sent = _sent(line) if line and self._is_good(number) else self._read(line)
+                await self._room(len(line or b""))
                 given = self._given(number, sent, len(line or b""))
                 if given is not None:
                     self._waiting.append(given)
@@ -291,6 +299,13 @@ class Import:
         finally:
             await self._settle(0)
         self.report.lines = self.seen
+
+    async def _room(self, size: int) -> None:
+        """Wait until the ledger has room for a line: others may have filled it since the last breath."""
+        while not self._ledger.has_room(1, size, self._place.scope):
+            if self.stopping or self._ledger.closed:
+                raise Stopped("it was stopped: run the same command again to go on")
+            await asyncio.sleep(WAIT_SECONDS)
 
     def _given(self, number: int, sent: Sent | str, size: int) -> Given | None:
         """Give a line to the ledger, at its place in the chat; None if it was dealt with before."""
@@ -311,10 +326,7 @@ class Import:
         newest = self._newest.get(sent.conversation_id, 0) & (1 << NUMBER_BITS) - 1 == number
         assert isinstance(command, c.Send)
         command = replace(command, msec=msec, silent=command.silent or not newest, by=BY)
-        try:
-            future = self._ledger.submit(command, size)
-        except LedgerFull:  # Only if others have filled it since the last breath.
-            raise Stopped("the ledger is full: run the same command again to go on") from None
+        future = self._ledger.submit(command, size)
         self._flying += 1
         future.add_done_callback(self._landed)
         return Given(number, future, backwards=at < self._last[sent.conversation_id] >> DRIFT_BITS)
@@ -353,6 +365,7 @@ class Import:
             report.lines = given.number
             if report.lines - self._kept >= CHECKPOINT_LINES:
                 self._kept = report.lines
+                await self._take_up()  # What follows a checkpoint is all that is done again.
                 await self._checkpoint()
         await self._take_up()
 

@@ -113,9 +113,14 @@ class ConversationCache:
         self.long = LongStreams()
 
     def clear(self) -> None:
-        """Drop every entry."""
+        """Drop every entry, but not the long streams."""
         self.states.clear()
         self.clocks.clear()
+
+    def forget(self) -> None:
+        """Drop everything: a database that has taken over may lack the last events."""
+        self.clear()
+        self.long = LongStreams()
 
     def limit(self) -> None:
         """Clear the cache once it has grown too large: cheaper than an order of use for each message."""

@@ -54,5 +54,6 @@ class StreamReader:
     async def _open(self) -> Db:
         if self._connection is None or self._connection.closed:
             self._connection = await connect(self._url)
+            self._long = LongStreams()  # A database that has taken over may lack the last events.
             take_columns(self._connection)
         return self._connection

@@ -2,7 +2,8 @@
 
 A stream of thousands of events is folded once; after that its state stays in a bounded memory, with the
 version that it has. An append-only stream never takes back an event, so such a state is never wrong, only
-behind: the next read asks for the versions after it, also for those that other processes have added. Between
+behind: the next read asks for the versions after it, also for those that other processes have added. The
+memory ends with the connection, because another database may take over, without the last events. Between
 pages the event loop goes on.
 """
 

@@ -408,7 +408,7 @@ class _Writer:
         assert self.connection is not None
         log.warning("ledger: %d commands with unknown outcome: %s", len(current), str(error).strip())
         self.ledger.failure = Failure(time.monotonic(), reason_of(error))
-        self.cache.clear()
+        self.cache.forget()
         if self.connection.closed or self.connection.broken:
             await self._reconnect()
         else:

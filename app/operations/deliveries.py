@@ -6,12 +6,14 @@ because the ledger knows better.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
 
 from app import clock
 from app.delivery.job import DISCONNECTED
 from app.ledger.writer import Recorded
+from app.operations.errors import LedgerBusy
 from app.operations.services import Services, record, views_reach
 from app.views.deliveries import Delivery, list_deliveries
 from app.views.events import ledger_head
@@ -26,6 +28,8 @@ PARKED_AT_ONCE = 100  # Chosen: the directory is asked this seldom whether the s
 RESUMED_AT_ONCE = 500
 # Chosen: the second pass finds what was parked meanwhile; if a third finds more, something else is wrong.
 PASSES_MAX = 5
+# Chosen: as long as the ledger takes to have room again.
+BUSY_SECONDS = 0.5
 # How the reasons begin of deliveries that were parked because Kommo did not know the connection.
 LOST = ("Kommo does not know it (404)", "not found (404)", "connecting again failed")
 
@@ -102,14 +106,36 @@ async def resume(
     return count, last
 
 
-async def resume_messages(services: Services, messages: Sequence[str]) -> int:
-    """Send those of some messages again that have failed; returns how many."""
+async def resume_messages(
+    services: Services, messages: Sequence[str], goes_on: Callable[[], bool] = lambda: False
+) -> int:
+    """Send those of some messages again that have failed; returns how many.
+
+    While the ledger is busy, it waits as long as it `goes_on`. Raises LedgerBusy.
+    """
     page = await list_deliveries(services.pool, states=["failed"], messages=messages, limit=len(messages))
-    count, _ = await _resume_some(services, page.items, 0, 0)
+    count, _ = await _resume_some(services, page.items, 0, 0, goes_on)
     return count
 
 
-async def _resume_some(services: Services, some: list[Delivery], count: int, last: int) -> tuple[int, int]:
+async def patiently(ask: Callable[[], Awaitable[Recorded]], goes_on: Callable[[], bool]) -> Recorded:
+    """Ask until the ledger is not busy, as long as it `goes_on`. Raises LedgerBusy, and what `ask` raises."""
+    while True:
+        try:
+            return await ask()
+        except LedgerBusy:
+            if not goes_on():
+                raise
+        await asyncio.sleep(BUSY_SECONDS)
+
+
+async def _resume_some(
+    services: Services,
+    some: list[Delivery],
+    count: int,
+    last: int,
+    goes_on: Callable[[], bool] = lambda: False,
+) -> tuple[int, int]:
     """Resume some deliveries in their order; returns the sums."""
     channels = await services.channels.all()
     scopes = []
@@ -117,7 +143,8 @@ async def _resume_some(services: Services, some: list[Delivery], count: int, las
         known = channels.get(one.channel)
         scopes.append(ids.scope_of(one.channel, known.channel_id if known else "", one.account_id or ""))
     pairs = zip(scopes, some, strict=True)
-    found = await asyncio.gather(*(_resume(services, scope, one, OPERATOR) for scope, one in pairs))
+    asks = [partial(_resume, services, scope, one, OPERATOR) for scope, one in pairs]
+    found = await asyncio.gather(*(patiently(ask, goes_on) for ask in asks))
     news = [one for one in found if not one.duplicate]
     return count + len(news), max([last, *(one.position or 0 for one in news)])
 

@@ -10,6 +10,7 @@ import errno
 import logging
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from functools import partial
 from hashlib import sha256
 from typing import IO
 from zlib import crc32
@@ -22,11 +23,11 @@ from app.config.settings import prepare_folder
 from app.database import names
 from app.database.connection import Db
 from app.history.gunzip import DamagedGzip, Gunzip
-from app.history.importer import Import, Place, Report, Stage
+from app.history.importer import Cut, Import, Place, Report, Stage
 from app.operations import channels
 from app.operations.channels import ConnectionNeeded
 from app.operations.deliveries import resume_messages
-from app.operations.errors import InvalidInput, NoRoom, StateConflict
+from app.operations.errors import InvalidInput, LedgerBusy, NoRoom, StateConflict
 from app.operations.services import Services
 from app.problems import OURS
 from app.views.deliveries import has_failed_imports
@@ -100,12 +101,20 @@ async def start(
         await asyncio.shield(db.close())
         raise
     work.view_position = lambda: services.projector.position
-    work.resume = lambda messages: resume_messages(services, messages)
+    work.resume = partial(_resume, services, work)
     work.in_force = lambda: services.channels.scope(place.scope.scope_id)
     task = asyncio.create_task(_run(work, spool, db), name="import")
     _running.add(task)
     task.add_done_callback(_running.discard)
     return _progress(services, work, task)
+
+
+async def _resume(services: Services, work: Import, messages: list[str]) -> int:
+    """Send again what has failed, when the ledger has room; raises Cut."""
+    try:
+        return await resume_messages(services, messages, lambda: not work.stopping)
+    except LedgerBusy:
+        raise Cut("it was stopped: run the same command again to go on") from None
 
 
 def _place(channel: Channel, account: str | None) -> Place:

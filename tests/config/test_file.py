@@ -16,7 +16,7 @@ ENVIRONMENT = {
     "HOME": "/",
     "ACME_CHANNEL_SECRET": "f2d7f8704eff95087ed45b23ba99c0b5aac8278e",
     "ACME_MESSENGER_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
-    "KOMMO_CLIENT_SECRET": "hush",
+    "KOMMO_CLIENT_SECRET": "hush" * 16,
 }
 
 
@@ -45,7 +45,7 @@ def test_the_example_is_complete_and_loads(tmp_path: Path) -> None:
     assert channel.messenger.secret == ENVIRONMENT["ACME_MESSENGER_SECRET"]
     assert [one.account_id for one in channel.connections] == [account.account_id] == [ACCOUNT]
     assert setup.oauth
-    assert setup.oauth.client_secret == "hush"
+    assert setup.oauth.client_secret == "hush" * 16
 
 
 def test_the_example_with_every_line_in_use_names_every_setting(tmp_path: Path) -> None:
@@ -226,6 +226,12 @@ def test_the_oauth_app_needs_to_know_where_we_are(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="CHATLEDGER_PUBLIC_URL is needed with"):
         check_together(load_settings(path, environment=ENVIRONMENT), load_setup(path, ENVIRONMENT))
     check_together(load_settings(path, environment=ENVIRONMENT), Setup())
+
+
+def test_a_client_secret_that_can_be_guessed_is_refused_by_name(tmp_path: Path) -> None:
+    """Whoever has it can tell us in Kommo's name that an integration was disabled."""
+    with pytest.raises(BadSettings, match=r"oauth\.client_secret: it holds less than 128 bits"):
+        loaded(tmp_path, example("env:KOMMO_CLIENT_SECRET", "app-secret"))
 
 
 def test_no_secret_is_told_or_shown(tmp_path: Path) -> None:

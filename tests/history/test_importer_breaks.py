@@ -4,15 +4,24 @@ import asyncio
 import json
 import resource
 from collections.abc import AsyncIterator
+from io import BytesIO
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
 import aiohttp
+import psycopg
+import pytest
+from msgspec.structs import replace
 
-from app.history.importer import CHECKPOINT_LINES
-from tests.support.ids import ADMIN_KEY, AS_ADMIN
+from app.history.importer import CHECKPOINT_LINES, Import, Place
+from app.ledger.writer import QUEUE_MAX, Ledger, Recorded
+from app.operations.deliveries import patiently
+from app.operations.errors import LedgerBusy
+from app.service.service import migrate
+from tests.support.ids import ACCOUNT, ADMIN_KEY, AS_ADMIN, SCOPE
 from tests.support.import_files import HEADERS, Json, imported, line, mixed, ndjson
+from tests.support.ledgers.decisions import customer
 from tests.support.processes import (
     COMMAND_SECONDS,
     RemoteSandbox,
@@ -138,3 +147,36 @@ async def _messages(story: Story, after: int) -> AsyncIterator[str]:
     async with story.client.get(url, headers=headers) as answer:
         async for one in answer.content:
             yield json.loads(one)["event"]["message"]
+
+
+async def test_a_full_ledger_is_waited_for(database_url: str) -> None:
+    """Others may fill it between two breaths: the import stopped, and had to be given again by hand."""
+    await migrate(database_url)
+    ledger, spool = Ledger(database_url, lambda _: None), BytesIO(ndjson([line("full", n) for n in range(5)]))
+    others = [ledger.submit(replace(customer(1), lane=f"other {n}")) for n in range(QUEUE_MAX)]
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as database:
+        work = Import(database, ledger, Place(SCOPE, None), spool, ACCOUNT)
+        await work.begin(again=False)
+        running = asyncio.create_task(work.run())
+        await asyncio.sleep(0.5)
+        assert (work.stage, running.done()) == ("importing", False)
+        await ledger.open()
+        async with asyncio.timeout(COMMAND_SECONDS):
+            report = await running
+    assert (report.state, report.imported) == ("done", 5)
+    await ledger.close()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+async def test_what_has_failed_is_sent_again_once_the_ledger_has_room() -> None:
+    answers: list[Recorded | LedgerBusy] = [LedgerBusy(), LedgerBusy(), Recorded(7, False, False, None, 7)]
+
+    async def ask() -> Recorded:
+        answer = answers.pop(0)
+        if isinstance(answer, LedgerBusy):
+            raise answer
+        return answer
+
+    with pytest.raises(LedgerBusy):
+        await patiently(ask, lambda: False)
+    assert (await patiently(ask, lambda: True)).position == 7

@@ -147,3 +147,33 @@ def test_the_memory_of_long_streams_is_bounded() -> None:
     for n in range(300):
         memory.keep(f"edited {n}", replace(Message(LONG_EVENTS_MIN), edited=edited))
     assert 100 < sum(memory.get(f"edited {n}") is not None for n in range(300)) < 170  # some 50 MB of texts
+
+
+LOSE = """ALTER TABLE ledger.stored_events DISABLE TRIGGER append_only;
+DELETE FROM ledger.stored_events WHERE notification_id > {};
+ALTER TABLE ledger.stored_events ENABLE TRIGGER append_only;
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+  WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+VERSIONS = "SELECT count(*), max(originator_version) FROM ledger.stored_events WHERE originator_id = %s"
+
+
+async def test_what_a_database_that_takes_over_lacks_is_not_remembered(
+    url: str, ledgers: tuple[Ledger, Ledger]
+) -> None:
+    """As after a failover to a standby that was behind: the next fact left a gap in the message's stream."""
+    ledger, _ = ledgers
+    reader = StreamReader(url)
+    first = await ledger.submit(edit(1, BUSY))
+    for n in range(2, 6):
+        await ledger.submit(edit(n, BUSY))
+    kept = (await reader.states([BUSY]))[BUSY].version - 4
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        await connection.execute(LOSE.format(first.position).encode())
+        again = await ledger.submit(edit(6, BUSY))
+        assert again.position == (first.position or 0) + 1
+        row = await (await connection.execute(VERSIONS, (BUSY,))).fetchone()
+        assert row == (kept + 1, kept + 1)
+    with pytest.raises(psycopg.OperationalError):
+        await reader.states([BUSY])
+    assert (await reader.states([BUSY]))[BUSY].version == kept + 1
+    await reader.close()
