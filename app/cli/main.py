@@ -141,12 +141,18 @@ def status(config: Path | None, url: str | None, as_json: bool) -> None:
     for one in told["projection"]["parked"]:
         tell(f"parked    {one['view']} {one['position']}: {one['error']}")
     if relay := told["relay"]:
-        tell(f"relay     at {relay['position']}, {relay['lag']} behind")
+        tell(f"relay     at {relay['position']}, {relay['lag']} behind{_standing(relay)}")
     tell(f"refused   {told['refused']}")
     for one in told["unconnected"]:
         tell(f"waiting   {one['deliveries']} for {one['channel']} to be connected to {one['account_id']}")
     for name in ("pending", "deferred", "parked"):
         tell(f"{name:<9} {told['deliveries'][name]}")
+
+
+def _standing(relay: dict[str, Any]) -> str:
+    """That it stands still, of a service that says so: older ones do not."""
+    stands = relay.get("stands")
+    return f", stands still since {stands['since']}: {stands['because']}" if stands else ""
 
 
 async def _status(settings: Settings, where: str | None) -> dict[str, Any]:

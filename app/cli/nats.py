@@ -76,5 +76,5 @@ def explain(given: Access) -> str:
 
 def _bare(urls: str) -> str:
     """Returns the addresses without their credentials, which are the service's."""
-    places = [urlsplit(one) for one in urls.split(",")]
+    places = [urlsplit(one.strip()) for one in urls.split(",")]
     return ",".join(f"{one.scheme}://{one.hostname}:{one.port or NATS_PORT}" for one in places)

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from app.limits import is_weak
+from app.stream.identity import CERTIFICATE, Identity
 
 PREFIX = "CHATLEDGER_"
 MASTER_KEY_BYTES = 32  # AES-256
@@ -53,6 +54,10 @@ class Settings(
     data: Path
     database_url: str | None = None
     nats_url: str | None = None
+    nats_replicas: Literal[1, 3, 5] | None = None
+    nats_credentials: Path | None = None
+    nats_ca: Path | None = None
+    nats_certificate: tuple[Path, ...] = ()
     servers_user: Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$(?!\n)")] | None = None
     host: Annotated[str, Meta(pattern=r"^[!-.0-~]+$(?!\n)")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
@@ -69,6 +74,12 @@ class Settings(
     account_bytes: Annotated[int, Meta(ge=1024, le=2**40)] = 64 * 1024 * 1024
     account_open: Annotated[int, Meta(ge=1, le=100_000_000)] = 100_000
     unconnected_days: Annotated[int, Meta(ge=0, le=3650)] = 7
+
+    @property
+    def nats_identity(self) -> Identity:
+        """Returns the files by which NATS servers and we know each other."""
+        certificate, key, *_ = (*self.nats_certificate, None, None)
+        return Identity(self.nats_credentials, self.nats_ca, certificate, key)
 
     @property
     def hook_age_seconds_max(self) -> int:
@@ -95,11 +106,17 @@ class Keys(Struct, frozen=True):
         return "Keys(…)"
 
 
-LISTS = ("CHATLEDGER_ROLES", "CHATLEDGER_TRUSTED_PROXIES")
+LISTS = ("CHATLEDGER_ROLES", "CHATLEDGER_TRUSTED_PROXIES", "CHATLEDGER_NATS_CERTIFICATE")
 HINTS = {
     "CHATLEDGER_DATA": "give a folder",
     "CHATLEDGER_DATABASE_URL": "give a URL like postgresql://user:password@host/database",
     "CHATLEDGER_NATS_URL": "give a URL like nats://user:password@host:4222, or several with commas between",
+    "CHATLEDGER_NATS_REPLICAS": "give 1, 3 or 5: how often the NATS cluster keeps the stream",
+    "CHATLEDGER_NATS_CREDENTIALS": "give a .creds file, or a file with the seed of a user's nkey",
+    "CHATLEDGER_NATS_CA": "give a PEM file with the authority of the NATS servers' certificates",
+    "CHATLEDGER_NATS_CERTIFICATE": (
+        "give a PEM file with our certificate and its key, or two files with a comma between"
+    ),
     "CHATLEDGER_SERVERS_USER": "give the name of a user of this system, other than root",
     "CHATLEDGER_HOST": "give an address to listen on, like 127.0.0.1",
     "CHATLEDGER_PORT": "give a whole number from 0 (any free port) to 65535",
@@ -304,8 +321,10 @@ def _checked(settings: Settings) -> Settings:
     database, nats = settings.database_url, settings.nats_url
     if database and not database.startswith(("postgresql://", "postgres://")) and "=" not in database:
         raise BadSettings(f"CHATLEDGER_DATABASE_URL: {HINTS['CHATLEDGER_DATABASE_URL']}")
-    if nats and not all(one.startswith(("nats://", "tls://")) for one in nats.split(",")):
+    if nats and not all(one.strip().startswith(("nats://", "tls://")) for one in nats.split(",")):
         raise BadSettings(f"CHATLEDGER_NATS_URL: {HINTS['CHATLEDGER_NATS_URL']}")
+    if len(settings.nats_certificate) > len(("certificate", "key")):
+        raise BadSettings(f"{CERTIFICATE}: {HINTS[CERTIFICATE]}")
     if settings.admin_key and is_weak(settings.admin_key):
         raise BadSettings(f"CHATLEDGER_ADMIN_KEY: {HINTS['CHATLEDGER_ADMIN_KEY']}")
     for network in settings.trusted_proxies:

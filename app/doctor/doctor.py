@@ -50,6 +50,7 @@ from app.servers.postgres import PrivatePostgres
 from app.servers.process import ServerFailed
 from app.servers.servers import OldServer, check_nats, check_postgres
 from app.stream import jetstream
+from app.stream.identity import BadIdentity
 from app.vault import Vault, WrongMasterKey
 from domain import ids
 
@@ -277,11 +278,16 @@ class Doctor:
             return [Check("nats", True, "private: the service starts it")]
         try:
             await check_nats(url)
-            connection = await jetstream.connect(url, name="chatledger doctor", seconds=CALL_SECONDS)
+            identity = self._settings.nats_identity
+            connection = await jetstream.connect(
+                url, name="chatledger doctor", seconds=CALL_SECONDS, identity=identity
+            )
         except ServerFailed as error:
             return [Check("nats", False, str(error), "start it, or mend CHATLEDGER_NATS_URL")]
         except OldServer as error:
             return [Check("nats", False, str(error), "update it")]
+        except BadIdentity as error:
+            return [Check("nats", False, str(error), "mend that, and ask again")]
         except jetstream.StreamUnavailable as error:
             return [Check("nats", False, str(error), "check user, password and CHATLEDGER_NATS_URL")]
         try:

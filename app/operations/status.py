@@ -9,6 +9,7 @@ from app.channels.unconnected import Waiting, waiting
 from app.delivery import rests
 from app.kommo.refused import count_refused
 from app.operations.services import Services
+from app.stream.standstill import Standing
 from app.views import status
 from app.views.deliveries import DeliveryCounts
 from app.views.status import view_status
@@ -16,11 +17,17 @@ from domain import ids
 
 
 class Relayed(Struct, frozen=True):
-    """How far the stream is; `active` is whether this process relays."""
+    """How far the stream is; `active` is whether this process relays.
+
+    `replicas` is how often NATS keeps the stream, 0 if this process has not opened it. `stands` is since when
+    and why nothing can be published, null while it can.
+    """
 
     active: bool
     position: int
     lag: int
+    replicas: int = 0
+    stands: Standing | None = None
 
 
 class Status(Struct, frozen=True):
@@ -52,7 +59,10 @@ async def read_status(services: Services) -> Status:
     """The status at this moment. Raises ViewsMissing, psycopg.OperationalError."""
     now = await view_status(services.pool)
     relay = services.relay
-    relayed = Relayed(relay.active, relay.position, max(0, now.head - relay.position)) if relay else None
+    relayed = None
+    if relay:
+        lag, stands = max(0, now.head - relay.position), relay.standstill.now
+        relayed = Relayed(relay.active, relay.position, lag, relay.replicas, stands)
     return Status(
         services.ledger_id,
         now.head,

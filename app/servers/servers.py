@@ -8,6 +8,7 @@ OldServer        the operator's server is not one that we build on
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -28,6 +29,7 @@ __all__ = ["AlreadyRunning", "OldServer", "ServerFailed", "Servers", "check_vers
 POSTGRES_OLDEST, POSTGRES_NEWEST = 15, 18
 NATS_OLDEST, NATS_PORT = (2, 14), 4222
 CONNECT_SECONDS = 10  # chosen: an overloaded server still answers, and a start does not hang
+log = logging.getLogger("chatledger")
 LOCK_BYTES_MAX = 20  # a process number and a line end
 
 
@@ -103,20 +105,30 @@ async def check_postgres(url: str) -> None:
 async def check_nats(urls: str) -> None:
     """Check each server of a cluster by its greeting, which it sends before it asks for credentials.
 
-    Raises OldServer, and ServerFailed if one does not answer.
+    Raises OldServer, and ServerFailed if none answers: one that does can let us in while another is down.
     """
-    for url in urls.split(","):
-        place = urlsplit(url)
-        host, port = place.hostname or "", place.port or NATS_PORT
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                version = await _nats_version(host, port)
-        except (OSError, ValueError, LookupError) as error:
-            raise ServerFailed(f"NATS at {host}:{port} does not answer: {error}") from error
-        if version < NATS_OLDEST:
-            raise OldServer(
-                f"NATS {_dotted(version)} is too old: chatledger needs {_dotted(NATS_OLDEST)} or newer"
-            )
+    servers = urls.split(",")
+    silent = [told for told in await asyncio.gather(*map(_silence, servers)) if told]
+    if len(silent) == len(servers):
+        raise ServerFailed("; ".join(silent))
+    for told in silent:
+        log.warning("%s", told)
+
+
+async def _silence(url: str) -> str | None:
+    """Returns why a server does not answer, None if it does. Raises OldServer."""
+    place = urlsplit(url.strip())
+    host, port = place.hostname or "", place.port or NATS_PORT
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            version = await _nats_version(host, port)
+    except (OSError, ValueError, LookupError) as error:
+        return f"NATS at {host}:{port} does not answer: {str(error) or type(error).__name__}"
+    if version < NATS_OLDEST:
+        raise OldServer(
+            f"NATS {_dotted(version)} is too old: chatledger needs {_dotted(NATS_OLDEST)} or newer"
+        )
+    return None
 
 
 async def _nats_version(host: str, port: int) -> tuple[int, ...]:

@@ -207,7 +207,8 @@ async def _start_roles(stack: contextlib.AsyncExitStack, run: Running, urls: Ser
         if services.oauth:
             await stack.enter_async_context(run.role("consents", services.tokens.keep_alive()))
     if roles & {"relay", "deliver"}:
-        nats = await jetstream.connect(urls.nats_url, name="chatledger")
+        identity = services.settings.nats_identity
+        nats = await jetstream.connect(urls.nats_url, name="chatledger", identity=identity)
         stack.push_async_callback(nats.close)
     if "relay" in roles:
         await _start_relay(stack, run, urls, hub, nats)
@@ -226,7 +227,10 @@ async def _start_relay(
             row = await (await db.execute(sql.SQL(OLDEST_OPEN))).fetchone()
         return row[0] if row and isinstance(row[0], int) else None
 
-    relay = services.relay = Relay(urls.database_url, nats, services.ledger_id, oldest_open=oldest_open)
+    replicas = services.settings.nats_replicas
+    relay = services.relay = Relay(
+        urls.database_url, nats, services.ledger_id, replicas=replicas, oldest_open=oldest_open
+    )
     hub.listeners.append(relay.wake)
     await stack.enter_async_context(run.role("relay", relay.run()))
 

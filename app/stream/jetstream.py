@@ -1,58 +1,41 @@
 """Calls JetStream's raw API (ADR-8, ADR-10, ADR-60), so that no field or error of an answer is lost.
 
-JetStreamError
-├── StreamUnavailable   no connection, no answer in time, or no JetStream on the server: try again later
-└── StreamRefused       the server answered with an error; `code` is its number, such as 10071
+The errors are those of the connection, client.py.
 """
 
-import asyncio
 import base64
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
 import nats.errors
 from msgspec import Struct
-from nats.aio.client import Client
 
-LOG = logging.getLogger("chatledger.nats")
+from app.stream.client import (
+    JetStreamError,
+    NatsClient,
+    StreamRefused,
+    StreamUnavailable,
+    connect,
+    not_cancelled,
+    text,
+)
+
+__all__ = ["JetStreamError", "NatsClient", "StreamRefused", "StreamUnavailable", "call", "connect"]
+
 STREAM = "LEDGER"
 SUBJECTS = "ledger.>"
 SECOND_NS = 1_000_000_000
 ANSWER_SECONDS = 5.0  # the default of nats-py's JetStream context
-CONNECT_SECONDS = 10.0  # chosen: long enough for a cluster of three whose first servers are down
-RECONNECT_SECONDS = 0.25  # chosen: nats-py waits 2 s by default, and delivery would stand still for it
-PING_SECONDS = 20  # chosen: a broken path is noticed after two lost pings, not after nats-py's four minutes
-
 # Numbers of nats-server's list of errors, errors.json.
+FEW_SERVERS = 10005
+OTHER_TAIL = 10071
 STREAM_GONE = 10059
 CONSUMER_GONE = 10014
 MESSAGE_GONE = 10037
+SEALED = 10109
 
-# The private methods of nats-py that `NatsClient` calls or overrides: the library has no public way to send
-# protocol bytes that are ready, nor to leave headers unparsed. So pyproject pins its exact version, and a
-# test compares the signature of each: an upgrade that renames one fails there, not in production.
-NATS_PY_PRIVATE = ("_send_command", "_flush_pending", "_process_headers")
-
-_STATUS_LINE = b"NATS/1.0 "
 _Answer = TypeVar("_Answer")
-
-
-class JetStreamError(Exception):
-    """JetStream did not do what we asked."""
-
-
-class StreamUnavailable(JetStreamError):
-    """No connection, no answer in time, or no JetStream; whether the request was carried out is unknown."""
-
-
-class StreamRefused(JetStreamError):
-    """The server answered with an error; `code` is its number in the server's list of errors."""
-
-    def __init__(self, code: int, description: str) -> None:
-        super().__init__(f"{description} ({code})")
-        self.code = code
 
 
 class StreamState(Struct, frozen=True):
@@ -63,11 +46,23 @@ class StreamState(Struct, frozen=True):
     last_seq: int
 
 
+class Cluster(Struct, frozen=True):
+    """The cluster that keeps a stream; `leader` is the server that takes what is published."""
+
+    leader: str | None = None
+
+
 class StreamInfo(Struct, frozen=True):
     """A stream; `config` is the server's own, with the fields that this program does not know."""
 
     config: dict[str, object]
     state: StreamState
+    cluster: Cluster | None = None
+
+    @property
+    def replicas(self) -> int:
+        """Returns how often the stream is to be kept."""
+        return msgspec.convert(self.config.get("num_replicas") or 1, int)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -121,94 +116,21 @@ class _MessageReply(Struct, frozen=True):
     message: _RawMessage
 
 
-class NatsClient(Client):
-    """A NATS connection that sends protocol bytes as they are and parses no headers that nobody reads.
-
-    Nothing is buffered while disconnected: publishing then fails at once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._watchers: set[Callable[[], None]] = set()
-
-    def watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
-        """Call `watcher` when the connection breaks or returns; returns the function that ends the watch."""
-        self._watchers.add(watcher)
-        return lambda: self._watchers.discard(watcher)
-
-    async def write(self, protocol: bytes) -> None:
-        """Send whole protocol lines, such as HPUB with headers and payload. Raises StreamUnavailable.
-
-        nats-py's `publish` takes 20 µs to format headers; these bytes are ready. The caller limits how much
-        is in flight by waiting for acknowledgements.
-        """
-        if not self.is_connected:
-            raise StreamUnavailable("not connected to NATS")
-        await self._send_command(protocol)
-        await self._flush_pending()
-        if (task := asyncio.current_task()) and task.cancelling():
-            raise asyncio.CancelledError  # `_flush_pending` swallows it.
-
-    async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
-        # We read only statuses (503, 409, heartbeats), and an event's headers would take 18 of the 40 µs from
-        # socket to acknowledgement.
-        if headers and headers.startswith(_STATUS_LINE):
-            return await super()._process_headers(headers)
-        return None
-
-    async def notify_watchers(self) -> None:
-        """The connection broke or returned: log it and call the watchers."""
-        if not self.is_closed:
-            LOG.warning("NATS %s", "connected again" if self.is_connected else "connection lost")
-        for watcher in tuple(self._watchers):
-            watcher()
-
-
-async def connect(url: str, *, name: str, seconds: float = CONNECT_SECONDS) -> NatsClient:
-    """Connect to `url` (the servers of a cluster, separated by commas); reconnect for ever once connected.
-
-    Raises StreamUnavailable if no server accepts the connection within `seconds`.
-    """
-    connection = NatsClient()
-    try:
-        async with asyncio.timeout(seconds):
-            await connection.connect(
-                url.split(","),
-                name=name,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=RECONNECT_SECONDS,  # type: ignore[arg-type]  # It only sleeps for it.
-                ping_interval=PING_SECONDS,
-                pending_size=0,  # no buffer while disconnected
-                error_cb=_on_error,
-                disconnected_cb=connection.notify_watchers,
-                reconnected_cb=connection.notify_watchers,
-            )
-    except (OSError, nats.errors.Error, TimeoutError) as error:
-        reason = connection.last_error or error
-        await connection.close()
-        raise StreamUnavailable(f"no NATS server lets us in: {_text(reason)}") from error
-    return connection
-
-
-async def _on_error(error: Exception) -> None:
-    if isinstance(error, OSError | nats.errors.UnexpectedEOF | TimeoutError):
-        LOG.debug("NATS: %s", error)  # `notify_watchers` logs the loss of the connection, once.
-    else:
-        LOG.error("NATS: %s", _text(error), exc_info=error)
-
-
-def _text(error: Exception) -> str:
-    return str(error) or type(error).__name__
-
-
 async def call(connection: NatsClient, subject: str, body: Mapping[str, object] | None = None) -> bytes:
     """Request `$JS.API.<subject>`; returns the answer's bytes. Raises StreamUnavailable, StreamRefused."""
+    if not connection.is_connected:
+        raise StreamUnavailable(connection.why())
     try:
         answer = await connection.request(
             f"$JS.API.{subject}", msgspec.json.encode(body) if body else b"", timeout=ANSWER_SECONDS
         )
+    except nats.errors.NoRespondersError:
+        raise StreamUnavailable("the NATS server has no JetStream for us") from None
     except (nats.errors.Error, OSError) as error:
-        raise StreamUnavailable(f"JetStream does not answer {subject}: {_text(error)}") from error
+        reason = connection.denied or text(error)
+        raise StreamUnavailable(f"JetStream does not answer {subject}: {reason}") from error
+    not_cancelled()
+    connection.denied = ""
     if problem := msgspec.json.decode(answer.data, type=_Reply).error:
         raise StreamRefused(problem.err_code or problem.code, problem.description)
     return answer.data

@@ -3,6 +3,10 @@
 The stream begins at a ledger position (`first_seq`) that is chosen when it is created and never changes, so
 the sequence of a message is the position of its event. Its metadata names the ledger, so that two ledgers
 never share a stream.
+
+It is kept as often as wanted, or as the cluster can: a cluster that is too small keeps it once, until one of
+the checks finds that it can be raised. It is never lowered, for an operator may have a reason. Consumers are
+kept as often as their stream.
 """
 
 import logging
@@ -13,7 +17,16 @@ from msgspec import Struct
 
 from app.database.connection import Db
 from app.stream import jetstream
-from app.stream.jetstream import STREAM, SUBJECTS, NatsClient, StreamInfo
+from app.stream.jetstream import (
+    FEW_SERVERS,
+    SEALED,
+    STREAM,
+    SUBJECTS,
+    NatsClient,
+    StreamInfo,
+    StreamRefused,
+    StreamUnavailable,
+)
 
 LOG = logging.getLogger("chatledger.relay")
 
@@ -24,6 +37,9 @@ RETENTION_SECONDS = 30 * 24 * 3600
 # Chosen: how far apart the clocks of PostgreSQL, which decides what is recent, and of the NATS server, which
 # decides what is too old, may be.
 CLOCKS_APART_SECONDS = 3600
+# We set none of these; where an operator does, the stream drops what is too much.
+OPERATORS_LIMITS = ("max_bytes", "max_msgs", "max_msgs_per_subject")
+REPLICAS_OF_A_CLUSTER = 3  # any one server may be lost
 # Twice EVENT_BYTES_MAX, which leaves room for headers, and below the 1 MB that nats-server accepts by
 # default.
 MESSAGE_BYTES_MAX = 768 * 1024
@@ -53,12 +69,22 @@ class LedgerStream:
     """The stream of the ledger `ledger_id` on the server that `nats` is connected to."""
 
     def __init__(
-        self, nats: NatsClient, ledger_id: str, *, replicas: int = 1, oldest_open: OldestOpen | None = None
+        self,
+        nats: NatsClient,
+        ledger_id: str,
+        *,
+        replicas: int | None = None,
+        oldest_open: OldestOpen | None = None,
     ) -> None:
-        """`oldest_open` returns the position of the oldest open delivery, which a new stream must contain."""
+        """`replicas` is how often the stream is kept (1, 3 or 5), None for what the servers allow up to 3.
+
+        `oldest_open` returns the position of the oldest open delivery, which a new stream must contain.
+        """
+        self.replicas = 0  # How often the stream is kept; 0 until it has been opened.
         self._nats = nats
         self._ledger_id = ledger_id
-        self._replicas = replicas
+        self._wanted = replicas
+        self._told = ""
         self._oldest_open = oldest_open
 
     async def open(self, db: Db) -> int:
@@ -70,6 +96,10 @@ class LedgerStream:
         if info is None:
             return await self._create(db)
         self._check_owner(info)
+        if info.cluster and not info.cluster.leader:
+            raise StreamUnavailable(f"the stream {STREAM} has no leader: too few of its NATS servers are up")
+        if info.config.get("sealed"):
+            raise StreamRefused(SEALED, f"the stream {STREAM} is sealed")
         if reason := await self._difference(db, info):
             LOG.error("stream %s is deleted and filled again from the ledger: %s", STREAM, reason)
             await jetstream.delete_stream(self._nats)
@@ -108,6 +138,8 @@ class LedgerStream:
     async def _purged(self, db: Db, info: StreamInfo) -> str | None:
         """Returns which events somebody purged: the stream itself drops only those that are too old."""
         first = info.state.first_seq
+        if any(msgspec.convert(info.config.get(name) or 0, int) > 0 for name in OPERATORS_LIMITS):
+            return None
         if first <= info.configured_first or first > info.state.last_seq + 1:
             return None
         needed = max(info.configured_first, await first_recent(db, RETENTION_SECONDS - CLOCKS_APART_SECONDS))
@@ -115,17 +147,67 @@ class LedgerStream:
 
     async def _create(self, db: Db) -> int:
         first = await self._first(db)
-        info = await jetstream.create_stream(self._nats, {**self._config(), "first_seq": first})
-        LOG.info("stream %s created, begins at position %d", STREAM, first)
+        config = {**self._config(), "first_seq": first}
+        try:
+            info = await jetstream.create_stream(self._nats, config)
+        except StreamRefused as refusal:
+            if refusal.code != FEW_SERVERS or self._replicas() == 1:
+                raise
+            self._tell_few(refusal)
+            info = await jetstream.create_stream(self._nats, {**config, "num_replicas": 1})
+        self.replicas = info.replicas
+        LOG.info("stream %s created, begins at position %d, is kept %d×", STREAM, first, self.replicas)
         return info.state.last_seq
 
     async def _adjust(self, info: StreamInfo) -> None:
         """Update an older configuration to ours, except `first_seq`, which cannot change."""
-        ours = self._config()
+        self.replicas = info.replicas
+        ours = {**self._config(), "num_replicas": max(self._replicas(), self.replicas)}
         wanted = {**info.config, **ours, "metadata": {**info.metadata, **self._metadata()}}
-        if changed := [name for name in ours if wanted[name] != info.config.get(name)]:
+        if wanted["num_replicas"] != self.replicas:
+            await self._raise(info, wanted)
+            wanted["num_replicas"] = self.replicas
+        if changed := [
+            name for name in ours if name != "num_replicas" and wanted[name] != info.config.get(name)
+        ]:
             await jetstream.update_stream(self._nats, wanted)
             LOG.warning("stream %s: set %s as this version needs it", STREAM, ", ".join(changed))
+
+    async def _raise(self, info: StreamInfo, wanted: dict[str, object]) -> None:
+        """Have the stream and its consumers kept more often, by itself and alone: the rest may be refused."""
+        more = {**info.config, "num_replicas": wanted["num_replicas"]}
+        try:
+            now = await jetstream.update_stream(self._nats, more)
+        except StreamRefused as refusal:
+            if refusal.code != FEW_SERVERS:
+                raise
+            self._tell_few(refusal)
+            return
+        LOG.info("stream %s was kept %d× and is now kept %d×", STREAM, self.replicas, now.replicas)
+        self.replicas, self._told = now.replicas, ""
+
+    def _replicas(self) -> int:
+        """How often the stream is wanted."""
+        return self._wanted or (REPLICAS_OF_A_CLUSTER if self._nats.greeting.cluster else 1)
+
+    @property
+    def shortage(self) -> str | None:
+        """Returns why the stream is kept less often than the operator wants it, None if it is not."""
+        if not self._wanted or not 0 < self.replicas < self._wanted:
+            return None
+        return (
+            f"the stream {STREAM} is kept {self.replicas}×, not {self._wanted}× as CHATLEDGER_NATS_REPLICAS"
+            " says, until the NATS cluster has so many servers"
+        )
+
+    def _tell_few(self, refusal: StreamRefused) -> None:
+        """Say it once; that a cluster of two keeps the stream once is as it should be."""
+        said = (
+            f"cannot be kept {self._replicas()}×, and is kept {self.replicas or 1}× until it can: {refusal}"
+        )
+        if said != self._told:
+            LOG.log(logging.WARNING if self._wanted else logging.INFO, "stream %s %s", STREAM, said)
+        self._told = said
 
     def _metadata(self) -> dict[str, str]:
         return {LEDGER_KEY: self._ledger_id, FORMAT_KEY: str(FORMAT)}
@@ -140,7 +222,7 @@ class LedgerStream:
             "discard": "old",
             "max_age": RETENTION_SECONDS * jetstream.SECOND_NS,
             "max_msg_size": MESSAGE_BYTES_MAX,
-            "num_replicas": self._replicas,
+            "num_replicas": self._replicas(),
             "allow_atomic": True,
             "allow_direct": True,
             "metadata": self._metadata(),

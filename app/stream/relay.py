@@ -33,8 +33,15 @@ from nats.aio.msg import Msg
 from app.database import connection, names
 from app.database.connection import Db
 from app.stream import jetstream
-from app.stream.jetstream import JetStreamError, NatsClient, StreamRefused, StreamUnavailable
+from app.stream.jetstream import (
+    OTHER_TAIL,
+    JetStreamError,
+    NatsClient,
+    StreamRefused,
+    StreamUnavailable,
+)
 from app.stream.ledger_stream import ForeignStream, LedgerStream, OldestOpen, head
+from app.stream.standstill import Standstill
 from domain import ids
 from domain.events import EVENT_BYTES_MAX
 
@@ -53,7 +60,8 @@ BATCH_BYTES_MAX = 8 * 1024 * 1024  # chosen: with three groups in flight, the re
 LARGE_BATCH_MAX = BATCH_BYTES_MAX // EVENT_BYTES_MAX
 # Groups. With 2, catching up takes a fifth longer; 4, or any number at 200 events/s, makes no difference.
 IN_FLIGHT_MAX = 3
-ACK_SECONDS = 10.0  # chosen: a cluster elects a new leader within seconds
+# Chosen: a cluster that has lost a leader has another within seconds, and a look at the tail costs little.
+ACK_SECONDS = 5.0
 POLL_SECONDS = 1.0  # chosen: how late an event may be whose notification was lost
 CHECK_SECONDS = 10.0  # chosen: how long an idle relay may overlook that its stream was deleted
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.02, 1.0  # chosen: an outage costs one try a second
@@ -118,7 +126,7 @@ class Relay:
     """Copies the ledger to the stream, from the stream's tail on, while `run` is running.
 
     `position` is the last one known to be in the stream. `restarted` counts the returns to the tail after an
-    error. `active` is False while another relay does the work.
+    error. `active` is False while another relay does the work. `standstill` says whether it can do its work.
     """
 
     def __init__(
@@ -127,18 +135,19 @@ class Relay:
         nats: NatsClient,
         ledger_id: str,
         *,
-        replicas: int = 1,
+        replicas: int | None = None,
         oldest_open: OldestOpen | None = None,
         exclusive: bool = True,
         check_seconds: float = CHECK_SECONDS,
     ) -> None:
-        """`oldest_open` returns the position of the oldest open delivery, which a new stream must contain.
+        """`replicas` and `oldest_open` are for a new stream: see LedgerStream.
 
         `exclusive=False` lets relays race; what they publish stays exact, they only waste work.
         """
         self.position = 0
         self.restarted = 0
         self.active = False
+        self.standstill = Standstill()
         self._database_url = database_url
         self._nats = nats
         self._stream = LedgerStream(nats, ledger_id, replicas=replicas, oldest_open=oldest_open)
@@ -147,11 +156,22 @@ class Relay:
         self._inbox = nats.new_inbox()
         self._session = 0
         self._woken = asyncio.Event()
+        self._careful = False  # whether one event goes alone, so that the answer says what is wrong with it
         self._has_news = True  # whether the ledger may hold more than has been read
         self._failure: JetStreamError | None = None
         self._in_flight: deque[int] = deque()
         self._sent_at = 0.0
         self._checked_at = 0.0
+
+    @property
+    def replicas(self) -> int:
+        """Returns how often the stream is kept; 0 while this relay has not opened it."""
+        return self._stream.replicas
+
+    @property
+    def shortage(self) -> str | None:
+        """Returns why the stream is kept less often than the operator wants it, None if it is not."""
+        return self._stream.shortage
 
     def wake(self) -> None:
         """Look for new events; call it after a commit in this process."""
@@ -159,7 +179,7 @@ class Relay:
         self._woken.set()
 
     async def run(self) -> NoReturn:
-        """Relay until cancelled. Raises ForeignStream, and StreamUnavailable once `nats` is closed."""
+        """Relay until cancelled, waiting for what it needs. Raises StreamUnavailable if `nats` is closed."""
         unwatch = self._nats.watch(self._connection_changed)
         acknowledgements = await self._nats.subscribe(self._inbox + ".>", cb=self._acknowledged)
         listener = asyncio.create_task(self._listen(), name="relay listens")
@@ -174,24 +194,32 @@ class Relay:
                 await acknowledgements.unsubscribe()
 
     async def _keep_relaying(self) -> NoReturn:
-        pause, reason, before = PAUSE_SECONDS_MIN, "", 0
+        pause, before = PAUSE_SECONDS_MIN, 0
         while True:
             try:
                 async with await connection.connect(self._database_url) as db:
                     await self._relay(db)
-            except (JetStreamError, LedgerGap, psycopg.OperationalError, OSError) as error:
+            except (JetStreamError, ForeignStream, LedgerGap, psycopg.OperationalError, OSError) as error:
                 if self._nats.is_closed:
                     raise StreamUnavailable("the NATS connection was closed") from error
                 self.restarted += 1
-                if str(error) != reason:  # An outage is one line in the log, not one a second.
-                    reason = str(error)
-                    LOG.warning("relay stopped after position %d and tries again: %s", self.position, reason)
+                self._failed(error)
             finally:
                 self.active = False
+                self._session += 1  # What was in flight is answered too late.
             pause = PAUSE_SECONDS_MIN if self.position > before else min(pause * 2, PAUSE_SECONDS_MAX)
             before = self.position
-            self._woken.clear()
-            await self._wait(pause * random.uniform(0.5, 1))
+            await asyncio.sleep(pause * random.uniform(0.5, 1))  # News must not hurry a server that refuses.
+
+    def _failed(self, error: Exception) -> None:
+        """Tell it, but not that the tail is another once: a new leader or another relay may have moved it.
+
+        It is also what the last of several events is answered when the first is refused.
+        """
+        once = isinstance(error, StreamRefused) and error.code == OTHER_TAIL and not self._careful
+        self._careful = True
+        if not once:
+            self.standstill.because(str(error).strip() or type(error).__name__, self.position)
 
     async def _relay(self, db: Db) -> NoReturn:
         await self._wait_for_turn(db)
@@ -201,7 +229,8 @@ class Relay:
         self.position = await self._stream.open(db)
         self._checked_at = time.monotonic()
         self.active = True
-        LOG.info("relay starts after position %d of %d", self.position, await head(db))
+        if not self.standstill.now:
+            LOG.info("relay starts after position %d of %d", self.position, await head(db))
         await self._publish_from(db, self.position)
 
     async def _wait_for_turn(self, db: Db) -> None:
@@ -209,6 +238,7 @@ class Relay:
         while self._exclusive and not await _locked(db):
             info = await jetstream.stream_info(self._nats)
             self.position = info.state.last_seq if info else 0
+            self.standstill.over(self.position)
             self._woken.clear()
             await asyncio.sleep(POLL_SECONDS)
 
@@ -223,16 +253,19 @@ class Relay:
             if (now := time.monotonic()) >= poll_at:
                 poll_at = now + POLL_SECONDS
                 await self._poll(db, now)
-            if self._has_news and len(self._in_flight) < IN_FLIGHT_MAX:
+            if self._has_news and len(self._in_flight) < (1 if self._careful else IN_FLIGHT_MAX):
                 self._has_news = False
                 if rows := await self._read(db, sent):
-                    sent = await self._send(rows)
+                    sent = await self._send(rows[:1] if self._careful else rows)
+                elif not self._in_flight:
+                    self._well()
             else:
                 await self._wait(POLL_SECONDS)
 
     async def _poll(self, db: Db, now: float) -> None:
         if self._in_flight and now - self._sent_at > ACK_SECONDS:
-            raise StreamUnavailable(f"no acknowledgement within {ACK_SECONDS:.0f} s")
+            reason = f": {self._nats.denied}" if self._nats.denied else ""
+            raise StreamUnavailable(f"no acknowledgement within {ACK_SECONDS:.0f} s{reason}")
         if not self._in_flight and now - self._checked_at > self._check_seconds:
             await self._check(db)
         self._has_news = True
@@ -275,9 +308,16 @@ class Relay:
             self._failure = StreamRefused(0, f"position {position} was stored as sequence {answer.seq}")
         else:
             self.position = answer.seq
+            self._well()
             while self._in_flight and self._in_flight[0] <= answer.seq:
                 self._in_flight.popleft()
         self._woken.set()
+
+    def _well(self) -> None:
+        """What was sent is in the stream: go on at full speed."""
+        self._has_news |= self._careful
+        self._careful = False
+        self.standstill.over(self.position)
 
     def _connection_changed(self) -> None:
         if not self._nats.is_connected:

@@ -11,13 +11,16 @@ from nats.aio.client import Client
 
 from app.servers.nats import PrivateNats
 from app.stream import jetstream
-from app.stream.jetstream import NATS_PY_PRIVATE, NatsClient
+from app.stream.client import NATS_PY_ATTRIBUTES, NATS_PY_PRIVATE, NatsClient
 
-OURS = {"_watchers"}
+OURS = {"_watchers", "_said"}
 SIGNATURES = {
     "_send_command": {"cmd": inspect.Parameter.empty, "priority": False},
     "_flush_pending": {"force_flush": False},
     "_process_headers": {"headers": inspect.Parameter.empty},
+    "_process_info": {"info": inspect.Parameter.empty, "initial_connection": False},
+    "_process_err": {"err_msg": inspect.Parameter.empty},
+    "_process_op_err": {"e": inspect.Parameter.empty},
 }
 
 
@@ -29,6 +32,11 @@ def test_a_private_method_has_the_signature_that_we_count_on(name: str) -> None:
     assert (inspect.iscoroutinefunction(method), defaults) == (True, SIGNATURES[name])
 
 
+@pytest.mark.parametrize("name", NATS_PY_ATTRIBUTES)
+def test_a_private_attribute_is_there(name: str) -> None:
+    assert hasattr(Client(), name)
+
+
 def test_no_other_private_name_of_nats_py_is_used() -> None:
     (ours,) = ast.parse(inspect.getsource(NatsClient)).body
     private = {
@@ -36,7 +44,10 @@ def test_no_other_private_name_of_nats_py_is_used() -> None:
         for node in ast.walk(ours)
         if isinstance(node, ast.Attribute | ast.AsyncFunctionDef)
     }
-    assert {name for name in private if name[0] == "_" and name[:2] != "__"} - OURS == set(NATS_PY_PRIVATE)
+    assert {name for name in private if name[0] == "_" and name[:2] != "__"} - OURS == {
+        *NATS_PY_PRIVATE,
+        *NATS_PY_ATTRIBUTES,
+    }
 
 
 def test_nats_py_is_pinned_to_the_version_that_is_tested() -> None:

@@ -13,7 +13,6 @@ import pytest
 
 from app.servers.nats import PrivateNats
 from app.stream import jetstream
-from app.stream.ledger_stream import ForeignStream
 from app.stream.relay import Relay
 from domain import events as e
 from tests.support.databases import NewDatabase
@@ -270,8 +269,10 @@ async def test_a_foreign_stream_is_not_touched(
     await jetstream.create_stream(
         connection, {"name": "LEDGER", "subjects": ["ledger.>"], "metadata": metadata}
     )
-    with pytest.raises(ForeignStream, match=advice):
-        await Relay(ledger.url, connection, ledger.id).run()
+    async with relaying(ledger, nats_own.url) as relay:
+        await until(lambda: relay.standstill.now is not None)
+        assert relay.standstill.now
+        assert advice in relay.standstill.now.because
     info = await jetstream.stream_info(connection)
     assert info is not None
     assert info.state.messages == 0

@@ -13,6 +13,7 @@ from app.http.openapi.responses import answers
 from app.http.request import Call, services_of
 from app.kommo.refused import count_refused
 from app.operations.services import Services
+from app.stream.relay import Relay
 from app.views.status import view_status
 
 STOPPING = "the process is stopping"
@@ -72,15 +73,23 @@ async def _ledger(services: Services) -> Part:
 
 def _roles(services: Services) -> list[Part]:
     """The other roles: what they are behind does not keep anything from being stored."""
-    relay, projector = services.relay, services.projector
+    projector = services.projector
     views = Part("project", "active" if projector.leading else "standby")
     if projector.standing:
         views = Part("project", "stuck", f"standing still: {', '.join(sorted(projector.standing))}")
     return [
-        Part("relay", ("active" if relay.active else "standby") if relay else "elsewhere"),
+        _relay(services.relay),
         views,
         Part("deliver", "active" if services.deliverer else "elsewhere"),
     ]
+
+
+def _relay(relay: Relay | None) -> Part:
+    if relay is None:
+        return Part("relay", "elsewhere")
+    if standing := relay.standstill.now:
+        return Part("relay", "stuck", f"standing still since {standing.since}: {standing.because}")
+    return Part("relay", "active" if relay.active else "standby", relay.shortage)
 
 
 @get(
@@ -107,8 +116,11 @@ async def measures(request: Call) -> Response[bytes]:
     for role in _roles(services):
         metrics.ROLE_ACTIVE.labels(role.part).set(role.state == "active")
     metrics.REBUILD_REFUSED.set(any(one.cause == "rebuild" for one in standing.projection.parked))
-    if services.relay:
-        metrics.RELAY_POSITION.set(services.relay.position)
+    if relay := services.relay:
+        metrics.RELAY_POSITION.set(relay.position)
+        metrics.RELAY_LAG.set(max(0, standing.head - relay.position))
+        metrics.RELAY_STANDS.set(relay.standstill.seconds)
+        metrics.RELAY_REPLICAS.set(relay.replicas)
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -119,7 +119,7 @@ async def until(true: Callable[[], bool], seconds: float = 20) -> None:
 
 async def stored(nats_url: str) -> dict[int, bytes]:
     """What the stream holds, by sequence, read by another client than ours."""
-    client = await nats.connect(nats_url)
+    client = await nats.connect(nats_url.split(","))
     try:
         state = (await client.jetstream().stream_info(jetstream.STREAM)).state
         found: dict[int, bytes] = {}
