@@ -40,7 +40,6 @@ VIEW_PARKED = Gauge("chatledger_view_parked", "Events that a view could not take
 VIEW_STANDS = Gauge("chatledger_view_stands", "Whether a view stands still at an event", ["view"])
 REBUILD_REFUSED = Gauge("chatledger_rebuild_refused", "Whether new views were refused for the old ones")
 RELAY_POSITION = Gauge("chatledger_relay_position", "Position that the stream has reached")
-RELAY_LAG = Gauge("chatledger_relay_lag", "Events of the ledger that the stream does not have yet")
 RELAY_STANDS = Gauge(
     "chatledger_relay_stands_seconds", "For how long the relay has not been able to publish, 0 if it is"
 )

@@ -57,9 +57,7 @@ async def test_a_full_store_is_told_and_keeps_nobody_from_storing(
             assert told["lag"] > 0
             assert "raise max_file_store" in told["stands"]["because"]
             measured = await gauges(await service.ask("GET", "/metrics"))
-            assert (measured["stands_seconds"] > 0, measured["lag"] > 0, measured["replicas"]) == (
-                True, True, 1,
-            )  # fmt: skip
+            assert (measured["stands_seconds"] > 0, measured["replicas"]) == (True, 1)
 
             assert (await service.act(sent("more"))).status == 200
             head = await service.head()

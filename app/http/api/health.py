@@ -118,7 +118,6 @@ async def measures(request: Call) -> Response[bytes]:
     metrics.REBUILD_REFUSED.set(any(one.cause == "rebuild" for one in standing.projection.parked))
     if relay := services.relay:
         metrics.RELAY_POSITION.set(relay.position)
-        metrics.RELAY_LAG.set(max(0, standing.head - relay.position))
         metrics.RELAY_STANDS.set(relay.standstill.seconds)
         metrics.RELAY_REPLICAS.set(relay.replicas)
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
