@@ -136,8 +136,7 @@ async def test_the_commands_migrate_and_serve_and_end_within_the_time_to_stop(pl
         with (place / "chatledger.toml").open("a") as file:
             file.write(f'CHATLEDGER_NATS_URL = "{nats.url}"\n')
         processes = [
-            instance(place, name, CHATLEDGER_PORT=str(free_port()))
-            for name in ("ledger", "deliver", "web")
+            instance(place, name, CHATLEDGER_PORT=str(free_port())) for name in ("ledger", "deliver", "web")
         ]
         states: dict[str, set[str]] = defaultdict(set)
         async with AsyncExitStack() as stack:
