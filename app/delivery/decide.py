@@ -1,5 +1,6 @@
 """A result and a job decide what is recorded and what the job does next; nothing is done here."""
 
+import re
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -30,6 +31,7 @@ from domain import events as e
 from domain import ids
 from domain.ids import KOMMO
 
+SERVER_ERROR = re.compile(r"HTTP 5\d\d\b")
 # Chosen: what passes in a moment (a restart, a lost packet) costs no more than a moment.
 RETRY_FIRST_SECONDS = 0.25
 # Chosen: nobody waits longer than a minute after the other side has recovered ...
@@ -42,6 +44,9 @@ LATER_SECONDS = 3600.0
 SHARE_MIN = 0.1
 # Chosen: 2**20 times the first pause is far beyond every limit, and a larger power is no number any more.
 DOUBLINGS_MAX = 20
+
+# Chosen: what changes its reason more often tells nothing new, and each time costs an event.
+TOLD_MAX = 20
 
 # Kommo answers an edit of a message that it does not have with 400, everything else with 404.
 UNKNOWN_EDIT = 400
@@ -206,18 +211,25 @@ def _later(
     after_seconds: float = 0.0,
     answer: str | None = None,
 ) -> Decision:
-    """Wait longer each time; record the first failure, and any change of reason."""
+    """Wait longer each time; record the first failure, and when its kind changes."""
     since = now.time if tried.since is None else tried.since
     most = RETRY_SECONDS_LATER if now.time - since > LATER_SECONDS else RETRY_SECONDS_MAX
     longest = min(most, RETRY_FIRST_SECONDS * 2 ** min(tried.attempts, DOUBLINGS_MAX))
     pause = longest * (SHARE_MIN + (1 - SHARE_MIN) * now.chance)
     command = None
-    if reason != tried.reason:
+    told = _kind(reason) != _kind(tried.reason) and tried.told < TOLD_MAX
+    if told:
         command = c.Defer(
             **now.stamp, stream=event.stream, cause=event.id, reason=reason, answer=answer or None
         )
-    progress = replace(tried, since=since, reason=reason, attempts=tried.attempts + 1)
+        tried = replace(tried, reason=reason, told=tried.told + 1)
+    progress = replace(tried, since=since, attempts=tried.attempts + 1)
     return Decision(progress, command, max(pause, after_seconds))
+
+
+def _kind(reason: str) -> str:
+    """A reason without what changes from one attempt to the next: all statuses of 5xx are one kind."""
+    return SERVER_ERROR.sub("HTTP 5xx", reason)
 
 
 def _park(event: Pushed, tried: Progress, now: Moment, reason: str, answer: str | None = None) -> Decision:

@@ -69,16 +69,17 @@ class Progress(Struct, frozen=True):
     """What the attempts so far have shown.
 
     `again`: it may have been tried before, by this process or by one that is gone. `unknown`: an attempt may
-    have been accepted although no answer came. `attempts` counts the failures, `reason` is that of the last
-    and `since` the time of the first, in seconds of the clock. `reconnected`: the channel was
-    connected again on its behalf. `left_out` is what the message is sent without, `untried` what else it can
-    be sent without (None: it was not refused yet).
+    have been accepted although no answer came. `attempts` counts the failures and `told` those that were
+    recorded; `reason` is that of the last of these, `since` the time of the first, in seconds of the clock.
+    `reconnected`: the channel was connected again on its behalf. `left_out` is what the message is sent
+    without, `untried` what else it can be sent without (None: it was not refused yet).
     """
 
     again: bool = False
     unknown: bool = False
     attempts: int = 0
     reason: str = ""
+    told: int = 0
     since: float | None = None
     reconnected: bool = False
     doubt: Doubt | None = None

@@ -117,8 +117,8 @@ async def keep(pool: Pool, scope_id: str, reason: str, body: bytes, *, why: str,
         dropped = (await db.execute(TRIM, limits)).rowcount
     assert row is not None
     kept, is_new = str(row[0]), row[1]
-    metrics.REFUSED.labels(why).inc()
     if is_new:  # Whoever captured a hook can send it again as often as they like.
+        metrics.REFUSED.labels(why).inc()
         log.error("%s was refused and kept: id %s, %d bytes", what, kept, len(body))
     if dropped:
         metrics.DROPPED.inc(dropped)

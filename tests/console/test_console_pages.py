@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import aiohttp
+import psycopg
 import pytest
 
 from app.http.console.formatting import reason, web_link
@@ -277,6 +278,23 @@ async def test_a_refused_hook_is_shown_and_can_be_taken_up(browser: Browser) -> 
     assert re.findall(r'data-refused="([^"]+)"', text) == [unreadable]
     answer, _ = await browser.post(f"/refused/{unreadable}/retry", csrf="forged")
     assert answer.status == 403
+
+
+REST = """INSERT INTO ledger.rests (channel, account_id, destination, since, next_at, reason, answer)
+ VALUES ('acme', %s, 'kommo', '2026-11-22T08:00:00Z', '2026-11-22T08:05:00Z', 'HTTP 402', '<pay first>')"""
+
+
+async def test_who_rests_after_a_refusal_is_shown_with_the_next_try_and_the_reason(browser: Browser) -> None:
+    _, calm = await browser.get("/status")
+    assert "At rest" not in calm
+    url = browser.system.run.services.settings.database_url or ""
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as database:
+        await database.execute(REST, (ACCOUNT,))
+        _, text = await browser.get("/status")
+        await database.execute("DELETE FROM ledger.rests")
+    assert "At rest after refusals" in text
+    for shown in (ACCOUNT, "2026-11-22T08:05:00.000Z", "HTTP 402: &lt;pay first&gt;"):
+        assert shown in text
 
 
 async def test_what_is_parked_is_shown_with_its_reason_and_taken_up_again(browser: Browser) -> None:

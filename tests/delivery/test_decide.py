@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from app.channels.directory import Connection
-from app.delivery.decide import LATER_SECONDS, RETRY_SECONDS_LATER, Decision, Moment, decide
+from app.delivery.decide import LATER_SECONDS, RETRY_SECONDS_LATER, TOLD_MAX, Decision, Moment, decide
 from app.delivery.job import (
     Disconnected,
     Doubt,
@@ -24,6 +24,7 @@ from app.delivery.job import (
     Superseded,
 )
 from app.outcome import Done, Forbidden, Gone, Refused, Retry
+from domain import commands as c
 from domain import events as e
 from tests.support.ids import SCOPE
 from tests.support.ledgers.decisions import Now
@@ -163,6 +164,29 @@ def test_a_pause_is_bounded_and_as_long_as_was_asked_for(
     assert decision.after_seconds is not None
     assert asked <= decision.after_seconds <= max(asked, RETRY_SECONDS_LATER)
     assert decision.progress.attempts == attempts + 1
+
+
+def told(reasons: list[str]) -> list[str]:
+    """The reasons that are recorded of attempts that fail one after the other."""
+    found, progress = [], Progress()
+    for reason in reasons:
+        decision = decide(Retry(reason), Job(1, EVENTS["edit"], progress), moment(1_000.0))
+        progress = decision.progress
+        if isinstance(decision.command, c.Defer):
+            found.append(decision.command.reason)
+    assert progress.attempts == len(reasons)
+    return found
+
+
+def test_a_failure_is_recorded_when_its_kind_changes_and_not_without_end() -> None:
+    """Answers that alternated between 500 and 502 made an event for each attempt."""
+    alternating = ["HTTP 500 from the messenger", "HTTP 502 from the messenger"]
+    assert told(alternating * 100) == alternating[:1]
+    assert told([*alternating, "HTTP 429 from the messenger"]) == [
+        alternating[0],
+        "HTTP 429 from the messenger",
+    ]
+    assert len(told(["HTTP 500 from Kommo", "no connection: refused"] * 100)) == TOLD_MAX
 
 
 def test_only_what_is_imported_is_given_up_after_an_hour() -> None:

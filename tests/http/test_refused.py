@@ -12,6 +12,7 @@ import pytest
 from app.config.settings import BadSettings, load_settings
 from app.kommo import refused
 from app.kommo.crm.hooks import hook_path
+from app.metrics import REFUSED
 from domain.facts import WAITING_MAX
 from tests.support.ids import ACCOUNT, ADMIN_KEY, SCOPE_ID
 from tests.support.processes import run_command
@@ -256,3 +257,16 @@ async def test_a_hook_about_a_full_message_does_not_keep_the_next_one_waiting(se
     assert (full["why"], (await retry(service, full["id"])).status) == ("too many", 422)
     done = await run_command("refused", "retry", "--url", service.url, CHATLEDGER_ADMIN_KEY=ADMIN_KEY)
     assert (done.code, await names(service, head)) == (1, ["k-after-it"])
+
+
+def counted(why: str) -> float:
+    """How many hooks were refused and kept, as Prometheus is told."""
+    return REFUSED.labels(why)._value.get()
+
+
+async def test_a_hook_that_is_refused_again_is_counted_once(service: Served) -> None:
+    body, before = b'{"repeated": "and no hook"}', counted("unreadable")
+    for _ in range(3):
+        assert (await service.hook(body)).status == 400
+    assert counted("unreadable") == before + 1
+    await clear(service)
