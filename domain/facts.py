@@ -28,8 +28,8 @@ STATUS: dict[str, type[e.Status]] = {
 }
 
 
-# Chosen: far more than people do with a message of a chat between two sides, and few enough that its stream is
-# read in some 10 ms: nobody is charged for that, however many such messages are asked for.
+# Chosen: far more than people do with a message of a chat between two sides, and few enough that its stream
+# is read in some 10 ms: nobody is charged for that, however many such messages are asked for.
 EDITS_MAX, REACTIONS_MAX = 1_000, 1_000
 # Chosen: a messenger reports a handful of facts before it names a message.
 WAITING_MAX = 100
