@@ -261,7 +261,7 @@ async def test_a_hook_about_a_full_message_does_not_keep_the_next_one_waiting(se
 
 def counted(why: str) -> float:
     """How many hooks were refused and kept, as Prometheus is told."""
-    return REFUSED.labels(why)._value.get()
+    return float(REFUSED.labels(why)._value.get())
 
 
 async def test_a_hook_that_is_refused_again_is_counted_once(service: Served) -> None:
