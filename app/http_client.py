@@ -4,12 +4,16 @@ import asyncio
 import contextlib
 import zlib
 from codecs import BOM_UTF8
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import aiohttp
 import msgspec
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from msgspec import Struct
 from yarl import URL
 
@@ -29,6 +33,38 @@ CONNECTIONS_MAX = 200
 DNS_SECONDS = 60
 # The 4xx of RFC 9110 and RFC 6585 that ask to try again: timeout, too early, too many requests.
 RETRIED = frozenset({408, 425, 429})
+
+
+def _nothing() -> None:
+    """Nothing forbids to send."""
+
+
+# Called at the last moment before a request's bytes go out; what it raises ends the call. A task sets it for
+# the calls that it makes: between its decision to call and a free connection it may have waited long.
+BEFORE_SENDING: ContextVar[Callable[[], None]] = ContextVar("before_sending", default=_nothing)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Asks BEFORE_SENDING once a connection is free."""
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: "list[Trace]", timeout: aiohttp.ClientTimeout
+    ) -> "Connection":
+        connection = await super().connect(req, traces, timeout)
+        try:
+            BEFORE_SENDING.get()()
+        except BaseException:
+            connection.release()
+            raise
+        return connection
+
+
+class _Body(aiohttp.BytesPayload):
+    """Asks BEFORE_SENDING again: head and body are written together, by a task that may begin late."""
+
+    async def write_with_length(self, writer: "AbstractStreamWriter", content_length: int | None) -> None:
+        BEFORE_SENDING.get()()
+        await super().write_with_length(writer, content_length)
 
 
 class Answer(Struct, frozen=True):
@@ -84,7 +120,7 @@ class Client:
     def __init__(self, connections: int = CONNECTIONS_MAX) -> None:
         """`connections`: how many at most, to one host or to all; more calls wait for one."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections, ttl_dns_cache=DNS_SECONDS),
+            connector=_Connector(limit=connections, ttl_dns_cache=DNS_SECONDS),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS, sock_connect=CONNECT_SECONDS),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -102,7 +138,7 @@ class Client:
         """
         try:
             async with self._session.request(
-                method, url, data=body or None, headers=headers, allow_redirects=False
+                method, url, data=_Body(body) if body else None, headers=headers, allow_redirects=False
             ) as response:
                 return Answer(
                     response.status,

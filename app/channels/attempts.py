@@ -12,12 +12,16 @@ from msgspec import Struct
 
 from app.database import names
 from app.database.connection import connect
+from app.database.leases import Leases
 from domain import events as e
 from domain import ids
 from domain.ids import Scope
 
 LOCK_POLL_SECONDS = 0.5  # chosen: a start waits this much longer than it must
-TRY_LOCK = "SELECT pg_try_advisory_lock(%s)"
+LEASE = "connect"
+# A turn lasts for a call of Kommo's and an append; a process that vanishes or is suspended with it loses it.
+ENDS = """SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 3; SET tcp_keepalives_count = 3;
+SET tcp_user_timeout = 15000; SET idle_session_timeout = '60s'"""
 TAKE_TURN = "SELECT pg_advisory_lock(%s, hashtext(%s))"
 LAST_EVENT = """SELECT state FROM ledger.stored_events WHERE originator_id = %(stream)s::uuid
  ORDER BY originator_version DESC LIMIT 1"""
@@ -57,8 +61,9 @@ class Problem(Struct, frozen=True):
 class Attempts:
     """The table of attempts; each call opens a connection, because calls are rare."""
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(self, database_url: str, leases: Leases) -> None:
         self._url = database_url
+        self._leases = leases
 
     async def now(self) -> float:
         """Returns the database's time in unix seconds, for `succeeded`."""
@@ -83,6 +88,7 @@ class Attempts:
         Kommo and the ledger are told one after the other, so two who do so at once would end apart.
         """
         async with await connect(self._url, patience_seconds=None) as db:
+            await db.execute(ENDS)
             await db.execute(TAKE_TURN, (names.CONNECTION_LOCK, f"{channel} {account}"))
             yield  # The end of the connection releases the lock.
 
@@ -94,13 +100,12 @@ class Attempts:
     @contextlib.asynccontextmanager
     async def startup_turn(self) -> AsyncIterator[None]:
         """Hold the turn to connect channels at start, which one process has at a time; waits for it."""
-        async with await connect(self._url) as db:
-            while True:
-                cursor = await db.execute(TRY_LOCK, (names.CONNECT_LOCK,))
-                if (await cursor.fetchone()) == (True,):
-                    break
-                await asyncio.sleep(LOCK_POLL_SECONDS)
-            yield  # The end of the connection releases the lock.
+        while not await self._leases.take({LEASE: names.CONNECT_LOCK}):  # noqa: ASYNC110  # of the database
+            await asyncio.sleep(LOCK_POLL_SECONDS)
+        try:
+            yield
+        finally:
+            await self._leases.release([LEASE])
 
     async def _all(self, statement: str, values: dict[str, object]) -> list[tuple[object, ...]]:
         async with await connect(self._url) as db:

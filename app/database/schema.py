@@ -10,12 +10,12 @@ from typing import cast
 from msgspec import Struct
 from psycopg import sql
 
-from app.database import call_budgets
+from app.database import call_budgets, leases
 from app.database.append import recorder_statements
 from app.database.connection import Db
-from app.database.names import EVENTS, LEDGER_SCHEMA, MIGRATE_LOCK, ROLE
+from app.database.names import APPEND_LOCK, EVENTS, LEDGER_SCHEMA, MIGRATE_LOCK, ROLE
 
-VERSION = 3
+VERSION = 4
 
 TABLES = """
 CREATE SCHEMA IF NOT EXISTS ledger;
@@ -147,10 +147,12 @@ async def migrate(db: Db, *, keyed: bool = True) -> None:
         await db.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATE_LOCK,))
         await _find_ledger(db)
         await db.execute(TABLES)
+        await db.execute(leases.TABLES)
         for text in call_budgets.STATEMENTS:
             await db.execute(text.encode())
         for statement in recorder_statements(LEDGER_SCHEMA, EVENTS):
             await db.execute(statement)
+        await db.execute(leases.APPEND.format(lock=APPEND_LOCK).encode())
         await db.execute(IMMUTABLE)
         await _grant_role(db)
         await db.execute(
@@ -165,7 +167,7 @@ async def _grant_role(db: Db) -> None:
     role_row = await (await db.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (ROLE,))).fetchone()
     if role_row is None:
         await db.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(role))
-    for grants in (GRANTS, call_budgets.GRANT):
+    for grants in (GRANTS, call_budgets.GRANT, leases.GRANT):
         await db.execute(sql.SQL(grants).format(role=role))
     row = await (await db.execute("SELECT current_database(), current_user")).fetchone()
     assert row is not None

@@ -1,15 +1,19 @@
 """What an event asks to push is pushed once and in its conversation's order, or is visibly parked.
 
 Theory of operation. The ledger drives delivery: every event that is pushed is read from PostgreSQL. The view
-`deliveries` holds what is open, the ledger's tail brings what is new, and the stream only wakes the tail with
-a position, so that nothing that a stranger puts into the stream is pushed or moves anything. The
-conversations are divided into partitions, and the partitions into ranges. A range belongs to one process at a
-time, by a lock of the database that ends with its connection.
+`deliveries` holds what is open, the ledger's tail brings what is new, and NATS only wakes the tail with a
+position, so that nothing that a stranger publishes is pushed or moves anything. The conversations are divided
+into partitions, of which each process has its share, by leases (`shares`).
 
-A range starts from a position that the view has reached. What is open up to there comes from the view, what
-is later from the tail, in order: `_upto` only grows, and everything up to it is in a lane, is done, or is
-open in the view. What nothing wakes the tail for is found by a sweep of the view. Waiting, retries and order
-belong to the lane.
+A partition that is ours begins once the view has reached what was the ledger's head then. What is open up to
+there comes from the view, what is later from the tail, in order: `_upto` only grows, and everything of our
+partitions up to it is in a lane, is done, or is open in the view. A partition that has joined lately may be
+behind the others: then `_behind` is its position, and the tail reads again from there. What nothing wakes the
+tail for is found by a sweep of the view. Waiting, retries and order belong to the lane.
+
+A partition that is to be given up takes nothing more, and its lanes end what is in flight; then its lease is
+released. One that is lost is dropped as it is: its jobs carry the lease under which they were taken, so that
+they send nothing and record nothing any more.
 
 However much is imported, the lanes hold a bounded number of jobs; the view holds the rest.
 """
@@ -17,43 +21,39 @@ However much is imported, the lanes hold a bounded number of jobs; the view hold
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from typing import NoReturn, cast
 
 import psycopg
+from nats.aio.msg import Msg
 
-from app.database import names
 from app.database.connection import Db, connect
+from app.database.leases import Leases, leasing
 from app.delivery.job import Job, Progress, Pushed, is_imported, lane_key
 from app.delivery.lane import Lane, Lanes
 from app.delivery.ledger_tail import BACKOFF_SECONDS, PAGE, Arrival, LedgerTail, fetch_all
 from app.delivery.settle import Settle
+from app.delivery.shares import LOOK_SECONDS, Shares
 from app.delivery.tries import Tries
 from app.stream import jetstream
-from app.stream.consumer import Consumer, partition_subjects
-from app.stream.jetstream import STREAM_GONE, JetStreamError, StreamRefused
+from app.stream.jetstream import HEAD_SUBJECT
 from domain import events as e
 from domain import ids
 
-# Chosen: several processes can share the work; each range costs a connection and a consumer.
-RANGES = 4
-# Chosen: the work of a process that dies is taken over within about a second.
-LEASE_SECONDS = 1.0
 # Chosen: what nothing has woken the ledger's tail for is found after two sweeps.
 SWEEP_SECONDS = 5.0
 # Chosen: a database that answers no sooner than this is away, and then the lease may be gone.
-LOOK_SECONDS = 10.0
+LOOK_SECONDS_MAX = 10.0
 # Chosen: how soon what the views are waited for is noticed.
 VIEWS_SECONDS = 0.05
 # Chosen: the lanes of an import hold enough to be busy for this long.
 IMPORTED_SECONDS = 0.2
-# Chosen: how soon a stream that was away is used again.
-LISTEN_SECONDS = 0.25
-# Chosen: a first start makes the stream within a second; one that is missing for longer is worth a warning.
-STREAM_SECONDS = 10.0
+# Chosen: a call ends after 10 s; one that is cut off is repeated under the same id by the next owner.
+GIVE_UP_SECONDS = 5.0
+POSITION_DIGITS_MAX = 19
 log = logging.getLogger("chatledger.deliver")
 
-TRY_LEASE = "SELECT pg_try_advisory_lock(%s)"
 HEAD = "SELECT coalesce(max(notification_id), 0) FROM ledger.stored_events"
 VIEWS = "SELECT to_regclass('views.positions') IS NOT NULL"
 POSITION = "SELECT coalesce(min(position), 0) FROM views.positions WHERE view = 'deliveries'"
@@ -96,18 +96,28 @@ Row = tuple[int, bytes, int, str | None, str | None]
 
 
 class LaneFailed(Exception):
-    """A range cannot go on, mostly for want of the database: it starts over from the view."""
+    """The share cannot go on, mostly for want of the database: it starts over from the view."""
 
 
 class Deliverer:
-    """Delivers for every range of partitions whose lease this process can get."""
+    """Delivers for every partition that is this process's share."""
 
-    def __init__(self, database_url: str, nats: jetstream.NatsClient, settle: Settle, tries: Tries) -> None:
-        """`tries` is what `settle` counts with."""
+    def __init__(
+        self,
+        database_url: str,
+        nats: jetstream.NatsClient,
+        settle: Settle,
+        tries: Tries,
+        leases: Leases | None = None,
+    ) -> None:
+        """`tries` is what `settle` counts with. Without `leases` the deliverer keeps its own."""
+        self._nats = nats
         self._settle = settle
         self._tries = tries
+        self._own = leases is None
+        self._leases = leases or Leases(database_url)
         self._tail = LedgerTail(database_url)
-        self._ranges = [_Range(number, database_url, nats, settle, self._tail) for number in range(RANGES)]
+        self._share = _Share(database_url, nats, settle, self._tail, Shares(self._leases))
 
     def wake(self) -> None:
         """Read what this process has committed."""
@@ -115,47 +125,62 @@ class Deliverer:
 
     async def run(self) -> None:
         """Deliver until cancelled; what is in flight then is cut off, unless `end` gave it time."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._tail.run(), name="deliver reads")
-            group.create_task(self._tries.run(), name="deliver counts")
-            for each in self._ranges:
-                group.create_task(each.run(), name=f"deliver range {each.number}")
+        async with leasing(self._leases) if self._own else contextlib.nullcontext():
+            listening = await self._nats.subscribe(HEAD_SUBJECT, cb=self._told)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._tail.run(), name="deliver reads")
+                    group.create_task(self._tries.run(), name="deliver counts")
+                    group.create_task(self._share.run(), name="deliver share")
+            finally:
+                if not self._nats.is_closed:
+                    await listening.unsubscribe()
+
+    async def _told(self, message: Msg) -> None:
+        """The relay tells how far the stream has come; what is no position wakes nobody."""
+        if message.data.isdigit() and len(message.data) < POSITION_DIGITS_MAX:
+            self._tail.reached(int(message.data))
 
     def end(self, seconds: float) -> None:
         """Begin nothing more; what is in flight has so long to end."""
         self._settle.end(seconds)
 
     @property
+    def partitions(self) -> int:
+        """How many partitions are this process's."""
+        return len(self._share.shares.mine)
+
+    @property
     def depth(self) -> int:
         """How many deliveries this process holds in its lanes."""
-        return sum(each.lanes.depth for each in self._ranges)
+        return self._share.lanes.depth
 
 
-class _Range:
-    """A range of partitions: everything up to `_upto` is in a lane, done, or open in the view."""
+class _Share:
+    """The partitions of this process: everything up to `_upto` is in a lane, done, or open in the view."""
 
     def __init__(
-        self, number: int, database_url: str, nats: jetstream.NatsClient, settle: Settle, tail: LedgerTail
+        self, database_url: str, nats: jetstream.NatsClient, settle: Settle, tail: LedgerTail, shares: Shares
     ) -> None:
-        size = ids.PARTITIONS // RANGES
-        self.number = number
-        self.partitions = list(range(number * size, (number + 1) * size))
+        self.shares = shares
         self.done: dict[int, int] = {}
         self.lanes = Lanes(settle, self)
-        self._mine = frozenset(self.partitions)
         self._url = database_url
         self._nats = nats
         self._tail = tail
+        self._waiting: dict[int, int] = {}  # Partitions that have not begun, and the head that they wait for.
+        self._since: dict[int, int] = {}  # Those that have, and the position from which on they are ours.
+        self._behind: dict[int, int] = {}
         self._upto = 0
-        self._since = 0
         self._swept = 0
         self._resumed: dict[str, int] = {}
         self._unreadable: set[int] = set()
         self._wake = asyncio.Event()
         self._failure: BaseException | None = None
+        self._givings: set[asyncio.Task[None]] = set()
 
     def failed(self, error: BaseException) -> None:
-        """A lane cannot go on, so the range starts over."""
+        """A lane cannot go on, so the share starts over."""
         self._failure = error
         self._wake.set()
 
@@ -164,101 +189,141 @@ class _Range:
         self._wake.set()
 
     async def run(self) -> NoReturn:
-        while True:
-            try:
-                async with await connect(self._url) as connection:
-                    await self._lease(connection)
-                    await self._work(connection)
-            except (psycopg.Error, TimeoutError, LaneFailed) as error:
-                log.warning("deliver %d: %s; starting over", self.number, str(error).strip() or "no answer")
-            finally:
-                await self._drop()
-            await asyncio.sleep(BACKOFF_SECONDS)
-
-    async def _lease(self, connection: Db) -> None:
-        while True:
-            ((mine,),) = await fetch_all(connection, TRY_LEASE, (names.PARTITION_LOCK + self.number,))
-            if mine:
-                return
-            await asyncio.sleep(LEASE_SECONDS)
-
-    async def _work(self, connection: Db) -> NoReturn:
-        """Take what the view has as open, then what is new; keep the lease, find what neither way brings."""
-        ((head,),) = await fetch_all(connection, HEAD)
-        self._upto = self._since = await self._views_reach(connection, cast("int", head))
-        await self._begin(connection)
-        self._tail.join(self, self._upto)
-        listening = asyncio.create_task(self._listen(), name=f"deliver range {self.number} listens")
-        listening.add_done_callback(self._deaf)
         try:
-            await self._keep(connection)
+            while True:
+                try:
+                    async with await connect(self._url) as connection:
+                        await self._keep(connection)
+                except (psycopg.Error, TimeoutError, LaneFailed) as error:
+                    log.warning("deliver: %s; starting over", str(error).strip() or "no answer")
+                finally:
+                    await self._drop()
+                await asyncio.sleep(BACKOFF_SECONDS)
         finally:
-            self._tail.leave(self)
-            listening.cancel()
-            await asyncio.wait([listening])
-
-    async def _views_reach(self, connection: Db, head: int) -> int:
-        while True:
-            ((there,),) = await fetch_all(connection, VIEWS)
-            if there and (position := await self._seen(connection)) >= head:
-                return position
-            await asyncio.sleep(VIEWS_SECONDS)
-
-    async def _begin(self, connection: Db) -> None:
-        """Take everything that is open, because a conversation may wait behind thousands of others."""
-        rows = await self._open(connection, 0, self._upto)
-        while rows:
-            self._put_back(rows)
-            rows = await self._open(connection, rows[-1][0], self._upto)
-        await self._find_imported(connection, self._upto)
-
-    async def _listen(self) -> NoReturn:
-        """Have the stream wake the tail; while it cannot, the sweep finds in the view what is new."""
-        name, filters, reason = f"deliver-{self.number}", partition_subjects(self.partitions), ""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        while True:
-            start = self._upto + 1
-            consumer = Consumer(self._nats, name, filters, start, self._reached, headers_only=True)
-            try:
-                await jetstream.delete_consumer(self._nats, name)
-                await consumer.start()
-                await asyncio.Event().wait()  # Until cancelled.
-            except JetStreamError as error:
-                new = isinstance(error, StreamRefused) and error.code == STREAM_GONE  # The relay makes it.
-                if str(error) != reason and not (new and loop.time() - began < STREAM_SECONDS):
-                    reason = str(error)
-                    log.warning("deliver %d does without the stream: %s", self.number, reason)
-            finally:
-                await asyncio.shield(consumer.stop())
-            await asyncio.sleep(LISTEN_SECONDS)
-
-    def _deaf(self, listening: "asyncio.Task[NoReturn]") -> None:
-        if not listening.cancelled() and (error := listening.exception()):
-            self.failed(error)
+            await self.shares.leave()
 
     async def _keep(self, connection: Db) -> NoReturn:
-        """Keep the lanes filled; each query also shows that the connection, so the lease, is still ours."""
+        """Keep the share even and the lanes filled; find what neither view nor tail has brought."""
         loop = asyncio.get_running_loop()
-        sweep_at, before = loop.time() + SWEEP_SECONDS, self._upto
+        sweep_at, look_at, before = loop.time() + SWEEP_SECONDS, loop.time(), self._upto
+        self._waiting = dict.fromkeys(self.shares.mine, await self._head(connection))
         while True:
-            if self.lanes.importing:
-                await asyncio.sleep(IMPORTED_SECONDS)  # Such a lane has room for more all the time.
-            else:
-                with contextlib.suppress(TimeoutError):
-                    waits = self._resumed or any(lane.wants for _, lane in self.lanes)
-                    pause = VIEWS_SECONDS if waits else LEASE_SECONDS
-                    await asyncio.wait_for(self._wake.wait(), pause)
-            self._wake.clear()
+            if loop.time() >= look_at:
+                look_at = loop.time() + LOOK_SECONDS
+                await self._balance(connection)
             if self._failure:
                 raise LaneFailed(repr(self._failure)) from self._failure
             seen = await self._seen(connection)
+            await self._begin(connection, seen)
             self.done = {job: closed for job, closed in self.done.items() if closed > seen}
             await self._refill(connection, seen)
             await self._take_resumed(connection, seen)
             if loop.time() >= sweep_at or not self._nats.is_connected:
                 await self._sweep(connection, before)
                 sweep_at, before = loop.time() + SWEEP_SECONDS, seen
+            await self._pause()
+
+    async def _pause(self) -> None:
+        if self.lanes.importing:
+            await asyncio.sleep(IMPORTED_SECONDS)  # Such a lane has room for more all the time.
+        else:
+            waits = self._waiting or self._resumed or any(lane.wants for _, lane in self.lanes)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), VIEWS_SECONDS if waits else LOOK_SECONDS)
+        self._wake.clear()
+
+    # The share: partitions come, begin, and go.
+
+    async def _balance(self, connection: Db) -> None:
+        """Have the share that is due."""
+        moved = await self.shares.look()
+        if moved.lost:
+            log.warning("deliver: %d partitions are not ours any more", len(moved.lost))
+            self._forget(moved.lost)
+            await self.lanes.stop(set(moved.lost), 0.0)
+        if moved.surplus:
+            self._forget(moved.surplus)
+            giving = asyncio.create_task(self._give_up(moved.surplus), name="deliver gives up")
+            self._givings.add(giving)
+            giving.add_done_callback(self._givings.discard)
+        if moved.gained:
+            self._waiting |= dict.fromkeys(moved.gained, await self._head(connection))
+        if moved.gained or moved.surplus or moved.lost:
+            log.info("deliver: %d partitions are ours", len(self.shares.mine))
+
+    def _forget(self, partitions: Iterable[int]) -> None:
+        """Take nothing more of partitions."""
+        for one in partitions:
+            for kept in (self._waiting, self._since, self._behind):
+                kept.pop(one, None)
+
+    async def _give_up(self, partitions: list[int]) -> None:
+        await self.lanes.stop(set(partitions), GIVE_UP_SECONDS)
+        await self.shares.give_up(partitions)
+
+    async def _begin(self, connection: Db, seen: int) -> None:
+        """Begin with partitions for which the view has come far enough.
+
+        Everything that is open is taken, because a conversation may wait behind thousands of others.
+        """
+        ready = [one for one, head in self._waiting.items() if head <= seen]
+        if not ready:
+            return
+        rows = await self._open(connection, 0, seen, ready)
+        while rows:
+            self._put_back(rows, begins_at=seen)
+            rows = await self._open(connection, rows[-1][0], seen, ready)
+        await self._find_imported(connection, seen, ready)
+        if not self._since:
+            self._upto = seen
+        for one in ready:
+            if self._waiting.pop(one, None) is not None:
+                self._since[one] = self._behind[one] = seen
+        self._tail.join(self, seen)
+
+    # What is new.
+
+    def read(self, news: Sequence[Arrival], upto: int) -> None:
+        """Take the events of our partitions that are later than all that these have had."""
+        for arrival in news:
+            partition = ids.partition(arrival.head.conversation)
+            if partition in self._since and arrival.position > self._reached(partition):
+                self._take(arrival, partition)
+        self._upto = max(self._upto, upto)
+        for one, base in list(self._behind.items()):
+            if upto >= max(base, self._upto):
+                del self._behind[one]
+            else:
+                self._behind[one] = max(base, upto)
+
+    def _reached(self, partition: int) -> int:
+        """The position up to which a partition has had everything."""
+        return self._behind.get(partition, self._upto)
+
+    def _take(self, arrival: Arrival, partition: int) -> None:
+        position, head, raw = arrival
+        if head.imported and self.lanes.of(lane_key(head)).cuts(position):
+            return  # Most of a large import is cut off, and need not be decoded for that.
+        try:
+            event = e.decode(raw)
+        except (ValueError, RecursionError) as error:
+            log.error("deliver: event %d cannot be read and is not pushed: %s", position, error)
+            return
+        if isinstance(event, e.DeliveryResumed):
+            self._resumed[event.cause or ""] = position
+            self._hold_up(event.conversation, position)
+            self._wake.set()
+        elif isinstance(event, Pushed) and event.push and (fence := self.shares.fence(partition)):
+            job = Job(position, event, fence=fence, check=partial(self.shares.check, fence))
+            self.lanes.of(lane_key(event)).put(job)
+
+    def _hold_up(self, conversation: str | None, position: int) -> None:
+        """Let nothing later of a conversation overtake what is resumed: the view has all of it, in order."""
+        if conversation is not None:
+            for side in (ids.KOMMO, ids.MESSENGER):
+                self.lanes.of((conversation, side, None)).cuts(position, always=True)
+
+    # What the view has as open.
 
     async def _refill(self, connection: Db, seen: int) -> None:
         """Give the lanes that were cut off what they can hold now."""
@@ -278,9 +343,9 @@ class _Range:
         more = len(rows) >= lane.most or lane.cut_at > min(cut_at, seen)  # More was cut off meanwhile.
         lane.fill(self._jobs(rows), cut_at=lane.cut_at if more else 0)
 
-    async def _find_imported(self, connection: Db, upto: int) -> None:
+    async def _find_imported(self, connection: Db, upto: int, partitions: Collection[int]) -> None:
         """Let the lanes of what is imported ask for what the view has as open up to a position."""
-        rows = await self._ask(connection, IMPORTED)
+        rows = await self._ask(connection, IMPORTED, partitions=list(partitions))
         for partition, side, channel, account in cast("list[tuple[int, str, str, str | None]]", rows):
             lane = self.lanes.of((None, side, (partition, channel, account)))
             lane.cut_at = max(lane.cut_at, upto)
@@ -296,70 +361,40 @@ class _Range:
 
         Also take what the view had at the last sweep (`before`) and the tail has not brought since.
         """
-        rows = await self._open(connection, self._swept, self._upto)
+        self._tail.wake.set()
+        rows = await self._open(connection, self._swept, self._upto, self._since)
         self._swept = rows[-1][0] if len(rows) == PAGE else 0
         self._put_back(rows)
-        await self._find_imported(connection, before)
-        if before > self._upto:
-            rows = await self._open(connection, self._upto, before)
+        await self._find_imported(connection, before, self._since)
+        if before > self._upto and not self._behind:
+            rows = await self._open(connection, self._upto, before, self._since)
             self._upto = max(self._upto, rows[-1][0] if len(rows) == PAGE else before)
             self._put_back(rows)
 
-    def _reached(self, sequence: int, _: bytes, ack: Callable[[], None]) -> None:
-        """Have the tail read up to a position of the stream; nothing else of a message counts."""
-        self._tail.reached(sequence)
-        ack()
-
-    def read(self, news: Sequence[Arrival], upto: int) -> None:
-        """Take the events of this range that are later than all that it has had."""
-        for arrival in news:
-            if arrival.position > self._upto and ids.partition(arrival.head.conversation) in self._mine:
-                self._take(arrival)
-        self._upto = max(self._upto, upto)
-
-    def _take(self, arrival: Arrival) -> None:
-        position, head, raw = arrival
-        if head.imported and self.lanes.of(lane_key(head)).cuts(position):
-            return  # Most of a large import is cut off, and need not be decoded for that.
-        try:
-            event = e.decode(raw)
-        except (ValueError, RecursionError) as error:
-            log.error("deliver: event %d cannot be read and is not pushed: %s", position, error)
-            return
-        if isinstance(event, e.DeliveryResumed):
-            self._resumed[event.cause or ""] = position
-            self._hold_up(event.conversation, position)
-            self._wake.set()
-        elif isinstance(event, Pushed) and event.push:
-            self.lanes.of(lane_key(event)).put(Job(position, event))
-
-    def _hold_up(self, conversation: str | None, position: int) -> None:
-        """Let nothing later of a conversation overtake what is resumed: the view has all of it, in order."""
-        if conversation is not None:
-            for side in (ids.KOMMO, ids.MESSENGER):
-                self.lanes.of((conversation, side, None)).cuts(position, always=True)
-
-    def _put_back(self, rows: list[Row]) -> None:
-        for job in self._jobs(rows):
+    def _put_back(self, rows: list[Row], *, begins_at: int = 0) -> None:
+        for job in self._jobs(rows, begins_at):
             self.lanes.of(lane_key(job.event)).put_back(job)
 
-    def _jobs(self, rows: list[Row]) -> list[Job]:
+    def _jobs(self, rows: list[Row], begins_at: int = 0) -> list[Job]:
         """Those of the view's open rows that are not known to be done; any process may have tried them.
 
-        An exception is what an import has sent since the lease is ours: nobody else can have tried that, so
-        it needs no look into the ledger, thousands of times.
+        An exception is what an import has sent since the partition is ours: nobody else can have tried that,
+        so it needs no look into the ledger, thousands of times. `begins_at`: where the partitions begin that
+        are about to, 0 for those that have begun.
         """
         jobs = []
         for position, raw, attempts, reason, since in rows:
-            if position <= self._upto and position not in self.done:
-                event = self._decode(position, raw)
-                if event is None:
-                    continue
-                fresh = is_imported(event) and position > self._since and not attempts
-                progress = Progress(
-                    again=not fresh, unknown=not fresh, attempts=attempts, reason=reason or ""
-                )
-                jobs.append(Job(position, event, progress, waits_from=since or ""))
+            if position in self.done or (event := self._decode(position, raw)) is None:
+                continue
+            partition = ids.partition(event.conversation)
+            fence = self.shares.fence(partition)
+            if fence is None or position > (begins_at or self._reached(partition)):
+                continue
+            ours_from = self._since.get(partition, begins_at)
+            fresh = is_imported(event) and position > ours_from and not attempts
+            progress = Progress(again=not fresh, unknown=not fresh, attempts=attempts, reason=reason or "")
+            check = partial(self.shares.check, fence)
+            jobs.append(Job(position, event, progress, waits_from=since or "", fence=fence, check=check))
         return jobs
 
     def _decode(self, position: int, raw: bytes) -> Pushed | None:
@@ -375,23 +410,40 @@ class _Range:
         return event
 
     async def _drop(self) -> None:
-        """Let go of every lane: whoever has the lease next takes their jobs up from the view."""
+        """Let go of every lane: what is still ours begins again from the view."""
+        self._tail.leave(self)
+        for giving in list(self._givings):
+            giving.cancel()
+        if self._givings:
+            await asyncio.wait(self._givings)
+        self._forget(range(ids.PARTITIONS))
         self.done = {}
         await self.lanes.stop()
+        await self.shares.finish()
         self._swept, self._resumed, self._failure = 0, {}, None
         self._unreadable.clear()
 
+    async def _head(self, connection: Db) -> int:
+        ((head,),) = await self._ask(connection, HEAD)
+        return cast("int", head)
+
     async def _seen(self, connection: Db) -> int:
+        """The position of the view, -1 while there is none."""
+        if not self._since and await self._ask(connection, VIEWS) != [(True,)]:
+            return -1
         ((position,),) = await self._ask(connection, POSITION)
         return cast("int", position)
 
-    async def _open(self, connection: Db, after: int, upto: int) -> list[Row]:
-        return await self._rows(connection, OPEN, after=after, upto=upto, limit=PAGE)
+    async def _open(self, connection: Db, after: int, upto: int, partitions: Collection[int]) -> list[Row]:
+        return await self._rows(
+            connection, OPEN, after=after, upto=upto, limit=PAGE, partitions=list(partitions)
+        )
 
     async def _rows(self, connection: Db, statement: str, **values: object) -> list[Row]:
         return cast("list[Row]", await self._ask(connection, statement, **values))
 
     async def _ask(self, connection: Db, statement: str, **values: object) -> list[tuple[object, ...]]:
         """All rows of a statement; what is resumed may need thousands, so each has its own time to answer."""
-        async with asyncio.timeout(LOOK_SECONDS):
-            return await fetch_all(connection, statement, {"partitions": self.partitions, **values})
+        values = {"partitions": list(self._since), **values}
+        async with asyncio.timeout(LOOK_SECONDS_MAX):
+            return await fetch_all(connection, statement, values)

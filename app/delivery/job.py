@@ -5,12 +5,14 @@
 Each file is called by the one before it, gets a value and returns a value; none calls back.
 """
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
 from app.channels.directory import Channel, Connection
+from app.database.leases import Fence
 from app.kommo.chats.payloads import Created
 from app.messengers import adapter
 from app.outcome import Forbidden, Gone, Outcome, Refused
@@ -87,13 +89,18 @@ class Progress(Struct, frozen=True):
     untried: tuple[tuple[str, ...], ...] | None = None
 
 
+def _nothing() -> None:
+    """No lease is needed."""
+
+
 class Job(Struct):
     """An event to push, at its position.
 
     `resting`: it waits for its next attempt. `called`: the attempt at hand has gone so far that Kommo may
     know of it. `broken`: it met an error that no rule expects, so it is only to be parked. `waits_from` is
     when it was resumed, if it was. `superseded`: a later job of the lane says what this one would have said;
-    `taken_back`: it takes back the reaction that this one adds.
+    `taken_back`: it takes back the reaction that this one adds. `fence` is what its outcome is recorded
+    under, and `check` raises LeaseLost once its partition is another process's.
     """
 
     position: int
@@ -105,6 +112,8 @@ class Job(Struct):
     waits_from: str = ""
     superseded: bool = False
     taken_back: bool = False
+    fence: Fence | None = None
+    check: Callable[[], None] = _nothing
 
     def call(self) -> None:
         """Note that Kommo may know of the attempt from now on."""

@@ -26,23 +26,25 @@ process, reads everything that is open from the view again.
 import asyncio
 import logging
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Protocol
 
 import psycopg
 
+from app.database.leases import LeaseLost
 from app.delivery.job import Job, LaneKey, subject
 from app.delivery.settle import Settle
 from domain import events as e
+from domain import ids
 
 # Chosen: a stop notices this soon that a push in flight has begun to wait for its next attempt.
 STOP_POLL_SECONDS = 0.05
 # Chosen: bounds what a conversation that cannot be delivered takes of the memory, and lets one query bring
 # fifty jobs, which is what a lane has room for when it asks.
 LANE_MAX = 100
-# Chosen: what all imports of a range may take of the memory is that of 32 full lanes. Of many accounts each
+# Chosen: what all imports may take of the memory is that of 128 full lanes. Of many accounts each
 # lane holds the fewer, but still enough that one query brings several jobs.
-IMPORTED_MAX, IMPORTED_LANE_MIN = 32 * LANE_MAX, 10
+IMPORTED_MAX, IMPORTED_LANE_MIN = 128 * LANE_MAX, 10
 # The database is away, or about to be: no fault of the job.
 ABSENT = (psycopg.OperationalError, psycopg.InternalError, psycopg.ProgrammingError, psycopg.InterfaceError)
 log = logging.getLogger("chatledger.deliver")
@@ -146,6 +148,8 @@ class Lane:
     def _ended(self, task: "asyncio.Task[None]") -> None:
         if task.cancelled() or not (error := task.exception()) or self._stopped:
             return
+        if isinstance(error, LeaseLost):
+            return  # Another process has its jobs, and the share is about to drop it.
         if isinstance(error, ABSENT) or not self.jobs or self.jobs[0].broken:
             self._owner.failed(error)
             return
@@ -161,15 +165,20 @@ class Lane:
             if self.wants:
                 self._owner.has_room()
 
-    async def stop(self) -> None:
+    async def stop(self, seconds: float | None = None) -> None:
         """Stop once what is in flight has ended or its time is over: then its outcome is unknown, and it is
-        repeated later under the same id."""
+        repeated later under the same id. `seconds`: how long that is; None: as long as the process ends.
+        """
         self._stopped = True
         del self.jobs[1:]
         if (task := self._task) is None:
             return
-        while not task.done() and self.jobs and not self.jobs[0].resting and self._settle.seconds_left > 0:
-            await asyncio.wait([task], timeout=min(self._settle.seconds_left, STOP_POLL_SECONDS))
+        loop = asyncio.get_running_loop()
+        until = loop.time() + (self._settle.seconds_left if seconds is None else seconds)
+        while (
+            not task.done() and self.jobs and not self.jobs[0].resting and (left := until - loop.time()) > 0
+        ):
+            await asyncio.wait([task], timeout=min(left, STOP_POLL_SECONDS))
         task.cancel()
         await asyncio.wait([task])
 
@@ -213,7 +222,18 @@ class Lanes:
         """Forget the lanes that have nothing to do and have cut off nothing."""
         self._lanes = {key: lane for key, lane in self._lanes.items() if lane.busy or lane.cut_at}
 
-    async def stop(self) -> None:
-        """Stop and forget all lanes."""
-        lanes, self._lanes = self._lanes, {}
-        await asyncio.gather(*(lane.stop() for lane in lanes.values()))
+    async def stop(self, partitions: Collection[int] | None = None, seconds: float | None = None) -> None:
+        """Stop and forget the lanes of partitions, or all of them; `seconds` as of `Lane.stop`."""
+        stopped = {
+            key: lane
+            for key, lane in self._lanes.items()
+            if partitions is None or partition_of(key) in partitions
+        }
+        self._lanes = {key: lane for key, lane in self._lanes.items() if key not in stopped}
+        await asyncio.gather(*(lane.stop(seconds) for lane in stopped.values()))
+
+
+def partition_of(key: LaneKey) -> int:
+    """The partition of a lane."""
+    conversation, _, imports = key
+    return imports[0] if imports else ids.partition(conversation)

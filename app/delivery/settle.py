@@ -34,9 +34,11 @@ from msgspec.structs import replace
 
 from app import clock, metrics
 from app.clock import Clock
+from app.database.leases import Fence
 from app.delivery.decide import Decision, Moment, attempt_outcome, decide
 from app.delivery.destinations import is_stale
 from app.delivery.job import Disconnected, Job, Push, Pushed, Result, Unsent
+from app.http_client import BEFORE_SENDING
 from app.ledger.writer import LedgerFull, LedgerUnavailable, Recorded, Unrecordable
 from app.outcome import Done, Forbidden, Gone, Refused, Retry
 from domain import commands as c
@@ -81,8 +83,8 @@ class Destination(Protocol):
 class Ledger(Protocol):
     """The ledger, as far as it is written here."""
 
-    def submit(self, command: c.AnyCommand) -> Awaitable[Recorded]:
-        """Record a command. Raises LedgerFull, also when awaited LedgerUnavailable."""
+    def submit(self, command: c.AnyCommand, *, fence: Fence | None = None) -> Awaitable[Recorded]:
+        """Record a command under a lease. Raises LedgerFull; LedgerUnavailable and LeaseLost when awaited."""
 
 
 class Counts(Protocol):
@@ -144,6 +146,7 @@ class Settle:
         return await self._settle(job)
 
     async def _settle(self, job: Job) -> int:
+        BEFORE_SENDING.set(job.check)
         while True:
             began = self._clock.time()
             scope, push = await self._preparer.prepare(job)
@@ -154,7 +157,9 @@ class Settle:
             _report(job, result, decision)
             self._count(job, push, result, decision)
             job.progress = decision.progress
-            position = job.position if decision.command is None else await self._record(decision.command)
+            position = (
+                job.position if decision.command is None else await self._record(decision.command, job.fence)
+            )
             if decision.after_seconds is None:
                 if not (isinstance(result, Disconnected) and await self._is_resumed(job, decision)):
                     return position
@@ -184,7 +189,7 @@ class Settle:
         match decision.command:
             case c.Park(stream=stream, cause=cause) if await self._preparer.is_connected(job.event):
                 stamp = self._moment(job, decision.command.scope, self._clock.time()).stamp
-                await self._record(c.Resume(**stamp, stream=stream, cause=cause))
+                await self._record(c.Resume(**stamp, stream=stream, cause=cause), job.fence)
                 return True
         return False
 
@@ -205,18 +210,20 @@ class Settle:
         bot_id = push.channel.bot_id if isinstance(push, Push) else None
         return Moment(stamp, began, self._clock.time(), self._chance(), bot_id)
 
-    async def _record(self, command: c.AnyCommand) -> int:
+    async def _record(self, command: c.AnyCommand, fence: Fence | None = None) -> int:
         """Submit until the ledger has it; returns the position of the outcome."""
         try:
-            recorded = await self._ledger.submit(command)
+            recorded = await self._ledger.submit(command, fence=fence)
         except NotConnected:  # An operator has disconnected the channel after Kommo connected it again.
             return 0
         except (LedgerFull, LedgerUnavailable) as error:
             with metrics.UNRECORDED.track_inprogress():
-                return await self._record_later(command, error)
+                return await self._record_later(command, fence, error)
         return max(recorded.last or 0, recorded.position or 0)
 
-    async def _record_later(self, command: c.AnyCommand, error: LedgerFull | LedgerUnavailable) -> int:
+    async def _record_later(
+        self, command: c.AnyCommand, fence: Fence | None, error: LedgerFull | LedgerUnavailable
+    ) -> int:
         """Submit again and again, ever less often if what the ledger has of the message is damaged."""
         pause, tell_at = RECORD_SECONDS, 0.0
         while True:
@@ -226,7 +233,7 @@ class Settle:
                 tell_at = self._clock.time() + TELL_SECONDS
             await self._clock.sleep(pause)
             try:
-                recorded = await self._ledger.submit(command)
+                recorded = await self._ledger.submit(command, fence=fence)
             except NotConnected:
                 return 0
             except Unrecordable as damage:

@@ -35,6 +35,7 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
+from app.database.leases import Fence
 from app.ledger.streams import LONG_EVENTS_MIN, LongStreams, Row, fold
 from domain.commands import AnyCommand, Send
 from domain.decide import NotConnected, OwnMessage, TooManyFacts, Unknown, decide, follow, names
@@ -80,13 +81,15 @@ class Recorded(Struct, frozen=True, gc=False):
 class Pending(Struct, gc=False):
     """A command and the future of its outcome; `size` is in bytes, `since` in seconds of the loop's clock.
 
-    `alone`: the command goes into a batch of its own, because the database refused a batch with it.
+    `fence`: the lease under which alone it may be stored. `alone`: the command goes into a batch of its own,
+    because the database refused a batch with it.
     """
 
     command: AnyCommand
     future: "asyncio.Future[Recorded]"
     size: int
     since: float
+    fence: Fence | None = None
     tries: int = 0
     alone: bool = False
 
@@ -152,6 +155,11 @@ class Batch:
         self.retry: list[Pending] = []
         self._units: dict[str, int] = {}
         self._parents: list[int] = []
+
+    @property
+    def fences(self) -> list[Fence]:
+        """The leases under which alone some of the commands may be stored."""
+        return list({one.fence for one in self.pending if one.fence})
 
     def first_streams(self) -> tuple[set[str], list[str]]:
         """Returns the streams that the commands name, and the conversations whose clocks they read."""

@@ -33,12 +33,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import chain
-from typing import NamedTuple
 
 import psycopg
 
-from app.database.binary import Prepared, int_array
 from app.database.connection import Db
+from app.database.leases import Fence, LeaseLost
 from app.ledger.batch import (
     TRIES_MAX,
     Batch,
@@ -50,7 +49,7 @@ from app.ledger.batch import (
     Unrecordable,
 )
 from app.ledger.queue import Queue
-from app.ledger.session import open_writer
+from app.ledger.session import Append, Failure, open_writer, reason_of
 from app.ledger.streams import read, read_facts
 from domain.commands import AnyCommand
 from domain.ids import Scope
@@ -104,19 +103,6 @@ class StreamUnreadable(Exception):
     """A stream that a command needs has an event that cannot be read or folded."""
 
 
-class Failure(NamedTuple):
-    """When a batch could not be stored, in monotonic seconds, and why."""
-
-    at: float
-    reason: str
-
-
-def reason_of(error: psycopg.Error) -> str:
-    """Why nothing is stored, in words for everyone: without addresses, which the log has."""
-    said = error.diag.message_primary
-    return f"the database stores nothing: {said}" if said else "the database does not answer"
-
-
 class Ledger:
     """Takes commands and gives each its outcome once it is on disk.
 
@@ -159,9 +145,12 @@ class Ledger:
             for pending in queue:
                 pending.future.cancel()
 
-    def submit(self, command: AnyCommand, size: int = 1024) -> "asyncio.Future[Recorded]":
+    def submit(
+        self, command: AnyCommand, size: int = 1024, *, fence: Fence | None = None
+    ) -> "asyncio.Future[Recorded]":
         """Queue a command of about `size` bytes; the future gets the outcome once it is durable.
 
+        With a `fence` it is stored only while that lease is the one in force: the future raises LeaseLost.
         Raises LedgerFull. The future raises OwnMessage, TooManyFacts, Unknown, NotConnected,
         EventTooLarge and LedgerUnavailable.
         """
@@ -174,7 +163,7 @@ class Ledger:
             self._last_scope = scope_id
         future: asyncio.Future[Recorded] = self._loop.create_future()
         queue = self.queue_of(command)
-        is_calm = queue.put(Pending(command, future, size, now))
+        is_calm = queue.put(Pending(command, future, size, now, fence))
         writer = self._writers[0]
         writer.wake.set()
         if is_calm:
@@ -242,6 +231,14 @@ class Ledger:
                     pending.fail(LedgerUnavailable("the database did not answer in time"))
 
 
+def _without(current: list[Pending], stale: set[Fence]) -> list[Pending]:
+    """The commands of a batch of which nothing was stored, but for those whose leases are lost: they fail."""
+    for pending in current:
+        if pending.fence in stale:
+            pending.fail(LeaseLost("another process has the lease"))
+    return [pending for pending in current if not pending.future.done()]
+
+
 class _Writer:
     """Takes commands from the queues, commits them in batches, and puts back those to try again."""
 
@@ -255,7 +252,7 @@ class _Writer:
         self.called = asyncio.Event()  # by a scope without a crowd
         self.rests_until = 0.0
         self.connection: Db | None = None
-        self.append: Prepared | None = None
+        self.append: Append | None = None
         self.task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -373,11 +370,12 @@ class _Writer:
             return batch.retry
         start = time.perf_counter()
         assert self.append is not None
-        bad, raw = await self.append.row(batch.parameters())
+        bad, head, stale = await self.append.append(batch.parameters(), batch.fences)
+        if stale:
+            return _without(batch.pending, stale)
         self.ledger.commits.append(time.perf_counter() - start)
         self.ledger.failure = None
-        head = int.from_bytes(raw or b"")
-        last = batch.resolve(set(int_array(bad)), head)
+        last = batch.resolve(bad, head)
         if last > head:
             self.ledger.on_commit(last)
         return batch.retry

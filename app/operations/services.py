@@ -15,6 +15,7 @@ from app.channels.directory import Channels
 from app.channels.unconnected import Unconnected
 from app.config.file import Setup
 from app.config.settings import Keys, Settings
+from app.database.leases import Leases
 from app.database.pool import Pool
 from app.delivery.deliverer import Deliverer
 from app.delivery.rests import Rests
@@ -53,6 +54,7 @@ class Services:
     ledger_id: str
     ledger: Ledger
     channels: Channels
+    leases: Leases
     attempts: Attempts
     rests: Rests
     unconnected: Unconnected

@@ -13,6 +13,7 @@ from app.channels.directory import Channels
 from app.channels.unconnected import Unconnected
 from app.config.file import Setup
 from app.config.settings import BadSettings, Keys, Settings, load_masters
+from app.database.leases import Leases
 from app.database.pool import Pool
 from app.delivery.rests import Rests
 from app.http_client import Client
@@ -54,25 +55,20 @@ async def open_services(
     ledger_id: str,
 ) -> Services:
     """The services over an open ledger; `stack` closes each part after those that need it."""
-    client = Client()
-    stack.push_async_callback(client.close)
+    client = _closing(stack, Client())
     vault = Vault(keys.master, *keys.old, reload=partial(masters_now, settings))
     keyring = Keyring(database_url, vault, [keys.master, *keys.old])
-    channels = Channels(database_url, vault)
-    stack.push_async_callback(channels.close)
-    budget = Budget(database_url, setup.budgets)
-    stack.push_async_callback(budget.close)
-    pool = Pool(database_url)
-    stack.push_async_callback(pool.close)
+    channels = _closing(stack, Channels(database_url, vault))
+    budget = _closing(stack, Budget(database_url, setup.budgets))
+    pool = _closing(stack, Pool(database_url))
     probe = _closing(stack, Probe(database_url, ledger))
     oauth = OAuth(client, setup.oauth, budget) if setup.oauth else None
     tokens = Tokens(database_url, pool, vault, oauth, ledger.submit)
     stack.push_async_callback(tokens.close)
     crm = Crm(client, tokens, budget)
-    endings = Paced(QUESTION_SECONDS)
-    stack.push_async_callback(endings.close)
-    projector = Projector(database_url)
-    room = {"limit": settings.unconnected_limit, "days": settings.unconnected_days}
+    endings = _closing(stack, Paced(QUESTION_SECONDS))
+    leases = Leases(database_url)
+    projector = Projector(database_url, leases=leases)
     users = _closing(stack, Users(crm))
     return Services(
         settings=settings,
@@ -82,9 +78,12 @@ async def open_services(
         ledger_id=ledger_id,
         ledger=ledger,
         channels=channels,
-        attempts=Attempts(database_url),
+        leases=leases,
+        attempts=Attempts(database_url, leases),
         rests=_closing(stack, Rests(database_url)),
-        unconnected=Unconnected(pool, projector, **room),
+        unconnected=Unconnected(
+            pool, projector, limit=settings.unconnected_limit, days=settings.unconnected_days
+        ),
         projector=projector,
         pool=pool,
         probe=probe,

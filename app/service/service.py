@@ -196,6 +196,8 @@ async def _check_tables(urls: Servers) -> schema.Identity:
 async def _start_roles(stack: contextlib.AsyncExitStack, run: Running, urls: Servers, hub: CommitHub) -> None:
     """Start the roles of this process; every process follows the views, only the role project keeps them."""
     services, roles = run.services, run.services.settings.roles
+    await stack.enter_async_context(run.role("leases", services.leases.run()))
+    stack.push_async_callback(services.leases.close)
     if "project" in roles:
         hub.listeners.append(services.projector.wake)
     projecting = services.projector.run(lead="project" in roles)
@@ -227,9 +229,14 @@ async def _start_relay(
             row = await (await db.execute(sql.SQL(OLDEST_OPEN))).fetchone()
         return row[0] if row and isinstance(row[0], int) else None
 
-    replicas = services.settings.nats_replicas
+    replicas, leases = services.settings.nats_replicas, services.leases
     relay = services.relay = Relay(
-        urls.database_url, nats, services.ledger_id, replicas=replicas, oldest_open=oldest_open
+        urls.database_url,
+        nats,
+        services.ledger_id,
+        leases=leases,
+        replicas=replicas,
+        oldest_open=oldest_open,
     )
     hub.listeners.append(relay.wake)
     await stack.enter_async_context(run.role("relay", relay.run()))
@@ -251,7 +258,7 @@ async def _start_delivery(
     destinations = Destinations(kommo, messengers(client), reconnector, clock, services.rests, places)
     preparer, tries = Preparer(reader, directory), Tries(urls.database_url)
     settle = Settle(services.ledger, preparer, destinations, clock, random.random, tries)
-    deliverer = services.deliverer = Deliverer(urls.database_url, nats, settle, tries)
+    deliverer = services.deliverer = Deliverer(urls.database_url, nats, settle, tries, services.leases)
     hub.listeners.append(deliverer.wake)
     await stack.enter_async_context(run.role("rests", destinations.watch()))
     await stack.enter_async_context(run.role("deliver", deliverer.run()))

@@ -116,6 +116,10 @@ class _MessageReply(Struct, frozen=True):
     message: _RawMessage
 
 
+# On which the relay tells deliverers, and nobody else, how far the stream has come: a position in digits.
+HEAD_SUBJECT = "chatledger.head"
+
+
 async def call(connection: NatsClient, subject: str, body: Mapping[str, object] | None = None) -> bytes:
     """Request `$JS.API.<subject>`; returns the answer's bytes. Raises StreamUnavailable, StreamRefused."""
     if not connection.is_connected:

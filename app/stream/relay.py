@@ -32,8 +32,10 @@ from nats.aio.msg import Msg
 
 from app.database import connection, names
 from app.database.connection import Db
+from app.database.leases import LeaseLost, Leases, leasing
 from app.stream import jetstream
 from app.stream.jetstream import (
+    HEAD_SUBJECT,
     OTHER_TAIL,
     JetStreamError,
     NatsClient,
@@ -75,7 +77,7 @@ ORDER BY notification_id LIMIT (
     WHERE notification_id > %(after)s ORDER BY notification_id LIMIT %(limit)s) AS e)
 """
 LISTEN = f"LISTEN {names.CHANNEL}"
-TRY_LOCK = "SELECT pg_try_advisory_lock(%(lock)s)"
+LEASE = "relay"
 
 LIMITS = {"limit": BATCH_MAX, "bytes": BATCH_BYTES_MAX, "large_limit": LARGE_BATCH_MAX}
 
@@ -135,6 +137,7 @@ class Relay:
         nats: NatsClient,
         ledger_id: str,
         *,
+        leases: Leases | None = None,
         replicas: int | None = None,
         oldest_open: OldestOpen | None = None,
         exclusive: bool = True,
@@ -142,7 +145,8 @@ class Relay:
     ) -> None:
         """`replicas` and `oldest_open` are for a new stream: see LedgerStream.
 
-        `exclusive=False` lets relays race; what they publish stays exact, they only waste work.
+        `leases`: those of the process; without them the relay keeps its own. `exclusive=False` lets relays
+        race; what they publish stays exact, they only waste work.
         """
         self.position = 0
         self.restarted = 0
@@ -152,6 +156,8 @@ class Relay:
         self._nats = nats
         self._stream = LedgerStream(nats, ledger_id, replicas=replicas, oldest_open=oldest_open)
         self._exclusive = exclusive
+        self._own = leases is None
+        self._leases = leases or Leases(database_url)
         self._check_seconds = check_seconds
         self._inbox = nats.new_inbox()
         self._session = 0
@@ -180,6 +186,10 @@ class Relay:
 
     async def run(self) -> NoReturn:
         """Relay until cancelled, waiting for what it needs. Raises StreamUnavailable if `nats` is closed."""
+        async with leasing(self._leases) if self._own else contextlib.nullcontext():
+            await self._run()
+
+    async def _run(self) -> NoReturn:
         unwatch = self._nats.watch(self._connection_changed)
         acknowledgements = await self._nats.subscribe(self._inbox + ".>", cb=self._acknowledged)
         listener = asyncio.create_task(self._listen(), name="relay listens")
@@ -199,7 +209,14 @@ class Relay:
             try:
                 async with await connection.connect(self._database_url) as db:
                     await self._relay(db)
-            except (JetStreamError, ForeignStream, LedgerGap, psycopg.OperationalError, OSError) as error:
+            except (
+                JetStreamError,
+                ForeignStream,
+                LeaseLost,
+                LedgerGap,
+                psycopg.OperationalError,
+                OSError,
+            ) as error:
                 if self._nats.is_closed:
                     raise StreamUnavailable("the NATS connection was closed") from error
                 self.restarted += 1
@@ -207,6 +224,7 @@ class Relay:
             finally:
                 self.active = False
                 self._session += 1  # What was in flight is answered too late.
+                await self._leases.release([LEASE])
             pause = PAUSE_SECONDS_MIN if self.position > before else min(pause * 2, PAUSE_SECONDS_MAX)
             before = self.position
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # News must not hurry a server that refuses.
@@ -234,8 +252,8 @@ class Relay:
         await self._publish_from(db, self.position)
 
     async def _wait_for_turn(self, db: Db) -> None:
-        """Wait until no other relay of this ledger is active; the end of its connection releases the lock."""
-        while self._exclusive and not await _locked(db):
+        """Wait until no other relay of this ledger is active."""
+        while self._exclusive and not await self._leases.take({LEASE: names.RELAY_LOCK}):
             info = await jetstream.stream_info(self._nats)
             self.position = info.state.last_seq if info else 0
             self.standstill.over(self.position)
@@ -250,6 +268,8 @@ class Relay:
             self._woken.clear()
             if self._failure:
                 raise self._failure
+            if self._exclusive:
+                self._leases.fence(LEASE)
             if (now := time.monotonic()) >= poll_at:
                 poll_at = now + POLL_SECONDS
                 await self._poll(db, now)
@@ -311,6 +331,7 @@ class Relay:
             self._well()
             while self._in_flight and self._in_flight[0] <= answer.seq:
                 self._in_flight.popleft()
+            await self._tell(answer.seq)
         self._woken.set()
 
     def _well(self) -> None:
@@ -318,6 +339,12 @@ class Relay:
         self._has_news |= self._careful
         self._careful = False
         self.standstill.over(self.position)
+
+    async def _tell(self, position: int) -> None:
+        """Wake the deliverers of all processes: one small message for a group, whatever their number."""
+        digits = str(position).encode()
+        with contextlib.suppress(JetStreamError):
+            await self._nats.write(b"PUB %b %d\r\n%b\r\n" % (HEAD_SUBJECT.encode(), len(digits), digits))
 
     def _connection_changed(self) -> None:
         if not self._nats.is_connected:
@@ -338,11 +365,6 @@ class Relay:
                     async for _ in connection.notified(listener):
                         self.wake()
             await asyncio.sleep(POLL_SECONDS)
-
-
-async def _locked(db: Db) -> bool:
-    row = await (await db.execute(TRY_LOCK, {"lock": names.RELAY_LOCK})).fetchone()
-    return row is not None and row[0] is True
 
 
 # A message has a subject, the attributes that CloudEvents 1.0 requires (binary mode; the others are in the

@@ -22,11 +22,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
+from typing import NoReturn
 
 from psycopg import sql
 
 from app.database import connection, names
 from app.database.connection import Db
+from app.database.leases import LeaseLost, Leases, leasing
 from app.database.names import VIEWS_SCHEMA
 from app.views.parking import ABSENT, PARK, Applier
 from app.views.rebuild import RebuildRefused, fits, rebuild, was_refused
@@ -47,6 +49,7 @@ from app.views.tables import (
 )
 from projections.columns import Page
 
+LEASE = "project"
 PAGE_EVENTS = 2_000  # chosen: some 50 ms of work for a page, so that readers who wait do not wait for long
 POLL_SECONDS = 1.0  # chosen: how late the views may be if a notification was lost
 OBSERVE_SECONDS = 0.02  # chosen: how late a process that stands by may learn of a position somebody waits for
@@ -106,11 +109,20 @@ class Projector:
     whether this process keeps the views.
     """
 
-    def __init__(self, url: str, *, page_events: int = PAGE_EVENTS, views: Sequence[View] = VIEWS) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        leases: Leases | None = None,
+        page_events: int = PAGE_EVENTS,
+        views: Sequence[View] = VIEWS,
+    ) -> None:
+        """`leases`: those of the process; without them the projector keeps its own."""
         self.position = 0
         self.leading = False
         self.standing: dict[str, int] = {}  # the views that stand still, and where
         self._url = url
+        self._leases = leases
         self._page_events = page_events
         self._views = views
         self._known = False
@@ -152,15 +164,19 @@ class Projector:
 
     async def run(self, *, lead: bool = True) -> None:
         """Lead or stand by until cancelled, reconnecting whenever needed."""
+        if self._leases is not None:
+            await self._run(self._leases, lead)
+        async with leasing(Leases(self._url)) as leases:
+            await self._run(leases, lead)
+
+    async def _run(self, leases: Leases, lead: bool) -> NoReturn:
         wait = RECONNECT_SECONDS_MIN
         while True:
             before = self.position
             try:
-                await self._session(lead)
-            except ABSENT as error:
-                log.warning(
-                    "project: the connection broke at position %d: %s", self.position, str(error).strip()
-                )
+                await self._session(leases, lead)
+            except (*ABSENT, LeaseLost, TimeoutError) as error:
+                log.warning("project: begins anew at position %d: %s", self.position, str(error).strip())
             except PageOutOfOrder:
                 log.warning("project: the views are not at position %d any more", self.position)
             finally:
@@ -170,18 +186,21 @@ class Projector:
             await asyncio.sleep(wait)
             wait = min(wait * 2, RECONNECT_SECONDS_MAX)
 
-    async def _session(self, lead: bool) -> None:
+    async def _session(self, leases: Leases, lead: bool) -> None:
         async with await connect(self._url, VIEWS_SCHEMA) as db:
-            while not (lead and await fetch_value(db, "SELECT pg_try_advisory_lock(%s)", names.PROJECT_LOCK)):
+            while not (lead and await leases.take({LEASE: names.PROJECT_LOCK})):
                 await self._observe(db)
-            applier = await self._prepare(db)
-            self.leading = True
-            listener = asyncio.create_task(self._listen(), name="project: listen")
             try:
-                await self._lead(db, applier, listener)
+                applier = await self._prepare(db)
+                self.leading = True
+                listener = asyncio.create_task(self._listen(), name="project: listen")
+                try:
+                    await self._lead(leases, db, applier, listener)
+                finally:
+                    listener.cancel()
+                    await asyncio.wait([listener])
             finally:
-                listener.cancel()
-                await asyncio.wait([listener])
+                await leases.release([LEASE])
 
     async def _observe(self, db: Db) -> None:
         """Learn how far the leader has come, and pass its pages on to the feeds of this process."""
@@ -243,9 +262,10 @@ class Projector:
             async for _ in connection.notified(db):
                 self._woken.set()
 
-    async def _lead(self, db: Db, applier: Applier, listener: "asyncio.Task[None]") -> None:
+    async def _lead(self, leases: Leases, db: Db, applier: Applier, listener: "asyncio.Task[None]") -> None:
         while True:
             self._woken.clear()
+            leases.fence(LEASE)
             if listener.done():
                 listener.result()
             found = await read(db, self.position, self._page_events)

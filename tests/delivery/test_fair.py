@@ -233,11 +233,11 @@ async def test_thousands_that_are_resumed_at_once_do_not_make_delivery_start_ove
 ) -> None:
     """Each resumed conversation costs its range a question or two; only one without an answer ends it."""
     assert own_story.run
-    ledger, many, look = own_story.run.services.ledger, 4_000, deliverer.LOOK_SECONDS
+    ledger, many, look = own_story.run.services.ledger, 4_000, deliverer.LOOK_SECONDS_MAX
     for make in (lambda n: customer(n, f"m-{n}", f"conv-{n}"), lambda n: reject(many + n, own(f"m-{n}"))):
         await asyncio.gather(*(ledger.submit(make(n)) for n in range(many)))
     await own_story.fault("kommo.new_message", "402", times=None)  # So that nothing else keeps it busy.
-    deliverer.LOOK_SECONDS = 1.5
+    deliverer.LOOK_SECONDS_MAX = 1.5
     try:
         async with delivering(own_story):
             await asyncio.sleep(0.5)  # Until it has its leases.
@@ -246,5 +246,5 @@ async def test_thousands_that_are_resumed_at_once_do_not_make_delivery_start_ove
             ] == many
             await asyncio.sleep(3)
     finally:
-        deliverer.LOOK_SECONDS = look
+        deliverer.LOOK_SECONDS_MAX = look
     assert "starting over" not in caplog.text

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from app.database.leases import Fence
 from app.delivery.settle import Settle
 from app.ledger.writer import LedgerUnavailable, Recorded, Unrecordable
 from app.metrics import UNRECORDED
@@ -36,7 +37,7 @@ class Damaged:
     def __init__(self, error: Exception, times: int) -> None:
         self.error, self.times, self.unrecorded = error, times, 0.0
 
-    async def submit(self, command: c.AnyCommand) -> Recorded:
+    async def submit(self, command: c.AnyCommand, *, fence: Fence | None = None) -> Recorded:
         self.unrecorded = max(self.unrecorded, UNRECORDED._value.get())
         self.times -= 1
         if self.times >= 0:

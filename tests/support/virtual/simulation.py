@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 from app.channels.directory import Channel, Connection, Secrets
 from app.clock import LoopClock
+from app.database.leases import Fence
 from app.delivery.destinations import Destinations
 from app.delivery.job import Job, Pushed, lane_key
 from app.delivery.lane import Lanes
@@ -58,7 +59,7 @@ class Memory:
         self._clock = clock
         self._dice = dice
 
-    async def submit(self, command: c.AnyCommand) -> Recorded:
+    async def submit(self, command: c.AnyCommand, *, fence: Fence | None = None) -> Recorded:
         if self._dice.random() < self.failing:
             raise LedgerFull
         await self._clock.sleep(COMMIT_SECONDS)
