@@ -11,7 +11,8 @@ import time
 import psycopg
 
 from app.database.connection import Db, connect
-from app.ledger.writer import Ledger, reason_of
+from app.ledger.session import reason_of
+from app.ledger.writer import Ledger
 
 SECONDS_MAX = 3.0  # Chosen: below the 4.5 s after which a command fails.
 KEPT_SECONDS = 1.0  # Chosen: however many ask, the database is asked once a second.

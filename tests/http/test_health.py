@@ -9,7 +9,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from app.ledger.probe import FAILURE_SECONDS
-from app.ledger.writer import Failure
+from app.ledger.session import Failure
 from app.servers.servers import Servers
 from tests.support.service import Answer, Served, sent, serving
 
