@@ -11,23 +11,9 @@ from app.servers.servers import Servers
 from app.stream import jetstream
 from app.views.rebuild import rebuild
 from tests.support.databases import database
-from tests.support.ids import ADMIN_KEY, MASTER_KEY
-from tests.support.processes import Process, living_servers, started
-from tests.support.system import Story, Traffic, broker, chat, on_its_own_servers, story_on, telling
-
-KEYS = {"CHATLEDGER_ADMIN_KEY": ADMIN_KEY, "CHATLEDGER_MASTER_KEY": MASTER_KEY}
-
-
-async def all_is_well(story: Story, traffic: Traffic) -> None:
-    """Everything that was acknowledged has arrived once and in its order."""
-    await story.settled(45)
-    assert traffic.taken
-    for (name, side), taken in traffic.taken.items():
-        pushes = [push.id for push in story.pushes(name)]
-        there = [one.client_id for one in story.kommo(name)] if side == "messenger" else pushes
-        assert [one for one in there if one in set(taken)] == taken
-        assert len(there) == len(set(there))
-    assert await story.events(type="message.failed") == []
+from tests.support.failover.deliverers import KEYS, all_is_well, deliverer
+from tests.support.processes import living_servers, started
+from tests.support.system import Traffic, broker, chat, on_its_own_servers, story_on, telling
 
 
 def kill(folder: Path, program: bytes) -> None:
@@ -89,11 +75,6 @@ async def test_views_that_are_made_anew_disturb_no_delivery(servers: Servers, tm
         await all_is_well(story, traffic)
         assert traffic.refused == []
         assert all(one.repeats == 0 for one in story.sandbox.chat_state.messages.values())
-
-
-def deliverer(folder: Path, **given: str) -> Process:
-    folder.mkdir()
-    return Process(folder, "app", "serve", "--roles", "deliver", **given, CHATLEDGER_DATA=str(folder))
 
 
 async def test_the_work_of_a_process_that_dies_is_taken_over(servers: Servers, tmp_path: Path) -> None:
