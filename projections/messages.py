@@ -45,26 +45,43 @@ from projections.columns import (
 )
 
 NAME = "messages"
-VERSION = 3
+VERSION = 4
 
-# `content`, `sender` and `receiver` are the event's own JSON. `edit` is the position of the event that the
-# content comes from, unless it is the message itself; `failure` is that of the event that `failure_code` and
-# `failure_text` come from. `copy_id` is Kommo's id of the mirror of an operator's message.
+# What the event that sends a message says of it stays in the ledger, at `position`. Here is what changes,
+# what is searched for, and the parties as the event's own JSON, because hooks wait for them. `edit` is the
+# position of the event that the content comes from, unless it is the message itself; `failure` is that of the
+# event that `failure_code` and `failure_text` come from. `copy_id` is Kommo's id of the mirror of an
+# operator's message.
+#
+# `messages` is what readers ask. It reads an event only for the columns after `receiver`, which reports and
+# older programs use. JSON as PostgreSQL knows it has no NUL.
 SCHEMA = """
-CREATE TABLE messages (id uuid PRIMARY KEY, position bigint NOT NULL, updated bigint NOT NULL,
-  conversation uuid NOT NULL, sent_at timestamptz NOT NULL, recorded_at timestamptz NOT NULL,
-  edited_at timestamptz, edit bigint, failure bigint, failure_code bigint, status smallint NOT NULL,
-  outgoing boolean NOT NULL, silent boolean NOT NULL, imported boolean NOT NULL, deleted boolean NOT NULL,
-  channel text NOT NULL, account_id text, sent_by text NOT NULL, own_id text NOT NULL, remote_id text,
-  copy_id text, source text, failure_text text, content bytea NOT NULL, sender bytea NOT NULL, receiver bytea)
+CREATE TABLE message_states (id uuid PRIMARY KEY, position bigint NOT NULL, updated bigint NOT NULL,
+  conversation uuid NOT NULL, sent_at timestamptz NOT NULL, edited_at timestamptz, edit bigint,
+  failure bigint, failure_code bigint, status smallint NOT NULL, outgoing boolean NOT NULL,
+  deleted boolean NOT NULL, sent_by text NOT NULL, remote_id text, copy_id text, failure_text text,
+  source text, sender bytea NOT NULL, receiver bytea)
   WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
+CREATE FUNCTION event_field(state bytea, field text) RETURNS json LANGUAGE sql IMMUTABLE PARALLEL SAFE
+  RETURN replace(convert_from(state, 'UTF8'), '\\u0000', '\\ufffd')::json -> field;
+CREATE VIEW messages AS SELECT m.*,
+  (event_field(s.state, 'recorded_at') #>> '{}')::timestamptz AS recorded_at,
+  coalesce((event_field(s.state, 'silent') #>> '{}')::boolean, false) AS silent,
+  coalesce((event_field(s.state, 'imported') #>> '{}')::boolean, false) AS imported,
+  event_field(s.state, 'channel') #>> '{}' AS channel,
+  event_field(s.state, 'account') #>> '{}' AS account_id,
+  event_field(s.state, 'own_id') #>> '{}' AS own_id,
+  convert_to(event_field(c.state, 'content')::text, 'UTF8') AS content
+FROM message_states AS m
+LEFT JOIN ledger.stored_events AS s ON s.notification_id = m.position
+LEFT JOIN ledger.stored_events AS c ON c.notification_id = coalesce(m.edit, m.position);
 CREATE TABLE reactions (message uuid NOT NULL, "by" text NOT NULL, sender_id text NOT NULL,
   emoji text NOT NULL, removed boolean NOT NULL, at timestamptz NOT NULL, position bigint NOT NULL,
   PRIMARY KEY (message, "by", sender_id));
 """
 INDEXES = """
-CREATE INDEX messages_conversation ON messages (conversation, position);
-ANALYZE messages, reactions;
+CREATE INDEX messages_conversation ON message_states (conversation, position);
+ANALYZE message_states, reactions;
 """
 
 # A history that lacks one message, or one fact about it, is better than no history after it.
@@ -72,7 +89,7 @@ ON_FAULT = GO_ON
 TOPICS = ("message.", "reaction.", "conversation.merged", "delivery.resumed")
 
 ADVANCE = """
-UPDATE messages AS m SET updated = greatest(m.updated, i.updated),
+UPDATE message_states AS m SET updated = greatest(m.updated, i.updated),
   status = CASE WHEN i.again AND m.status = {failed} THEN i.status ELSE greatest(m.status, i.status) END,
   remote_id = coalesce(m.remote_id, i.remote_id), copy_id = coalesce(m.copy_id, i.copy_id),
   deleted = m.deleted OR i.deleted
@@ -80,46 +97,43 @@ FROM unnest(%b::uuid[], %b::smallint[], %b::bigint[], %b::text[], %b::text[], %b
   AS i(id, status, updated, remote_id, copy_id, deleted, again) WHERE m.id = i.id
 """.format(failed=RANKS["failed"])
 EDIT = """
-UPDATE messages AS m SET content = i.content, edited_at = i.edited_at, edit = i.edit
-FROM unnest(%b::uuid[], %b::bytea[], %b::timestamptz[], %b::bigint[]) AS i(id, content, edited_at, edit)
+UPDATE message_states AS m SET edited_at = i.edited_at, edit = i.edit
+FROM unnest(%b::uuid[], %b::timestamptz[], %b::bigint[]) AS i(id, edited_at, edit)
 WHERE m.id = i.id AND (m.edit IS NULL OR (i.edited_at, i.edit) > (m.edited_at, m.edit))
 """
 FAIL = """
-UPDATE messages AS m SET failure = i.failure, failure_code = i.code, failure_text = i.text
+UPDATE message_states AS m SET failure = i.failure, failure_code = i.code, failure_text = i.text
 FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::text[]) AS i(id, failure, code, text)
 WHERE m.id = i.id AND (m.failure IS NULL OR i.failure > m.failure)
 """
 INSERT = """
-INSERT INTO messages (id, position, updated, conversation, sent_at, recorded_at, edited_at, edit, failure,
-  failure_code, status, outgoing, silent, imported, deleted, channel, account_id, sent_by, own_id, remote_id,
-  copy_id, source, failure_text, content, sender, receiver)
-SELECT i.id, i.position, i.updated, coalesce(g.winner, i.conversation), i.sent_at, i.recorded_at, i.edited_at,
-  i.edit, i.failure, i.failure_code, i.status, i.outgoing, i.silent, i.imported, i.deleted, i.channel,
-  i.account_id, i.sent_by, i.own_id, i.remote_id, i.copy_id, i.source, i.failure_text, i.content, i.sender,
-  i.receiver
+INSERT INTO message_states (id, position, updated, conversation, sent_at, edited_at, edit, failure,
+  failure_code, status, outgoing, deleted, sent_by, remote_id, copy_id, failure_text, source, sender,
+  receiver)
+SELECT i.id, i.position, i.updated, coalesce(g.winner, i.conversation), i.sent_at, i.edited_at, i.edit,
+  i.failure, i.failure_code, i.status, i.outgoing, i.deleted, i.sent_by, i.remote_id, i.copy_id,
+  i.failure_text, i.source, i.sender, i.receiver
 FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::uuid[], %b::timestamptz[], %b::timestamptz[],
-  %b::timestamptz[], %b::bigint[], %b::bigint[], %b::bigint[], %b::smallint[], %b::boolean[], %b::boolean[],
-  %b::boolean[], %b::boolean[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
-  %b::text[], %b::text[], %b::bytea[], %b::bytea[], %b::bytea[])
-  AS i(id, position, updated, conversation, sent_at, recorded_at, edited_at, edit, failure, failure_code,
-  status, outgoing, silent, imported, deleted, channel, account_id, sent_by, own_id, remote_id, copy_id,
-  source, failure_text, content, sender, receiver)
+  %b::bigint[], %b::bigint[], %b::bigint[], %b::smallint[], %b::boolean[], %b::boolean[], %b::text[],
+  %b::text[], %b::text[], %b::text[], %b::text[], %b::bytea[], %b::bytea[])
+  AS i(id, position, updated, conversation, sent_at, edited_at, edit, failure, failure_code, status, outgoing,
+  deleted, sent_by, remote_id, copy_id, failure_text, source, sender, receiver)
 LEFT JOIN merges AS g ON g.loser = i.conversation
 """
 REACT = """
 INSERT INTO reactions AS r (message, "by", sender_id, emoji, removed, at, position)
 SELECT i.* FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::text[], %b::boolean[], %b::timestamptz[],
   %b::bigint[]) AS i(message, "by", sender_id, emoji, removed, at, position)
-JOIN messages AS m ON m.id = i.message
+JOIN message_states AS m ON m.id = i.message
 ON CONFLICT (message, "by", sender_id) DO UPDATE SET emoji = excluded.emoji, removed = excluded.removed,
   at = excluded.at, position = excluded.position
 WHERE (excluded.at, excluded.position) > (r.at, r.position)
 """
 MOVE = """
-UPDATE messages AS m SET conversation = g.winner FROM merges AS g
+UPDATE message_states AS m SET conversation = g.winner FROM merges AS g
 WHERE g.loser = ANY (%b::uuid[]) AND m.conversation = g.loser
 """
-FORGET = "DELETE FROM messages WHERE id = ANY (%b::uuid[])"
+FORGET = "DELETE FROM message_states WHERE id = ANY (%b::uuid[])"
 FORGET_REACTIONS = "DELETE FROM reactions WHERE message = ANY (%b::uuid[])"
 
 Dated = TypeVar("Dated", MessageEdited, Reaction)
@@ -263,7 +277,6 @@ def _advance(known: dict[str, _Facts]) -> Iterator[Statement]:
             EDIT,
             (
                 uuids(list(edits)),
-                blobs([encode(edit.content) for _, edit in edits.values()]),
                 times([edit.at for _, edit in edits.values()]),
                 longs([position for position, _ in edits.values()]),
             ),
@@ -287,34 +300,24 @@ def _rows(fold: _Fold) -> tuple[object, ...]:
     facts = [fold.facts[message] for message in fold.sent]
     edits = [fact.edit for fact in facts]
     failures = [fact.failure for fact in facts]
-    contents = [
-        fact.edit[1].content if fact.edit else event.content for fact, event in zip(facts, sent, strict=True)
-    ]
     return (
         uuids(list(fold.sent)),
         longs(positions),
         longs([fact.updated for fact in facts]),
         uuids([event.conversation for event in sent]),
         times([event.at for event in sent]),
-        times([event.recorded_at for event in sent]),
         times([edit[1].at if edit else None for edit in edits]),
         longs_or_null([edit[0] if edit else None for edit in edits]),
         longs_or_null([failure[0] if failure else None for failure in failures]),
         longs_or_null([failure[1].code if failure else None for failure in failures]),
         smalls([fact.status for fact in facts]),
         booleans([event.direction == "out" for event in sent]),
-        booleans([event.silent for event in sent]),
-        booleans([event.imported for event in sent]),
         booleans([fact.deleted for fact in facts]),
-        texts_repeated([event.channel for event in sent]),
-        texts_repeated([event.account for event in sent]),
         texts_repeated([author(event) for event in sent]),
-        texts([event.own_id for event in sent]),
         texts([fact.remote_id for fact in facts]),
         texts_repeated([fact.copy_id for fact in facts]),
-        texts_repeated([event.source for event in sent]),
         texts_repeated([failure[1].text if failure else None for failure in failures]),
-        blobs([encode(content) for content in contents]),
+        texts_repeated([event.source for event in sent]),
         blobs([encode(event.sender) for event in sent]),
         blobs([encode(event.receiver) if event.receiver else None for event in sent]),
     )

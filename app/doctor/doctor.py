@@ -57,8 +57,9 @@ from domain import ids
 LIMIT_SECONDS = 20.0
 CALL_SECONDS = 8.0
 SOURCES = """
-SELECT DISTINCT account_id, source FROM (SELECT account_id, source, outgoing FROM views.messages
-  ORDER BY position DESC LIMIT 10000) AS m WHERE source IS NOT NULL AND NOT outgoing
+SELECT DISTINCT c.account_id, m.source FROM (SELECT conversation, source, outgoing FROM views.messages
+  ORDER BY position DESC LIMIT 10000) AS m JOIN views.conversations AS c ON c.id = m.conversation
+WHERE m.source IS NOT NULL AND NOT m.outgoing
 """
 CLOCK_AND_LOG = "SELECT clock_timestamp(), current_setting('wal_compression')"
 SOURCES_TIMEOUT = "SET statement_timeout = '5s'"  # Of a large ledger they are not worth more.

@@ -9,7 +9,7 @@ from msgspec.structs import asdict
 
 from app.database.pool import Pool
 from app.views.cursor import LIMIT, decode_cursor, encode_cursor, is_uuid
-from app.views.messages import decode_content
+from app.views.messages import content_of
 from domain.events import Party
 from domain.state import STATUSES
 
@@ -61,7 +61,7 @@ class ConversationRow(Struct):
     messages: int
     position: int
     outgoing: bool | None
-    content: bytes | None
+    event: bytes | None
     status: int | None
     deleted: bool | None
 
@@ -80,11 +80,12 @@ _party = Decoder(Party).decode
 _CONVERSATION = """
 SELECT c.id::text, c.channel, c.account_id, c.conversation_id, c.chat_id, c.contact_id, c.lead_id, c.messages,
   c.position, to_char(c.last_message_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS last_message_at,
-  m.outgoing, m.content, m.status, m.deleted
+  m.outgoing, (SELECT state FROM ledger.stored_events WHERE notification_id = m.fact) AS event,
+  m.status, m.deleted
 """
 _LATEST = """
-LEFT JOIN LATERAL (SELECT outgoing, content, status, deleted FROM messages WHERE conversation = c.id
-  ORDER BY position DESC LIMIT 1) AS m ON true
+LEFT JOIN LATERAL (SELECT outgoing, coalesce(edit, position) AS fact, status, deleted FROM messages
+  WHERE conversation = c.id ORDER BY position DESC LIMIT 1) AS m ON true
 """
 CONVERSATION = "".join(
     (
@@ -118,8 +119,8 @@ FROM (SELECT * FROM conversations
 def conversation_of(row: ConversationRow) -> Conversation:
     """Returns the answer about a conversation."""
     last = None
-    if row.content is not None:
-        content = decode_content(row.content)
+    if row.outgoing is not None:
+        content = content_of(row.event)
         last = Snippet(
             direction="out" if row.outgoing else "in",
             type=content.type,
@@ -128,7 +129,7 @@ def conversation_of(row: ConversationRow) -> Conversation:
             deleted=bool(row.deleted),
         )
     fields = asdict(row)
-    for name in ("outgoing", "content", "status", "deleted"):
+    for name in ("outgoing", "event", "status", "deleted"):
         del fields[name]
     return Conversation(**fields, last=last)
 

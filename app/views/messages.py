@@ -8,20 +8,23 @@ from msgspec import Struct
 
 from app.database.pool import Pool
 from app.views.cursor import LIMIT, POSITION_LAST, decode_cursor, encode_cursor, is_uuid
-from app.views.events import EventRow
+from app.views.events import UNREADABLE, EventRow
 from domain.content import Way, carrying, names
 from domain.events import (
     AnyEvent,
     Content,
     Json,
     MessageAccepted,
+    MessageEdited,
     MessageNamed,
+    MessageSent,
     Party,
     Reply,
     decode,
     tag,
 )
 from domain.state import STATUSES
+from projections.columns import plain
 
 
 class Failure(Struct, frozen=True):
@@ -130,36 +133,36 @@ class Messages(Struct, frozen=True):
 
 
 class MessageRow(Struct):
-    """A message as MESSAGE and MESSAGES return it."""
+    """A message as MESSAGE and MESSAGES return it.
+
+    `event` sends it, `edit` has the content in force, the rest is known without them.
+    """
 
     id: str
     position: int
     conversation: str
-    channel: str
-    account_id: str | None
     outgoing: bool
     sent_by: str
-    own_id: str
     remote_id: str | None
     copy_id: str | None
-    content: bytes
     sender: bytes
     receiver: bytes | None
     source: str | None
-    silent: bool
-    imported: bool
     sent_at: str
-    recorded_at: str
     status: int
     failure_code: int | None
     failure_text: str | None
     edited_at: str | None
     deleted: bool
     reactions: str | None
+    event: bytes | None
+    edit: bytes | None
+    channel: str | None
+    account_id: str | None
 
 
-class _ContentRow(Struct):
-    content: bytes
+class _EventRow(Struct):
+    event: bytes
 
 
 class _IdRow(Struct):
@@ -171,7 +174,6 @@ class _PositionRow(Struct):
 
 
 SHOWN = names(Way.SHOWN)
-decode_content = msgspec.json.Decoder(Content).decode
 _party = msgspec.json.Decoder(Party).decode
 _reactions = msgspec.json.Decoder(list[ReactionShown]).decode
 UNNAMED = "the answer gave no message_id: what happens to the message there is not known here"
@@ -179,16 +181,18 @@ _EVIDENCE = (
     *("push", "side", "remote_id", "code", "text", "emoji", "reason", "answer", "superseded", "about"),
 )
 
+# Columns that views of an older version have too.
 _MESSAGE = """
-SELECT m.id::text, m.position, m.conversation::text, m.channel, m.account_id, m.outgoing, m.sent_by,
-  m.own_id, m.remote_id, m.copy_id, m.content, m.sender, m.receiver, m.source, m.silent, m.imported, m.status,
-  m.failure_code, m.failure_text, m.deleted, to_char(m.sent_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS sent_at,
-  to_char(m.recorded_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS recorded_at,
+SELECT m.id::text, m.position, m.conversation::text, m.outgoing, m.sent_by, m.remote_id, m.copy_id, m.sender,
+  m.receiver, m.source, m.status, m.failure_code, m.failure_text, m.deleted, c.channel, c.account_id,
+  to_char(m.sent_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS sent_at,
   to_char(m.edited_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS edited_at,
   (SELECT json_agg(json_build_object('emoji', r.emoji, 'by', r."by", 'sender_id', r.sender_id,
       'at', to_char(r.at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')) ORDER BY r.at, r.position)::text
-    FROM reactions AS r WHERE r.message = m.id AND NOT r.removed) AS reactions
-FROM messages AS m
+    FROM reactions AS r WHERE r.message = m.id AND NOT r.removed) AS reactions,
+  (SELECT state FROM ledger.stored_events WHERE notification_id = m.position) AS event,
+  (SELECT state FROM ledger.stored_events WHERE notification_id = m.edit) AS edit
+FROM messages AS m LEFT JOIN conversations AS c ON c.id = m.conversation
 """
 _IN_CONVERSATION = """
 WHERE m.conversation = coalesce((SELECT winner FROM merges WHERE loser = %(conversation)s::uuid),
@@ -209,7 +213,11 @@ MESSAGES_DESCENDING = "".join(
         "AND m.position < %(position)s::bigint ORDER BY m.position DESC LIMIT %(limit)s::bigint",
     )
 )
-DELETED = "SELECT content FROM messages WHERE id = %(id)s::uuid AND deleted"
+DELETED = """
+SELECT e.state AS event FROM messages AS m
+JOIN ledger.stored_events AS e ON e.notification_id = coalesce(m.edit, m.position)
+WHERE m.id = %(id)s::uuid AND m.deleted
+"""
 DELETED_AMONG = "SELECT id::text FROM messages WHERE id = ANY (%(ids)s::uuid[]) AND deleted"
 POSITION_SINCE = "".join(
     (
@@ -226,9 +234,25 @@ WHERE originator_id = %(stream)s::uuid ORDER BY originator_version
 Order: TypeAlias = Literal["asc", "desc"]
 
 
+def content_of(event: bytes | None) -> Content:
+    """Returns the content that a stored event gives a message; of a damaged event one that says so."""
+    read = _readable(event)
+    return read.content if isinstance(read, MessageSent | MessageEdited) else Content(type=UNREADABLE)
+
+
+def _readable(event: bytes | None) -> AnyEvent | None:
+    try:
+        read: AnyEvent = decode(event or b"")
+    except (ValueError, RecursionError):
+        return None
+    return read
+
+
 def message_fields(row: MessageRow) -> dict[str, Any]:
-    """Returns the fields of a `Message`."""
-    content = decode_content(row.content)
+    """Returns the fields of a `Message`; if its event is damaged, those that are known without it."""
+    read = _readable(row.event)
+    sent = read if isinstance(read, MessageSent) else None
+    content = content_of(row.edit or row.event)
     shown = ("type",) if row.deleted else SHOWN
     status = STATUSES[row.status]
     failed = status == "failed" and row.failure_code is not None
@@ -236,21 +260,21 @@ def message_fields(row: MessageRow) -> dict[str, Any]:
         "id": row.id,
         "position": row.position,
         "conversation": row.conversation,
-        "channel": row.channel,
-        "account_id": row.account_id,
+        "channel": sent.channel if sent else row.channel or "",
+        "account_id": sent.account if sent else row.account_id,
         "direction": "out" if row.outgoing else "in",
         "sent_by": row.sent_by,
         **{name: getattr(content, name) for name in shown},
         "sender": _party(row.sender),
         "receiver": _party(row.receiver) if row.receiver else None,
         "source": row.source,
-        "silent": row.silent,
-        "imported": row.imported,
+        "silent": bool(sent and sent.silent),
+        "imported": bool(sent and sent.imported),
         "sent_at": row.sent_at,
-        "recorded_at": row.recorded_at,
+        "recorded_at": sent.recorded_at if sent else row.sent_at,
         "status": status,
         "failure": Failure(row.failure_code or 0, row.failure_text or "") if failed else None,
-        "remote": _remote(row),
+        "remote": _remote(row, plain(sent.own_id) if sent else None),
         "edited": row.edited_at is not None,
         "edited_at": row.edited_at,
         "deleted": row.deleted,
@@ -258,12 +282,12 @@ def message_fields(row: MessageRow) -> dict[str, Any]:
     }
 
 
-def _remote(row: MessageRow) -> Remote:
+def _remote(row: MessageRow, own_id: str | None) -> Remote:
     match row.sent_by:
         case "kommo":
-            return Remote(row.own_id, row.remote_id)
+            return Remote(own_id, row.remote_id)
         case "messenger":
-            return Remote(row.remote_id, row.own_id)
+            return Remote(row.remote_id, own_id)
         case _:
             return Remote(row.copy_id, row.remote_id)
 
@@ -319,8 +343,8 @@ async def get_message(pool: Pool, message: str) -> History | None:
 
 async def get_deleted(pool: Pool, message: str) -> Content | None:
     """Returns the last content of a deleted message, for those who may see it; None if it is not deleted."""
-    rows = await pool.fetch(_ContentRow, DELETED, {"id": message})
-    return decode_content(rows[0].content) if rows else None
+    rows = await pool.fetch(_EventRow, DELETED, {"id": message})
+    return content_of(rows[0].event) if rows else None
 
 
 async def deleted_among(pool: Pool, messages: list[str]) -> set[str]:

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from psycopg.rows import dict_row
 
 from app.database import names
@@ -201,11 +203,17 @@ async def views_of(url: str, ledger: Ledger) -> object:
         await tables.apply(link, list(enumerate(ledger.events, start=1)), 0)
         cursor = link.cursor(row_factory=dict_row)
         await cursor.execute(
-            "SELECT m.id, status, deleted, outgoing, own_id, remote_id, edited_at, failure_code, "
+            "SELECT m.id, status, deleted, outgoing, position, edit, remote_id, edited_at, failure_code, "
             "array(SELECT id FROM messages x WHERE x.conversation = m.conversation ORDER BY 1) AS chat,"
             " convert_from(sender, 'UTF8')::jsonb - 'ref_id' AS sender,"
-            " convert_from(content, 'UTF8')::jsonb - '{chat_id,conversation_id,reply_to}'::text[] AS content,"
             ' array(SELECT ("by", emoji, removed, at)::text FROM reactions WHERE message = m.id ORDER BY 1)'
             " AS reactions FROM messages m ORDER BY id"
         )
-        return await cursor.fetchall()
+        rows = await cursor.fetchall()
+    for row in rows:
+        sent: Any = ledger.events[row["position"] - 1]
+        edited: Any = ledger.events[(row["edit"] or row["position"]) - 1]
+        row["own_id"], content = sent.own_id, edited.content
+        row["content"] = replace(content, chat_id=None, conversation_id=None, reply_to=None)
+        del row["position"], row["edit"]
+    return rows

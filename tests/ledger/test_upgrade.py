@@ -22,6 +22,8 @@ DROP TABLE ledger.links, ledger.connecting, ledger.tokens, ledger.consents, ledg
 DROP TABLE ledger.rests, ledger.tries;
 ALTER TABLE views.connections DROP COLUMN is_time_window_disabled;
 ALTER TABLE views.deliveries DROP COLUMN imported;
+DROP VIEW views.messages;
+ALTER TABLE views.message_states RENAME TO messages;
 ALTER TABLE views.messages DROP COLUMN sent_by, DROP COLUMN copy_id;
 UPDATE views.positions SET fingerprint = 'version 1';
 ALTER TABLE ledger.meta DROP COLUMN id_secret;

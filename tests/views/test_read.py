@@ -1,6 +1,7 @@
 """What is read is what was recorded: complete, in a stable order, page by page."""
 
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -113,6 +114,24 @@ async def test_messages_come_by_position_either_way(of: Open) -> None:
         up = await everything(list_messages, reads, conversation=chat, limit=limit)
         down = await everything(list_messages, reads, conversation=chat, limit=limit, order="desc")
         assert [message.id for message in up] == sent == [message.id for message in reversed(down)]
+
+
+async def test_reports_find_in_sql_what_the_ledger_keeps_of_a_message(of: Open, database_url: str) -> None:
+    log = EventLog()
+    chat = log.start("conv-1")
+    sent = log.send(chat, "m\0-1", content=e.Content(type="text", text="a\0b", conversation_id="conv-1"))
+    log.about(e.MessageEdited, sent, content=e.Content(type="text", text="Now this"))
+    plain = log.send(chat, "m-2")
+    await of(log)
+    columns = "own_id, channel, account_id, silent, imported, recorded_at, content"
+    async with await psycopg.AsyncConnection.connect(database_url) as link:
+        rows = await link.execute(f"SELECT {columns} FROM views.messages ORDER BY position".encode())
+        found = await rows.fetchall()
+    scope = (sent.channel, sent.account, False, False)
+    times = [datetime.fromisoformat(one.recorded_at) for one in (sent, plain)]
+    assert [row[:-1] for row in found] == [("m\ufffd-1", *scope, times[0]), ("m-2", *scope, times[1])]
+    contents = [msgspec.json.decode(row[-1], type=e.Content) for row in found]
+    assert contents == [e.Content(type="text", text="Now this"), plain.content]
 
 
 async def test_a_message_says_how_it_stands(of: Open) -> None:
