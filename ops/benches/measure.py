@@ -56,13 +56,13 @@ def compared(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, float]
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of those below it, of user and kernel."""
+    """CPU time of this process and of those below it, also of those that ended; of user and kernel."""
     parents, spent = {}, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # It has ended.
             fields = stat.read_text().rpartition(")")[2].split()
             parents[int(stat.parent.name)] = int(fields[1])
-            spent[int(stat.parent.name)] = int(fields[11]) + int(fields[12])
+            spent[int(stat.parent.name)] = sum(map(int, fields[11:15]))
     family = {os.getpid()}
     while more := {one for one, parent in parents.items() if parent in family} - family:
         family |= more
