@@ -316,7 +316,12 @@ class Doctor:
         if ready.status != 200:
             todo = "wait a moment, then look at its log"
             return [Check("service", False, f"not ready: {_unready(ready.json())}", todo)]
-        return [Check("service", True, f"answers at {url}")]
+        found = [Check("service", True, f"answers at {url}")]
+        for part in cast("list[dict[str, str]]", ready.json().get("parts", [])):
+            if part["part"] == "relay" and part["state"] == "stuck":
+                todo = "mend that, and it goes on by itself; meanwhile subscribers see the past"
+                found.append(Check("relay", False, part["detail"], todo))
+        return found
 
     async def public(self, setup: Setup) -> list[Check]:
         """Who calls the public URL reaches a chatledger.

@@ -78,9 +78,12 @@ async def servers(settings: Settings) -> AsyncIterator[Servers]:
             await _together(*(child.stop() for child in children))
 
 
-async def check_versions(database_url: str, nats_url: str) -> None:
-    """Check both servers' versions. Raises OldServer; ServerFailed if one does not answer."""
-    await _together(check_postgres(database_url), check_nats(nats_url))
+async def check_versions(database_url: str, nats_url: str | None) -> None:
+    """Check the servers' versions, NATS only where its URL is given.
+
+    Raises OldServer; ServerFailed if one does not answer.
+    """
+    await _together(check_postgres(database_url), *([check_nats(nats_url)] if nats_url else []))
 
 
 async def check_postgres(url: str) -> None:

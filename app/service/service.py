@@ -134,7 +134,8 @@ async def running(settings: Settings, setup: Setup | None = None) -> AsyncIterat
         if "web" in settings.roles:
             listener = stack.enter_context(web.listen(settings, backlog(descriptors)))
         urls = await stack.enter_async_context(servers(settings))
-        await check_versions(urls.database_url, urls.nats_url)
+        streams = settings.roles & {"relay", "deliver"}
+        await check_versions(urls.database_url, urls.nats_url if streams else None)
         identity = await _check_tables(urls)
         ids.use_namespace(identity.id_secret)
         hub = CommitHub()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.config.settings import ROLES, BadSettings, Role, Settings, load_keys, load_settings
+from app.stream.identity import Identity
 from tests.support.ids import ADMIN_KEY
 
 DATABASE, NATS = "postgresql://u:p@db/x", "nats://u:p@broker:4222"
@@ -39,6 +40,13 @@ def test_everything_can_be_set() -> None:
         kommo_url="http://127.0.0.1:9/",
         roles="web, relay",
         trusted_proxies="127.0.0.1, 10.0.0.0/8,::1",
+        nats_replicas="5",
+        nats_ca="/srv/ca.pem",
+        nats_certificate="/srv/tls.crt, /srv/tls.key",
+    )
+    assert found.nats_replicas == 5
+    assert found.nats_identity == Identity(
+        ca=Path("/srv/ca.pem"), certificate=Path("/srv/tls.crt"), key=Path("/srv/tls.key")
     )
     assert found.trusted_proxies == ("127.0.0.1", "10.0.0.0/8", "::1")
     assert (found.port, found.roles, found.kommo_url) == (0, SOME, "http://127.0.0.1:9")
@@ -51,6 +59,8 @@ WRONG = {
     "host": ["a b", "http://x", "127.0.0.1\n"],
     "database_url": ["mysql://x", "db.example"],
     "nats_url": ["http://x", f"{NATS},x"],
+    "nats_replicas": ["2", "three"],
+    "nats_certificate": ["a,b,c"],
     "kommo_url": ["amojo.kommo.com", "ftp://x", "https://x?y", "https://x\n"],
     "public_url": ["https://x\n"],
     "roles": ["web,cook", ","],

@@ -5,15 +5,19 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import aiohttp
+import msgspec
 import pytest
 
-from app.servers.servers import Servers
+from app.doctor.doctor import Doctor, Ground
+from app.servers.servers import Servers, check_versions
 from app.stream import jetstream
 from app.stream.standstill import Standstill
 from tests.support.ledgers.nats_cluster import NatsServer, nats_server
 from tests.support.ledgers.stream_ledger import Ledger, differing, relaying, until
-from tests.support.service import Answer, sent, serving
+from tests.support.service import Answer, Served, sent, serving
 
 DENIED = (
     'authorization {{ users: [{{user: us, password: p, permissions: {{publish: {{deny: ["{0}"]}}}}}}, '
@@ -48,7 +52,7 @@ async def test_a_full_store_is_told_and_keeps_nobody_from_storing(
 
             text = {"type": "text", "text": "x" * 2000}
             await service.act([sent(number, message=text) for number in range(60)])
-            await until(lambda: relay.standstill.now is not None)
+            await until(lambda: "insufficient resources" in str(relay.standstill.now))
             ready = await service.request("GET", "/readyz")
             (part,) = [part for part in ready.body["parts"] if part["part"] == "relay"]
             assert (ready.status, ready.body["ready"], part["state"]) == (200, True, "stuck")
@@ -59,6 +63,7 @@ async def test_a_full_store_is_told_and_keeps_nobody_from_storing(
             measured = await gauges(await service.ask("GET", "/metrics"))
             assert (measured["stands_seconds"] > 0, measured["replicas"]) == (True, 1)
 
+            assert "insufficient resources" in await doctors_word(service)
             assert (await service.act(sent("more"))).status == 200
             head = await service.head()
             server.kill()
@@ -70,6 +75,29 @@ async def test_a_full_store_is_told_and_keeps_nobody_from_storing(
     lines = [record.getMessage() for record in caplog.records if record.name == "chatledger.relay"]
     assert len([line for line in lines if "insufficient resources" in line]) == 1
     assert len([line for line in lines if "relay goes on after" in line]) == 1
+
+
+async def test_one_nats_server_of_several_is_enough(
+    servers: Servers, caplog: pytest.LogCaptureFixture
+) -> None:
+    await check_versions(servers.database_url, f"nats://127.0.0.1:1,{servers.nats_url}")
+    (told,) = caplog.messages
+    assert told.startswith("NATS at 127.0.0.1:1 does not answer")
+
+
+async def test_what_only_stores_and_answers_does_not_need_nats(servers: Servers) -> None:
+    changed = {"CHATLEDGER_NATS_URL": "nats://127.0.0.1:9"}
+    async with serving(servers, roles="web,project", changed=changed) as service:
+        assert (await service.request("GET", "/readyz")).status == 200
+
+
+async def doctors_word(service: Served) -> str:
+    """What the doctor says of the relay."""
+    settings = msgspec.structs.replace(service.run.services.settings, port=urlsplit(service.url).port)
+    async with aiohttp.ClientSession() as session:
+        found = {check.name: check for check in await Doctor(settings, session, Ground()).service()}
+    assert (found["service"].ok, found["relay"].ok) == (True, False)
+    return found["relay"].says
 
 
 async def gauges(answer: Answer) -> dict[str, float]:
