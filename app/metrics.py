@@ -44,6 +44,9 @@ RELAY_STANDS = Gauge(
     "chatledger_relay_stands_seconds", "For how long the relay has not been able to publish, 0 if it is"
 )
 RELAY_REPLICAS = Gauge("chatledger_relay_replicas", "How often NATS keeps the stream")
+ACCESS_LOST = Counter(
+    "chatledger_access_lost_total", "Entries of who looked that were lost, because the database was away"
+)
 CONNECTIONS = Gauge("chatledger_connections", "Open connections of clients")
 CONNECTIONS_MAX = Gauge("chatledger_connections_max", "Connections of clients that may be open at a time")
 BAD_REQUESTS = Counter(

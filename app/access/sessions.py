@@ -19,13 +19,15 @@ from app.config.settings import Keys
 
 SESSION_SECONDS = 12 * 3600  # Chosen: a working day, so that nobody signs in twice a day.
 ID_BYTES = 16
-COOKIE_CHARACTERS_MAX = 200  # Ours has 75: a longer one is not worth a signature.
+KEY_MARK = "~"  # Stands in no id and no key.
+COOKIE_CHARACTERS_MAX = 200  # Ours has up to 112: a longer one is not worth a signature.
 
 
 class Session(Struct, frozen=True):
-    """A signed-in browser."""
+    """A signed-in browser; `key` is the id of the key that it gave, None for the admin key."""
 
     id: bytes
+    key: str | None = None
 
 
 class Sessions:
@@ -38,18 +40,20 @@ class Sessions:
         self._cookies = _CookieSigner(key, clock)
         self._forms = Signer(key, salt=b"form", key_derivation="hmac", digest_method=sha256)
 
-    def start(self) -> str:
-        """The cookie of a new session."""
-        return self._cookies.sign(secrets.token_urlsafe(ID_BYTES)).decode()
+    def start(self, key: str | None = None) -> str:
+        """The cookie of a new session of a key, by its id; None is the admin key."""
+        return self._cookies.sign(f"{secrets.token_urlsafe(ID_BYTES)}{KEY_MARK}{key or ''}").decode()
 
     def read(self, cookie: str) -> Session | None:
         """The session of a cookie; None if the cookie is not ours or too old."""
         if len(cookie) > COOKIE_CHARACTERS_MAX:
             return None
         try:
-            return Session(self._cookies.unsign(cookie, max_age=SESSION_SECONDS))
+            text = self._cookies.unsign(cookie, max_age=SESSION_SECONDS)
         except BadSignature:
             return None
+        _, _, key = text.decode().partition(KEY_MARK)
+        return Session(text, key or None)
 
     def form_token(self, bound_to: bytes) -> str:
         """The token for forms of the session, or of the visit to the login page, with this id."""

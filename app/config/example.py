@@ -12,6 +12,7 @@ CHATLEDGER_PORT = 8080                               # where HTTP listens, behin
 # CHATLEDGER_DATABASE_URL = "postgresql://chatledger_service:PASSWORD@db.example.com/chatledger"
 # CHATLEDGER_UNCONNECTED_LIMIT = 10000               # kept for an account that is not connected yet, each,
 # CHATLEDGER_UNCONNECTED_DAYS = 7                    # and for so long
+# CHATLEDGER_ACCESS_DAYS = 90                        # how long it is kept who looked
 # CHATLEDGER_ACCOUNT_RATE = 20000                    # actions a second of one account's messenger,
 # CHATLEDGER_ACCOUNT_BYTES = 67108864                # their bytes a second,
 # CHATLEDGER_ACCOUNT_OPEN = 100000                   # and its deliveries that are open: beyond, it gets 429

@@ -73,6 +73,7 @@ class Settings(
     account_rate: Annotated[int, Meta(ge=1, le=1_000_000)] = 20_000
     account_bytes: Annotated[int, Meta(ge=1024, le=2**40)] = 64 * 1024 * 1024
     account_open: Annotated[int, Meta(ge=1, le=100_000_000)] = 100_000
+    access_days: Annotated[int, Meta(ge=1, le=3650)] = 90
     unconnected_days: Annotated[int, Meta(ge=0, le=3650)] = 7
 
     @property
@@ -135,6 +136,7 @@ HINTS = {
     "CHATLEDGER_ACCOUNT_RATE": "give how many actions an account may send in a second, 1 to 1000000",
     "CHATLEDGER_ACCOUNT_BYTES": "give how many bytes of actions an account may send in a second, from 1024",
     "CHATLEDGER_ACCOUNT_OPEN": "give how many deliveries of an account may be open, 1 to 100000000",
+    "CHATLEDGER_ACCESS_DAYS": "give for how many days it is kept who looked, 1 to 3650",
     "CHATLEDGER_UNCONNECTED_DAYS": "give for how many days they are kept, 0 to 3650",
 }
 

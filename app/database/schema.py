@@ -62,6 +62,17 @@ CREATE INDEX IF NOT EXISTS tokens_crm_id ON ledger.tokens (crm_id);
 CREATE TABLE IF NOT EXISTS ledger.consents (nonce bytea PRIMARY KEY, expires_at timestamptz NOT NULL);
 CREATE TABLE IF NOT EXISTS ledger.ended_sessions (id bytea PRIMARY KEY, ended_at timestamptz NOT NULL);
 CREATE INDEX IF NOT EXISTS ended_sessions_ended_at ON ledger.ended_sessions (ended_at);
+CREATE TABLE IF NOT EXISTS ledger.keys (
+  id uuid PRIMARY KEY, name text NOT NULL, hash bytea NOT NULL UNIQUE, scopes text[] NOT NULL,
+  accounts text[], created_at timestamptz NOT NULL DEFAULT now(), expires_at timestamptz,
+  last_used_at timestamptz);
+CREATE TABLE IF NOT EXISTS ledger.access (
+  position bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, at timestamptz NOT NULL, key_id uuid,
+  key_name text NOT NULL, method text NOT NULL, route text NOT NULL, account_id text, conversation text,
+  message text, address text NOT NULL, status integer NOT NULL);
+CREATE INDEX IF NOT EXISTS access_account ON ledger.access (account_id, position);
+CREATE INDEX IF NOT EXISTS access_key ON ledger.access (key_name, position);
+CREATE INDEX IF NOT EXISTS access_at ON ledger.access (at);
 CREATE TABLE IF NOT EXISTS ledger.imports (
   id uuid PRIMARY KEY, channel text NOT NULL, account_id text NOT NULL, began bigint NOT NULL,
   lines bigint NOT NULL, done boolean NOT NULL, report bytea NOT NULL, updated_at timestamptz NOT NULL);
@@ -93,6 +104,8 @@ GRANT SELECT, INSERT, UPDATE ON ledger.crm_addresses TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.chat_questions TO {role};
 GRANT SELECT, INSERT, UPDATE ON ledger.imports TO {role};
 GRANT SELECT, INSERT, DELETE ON ledger.ended_sessions TO {role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.keys TO {role};
+GRANT SELECT, INSERT, DELETE ON ledger.access TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.tokens, ledger.consents, ledger.keyring TO {role};
 """
 

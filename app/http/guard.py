@@ -1,28 +1,99 @@
-"""Nothing under /v1, and no metrics, without the admin's bearer key; wrong keys are slowed down by source."""
+"""Nothing under /v1, and no metrics, without a key that may do it; wrong keys are slowed down by source.
+
+Every route says what a key needs for it, in its `opt`: one of the rights, `admin` if it says nothing. So a
+new route is closed until somebody opens it. The same holds for keys that are limited to accounts. What a path
+or a query names (an account, a conversation, a message) is looked up here, before the route runs, and is
+answered 404 if it is another account's, as if it were not there. A route whose path names none of these is
+closed to such keys, unless it says `REACHED`: that it shows, or changes, only what `caller_of` reaches.
+"""
 
 import hmac
+from typing import Any, cast
 
 from litestar.handlers import BaseRouteHandler
 
+from app.access import api_keys
+from app.access.callers import ADMIN, Caller, Right
 from app.bad_requests import BAD_REQUESTS
-from app.http.request import Connection, address_of
-from app.operations.services import Services
+from app.http.request import Call, Connection, address_of
+from app.operations.services import Services, views_reach
 from app.problems import ProblemError
+from app.views.cursor import POSITION_LAST
+from app.views.reach import account_of_conversation, account_of_message
 
-NO_KEY = "give the admin key: Authorization: Bearer KEY (it is in the data folder, admin.key)"
+NO_KEY = "give a key: Authorization: Bearer KEY (the admin key is in the data folder, admin.key)"
 TWO_KEYS = "there are several headers Authorization: send one"
+LIMITED = "the key is limited to accounts, and this is about all of them: use one that is not"
+OTHERS = "nothing of this id is in the key's reach"
+CALLER = "caller"  # in a request's state
+NEEDS, REACHES = "needs", "reaches"
+READ: dict[str, Any] = {NEEDS: "read"}
+SEND: dict[str, Any] = {NEEDS: "send"}
+AUDIT: dict[str, Any] = {NEEDS: "audit"}
+REACHED: dict[str, Any] = {REACHES: True}
 
 
-async def guard(connection: Connection, _: BaseRouteHandler) -> None:
-    """Let a request pass that carries the key; raises ProblemError (400, 401, 429)."""
+async def guard(connection: Connection, handler: BaseRouteHandler) -> None:
+    """Let a request pass whose key may do it; raises ProblemError (400, 401, 403, 404, 429)."""
     services: Services = connection.app.state.services
+    caller = await _caller(services, connection)
+    connection.state[CALLER] = caller
+    check_right(caller, handler.opt.get(NEEDS, "admin"))
+    if caller.accounts is not None:
+        await check_reach(services, caller, connection, handler)
+
+
+def caller_of(request: Call) -> Caller:
+    """Returns who asks; only for routes behind the guard."""
+    return cast("Caller", request.state[CALLER])
+
+
+def check_right(caller: Caller, right: Right) -> None:
+    """Raises ProblemError (403) if the key lacks a right."""
+    if not caller.may(right):
+        raise ProblemError(403, f"this needs a key with the right {right}: yours has {_rights(caller)}")
+
+
+def _rights(caller: Caller) -> str:
+    return ", ".join(sorted(caller.rights)) or "none"
+
+
+async def check_reach(
+    services: Services, caller: Caller, connection: Connection, handler: BaseRouteHandler
+) -> None:
+    """Raises ProblemError if a request leaves what the caller reaches: 404, or 403 if it is about all."""
+    path, query = connection.path_params, connection.query_params
+    named = [str(one) for one in (path.get("account_id"), query.get("account_id")) if one is not None]
+    if not all(caller.reaches(account) for account in named):
+        raise ProblemError(404, OTHERS)
+    if (position := str(query.get("at_least", ""))).isdecimal():
+        await views_reach(services, min(int(position), POSITION_LAST))
+    if conversation := path.get("conversation") or query.get("conversation"):
+        if not caller.reaches(await account_of_conversation(services.pool, str(conversation))):
+            raise ProblemError(404, OTHERS)
+    elif message := path.get("message"):
+        if not caller.reaches(await account_of_message(services.pool, str(message))):
+            raise ProblemError(404, OTHERS)
+    elif "account_id" not in path and not handler.opt.get(REACHES):
+        raise ProblemError(403, LIMITED)
+
+
+def check_account(caller: Caller, account: str | None) -> None:
+    """Raises ProblemError if a body is about another account (404), or a limited key names none (400)."""
+    if caller.accounts is not None and account is None:
+        raise ProblemError(400, "account_id: name the account, because the key is limited to accounts")
+    if not caller.reaches(account):
+        raise ProblemError(404, OTHERS)
+
+
+async def _caller(services: Services, connection: Connection) -> Caller:
     given = connection.headers.getall("authorization", [])
     if len(given) > 1:
         raise ProblemError(400, TWO_KEYS)
-    kind, _space, key = given[0].partition(" ") if given else ("", "", "")
-    if kind.lower() == "bearer" and is_admin_key(services, key.strip()):
-        return
-    if key:
+    kind, _space, text = given[0].partition(" ") if given else ("", "", "")
+    if kind.lower() == "bearer" and (caller := await caller_with(services, text.strip())):
+        return caller
+    if text:
         address = address_of(connection)
         BAD_REQUESTS.count("wrong_key", address, "its key is wrong")
         if seconds := await services.tries.slow_down("key", address):
@@ -31,6 +102,8 @@ async def guard(connection: Connection, _: BaseRouteHandler) -> None:
     raise ProblemError(401, NO_KEY)
 
 
-def is_admin_key(services: Services, key: str) -> bool:
-    """Whether a key is the admin's, compared in constant time."""
-    return hmac.compare_digest(key.encode(), services.keys.admin.encode())
+async def caller_with(services: Services, key: str) -> Caller | None:
+    """Returns who asks with a key; None if it is none of ours, or over."""
+    if hmac.compare_digest(key.encode(), services.keys.admin.encode()):
+        return ADMIN
+    return await api_keys.find(services.pool, key)

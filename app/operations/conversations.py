@@ -1,5 +1,7 @@
 """A chat is created in Kommo before anybody writes in it, under the names that both sides use for it."""
 
+from functools import partial
+
 import msgspec
 from msgspec import Struct
 
@@ -179,9 +181,13 @@ async def _found(
     services: Services, connection: Connection, conversation_id: str, chat_id: str
 ) -> Conversation:
     """The conversation by either name: one that was merged goes by the first that each side gave."""
-    channel, account = connection.scope.channel, connection.scope.account
-    for name in ({"conversation_id": conversation_id}, {"chat_id": chat_id}):
-        page = await list_conversations(services.pool, channel=channel, account_id=account, limit=1, **name)
-        if page.items:
-            return page.items[0]
+    scope = connection.scope
+    list_one = partial(
+        list_conversations, services.pool, channel=scope.channel, account_id=scope.account, limit=1
+    )
+    page = await list_one(conversation_id=conversation_id)
+    if not page.items:
+        page = await list_one(chat_id=chat_id)
+    if page.items:
+        return page.items[0]
     raise NotYet("the views do not show the conversation yet: ask again")

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from app.access.access_log import AccessLog
 from app.access.account_limits import AccountLimits
 from app.access.keyring import Keyring
 from app.access.login_links import LoginLinks
@@ -73,6 +74,7 @@ class Services:
     users: Users
     sessions: Sessions
     limits: AccountLimits
+    access_log: AccessLog
     login_links: LoginLinks = field(default_factory=LoginLinks)
     proxies: Proxies = field(default_factory=Proxies)
     tries: Tries = field(default_factory=Tries)

@@ -18,6 +18,7 @@ from litestar.openapi.spec import Components
 from app import problems
 from app.database.pool import BadFilter, ViewsMissing
 from app.http import docs
+from app.http.access import note_access
 from app.http.api import (
     accounts,
     channels,
@@ -27,12 +28,12 @@ from app.http.api import (
     health,
     history,
     imports,
+    keys,
     operation,
     refused,
     sending,
     sources,
     templates,
-    waiting,
 )
 from app.http.console import pages
 from app.http.console import routes as console
@@ -68,7 +69,6 @@ KEYED = [
     *events.routes,
     *operation.routes,
     *refused.routes,
-    *waiting.routes,
     *sending.routes,
     *consent.routes,
     *accounts.routes,
@@ -76,6 +76,7 @@ KEYED = [
     *templates.routes,
     *crm_webhooks.routes,
     *imports.routes,
+    *keys.routes,
 ]
 OPEN = [*webhooks.routes, *crm_webhook.routes, *consent.open_routes, *docs.routes]
 
@@ -137,6 +138,7 @@ def routed(state: Mapping[str, object]) -> Litestar:
             ProblemError: _respond,
             HTTPException: _by_litestar,
         },
+        before_send=[note_access],
         openapi_config=_openapi(),
         logging_config=None,
         request_max_body_size=problems.BODY_BYTES_MAX,

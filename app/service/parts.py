@@ -4,6 +4,7 @@ import contextlib
 from functools import partial
 from typing import Protocol, TypeVar
 
+from app.access.access_log import AccessLog
 from app.access.account_limits import AccountLimits
 from app.access.keyring import Keyring
 from app.access.proxies import Proxies
@@ -99,6 +100,7 @@ async def open_services(
         users=users,
         sessions=Sessions(keys),
         limits=AccountLimits(settings),
+        access_log=_closing(stack, AccessLog(pool, settings.access_days)),
         proxies=Proxies(settings.trusted_proxies),
     )
 

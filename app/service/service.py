@@ -206,6 +206,7 @@ async def _start_roles(stack: contextlib.AsyncExitStack, run: Running, urls: Ser
     await await_views(urls.database_url)
     if "web" in roles:
         await stack.enter_async_context(run.role("links", contact_links.run(services)))
+        await stack.enter_async_context(run.role("access", services.access_log.run()))
         await stack.enter_async_context(run.role("refused", refused.expire(services.pool)))
         if services.oauth:
             await stack.enter_async_context(run.role("consents", services.tokens.keep_alive()))

@@ -105,6 +105,9 @@ FROM (SELECT * FROM conversations
   AND (%(account_id)s::text IS NULL OR account_id = %(account_id)s::text AND (%(channel)s::text IS NOT NULL
     OR EXISTS (SELECT 1 FROM connections AS k WHERE k.channel = conversations.channel
       AND k.account_id = conversations.account_id)))
+  AND (%(accounts)s::text[] IS NULL OR conversations.account_id = ANY (%(accounts)s::text[]) AND EXISTS (
+    SELECT 1 FROM connections AS r
+    WHERE r.channel = conversations.channel AND r.account_id = conversations.account_id))
   AND (%(conversation_id)s::text IS NULL OR conversation_id = %(conversation_id)s::text)
   AND (%(chat_id)s::text IS NULL OR chat_id = %(chat_id)s::text)
   AND (%(position)s::bigint IS NULL OR (position, id) < (%(position)s::bigint, %(id)s::uuid))
@@ -166,14 +169,19 @@ async def list_conversations(
     account_id: str | None = None,
     conversation_id: str | None = None,
     chat_id: str | None = None,
+    accounts: list[str] | None = None,
     limit: int = LIMIT,
     cursor: str | None = None,
 ) -> Conversations:
-    """Returns a page of conversations, the latest activity first. Raises BadCursor."""
+    """Returns a page of conversations, the latest activity first, of these accounts only.
+
+    Raises BadCursor.
+    """
     position, last = decode_cursor(cursor, tuple[int, UUID]) if cursor else (None, None)
     values = {
         "channel": channel,
         "account_id": account_id,
+        "accounts": accounts,
         "conversation_id": conversation_id,
         "chat_id": chat_id,
         "position": position,

@@ -37,6 +37,8 @@ WHERE d.position > %(after)s::bigint
   AND (%(channel)s::text IS NULL OR d.channel = %(channel)s::text)
   AND (%(account_id)s::text IS NULL OR d.account_id = %(account_id)s::text AND (%(channel)s::text IS NOT NULL
     OR EXISTS (SELECT 1 FROM connections AS c WHERE c.channel = d.channel AND c.account_id = d.account_id)))
+  AND (%(accounts)s::text[] IS NULL OR d.account_id = ANY (%(accounts)s::text[]) AND EXISTS (
+    SELECT 1 FROM connections AS r WHERE r.channel = d.channel AND r.account_id = d.account_id))
   AND (%(conversation)s::uuid IS NULL OR d.conversation = %(conversation)s::uuid)
   AND (%(messages)s::uuid[] IS NULL OR d.send = ANY (%(messages)s::uuid[]))
   AND (%(since)s::timestamptz IS NULL OR d.recorded_at >= %(since)s::timestamptz)
@@ -115,6 +117,7 @@ async def list_deliveries(
     destination: str | None = None,
     channel: str | None = None,
     account_id: str | None = None,
+    accounts: list[str] | None = None,
     conversation: str | None = None,
     since: str | None = None,
     until: str | None = None,
@@ -125,7 +128,7 @@ async def list_deliveries(
     """Returns a page of deliveries, the oldest first; without `states`, of every one. Raises BadCursor.
 
     `reason` is how their reason begins; `since` and `until` are when the event was recorded. `messages`: only
-    those that send one of these.
+    those that send one of these. `accounts`: only those of these.
     """
     after = decode_cursor(cursor, int) if cursor else 0
     values: dict[str, object] = {
@@ -134,6 +137,7 @@ async def list_deliveries(
         "destination": destination,
         "channel": channel,
         "account_id": account_id,
+        "accounts": accounts,
         "conversation": conversation,
         "since": since,
         "until": until,

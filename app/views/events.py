@@ -21,6 +21,9 @@ SELECT id FROM places WHERE (%(channel)s::text IS NULL OR channel = %(channel)s:
   AND (%(account)s::text IS NULL OR account = %(account)s::text AND (
     channel = '' OR EXISTS (SELECT 1 FROM connections AS c
       WHERE c.channel = places.channel AND c.account_id = places.account)))
+  AND (%(accounts)s::text[] IS NULL OR account = ANY (%(accounts)s::text[]) AND (
+    channel = '' OR EXISTS (SELECT 1 FROM connections AS r
+      WHERE r.channel = places.channel AND r.account_id = places.account)))
 """
 PERIOD_RANGE = """
 SELECT min(period) AS low, max(period) AS high FROM periods
@@ -69,12 +72,16 @@ _KINDS = {name: number for number, name in enumerate(TAGS)}
 
 
 class Filter(Struct, frozen=True, kw_only=True):
-    """Which events to read: those recorded from the time `since` on and before the time `until`."""
+    """Which events to read: those recorded from the time `since` on and before the time `until`.
+
+    `accounts`: only those of these.
+    """
 
     type: str | None = None
     conversation: str | None = None
     channel: str | None = None
     account_id: str | None = None
+    accounts: list[str] | None = None
     since: str | None = None
     until: str | None = None
 
@@ -201,11 +208,15 @@ async def _range(pool: Pool, times: dict[str, object]) -> tuple[int, int]:
 
 async def _places(pool: Pool, only: Filter) -> dict[str, object]:
     """Returns the parameters `place` and `places` of the statements: one number, several, or neither."""
-    if only.channel is None and only.account_id is None:
+    if only.channel is None and only.account_id is None and only.accounts is None:
         return {"place": None, "places": None}
     if only.channel is not None and only.account_id is not None:
         return {"place": place(only.channel, only.account_id), "places": None}
-    values: dict[str, object] = {"channel": only.channel, "account": only.account_id}
+    values: dict[str, object] = {
+        "channel": only.channel,
+        "account": only.account_id,
+        "accounts": only.accounts,
+    }
     places = [row.id for row in await pool.fetch(PlaceRow, PLACES, values)]
     if len(places) == 1:  # An equality lets PostgreSQL read the index in order of position.
         return {"place": places[0], "places": None}

@@ -16,6 +16,8 @@ FROM waiting WHERE position > %(after)s::bigint
   AND (%(account_id)s::text IS NULL OR account_id = %(account_id)s::text AND (%(channel)s::text IS NOT NULL
     OR EXISTS (SELECT 1 FROM connections AS c WHERE c.channel = waiting.channel
       AND c.account_id = waiting.account_id)))
+  AND (%(accounts)s::text[] IS NULL OR waiting.account_id = ANY (%(accounts)s::text[]) AND EXISTS (
+    SELECT 1 FROM connections AS r WHERE r.channel = waiting.channel AND r.account_id = waiting.account_id))
   AND (%(message)s::uuid IS NULL OR stream = %(message)s::uuid)
 ORDER BY position LIMIT %(limit)s::bigint
 """
@@ -47,14 +49,19 @@ async def list_waiting(
     *,
     channel: str | None = None,
     account_id: str | None = None,
+    accounts: list[str] | None = None,
     message: str | None = None,
     limit: int = LIMIT,
     cursor: str | None = None,
 ) -> Waiting:
-    """Returns a page of the facts that wait, the oldest first. Raises BadCursor, BadFilter."""
+    """Returns a page of the facts that wait, the oldest first, of these accounts only.
+
+    Raises BadCursor, BadFilter.
+    """
     values = {
         "channel": channel,
         "account_id": account_id,
+        "accounts": accounts,
         "message": message,
         "after": decode_cursor(cursor, int) if cursor else 0,
         "limit": limit + 1,

@@ -78,7 +78,7 @@ async def test_a_wrong_key_is_told_and_slow(stranger: Browser) -> None:
     token, start = await stranger.form_token("/login"), time.monotonic()
     answer, text = await stranger.post("/login", key="wrong", csrf=token, next="/")
     assert answer.status == 401
-    assert "That is not the admin key." in text
+    assert "This key is wrong, or not good any more." in text
     assert time.monotonic() - start > 0.4
     assert not [one for one in answer.headers.getall("Set-Cookie") if "_visit" not in one]
 

@@ -9,6 +9,7 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import Struct, to_builtins
 
 from app.http.api.parameters import NOT_TO_LEDGER, REFUSALS, Number, ledger_position
+from app.http.guard import REACHED, READ, caller_of
 from app.http.openapi.responses import answers
 from app.http.request import Call, services_of
 from app.kommo.crm.users import User
@@ -105,20 +106,31 @@ class LinkChat(Struct, frozen=True):
     contact_id: Number
 
 
-@get("/accounts", summary="Accounts, and whether they let us in", tags=["accounts"])
+@get("/accounts", summary="Accounts, and whether they let us in", tags=["accounts"], opt=READ | REACHED)
 async def accounts(request: Call) -> AccountsShown:
     """By account id."""
-    return AccountsShown(await operations.list_accounts(services_of(request)))
+    caller, found = caller_of(request), await operations.list_accounts(services_of(request))
+    return AccountsShown([one for one in found if caller.reaches(one.account_id)])
 
 
-@get("/accounts/{account_id:str}/users", summary="The users", tags=["accounts"], responses=REFUSALS)
+@get(
+    "/accounts/{account_id:str}/users",
+    summary="The users",
+    tags=["accounts"],
+    opt=READ,
+    responses=REFUSALS,
+)
 async def users(request: Call, account_id: FromPath[str]) -> UsersShown:
     """All of them, with their amojo ids, by which chats name them."""
     return UsersShown(await crm.list_users(services_of(request), account_id))
 
 
 @get(
-    "/accounts/{account_id:str}/talks/{talk_id:int}", summary="A talk", tags=["accounts"], responses=REFUSALS
+    "/accounts/{account_id:str}/talks/{talk_id:int}",
+    summary="A talk",
+    tags=["accounts"],
+    opt=READ,
+    responses=REFUSALS,
 )
 async def talk(request: Call, account_id: FromPath[str], talk_id: FromPath[int]) -> TalkShown:
     """How it stands in Kommo now."""
@@ -195,6 +207,7 @@ async def link_lead(
     "/accounts/{account_id:str}/links",
     summary="Which contacts chats belong to",
     tags=["accounts"],
+    opt=READ,
     responses=REFUSALS,
 )
 async def links(

@@ -7,8 +7,10 @@ from typing import Annotated
 from litestar import Response, get
 from litestar.params import FromQuery, QueryParameter
 from litestar.response import Stream
+from msgspec import Raw
 
 from app.http.api.parameters import POSITION_MAX, AtLeast, Moment, moment_text, next_link
+from app.http.guard import REACHED, READ, caller_of
 from app.http.openapi import examples
 from app.http.openapi.responses import answers
 from app.http.query import nearest
@@ -16,7 +18,8 @@ from app.http.request import Call, services_of
 from app.operations.services import Services, views_reach
 from app.printable import printable
 from app.problems import ProblemError
-from app.views.events import Events, Filter, list_events, stream_events
+from app.views.events import Events, Filter, Stored, list_events, stream_events
+from app.views.hidden import without_deleted
 from projections.events import TAGS
 
 SSE_POLL_SECONDS = 1.0
@@ -29,7 +32,7 @@ STREAMS = {"application/x-ndjson": examples.LINE, "text/event-stream": examples.
 STREAMED = answers(also={200: Events}, texts={200: STREAMS})
 
 
-@get("/events", summary="The ledger", tags=["events"], responses=STREAMED)
+@get("/events", summary="The ledger", tags=["events"], opt=READ | REACHED, responses=STREAMED)
 async def events(
     request: Call,
     after: After = 0,
@@ -47,7 +50,7 @@ async def events(
     JSON pages; with `Accept: application/x-ndjson` all of them as lines; with `text/event-stream` they go on
     as they happen, and resume after `Last-Event-ID`.
     """
-    services = services_of(request)
+    services, caller = services_of(request), caller_of(request)
     await views_reach(services, at_least, view="events")
     if type_ is not None and type_ not in TAGS:
         raise ProblemError(
@@ -58,43 +61,62 @@ async def events(
         conversation=conversation,
         channel=channel,
         account_id=account_id,
+        accounts=caller.limited_to,
         since=moment_text(since),
         until=moment_text(until),
     )
-    accept = request.headers.get("accept", "")
+    accept, all_shown = request.headers.get("accept", ""), caller.may("audit")
     if "text/event-stream" in accept:
         last = request.headers.get("last-event-id", "")
         start = int(last) if re.fullmatch("[0-9]{1,18}", last) else after
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return Stream(_follow(services, start, only), media_type="text/event-stream", headers=headers)
+        return Stream(
+            _follow(services, start, only, all_shown), media_type="text/event-stream", headers=headers
+        )
     if "application/x-ndjson" in accept:
-        return Stream(_lines(services, after, only, limit), media_type="application/x-ndjson")
+        return Stream(_lines(services, after, only, limit, all_shown), media_type="application/x-ndjson")
     page = await list_events(services.pool, after=after, limit=limit or 50, only=only)
+    if not all_shown:
+        page = Events(await without_deleted(services.pool, page.items), page.next)
     return Response(page, headers=next_link(request, "after", page.next))
 
 
-async def _lines(services: Services, after: int, only: Filter, limit: int | None) -> AsyncIterator[bytes]:
+async def _lines(
+    services: Services, after: int, only: Filter, limit: int | None, all_shown: bool
+) -> AsyncIterator[bytes]:
     left = limit if limit is not None else 1 << 62
-    async for page in stream_events(services.pool, after=after, only=only):
+    async for page in _pages(services, after, only, all_shown):
         yield b"".join(b'{"position":%d,"event":%b}\n' % row for row in page[:left])
         left -= len(page)
         if left <= 0:
             return
 
 
-async def _follow(services: Services, after: int, only: Filter) -> AsyncIterator[bytes]:
+async def _follow(services: Services, after: int, only: Filter, all_shown: bool) -> AsyncIterator[bytes]:
     """Events as they come into the views, a comment when it is quiet, until the process stops."""
     yield b": following\n\n"
     quiet = 0
     while not services.stopping.is_set():
         seen = services.projector.position
-        async for page in stream_events(services.pool, after=after, only=only):
+        async for page in _pages(services, after, only, all_shown):
             yield b"".join(b"id: %d\ndata: %b\n\n" % row for row in page)
             after, quiet = page[-1][0], 0
         if not await services.projector.wait_for(seen + 1, SSE_POLL_SECONDS):
             quiet += 1
             if quiet % SSE_QUIET_POLLS == 0:
                 yield b": quiet\n\n"
+
+
+async def _pages(
+    services: Services, after: int, only: Filter, all_shown: bool
+) -> AsyncIterator[list[tuple[int, bytes]]]:
+    """Pages of events; unless all is to be shown, what was deleted since is hidden."""
+    async for page in stream_events(services.pool, after=after, only=only):
+        if all_shown:
+            yield page
+        else:
+            shown = await without_deleted(services.pool, [Stored(at, Raw(event)) for at, event in page])
+            yield [(one.position, bytes(one.event)) for one in shown]
 
 
 routes = [events]

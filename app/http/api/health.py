@@ -7,7 +7,8 @@ from msgspec import Struct
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app import metrics
-from app.http.guard import guard
+from app.http.access import UNLOGGED
+from app.http.guard import READ, guard
 from app.http.openapi import document, examples
 from app.http.openapi.responses import answers
 from app.http.request import Call, services_of
@@ -97,6 +98,7 @@ def _relay(relay: Relay | None) -> Part:
     summary="Metrics for Prometheus",
     tags=["operation"],
     guards=[guard],
+    opt=READ | UNLOGGED,
     security=[{document.KEY: []}],
     responses=answers(texts={200: {CONTENT_TYPE_LATEST: examples.METRICS}}),
 )

@@ -8,6 +8,7 @@ from litestar.response import Redirect
 from litestar.status_codes import HTTP_307_TEMPORARY_REDIRECT
 
 from app.http.api.parameters import AtLeast, Limit, next_link
+from app.http.guard import REACHED, READ, caller_of
 from app.http.openapi.responses import answers
 from app.http.request import Call, services_of
 from app.operations.services import views_reach
@@ -18,7 +19,12 @@ from app.views.messages import History, Messages, get_message, list_messages
 UNKNOWN = answers(said={404: "no conversation has this id"})
 
 
-@get("/conversations", summary="Conversations, the latest active first", tags=["history"])
+@get(
+    "/conversations",
+    summary="Conversations, the latest active first",
+    tags=["history"],
+    opt=READ | REACHED,
+)
 async def conversations(
     request: Call,
     channel: FromQuery[str | None] = None,
@@ -38,13 +44,20 @@ async def conversations(
         account_id=account_id,
         conversation_id=conversation_id,
         chat_id=chat_id,
+        accounts=caller_of(request).limited_to,
         limit=limit,
         cursor=cursor,
     )
     return Response(page, headers=next_link(request, "cursor", page.next))
 
 
-@get("/conversations/{conversation:str}", summary="One conversation", tags=["history"], responses=UNKNOWN)
+@get(
+    "/conversations/{conversation:str}",
+    summary="One conversation",
+    tags=["history"],
+    opt=READ,
+    responses=UNKNOWN,
+)
 async def conversation(
     request: Call, conversation: FromPath[str], at_least: AtLeast = None
 ) -> Conversation | Redirect:
@@ -57,6 +70,7 @@ async def conversation(
     "/conversations/{conversation:str}/messages",
     summary="A chat's history",
     tags=["history"],
+    opt=READ,
     responses=UNKNOWN,
 )
 async def messages(
@@ -82,6 +96,7 @@ async def messages(
     "/messages/{message:str}",
     summary="A message and its timeline",
     tags=["history"],
+    opt=READ,
     responses=answers(said={404: "no message has this id"}),
 )
 async def message(request: Call, message: FromPath[str], at_least: AtLeast = None) -> History:

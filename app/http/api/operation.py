@@ -1,4 +1,4 @@
-"""Routes of an operator: where everything stands, what is not delivered, and taking it up again."""
+"""Routes of an operator: where everything stands, what is not delivered or waits, and taking it up again."""
 
 from typing import Annotated, Literal
 
@@ -6,13 +6,16 @@ from litestar import Response, get, post
 from litestar.params import FromQuery, JSONBody, QueryParameter
 from msgspec import Meta, Struct
 
+from app.http.access import UNLOGGED
 from app.http.api.parameters import AtLeast, Limit, Moment, MomentText, moment_text, next_link, read_moment
+from app.http.guard import REACHED, READ, caller_of, check_account
 from app.http.request import Call, services_of
 from app.operations.deliveries import Stopped
 from app.operations.deliveries import resume as take_up
 from app.operations.services import views_reach
 from app.operations.status import Status, read_status
 from app.views.deliveries import Deliveries, Filter, list_deliveries
+from app.views.waiting import Waiting, list_waiting
 
 
 class Resumed(Struct, frozen=True):
@@ -36,7 +39,7 @@ class ResumeOrder(Struct, frozen=True):
     until: MomentText | None = None
 
 
-@get("/status", summary="Where everything stands", tags=["operation"])
+@get("/status", summary="Where everything stands", tags=["operation"], opt=READ | UNLOGGED)
 async def status(request: Call, at_least: AtLeast = None) -> Status:
     """The ledger's head, each view's position, lag and faults, the relay's position, and the deliveries."""
     services = services_of(request)
@@ -44,7 +47,7 @@ async def status(request: Call, at_least: AtLeast = None) -> Status:
     return await read_status(services)
 
 
-@get("/deliveries", summary="What is not delivered", tags=["operation"])
+@get("/deliveries", summary="What is not delivered", tags=["operation"], opt=READ | REACHED)
 async def deliveries(
     request: Call,
     state_: Annotated[Filter | None, QueryParameter(name="state")] = None,
@@ -74,6 +77,7 @@ async def deliveries(
         destination=destination,
         channel=channel,
         account_id=account_id,
+        accounts=caller_of(request).limited_to,
         conversation=conversation,
         since=moment_text(since),
         until=moment_text(until),
@@ -83,7 +87,7 @@ async def deliveries(
     return Response(page, headers=next_link(request, "cursor", page.next))
 
 
-@post("/deliveries/resume", status_code=200, summary="Take up what stopped", tags=["operation"])
+@post("/deliveries/resume", status_code=200, summary="Take up what stopped", tags=["operation"], opt=REACHED)
 async def resume(
     request: Call,
     data: JSONBody[ResumeOrder | None] = None,
@@ -97,6 +101,7 @@ async def resume(
     once.
     """
     order = data or ResumeOrder()
+    check_account(caller_of(request), order.account_id or account_id)
     count, last = await take_up(
         services_of(request),
         order.states,
@@ -110,4 +115,32 @@ async def resume(
     return Response(Resumed(count), headers={"Ledger-Position": str(last)})
 
 
-routes = [status, deliveries, resume]
+@get("/waiting", summary="Facts about unknown names", tags=["operation"], opt=READ | REACHED)
+async def waiting(
+    request: Call,
+    channel: FromQuery[str | None] = None,
+    account_id: FromQuery[str | None] = None,
+    message: FromQuery[str | None] = None,
+    limit: Limit = 50,
+    cursor: FromQuery[str | None] = None,
+    at_least: AtLeast = None,
+) -> Response[Waiting]:
+    """Edits, deletions, reactions and statuses whose message is not known, the oldest first.
+
+    Each is applied when its message comes. At most 100 wait for one name; what is more is answered 429.
+    """
+    services = services_of(request)
+    await views_reach(services, at_least, view="waiting")
+    page = await list_waiting(
+        services.pool,
+        channel=channel,
+        account_id=account_id,
+        accounts=caller_of(request).limited_to,
+        message=message,
+        limit=limit,
+        cursor=cursor,
+    )
+    return Response(page, headers=next_link(request, "cursor", page.next))
+
+
+routes = [status, deliveries, resume, waiting]

@@ -6,6 +6,7 @@ from litestar.params import FromPath, JSONBody
 from msgspec import Struct
 
 from app.http.api.parameters import ledger_position
+from app.http.guard import REACHED, SEND, caller_of, check_account
 from app.http.openapi.responses import answers
 from app.http.request import Call, services_of
 from app.ledger.writer import Recorded
@@ -28,10 +29,12 @@ class Accepted(Struct, frozen=True):
     status_code=201,
     summary="Create a chat before any message",
     tags=["sending"],
+    opt=SEND | REACHED,
     responses=answers(404, 502, also={200: Conversation}),
 )
 async def create(request: Call, data: JSONBody[NewConversation]) -> Response[Conversation]:
     """201 with the conversation, 200 if it was there; 502 with Kommo's answer if it refuses."""
+    check_account(caller_of(request), data.account_id)
     found, recorded = await conversations.create(services_of(request), data)
     status = 200 if recorded.duplicate else 201
     return Response(found, status_code=status, headers=ledger_position(recorded))
@@ -42,6 +45,7 @@ async def create(request: Call, data: JSONBody[NewConversation]) -> Response[Con
     status_code=202,
     summary="Send a message to the customer",
     tags=["sending"],
+    opt=SEND,
     responses=answers(409, said={404: UnknownConversation.MESSAGE}, also={200: Accepted}),
 )
 async def send(request: Call, conversation: FromPath[str], data: JSONBody[NewMessage]) -> Response[Accepted]:
@@ -55,6 +59,7 @@ async def send(request: Call, conversation: FromPath[str], data: JSONBody[NewMes
     status_code=200,
     summary="Tell how far a message has come",
     tags=["sending"],
+    opt=SEND,
     responses=answers(said={404: UnknownMessage.MESSAGE}),
 )
 async def confirm(request: Call, message: FromPath[str], data: JSONBody[StatusNow]) -> Response[Accepted]:

@@ -5,24 +5,19 @@ A deleted message is drawn without its content, here and in the list of events; 
 
 from datetime import UTC, datetime
 
-import msgspec
-from msgspec import Raw
-
 from app import clock
 from app.http.console import formatting
 from app.operations.services import Services
 from app.problems import ProblemError
 from app.views.cursor import encode_cursor
 from app.views.deliveries import Delivery, list_deliveries
-from app.views.events import Stored
-from app.views.messages import Message, deleted_among, get_message, list_messages, position_since
+from app.views.messages import Message, get_message, list_messages, position_since
 
 # Chosen, all of them: what fits a page or two and is drawn within some milliseconds.
 MESSAGES = 50
 AROUND = MESSAGES // 2
 QUOTES_MAX = 50
 PENDING_MAX = 500
-HIDDEN = "hidden, because the message was deleted: see the message's own page"
 
 
 async def page_of(
@@ -92,16 +87,3 @@ async def bubbles_of(
         if found := await get_message(reads, id_):
             quoted[id_] = found
     return list(formatting.bubbles(messages, pending, quoted, alone=alone))
-
-
-async def without_deleted(services: Services, stored: list[Stored]) -> list[Stored]:
-    """Stored events for a list: those about a deleted message do not show its content."""
-    events = [msgspec.json.decode(one.event) for one in stored]
-    about = [event.get("message") for event in events if "content" in event]
-    gone = await deleted_among(services.pool, [one for one in about if isinstance(one, str)])
-    return [
-        Stored(one.position, Raw(msgspec.json.encode(event | {"content": HIDDEN})))
-        if "content" in event and event.get("message") in gone
-        else one
-        for one, event in zip(stored, events, strict=True)
-    ]

@@ -12,10 +12,12 @@ from litestar.response import Stream
 from msgspec import Struct
 
 from app import clock
-from app.access import ended_sessions
+from app.access.callers import Caller
 from app.access.sessions import Session
+from app.http.access import UNLOGGED
 from app.http.console import formatting
-from app.http.console.pages import session_of
+from app.http.console.pages import caller_in, session_of
+from app.http.guard import REACHED, READ, caller_of
 from app.http.request import Call, services_of
 from app.operations.services import Services
 from app.problems import ProblemError
@@ -58,7 +60,7 @@ class Typing(Struct, frozen=True):
     milliseconds: int
 
 
-@get("/live")
+@get("/live", opt=READ | REACHED | UNLOGGED)
 async def live(
     request: Call, conversation: FromQuery[str | None] = None, after: FromQuery[int | None] = None
 ) -> Stream:
@@ -73,12 +75,17 @@ async def live(
     last = request.headers.get("last-event-id", "")
     start = int(last) if POSITION.fullmatch(last) else after
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
-    lines = _follow(services, ids, conversation, start, session_of(request))
+    lines = _follow(services, ids, conversation, start, session_of(request), caller_of(request))
     return Stream(lines, media_type="text/event-stream", headers=headers)
 
 
 async def _follow(
-    services: Services, ids: set[str], conversation: str | None, after: int | None, session: Session | None
+    services: Services,
+    ids: set[str],
+    conversation: str | None,
+    after: int | None,
+    session: Session | None,
+    caller: Caller,
 ) -> AsyncIterator[bytes]:
     """One change for all that was missed since `after`, then each change, until process or session end."""
     loop = asyncio.get_running_loop()
@@ -97,8 +104,9 @@ async def _follow(
                 return
             if session and loop.time() - asked > SESSION_LOOK_SECONDS:
                 asked = loop.time()
-                if await ended_sessions.is_ended(services.pool, session):
+                if await caller_in(services, session) is None:
                     return
+            page = [(at, event) for at, event in page if caller.reaches(event.account)]
             quiet = 0 if page else quiet + 1
             for line in _lines(page, ids):
                 yield line

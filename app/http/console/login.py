@@ -10,10 +10,11 @@ from litestar.params import FromQuery
 from litestar.response import Redirect
 
 from app.access import ended_sessions
+from app.access.callers import ADMIN, Caller
 from app.access.tries import TRIES_SECONDS
 from app.bad_requests import BAD_REQUESTS
 from app.http.console.pages import cookie, cookie_name, is_page, live_session, page, session_of
-from app.http.guard import is_admin_key
+from app.http.guard import CALLER, NEEDS, REACHED, READ, caller_of, caller_with, check_reach, check_right
 from app.http.request import Call, address_of, services_of
 from app.http.security import HEADERS
 from app.problems import ProblemError
@@ -24,7 +25,7 @@ NEXT_CHARACTERS_MAX = 2000  # Chosen: every browser takes addresses of this leng
 LOCAL = re.compile(r"/(?![/\\])[!-\[\]-~]*")
 STALE = "This form is too old, or came from elsewhere. Please try again."
 USED = "This link has already been used or is older than ten minutes. Sign in with the key instead."
-WRONG = "That is not the admin key."
+WRONG = "This key is wrong, or not good any more."
 
 
 def local(address: str | None) -> str:
@@ -34,8 +35,12 @@ def local(address: str | None) -> str:
 
 
 async def signed_in(request: Call) -> Response[str] | Response[None] | None:
-    """Let a signed-in browser pass, lead others to the login; raises ProblemError (401) for programs."""
+    """Let a signed-in browser pass whose key may do it, lead others to the login; raises ProblemError."""
     if await live_session(request):
+        caller, handler = caller_of(request), request.scope["route_handler"]
+        check_right(caller, handler.opt.get(NEEDS, "admin"))
+        if caller.accounts is not None:
+            await check_reach(services_of(request), caller, request, handler)
         return None
     if request.method != "GET" or not is_page(request):
         raise ProblemError(401, "you are not signed in, or no longer: sign in at /login")
@@ -69,7 +74,7 @@ async def login(request: Call, token: FromQuery[str | None] = None) -> Response[
     to = local(request.query_params.get("next"))
     if token is not None:
         if services.login_links.use(token):
-            return _welcome(request, "/")
+            return _welcome(request, "/", ADMIN)
         return _form(request, "/", problem=USED, status=403)
     if await live_session(request):
         return Redirect(to, status_code=303)
@@ -89,15 +94,15 @@ async def enter(request: Call) -> Response[str]:
     if seconds := services.tries.wait_seconds("login", address):
         problem = f"Too many wrong keys. Wait {seconds} seconds and try again."
         return _form(request, to, problem=problem, status=429, retry_after=seconds)
-    if not is_admin_key(services, fields.get("key", "").strip()):
+    if not (caller := await caller_with(services, fields.get("key", "").strip())):
         BAD_REQUESTS.count("wrong_key", address, "its key is wrong")
         services.tries.failed("login", address)
         await asyncio.sleep(WRONG_KEY_SECONDS)
         return _form(request, to, problem=WRONG, status=401)
-    return _welcome(request, to)
+    return _welcome(request, to, caller)
 
 
-@post("/logout", include_in_schema=False, before_request=signed_in)
+@post("/logout", include_in_schema=False, before_request=signed_in, opt=READ | REACHED)
 async def logout(request: Call) -> Redirect:
     """End the session on every process, and delete this browser's cookie."""
     await checked_form(request)
@@ -131,9 +136,10 @@ def _form(
     )
 
 
-def _welcome(request: Call, to: str) -> Response[str]:
+def _welcome(request: Call, to: str, caller: Caller) -> Response[str]:
     """Signed in; a page leads on, because after a redirect from another site browsers withhold the cookie."""
-    session = cookie(request, cookie_name(request), services_of(request).sessions.start())
+    request.state[CALLER] = caller
+    session = cookie(request, cookie_name(request), services_of(request).sessions.start(caller.id))
     return page(request, "hop.html", {"to": to}, cookies=[session])
 
 

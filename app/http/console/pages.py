@@ -10,11 +10,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from litestar import Response
 from litestar.datastructures import Cookie
 
-from app.access import ended_sessions
+from app.access import api_keys, ended_sessions
+from app.access.api_keys import RIGHTS
+from app.access.callers import ADMIN, Caller
 from app.access.sessions import SESSION_SECONDS, Session
 from app.http.console import formatting
+from app.http.guard import CALLER
 from app.http.request import Call, is_https, services_of
 from app.http.security import HEADERS
+from app.operations.services import Services
 from app.problems import ProblemError
 
 ASSETS: dict[str, tuple[str, Traversable]] = {
@@ -67,12 +71,29 @@ def session_of(request: Call) -> Session | None:
 
 
 async def live_session(request: Call) -> Session | None:
-    """The session of a request, unless it was signed out, here or on another process."""
+    """The session of a request, unless it was signed out, here or on another process, or its key is over.
+
+    From then on `caller_of` knows who asks.
+    """
     session = session_of(request)
-    if session and await ended_sessions.is_ended(services_of(request).pool, session):
+    if session is None:
+        return None
+    caller = await caller_in(services_of(request), session)
+    if caller is None:
         request.state[ENDED] = True
         return None
+    request.state[CALLER] = caller
     return session
+
+
+async def caller_in(services: Services, session: Session) -> Caller | None:
+    """Who is signed in; None if the session was signed out, on any process, or its key is over."""
+    if await ended_sessions.is_ended(services.pool, session):
+        return None
+    if session.key is None:
+        return ADMIN
+    key = await api_keys.get(services.pool, session.key)
+    return api_keys.caller_of(key) if key else None
 
 
 def cookie(request: Call, name: str, value: str, seconds: int = SESSION_SECONDS) -> Cookie:
@@ -102,6 +123,7 @@ def page(
     session = session_of(request)
     text = TEMPLATES.get_template(template).render(
         signed_in=session is not None,
+        may=_may(request),
         form_token=services.sessions.form_token(session.id) if session else "",
         demo_links=services.demo_links,
         path=request.url.path,
@@ -113,6 +135,16 @@ def page(
         media_type="text/html",
         headers=HEADERS | (headers or {}),
         cookies=cookies or [],
+    )
+
+
+def _may(request: Call) -> frozenset[str]:
+    """The rights of who is signed in, for what a page offers; `all` if these are not limited to accounts."""
+    caller: Caller | None = request.state.get(CALLER)
+    if caller is None:
+        return frozenset()
+    return frozenset(each for each in RIGHTS if caller.may(each)) | (
+        {"all"} if caller.accounts is None else set()
     )
 
 

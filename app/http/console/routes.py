@@ -1,5 +1,6 @@
 """The console's pages show the views; a person can resume what is parked and have refused hooks taken up."""
 
+from functools import partial
 from typing import Annotated
 from urllib.parse import urlencode
 
@@ -7,11 +8,16 @@ from litestar import Response, Router, get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Redirect
+from msgspec.structs import replace
 
+from app.access.access_log import list_access
+from app.access.callers import Caller
+from app.http.access import UNLOGGED
 from app.http.console import formatting, live, login, refused
-from app.http.console.history import bubbles_of, first_since, page_around, page_of, without_deleted
+from app.http.console.history import bubbles_of, first_since, page_around, page_of
 from app.http.console.login import checked_form, signed_in
 from app.http.console.pages import ASSETS, asset, page
+from app.http.guard import AUDIT, REACHED, READ, caller_of
 from app.http.request import Call, services_of
 from app.operations.deliveries import Stopped
 from app.operations.deliveries import resume as take_up
@@ -22,8 +28,9 @@ from app.views import conversations
 from app.views.conversations import customers, get_conversation, list_conversations
 from app.views.deliveries import list_deliveries
 from app.views.events import Filter, ledger_head, list_events
+from app.views.hidden import without_deleted
 from app.views.messages import get_deleted, get_message
-from app.views.status import list_channels, view_status
+from app.views.status import Channel, list_channels, view_status
 from projections.events import TAGS
 
 # Chosen, all of them: what fits a page or two and is drawn within some milliseconds.
@@ -43,7 +50,7 @@ def static(name: FromPath[str]) -> Response[bytes]:
     return Response(content, media_type=media_type, headers=CACHE)
 
 
-@get("/")
+@get("/", opt=READ | REACHED)
 async def home(request: Call) -> Response[str] | Redirect:
     """The list of chats, with none open."""
     position = _position(request)
@@ -55,7 +62,7 @@ async def home(request: Call) -> Response[str] | Redirect:
     )
 
 
-@get("/conversations/{conversation:str}")
+@get("/conversations/{conversation:str}", opt=READ)
 async def chat(
     request: Call,
     conversation: FromPath[str],
@@ -84,7 +91,7 @@ async def chat(
     return page(request, "chat.html", values)
 
 
-@get("/fragments/conversations")
+@get("/fragments/conversations", opt=READ | REACHED)
 async def chats_fragment(request: Call) -> Response[str]:
     """A page of the list of chats."""
     return page(
@@ -92,7 +99,7 @@ async def chats_fragment(request: Call) -> Response[str]:
     )
 
 
-@get("/fragments/conversations/{conversation:str}/head")
+@get("/fragments/conversations/{conversation:str}/head", opt=READ)
 async def head_fragment(request: Call, conversation: FromPath[str]) -> Response[str]:
     """The head of a chat: the customer and the ids."""
     found = await _conversation(request, conversation)
@@ -102,7 +109,7 @@ async def head_fragment(request: Call, conversation: FromPath[str]) -> Response[
     return page(request, "_head.html", {"chat": found, "chat_name": name, "customer": customer})
 
 
-@get("/fragments/conversations/{conversation:str}/messages")
+@get("/fragments/conversations/{conversation:str}/messages", opt=READ)
 async def messages_fragment(
     request: Call,
     conversation: FromPath[str],
@@ -116,7 +123,7 @@ async def messages_fragment(
     return page(request, "_messages.html", values)
 
 
-@get("/fragments/conversations/{conversation:str}/bubbles")
+@get("/fragments/conversations/{conversation:str}/bubbles", opt=READ)
 async def bubbles_fragment(
     request: Call, conversation: FromPath[str], ids: FromQuery[str] = ""
 ) -> Response[str]:
@@ -130,7 +137,7 @@ async def bubbles_fragment(
     return page(request, "_bubbles.html", {"bubbles": drawn})
 
 
-@get("/messages/{message:str}")
+@get("/messages/{message:str}", opt=READ)
 async def message(request: Call, message: FromPath[str]) -> Response[str] | Redirect:
     """A message, and everything that happened to it."""
     services = services_of(request)
@@ -140,31 +147,38 @@ async def message(request: Call, message: FromPath[str]) -> Response[str] | Redi
     if found.id != message:
         return Redirect(f"/messages/{found.id}", status_code=303)
     (bubble,) = await bubbles_of(services, found.conversation, [found])
+    sees_deleted = caller_of(request).may("audit")
     values = {
         "here": "chats",
         "message": found,
         "bubble": bubble,
-        "deleted": await get_deleted(services.pool, found.id) if found.deleted else None,
+        "deleted": await get_deleted(services.pool, found.id) if found.deleted and sees_deleted else None,
         "hops": formatting.hops(found),
         "since": formatting.since_previous(found),
     }
     return page(request, "message.html", values)
 
 
-@get("/deliveries")
+@get("/deliveries", opt=READ | REACHED)
 async def deliveries(request: Call, cursor: FromQuery[str | None] = None) -> Response[str]:
     """Pending deliveries, and why they are pending."""
     services = services_of(request)
     state = _of(request, "state", ("pending", "deferred", "parked", "failed"))
     states = [state] if state else []
-    listed = await list_deliveries(services.pool, states=states, limit=ROWS, cursor=cursor or None)
+    listed = await list_deliveries(
+        services.pool,
+        states=states,
+        accounts=caller_of(request).limited_to,
+        limit=ROWS,
+        cursor=cursor or None,
+    )
     standing = await view_status(services.pool)
     template = "_deliveries.html" if "hx-request" in request.headers else "deliveries.html"
     resumed = request.query_params.get("resumed", "")
     values = {
         "here": "deliveries",
         "listed": listed,
-        "counts": standing.deliveries,
+        "counts": standing.deliveries if caller_of(request).accounts is None else None,
         "state": state,
         "cursor": cursor,
         "resumed": resumed if resumed.isdigit() else "",
@@ -183,14 +197,28 @@ async def resume(request: Call) -> Redirect:
     return Redirect(f"/deliveries?resumed={count}", status_code=303)
 
 
-@get("/channels")
+@get("/channels", opt=READ)
 async def channels(request: Call) -> Response[str]:
     """The registered channels and their connections."""
     listed = await list_channels(services_of(request).pool)
     return page(request, "channels.html", {"here": "channels", "channels": listed})
 
 
-@get("/status")
+@get("/access", opt=AUDIT)
+async def access(request: Call, cursor: FromQuery[str | None] = None) -> Response[str]:
+    """Who looked, the latest first."""
+    filters = {name: request.query_params.get(name, "").strip() for name in ("key", "account_id")}
+    listed = await list_access(
+        services_of(request).pool,
+        key=filters["key"] or None,
+        account_id=filters["account_id"] or None,
+        limit=ROWS,
+        cursor=cursor or None,
+    )
+    return page(request, "access.html", {"here": "access", "listed": listed, "filters": filters})
+
+
+@get("/status", opt=READ | UNLOGGED)
 async def status(request: Call) -> Response[str]:
     """Where everything stands."""
     standing = await read_status(services_of(request))
@@ -198,7 +226,7 @@ async def status(request: Call) -> Response[str]:
     return page(request, template, {"here": "status", "standing": standing})
 
 
-@get("/events")
+@get("/events", opt=READ | REACHED)
 async def events(request: Call) -> Response[str]:
     """The ledger, a page at a time, the latest on top."""
     services = services_of(request)
@@ -209,11 +237,11 @@ async def events(request: Call) -> Response[str]:
     after = request.query_params.get("after", "")
     after = after if live.POSITION.fullmatch(after) else ""
     start = int(after) if after else 0 if filtered else max(0, head - ROWS)
-    only = Filter(type=kind, conversation=conversation)
+    only = Filter(type=kind, conversation=conversation, accounts=caller_of(request).limited_to)
     listed = await list_events(services.pool, after=start, limit=ROWS, only=only)
     values = {
         "here": "events",
-        "events": list(reversed(await without_deleted(services, listed.items))),
+        "events": list(reversed(await without_deleted(services.pool, listed.items))),
         "tags": sorted(TAGS),
         "kind": kind,
         "conversation": conversation,
@@ -254,35 +282,48 @@ async def _start(services: Services, chat_id: str, message: str | None, day: str
 
 async def _chats(request: Call) -> dict[str, object]:
     """A page of the list of chats, with its filters."""
-    services, query = services_of(request), request.query_params
+    services, caller, query = services_of(request), caller_of(request), request.query_params
     filters = {name: query.get(name, "").strip() for name in ("channel", "account", "q")}
-    listed = await _listed(services, filters, query.get("cursor") or None)
+    listed = await _listed(services, caller, filters, query.get("cursor") or None)
     known = await customers(services.pool, [one.id for one in listed.items])
-    channels = await list_channels(services.pool)
+    channels = [_reached(one, caller) for one in await list_channels(services.pool)]
     return {
         "lines": [(one, formatting.name(one, known.get(one.id))) for one in listed.items],
         "next": listed.next,
         "filters": filters,
         "carried": urlencode({name: value for name, value in filters.items() if value}),
-        "channels": channels,
+        "channels": [one for one in channels if one.connections or caller.accounts is None],
         "current": None,
     }
 
 
+def _reached(channel: Channel, caller: Caller) -> Channel:
+    """A channel with those of its connections that a key reaches."""
+    kept = [one for one in channel.connections if caller.reaches(one.account_id)]
+    return replace(channel, connections=kept)
+
+
 async def _listed(
-    services: Services, filters: dict[str, str], cursor: str | None
+    services: Services, caller: Caller, filters: dict[str, str], cursor: str | None
 ) -> conversations.Conversations:
     """Chats that fit; an id is looked up as the messenger's, then as Kommo's, then as ours."""
     reads, wanted = services.pool, filters["q"] or None
-    where = {"channel": filters["channel"] or None, "account_id": filters["account"] or None}
-    listed = await list_conversations(reads, **where, conversation_id=wanted, limit=CHATS, cursor=cursor)
+    list_some = partial(
+        list_conversations,
+        reads,
+        channel=filters["channel"] or None,
+        account_id=filters["account"] or None,
+        accounts=caller.limited_to,
+        limit=CHATS,
+    )
+    listed = await list_some(conversation_id=wanted, cursor=cursor)
     if wanted is None or listed.items or cursor:
         return listed
-    listed = await list_conversations(reads, **where, chat_id=wanted, limit=CHATS)
+    listed = await list_some(chat_id=wanted)
     if listed.items:
         return listed
     found = await get_conversation(reads, wanted)
-    return conversations.Conversations([found] if found else [], None)
+    return conversations.Conversations([found] if found and caller.reaches(found.account_id) else [], None)
 
 
 ROUTER = Router(
@@ -299,6 +340,7 @@ ROUTER = Router(
         resume,
         channels,
         *refused.routes,
+        access,
         status,
         events,
         live.live,

@@ -32,7 +32,7 @@ JSON, NDJSON = "application/json", "application/x-ndjson"
 REF = "#/components/schemas/{name}"
 KEY, KOMMO, MESSENGER = "key", "kommo", "messenger"
 SECURITY: dict[str, SecurityScheme | Reference] = {
-    KEY: SecurityScheme(type="http", scheme="bearer", description="the admin key"),
+    KEY: SecurityScheme(type="http", scheme="bearer", description="a key; the admin key may do everything"),
     KOMMO: SecurityScheme(
         type="apiKey",
         name="X-Signature",
@@ -65,6 +65,8 @@ PUBLISHED = {
     "app.messengers.contract.Message": "app.said.Message",
     "app.views.messages.Message": "app.shapes.Message",
 }
+NO_RIGHT = "this needs a key with the right send: yours has read"
+OUT_OF_REACH = "nothing of this id is in the key's reach"
 MANY_KEYS = "too many wrong keys from your address: wait 26 seconds, or give the right one"
 BAD = Fault("$.title", "Expected `str`, got `int`")
 HEADERS: dict[str, Json] = {
@@ -126,7 +128,8 @@ class Route(NamedTuple):
             found[400] = problem(400, f"{BAD.path}: {BAD.message}", BAD)
             found[413] = problem(413)
         if secured:
-            found |= {401: problem(401), 429: problem(429, MANY_KEYS), 503: problem(503)}
+            found |= {401: problem(401), 403: problem(403, NO_RIGHT), 404: problem(404, OUT_OF_REACH)}
+            found |= {429: problem(429, MANY_KEYS), 503: problem(503)}
         return dict(sorted(({**found, **own}).items()))
 
     @property

@@ -304,6 +304,40 @@ SHAPES: dict[str, Json] = {
         ],
         "next": None,
     },
+    "NewKey": {"name": "reports", "scopes": ["read"], "accounts": [ACCOUNT], "expires_at": LATER},
+    "KeyMade": {"id": EVENT, "key": "cl_7Qk0V…"},
+    "KeysShown": {
+        "items": [
+            {
+                "id": EVENT,
+                "name": "reports",
+                "scopes": ["read"],
+                "accounts": [ACCOUNT],
+                "created_at": AT,
+                "expires_at": LATER,
+                "last_used_at": None,
+            }
+        ]
+    },
+    "Replace": {"overlap_seconds": 3600},
+    "AccessPage": {
+        "items": [
+            {
+                "position": 5,
+                "at": AT,
+                "key_id": EVENT,
+                "key_name": "reports",
+                "method": "GET",
+                "route": "/v1/conversations/{conversation}/messages",
+                "account_id": None,
+                "conversation": CHAT,
+                "message": None,
+                "address": "203.0.113.7",
+                "status": 200,
+            }
+        ],
+        "next": None,
+    },
     "TakenUp": {"id": EVENT, "position": 41, "duplicate": False},
 }
 

@@ -55,6 +55,7 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
     "template_id": ("a chat template, by Kommo's id", 41),
     "review_id": ("a review, by Kommo's id", 61),
     "refused_id": ("the refused hook, by the id of the list", EVENT),
+    "key_id": ("the key, by the id of the list", EVENT),
     "page": ("which page", 1),
     "again": ("begin at the first line, whatever was done", False),
 }

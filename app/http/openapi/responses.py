@@ -16,7 +16,7 @@ from app.problems import Fault, Problem
 
 DETAILS = {
     400: "limit: give a whole number from 1 to 1000",
-    401: "give the admin key: Authorization: Bearer KEY (it is in the data folder, admin.key)",
+    401: "give a key: Authorization: Bearer KEY (the admin key is in the data folder, admin.key)",
     403: "the signature is missing or wrong: sign the exact bytes of the body with the channel's secret",
     404: "there is nothing at this path: /schema lists what there is",
     409: "this is there already with other content, which stands: give another name or id",

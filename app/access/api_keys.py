@@ -1,0 +1,168 @@
+"""Keys of the API: shown once when they are made, kept as hashes, limited in rights and to accounts.
+
+A key is `cl_`, 256 random bits and a checksum, so that scanners of leaked secrets find it by its form, and a
+mistyped one is refused without a question to the database. It is random, so that one round of SHA-256 hides
+it as well as many would. Nothing is remembered between requests: each asks the database for its key, and a
+key that was deleted is refused by every process from then on.
+"""
+
+import secrets
+import uuid
+import zlib
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import get_args
+
+from msgspec import Struct
+
+from app.access.callers import Caller, Right
+from app.database.pool import Pool
+
+PREFIX = "cl_"
+SECRET_BYTES = 32
+DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+SECRET_DIGITS, CHECK_DIGITS = 43, 6  # as many as 256 and 32 bits have in base 62
+RIGHTS: tuple[Right, ...] = get_args(Right)
+# Chosen: an integrator has a key for each account, and a list of them is read whole.
+KEYS_MAX = 10_000
+
+_COLUMNS = """id::text, name, scopes, accounts,
+ to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS created_at,
+ to_char(expires_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS expires_at,
+ to_char(last_used_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS last_used_at
+"""
+_SELECT = "".join(("SELECT ", _COLUMNS, "FROM ledger.keys "))
+_GOOD = "(expires_at IS NULL OR expires_at > now())"
+FIND = "".join((_SELECT, "WHERE hash = %(hash)s AND ", _GOOD))
+OF_ID = "".join((_SELECT, "WHERE id = %(id)s::uuid AND ", _GOOD))
+LIST = "".join((_SELECT, "ORDER BY ledger.keys.created_at, id"))
+MAKE = "".join(
+    (
+        "INSERT INTO ledger.keys (id, name, hash, scopes, accounts, expires_at)",
+        " SELECT %(id)s::uuid, %(name)s, %(hash)s, %(scopes)s::text[], %(accounts)s::text[],",
+        " %(expires_at)s::timestamptz WHERE (SELECT count(*) FROM ledger.keys) < %(most)s::bigint RETURNING ",
+        _COLUMNS,
+    )
+)
+DELETE = "DELETE FROM ledger.keys WHERE id = %(id)s::uuid RETURNING id::text"
+RETIRE = "".join(
+    (
+        "UPDATE ledger.keys SET expires_at = least(expires_at, now() + make_interval(secs => %(seconds)s))",
+        " WHERE id = %(id)s::uuid AND ",
+        _GOOD,
+        " RETURNING id::text",
+    )
+)
+
+
+class ApiKey(Struct, frozen=True):
+    """A key without its secret. `accounts` are the only ones that it reaches, null for all of them."""
+
+    id: str
+    name: str
+    scopes: list[Right]
+    accounts: list[str] | None
+    created_at: str
+    expires_at: str | None
+    last_used_at: str | None
+
+
+class TooManyKeys(Exception):
+    """There are KEYS_MAX keys already: delete some."""
+
+
+class _Id(Struct):
+    id: str
+
+
+def make_secret() -> str:
+    """Returns a new key as it is shown."""
+    body = PREFIX + _digits(int.from_bytes(secrets.token_bytes(SECRET_BYTES)), SECRET_DIGITS)
+    return body + _checksum(body)
+
+
+def is_key(text: str) -> bool:
+    """Whether a text has the form of a key, and its checksum is right."""
+    body, check = text[:-CHECK_DIGITS], text[-CHECK_DIGITS:]
+    fits = len(text) == len(PREFIX) + SECRET_DIGITS + CHECK_DIGITS and body.startswith(PREFIX)
+    return fits and text.isascii() and _checksum(body) == check
+
+
+def _checksum(body: str) -> str:
+    return _digits(zlib.crc32(body.encode()), CHECK_DIGITS)
+
+
+def _digits(number: int, width: int) -> str:
+    """A number in base 62."""
+    found = []
+    for _ in range(width):
+        number, rest = divmod(number, len(DIGITS))
+        found.append(DIGITS[rest])
+    return "".join(reversed(found))
+
+
+def hash_of(key: str) -> bytes:
+    """Returns what is kept of a key."""
+    return sha256(key.encode()).digest()
+
+
+def caller_of(key: ApiKey) -> Caller:
+    """Returns who asks with a key."""
+    accounts = None if key.accounts is None else frozenset(key.accounts)
+    return Caller(key.id, key.name, frozenset(key.scopes), accounts)
+
+
+async def find(pool: Pool, text: str) -> Caller | None:
+    """Returns who asks with a key; None if it is unknown or over. Raises psycopg.OperationalError."""
+    if not is_key(text):
+        return None
+    found = await pool.fetch(ApiKey, FIND, {"hash": hash_of(text)})
+    return caller_of(found[0]) if found else None
+
+
+async def get(pool: Pool, key_id: str) -> ApiKey | None:
+    """Returns the key of this id; None if it is unknown or over. Raises psycopg.OperationalError."""
+    found = await pool.fetch(ApiKey, OF_ID, {"id": key_id})
+    return found[0] if found else None
+
+
+async def make(
+    pool: Pool,
+    name: str,
+    scopes: Sequence[Right],
+    accounts: Sequence[str] | None,
+    expires_at: str | None,
+) -> tuple[ApiKey, str]:
+    """Make a key; returns it and its secret, which is shown only now.
+
+    Raises TooManyKeys, psycopg.OperationalError.
+    """
+    text = make_secret()
+    values = {
+        "id": str(uuid.uuid4()),
+        "name": name,
+        "hash": hash_of(text),
+        "scopes": list(dict.fromkeys(scopes)),
+        "accounts": None if accounts is None else sorted({one.lower() for one in accounts}),
+        "expires_at": expires_at,
+        "most": KEYS_MAX,
+    }
+    made = await pool.fetch(ApiKey, MAKE, values, prepare=False)
+    if not made:
+        raise TooManyKeys(f"there are {KEYS_MAX:,} keys: delete some that are not used any more")
+    return made[0], text
+
+
+async def list_keys(pool: Pool) -> list[ApiKey]:
+    """Returns every key, the oldest first, also those that are over. Raises psycopg.OperationalError."""
+    return await pool.fetch(ApiKey, LIST, {})
+
+
+async def delete(pool: Pool, key_id: str) -> bool:
+    """Delete a key; returns whether there was one. No process takes it from then on."""
+    return bool(await pool.fetch(_Id, DELETE, {"id": key_id}))
+
+
+async def retire(pool: Pool, key_id: str, seconds: float) -> None:
+    """Let a key be over in so many seconds, if it is not so sooner."""
+    await pool.fetch(_Id, RETIRE, {"id": key_id, "seconds": seconds})
