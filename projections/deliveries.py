@@ -48,7 +48,7 @@ from projections.columns import (
 )
 
 NAME = "deliveries"
-VERSION = 3
+VERSION = 4
 
 OPEN, DEFERRED, PARKED, FAILED = "open", "deferred", "parked", "failed"
 
