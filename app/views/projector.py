@@ -28,7 +28,7 @@ from psycopg import sql
 
 from app.database import connection, names
 from app.database.connection import Db
-from app.database.leases import LeaseLost, Leases, leasing
+from app.database.leases import TERM_SECONDS, LeaseLost, Leases, leasing
 from app.database.names import VIEWS_SCHEMA
 from app.views.parking import ABSENT, PARK, Applier
 from app.views.rebuild import RebuildRefused, fits, rebuild, was_refused
@@ -55,6 +55,8 @@ POLL_SECONDS = 1.0  # chosen: how late the views may be if a notification was lo
 OBSERVE_SECONDS = 0.02  # chosen: how late a process that stands by may learn of a position somebody waits for
 RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.05, 2.0  # chosen: PostgreSQL restarts in about a second
 FEED_PAGES_MAX = 256  # chosen: a reader that leaves more unread is better off reading the ledger
+# A leader that is suspended within a page's transaction would hold up the next one by its locks.
+SILENT = f"SET idle_in_transaction_session_timeout = '{TERM_SECONDS:.0f}s'".encode()
 log = logging.getLogger("chatledger.project")
 
 
@@ -188,6 +190,7 @@ class Projector:
 
     async def _session(self, leases: Leases, lead: bool) -> None:
         async with await connect(self._url, VIEWS_SCHEMA) as db:
+            await db.execute(SILENT)
             while not (lead and await leases.take({LEASE: names.PROJECT_LOCK})):
                 await self._observe(db)
             try:
