@@ -10,6 +10,7 @@ import pytest
 from app.views.projector import FeedBehind, Projector
 from app.views.rebuild import rebuild
 from tests.support.ledgers.view_events import EventLog, busy_log, prepare, random_log, store, tables
+from tests.support.system import until
 
 
 @asynccontextmanager
@@ -137,6 +138,7 @@ async def test_views_of_other_code_are_made_anew(database_url: str) -> None:
         "DELETE FROM views.message_states",
     )
     async with running(database_url) as projector:
+        await until(lambda: projector.leading)  # Until it has the lease it reports the outdated views.
         assert await projector.wait_for(len(log.events))
         assert await tables(database_url) == right
 
