@@ -4,6 +4,8 @@ A sealed value is a mark, the id of its key (`kid`), a random 12-byte nonce, the
 mark, the kid and the name of the owner are authenticated too, so that a value copied to another owner's row
 cannot be opened. Values of chatledger 0.2 have neither mark nor kid: each key is tried on them.
 
+A ledger that 0.2 may still work on beside us, or again after us, gets no marks: see `schema.OLDEST`.
+
 The first key seals; all keys open. So a master key is rotated with two keys at once, in processes that need
 not restart at the same moment.
 """
@@ -53,11 +55,17 @@ class Vault:
 
     `reload` returns the keys that are valid now, the one that seals first, or none for those that we have. It
     is called before a value is sealed, and when one does not open: another process may have rotated the key.
+    Values that are not `marked` can be opened by 0.2.
     """
 
     def __init__(
-        self, master: bytes, *old: bytes, reload: Callable[[], Sequence[bytes]] | None = None
+        self,
+        master: bytes,
+        *old: bytes,
+        reload: Callable[[], Sequence[bytes]] | None = None,
+        marked: bool = True,
     ) -> None:
+        self._marked = marked
         self._reload = reload
         self._reloaded = monotonic()
         self._ciphers: dict[bytes, AESGCM] = {}
@@ -72,7 +80,7 @@ class Vault:
         """Encrypts `secrets` as JSON (Raw: JSON already), bound to its owner's `name`."""
         if self._reload:
             self._take(self._reload())
-        head, nonce = MARK + self._first, os.urandom(NONCE_BYTES)
+        head, nonce = MARK + self._first if self._marked else b"", os.urandom(NONCE_BYTES)
         plain = msgspec.json.encode(secrets)
         return head + nonce + self._ciphers[self._first].encrypt(nonce, plain, head + name.encode())
 

@@ -35,6 +35,15 @@ def data_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="module")
+def module_folder() -> Iterator[Path]:
+    """The same for the tests of a module that share servers of their own."""
+    folder = Path(tempfile.mkdtemp(prefix="chatledger-test-", dir="/tmp"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.fixture(scope="session")
 async def servers(session_folder: Path) -> AsyncIterator[Servers]:
     """One PostgreSQL and one nats-server for all tests, as `chatledger serve` starts them."""

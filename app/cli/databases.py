@@ -1,12 +1,17 @@
-"""The database for a command: the operator's, the running service's, or one started as long as it takes."""
+"""The database for a command: the operator's, the running service's, or one started as long as it takes.
+
+The operator's is migrated by a command, which can also say what it would do.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from app.config.settings import Settings
+from app.database import schema
+from app.database.connection import open_session
 from app.servers.postgres import PrivatePostgres
-from app.servers.servers import AlreadyRunning, servers
-from app.service.service import migrate
+from app.servers.servers import AlreadyRunning, check_postgres, servers
+from app.service import service
 
 
 @asynccontextmanager
@@ -21,7 +26,7 @@ async def reach_database(settings: Settings) -> AsyncIterator[str]:
     running = None
     try:
         async with servers(settings) as where:
-            await migrate(where.database_url)
+            await service.migrate(where.database_url)
             yield where.database_url
             return
     except AlreadyRunning:
@@ -29,3 +34,27 @@ async def reach_database(settings: Settings) -> AsyncIterator[str]:
         if running is None:
             raise
     yield running
+
+
+async def migrate(url: str) -> schema.Identity:
+    """Migrate the operator's database; returns whose ledger it is.
+
+    Raises OldServer, ServerFailed and Pooled, and what `schema.migrate` raises.
+    """
+    await check_postgres(url)
+    return await service.migrate(url)
+
+
+async def plan(url: str) -> schema.Plan:
+    """Returns what a migration of the operator's database would do. Raises as `migrate`."""
+    await check_postgres(url)
+    async with await open_session(url) as db:
+        return await schema.plan(db)
+
+
+def explain(plan: schema.Plan) -> list[str]:
+    """A plan in lines."""
+    if not plan.steps:
+        return [f"nothing to do: the database is at schema version {plan.version}, {plan.needs} is needed"]
+    now = "has no chatledger tables" if plan.version is None else f"is at schema version {plan.version}"
+    return [f"to migrate: the database {now}, {plan.needs} is needed", *plan.steps]

@@ -19,7 +19,7 @@ import uvloop
 from rich.console import Console
 
 from app.access.rotation import NotRotated, RotationRuns
-from app.cli import nats
+from app.cli import databases, nats
 from app.cli import refused as refused_hooks
 from app.cli.keys import rotate_master
 from app.cli.target import find_target
@@ -28,12 +28,13 @@ from app.cli.views import rebuild_views, retry_views
 from app.config.example import EXAMPLE
 from app.config.file import Setup, check_together, load_setup
 from app.config.settings import BadSettings, Settings, load_settings
-from app.database.schema import NewerSchema, OldSchema, OwnerIsRole, WrongEncoding
+from app.database.pooler import Pooled
+from app.database.schema import Busy, NewerSchema, OldSchema, OwnerIsRole, WrongEncoding
 from app.doctor import doctor as doctors
 from app.printable import PrintableFormatter, printable
 from app.servers.process import ServerFailed
 from app.servers.servers import AlreadyRunning, OldServer
-from app.service.service import RoleFailed, migrate, running
+from app.service.service import RoleFailed, running
 from app.stream.jetstream import JetStreamError
 from app.stream.ledger_stream import ForeignStream
 from app.views.rebuild import RebuildRefused
@@ -45,6 +46,8 @@ FAILURES = (
     JetStreamError,
     ServerFailed,
     OldServer,
+    Pooled,
+    Busy,
     OldSchema,
     WrongEncoding,
     NewerSchema,
@@ -112,13 +115,25 @@ async def _serve_until(stop: asyncio.Event, ready: asyncio.Event, settings: Sett
 
 
 @cli.command(name="migrate")
+@click.option("--check", is_flag=True, help="Change nothing; say what would be done.")
+@click.option("--json", "as_json", is_flag=True, help='With --check: print {"version","needs","steps"}.')
 @click.pass_obj
-def migrate_command(config: Path | None) -> None:
-    """Bring the database at CHATLEDGER_DATABASE_URL to this version's tables."""
+def migrate_command(config: Path | None, *, check: bool, as_json: bool) -> None:
+    """Bring the database at CHATLEDGER_DATABASE_URL to this version's tables, while the service runs.
+
+    With --check the exit code is 0 if nothing is to be done, 1 if a migration is, and 2 if that cannot be
+    known, because the database does not answer or is not for this program.
+    """
     settings = settings_of(config, {})
     if not settings.database_url:
         raise click.UsageError("set CHATLEDGER_DATABASE_URL: a private database is migrated by serve itself")
-    ledger = asyncio.run(_failing(migrate(settings.database_url)))
+    if as_json and not check:
+        raise click.UsageError("--json goes with --check")
+    if check:
+        plan = asyncio.run(_failing(databases.plan(settings.database_url), code=2))
+        tell(*([json.dumps(msgspec.to_builtins(plan))] if as_json else databases.explain(plan)))
+        sys.exit(1 if plan.steps else 0)
+    ledger = asyncio.run(_failing(databases.migrate(settings.database_url)))
     print(f"migrated: ledger {ledger.ledger}")
 
 
@@ -345,13 +360,13 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     uvloop.run(_failing(work))
 
 
-async def _failing(work: Coroutine[Any, Any, Result]) -> Result:
-    """Await, and turn what we know can fail into a line and exit code 1; 2 for what is wrongly set."""
+async def _failing(work: Coroutine[Any, Any, Result], *, code: int = 1) -> Result:
+    """Await, and turn what we know can fail into a line and the exit code; 2 for what is wrongly set."""
     try:
         return await work
     except FAILURES as error:
         tell(f"chatledger: {_sentence(error)}", error=True)
-        sys.exit(2 if isinstance(error, BadSettings) else 1)
+        sys.exit(2 if isinstance(error, BadSettings) else code)
 
 
 def _sentence(error: Exception) -> str:

@@ -22,7 +22,7 @@ from app.database.names import APPEND_LOCK, EVENTS
 
 # The table of the eventsourcing library's recorders, except that positions do not come from a sequence, which
 # would leave gaps. Autovacuum runs early, so that statistics keep up with a table that only grows. EXTERNAL
-# spares each append the compression of its events.
+# spares each append the compression of its events; to set it waits for every reader, so it is set once.
 EVENTS_TABLE = """
 CREATE TABLE IF NOT EXISTS {schema}.{table} (
   originator_id uuid NOT NULL, originator_version bigint NOT NULL, topic text, state bytea,
@@ -30,7 +30,12 @@ CREATE TABLE IF NOT EXISTS {schema}.{table} (
 ALTER TABLE {schema}.{table} SET (autovacuum_vacuum_scale_factor = 0.02,
   autovacuum_analyze_threshold = 1000, autovacuum_analyze_scale_factor = 0.05);
 CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {schema}.{table} (notification_id);
-ALTER TABLE {schema}.{table} ALTER COLUMN state SET STORAGE EXTERNAL;
+DO $$ BEGIN
+  IF EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid = {regclass}::regclass AND attname = 'state'
+      AND attstorage <> 'e') THEN
+    ALTER TABLE {schema}.{table} ALTER COLUMN state SET STORAGE EXTERNAL;
+  END IF;
+END $$;
 """
 # A join of an array with a table is planned each time (EXECUTE), because a plan that was made while the table
 # was small reads the whole index, and plpgsql would keep it.
@@ -107,6 +112,7 @@ def recorder_statements(schema: str, table: str) -> list[sql.Composed]:
     names = {
         "schema": sql.Identifier(schema),
         "table": sql.Identifier(table),
+        "regclass": sql.Literal(f'"{schema}"."{table}"'),
         "index": sql.Identifier(f"{table}_notification_id_idx"),
         "append": sql.Identifier(append_name(table)),
         "lock": sql.Literal(APPEND_LOCK),

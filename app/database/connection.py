@@ -4,11 +4,12 @@ The role cannot change or delete an event. The settings are set in each session,
 the environment may have others: a `client_encoding` of LATIN1 would write broken text into the views, another
 `DateStyle` cannot be read, and `synchronous_commit = off` would make an acknowledged event not durable.
 
-What the URL says about timeouts and keepalives counts; what it leaves out is short here, because a connection
-to a host that vanished would otherwise wait for hours. Keepalives do not find that a server vanished behind a
-proxy, which answers them itself. So a statement also has a time to be answered in, after which its connection
-is closed (`Session`), without a request to cancel it: cancelled while it waits for a synchronous standby, a
-commit would be seen by all, and would not be on the standby.
+What the URL says about timeouts, keepalives and kinds of servers counts. Of several hosts the primary is
+taken, whichever it is now; a standby, which cannot store anything, is refused. Times that the URL leaves out
+are short here, because a connection to a host that vanished would otherwise wait for hours. Keepalives do not
+find that a server vanished behind a proxy, which answers them itself. So a statement also has a time to be
+answered in, after which its connection is closed (`Session`), without a request to cancel it: cancelled while
+it waits for a synchronous standby, a commit would be seen by all, and would not be on the standby.
 """
 
 import asyncio
@@ -42,8 +43,14 @@ NETWORK: dict[str, int | str] = {
     "keepalives_interval": 1,
     "keepalives_count": 3,
     "tcp_user_timeout": 5_000,
+    "target_session_attrs": "primary",
 }
+# The least that psycopg takes. Hosts are tried one after another, so that of three, two may have vanished.
+CONNECT_SECONDS_OF_SEVERAL = 2
+# What libpq says of a server that is not of the kind that `target_session_attrs` asks for.
+STANDBY = ("server is in hot standby mode", "session is read-only")
 # An operator may ask for more than `on` (`remote_apply`), never for less. The empty path leaves pg_catalog.
+# PostgreSQL has had transaction_timeout since 17.
 SESSION = """
 SET statement_timeout = 0; SET lock_timeout = 0;
 SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0;
@@ -51,10 +58,22 @@ SET default_transaction_isolation = 'read committed'; SET default_transaction_de
 SET default_transaction_read_only = off;
 SET DateStyle = 'ISO, MDY'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC';
 SET search_path = ''; SET bytea_output = 'hex'; SET extra_float_digits = 1;
-SET standard_conforming_strings = on;
+SET standard_conforming_strings = on; SET array_nulls = on;
+SELECT set_config('transaction_timeout', '0', false)
+ WHERE current_setting('transaction_timeout', true) IS NOT NULL;
 SELECT set_config('synchronous_commit', 'on', false)
  WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply');
 """
+
+
+class OnlyStandby(psycopg.OperationalError):
+    """Those servers at the URL that answer are standbys, or read-only: none of them can store anything."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no server at CHATLEDGER_DATABASE_URL takes writes, each that answers is a standby or read-only:"
+            " promote one, or name the primary in the URL, or all servers of the cluster"
+        )
 
 
 class Session(AsyncConnection[tuple[object, ...]]):
@@ -72,7 +91,7 @@ class Session(AsyncConnection[tuple[object, ...]]):
         try:
             return await super().wait(gen, interval, self.patience_seconds)
         except psycopg.OperationalError as error:
-            if self.pgconn.status != ConnStatus.OK:
+            if error.sqlstate or self.pgconn.status != ConnStatus.OK:  # The server has answered, or is gone.
                 raise
             self.pgconn.finish()
             raise psycopg.OperationalError(NO_ANSWER) from error
@@ -104,9 +123,7 @@ async def notified(db: Db) -> AsyncIterator[None]:
 
 
 async def _open(url: str, statements: sql.SQL | sql.Composed, patience_seconds: float | None) -> Db:
-    known = conninfo_to_dict(url)
-    parameters = {name: value for name, value in NETWORK.items() if name not in known}
-    db = await Session.connect(make_conninfo(url, client_encoding="UTF8", **parameters), autocommit=True)
+    db = await reach(url)
     db.patience_seconds = patience_seconds
     try:
         await db.execute(statements)
@@ -114,3 +131,22 @@ async def _open(url: str, statements: sql.SQL | sql.Composed, patience_seconds: 
         await db.close()
         raise
     return db
+
+
+async def reach(url: str) -> Session:
+    """Open an autocommit connection whose settings are still the server's.
+
+    Raises psycopg.OperationalError, and OnlyStandby.
+    """
+    known = conninfo_to_dict(url)
+    parameters = {name: value for name, value in NETWORK.items() if name not in known}
+    if "connect_timeout" in parameters and "," in f"{known.get('host', '')}{known.get('hostaddr', '')}":
+        parameters["connect_timeout"] = CONNECT_SECONDS_OF_SEVERAL
+    try:
+        return await Session.connect(
+            make_conninfo(url, client_encoding="UTF8", **parameters), autocommit=True
+        )
+    except psycopg.OperationalError as error:
+        if any(words in str(error) for words in STANDBY):
+            raise OnlyStandby from error
+        raise

@@ -1,12 +1,20 @@
 """The ledger's tables: `migrate` creates them, `check` compares them, the database refuses UPDATE and DELETE.
 
+Two numbers in `ledger.meta` let programs of two versions work on one database. `tables` is the version of the
+tables, which only grow: a program needs its own or a later one. `version` is the program that a ledger needs
+at least, and refuses older ones: it rises only when something is there that these would misread. Programs up
+to 0.2.1 know only `version`, and want exactly theirs.
+
 Schema `ledger` holds what must never be lost; schema `views`, which the projector creates, can be dropped at
 will.
 """
 
+import asyncio
 import secrets
-from typing import cast
+import time
+from typing import NamedTuple, cast
 
+import psycopg
 from msgspec import Struct
 from psycopg import sql
 
@@ -16,6 +24,18 @@ from app.database.connection import Db
 from app.database.names import APPEND_LOCK, EVENTS, LEDGER_SCHEMA, MIGRATE_LOCK, ROLE
 
 VERSION = 4
+# A ledger of 0.2.1 that is migrated can still be used by it; one whose ids have a secret needs version 3.
+OLDEST, OLDEST_KEYED = 2, 3
+# Steps of a migration by the version that brought them, for whoever asks before it runs.
+STEPS = {
+    1: "make the tables of a new ledger, and the role chatledger",
+    2: "add tables for links, tokens, consents and imports",
+    3: "add tables for keys, attempts, rests and sessions; columns to meta, refused and connecting",
+    4: "add the table of leases, and ledger.append_leased",
+}
+# Chosen: an append waits for the migration no longer than this; a backup or an export may hold its locks for
+# hours, so the migration gives way, and tries again.
+LOCK_SECONDS, PAUSE_SECONDS, BUSY_SECONDS = 0.5, 0.5, 60.0
 
 TABLES = """
 CREATE SCHEMA IF NOT EXISTS ledger;
@@ -23,6 +43,7 @@ CREATE TABLE IF NOT EXISTS ledger.meta (
   one boolean PRIMARY KEY DEFAULT true CHECK (one),
   id uuid NOT NULL DEFAULT gen_random_uuid(), version integer NOT NULL);
 ALTER TABLE ledger.meta ADD COLUMN IF NOT EXISTS id_secret bytea;
+ALTER TABLE ledger.meta ADD COLUMN IF NOT EXISTS tables integer;
 CREATE TABLE IF NOT EXISTS ledger.clocks (conversation uuid PRIMARY KEY, msec bigint NOT NULL)
   WITH (fillfactor = 70);
 CREATE TABLE IF NOT EXISTS ledger.secrets (
@@ -113,15 +134,44 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.tokens, ledger.consents, ledger.k
 ID_SECRET_BYTES = 32  # as many as the HMAC that it keys gives
 
 
+class _Found(NamedTuple):
+    ledger: str
+    version: int
+    tables: int
+
+
 class Identity(Struct, frozen=True):
-    """A ledger's id (a UUID as text), and the secret of its ids: None if it began before there was one."""
+    """A ledger's id (a UUID as text), and the secret of its ids: None if it began before there was one.
+
+    `version` is the oldest program that may use it.
+    """
 
     ledger: str
     id_secret: bytes | None
+    version: int = VERSION
+
+    @property
+    def keyed(self) -> bool:
+        """Whether no program of before version 3 will read what is sealed in it."""
+        return self.version >= OLDEST_KEYED
 
     def __repr__(self) -> str:
         """Without the secret."""
         return f"Identity({self.ledger})"
+
+
+# Before the column `tables` there was one number.
+FIND = (
+    "SELECT id::text, version, coalesce((to_jsonb(m) ->> 'tables')::integer, version) FROM ledger.meta AS m"
+)
+WRITE_VERSIONS = """
+INSERT INTO ledger.meta AS m (version, tables, id_secret) VALUES (%(new)s, %(tables)s, %(secret)s)
+ ON CONFLICT (one) DO UPDATE SET tables = excluded.tables, version = greatest(m.version, %(least)s)
+"""
+BUSY = (
+    "another session has held a table of the ledger all the time, and nothing was changed: let the backup or"
+    " export that runs end, then migrate again"
+)
 
 
 class OldSchema(Exception):
@@ -140,15 +190,37 @@ class OwnerIsRole(Exception):
     """The user who migrates has the name of the role that the service works as, which may own nothing."""
 
 
-async def migrate(db: Db, *, keyed: bool = True) -> None:
+class Busy(Exception):
+    """Another session holds one of the tables for so long that the migration gave up, and changed nothing."""
+
+
+class Plan(Struct, frozen=True):
+    """What `migrate` would do: the version of the tables, None without tables, the one needed, the steps."""
+
+    version: int | None
+    needs: int
+    steps: list[str]
+
+
+async def plan(db: Db) -> Plan:
+    """Returns what `migrate` would do, and changes nothing. Raises WrongEncoding and NewerSchema."""
+    await _check_encoding(db)
+    found = await _find_ledger(db)
+    version = found.tables if found else None
+    steps = [f"version {number}: {step}" for number, step in STEPS.items() if number > (version or 0)]
+    return Plan(version, VERSION, steps)
+
+
+async def migrate(db: Db, *, keyed: bool = True, patience_seconds: float = BUSY_SECONDS) -> None:
     """Bring the tables to this version, one caller at a time; needs an owner's rights.
 
     A new ledger gets a secret for its ids, unless it is not to be `keyed`. An existing one keeps what it has:
     other ids would be other streams. The secret is not sealed, because without it the ledger would be of no
     use any more, and whoever can read the table reads the messages too.
     Creates the role `chatledger` too. The service runs as this role (`SET ROLE`), so that not even a bug in
-    the service can change the ledger. Raises NewerSchema without any change: a version is never set back.
-    Raises OwnerIsRole if the owner and the role are one.
+    the service can change the ledger. A version is never set back: nothing is done to tables of a later one.
+    It waits for no lock for long, because what comes after it in the queue waits, too.
+    Raises NewerSchema, Busy, and OwnerIsRole if the owner and the role are one.
     """
     if db.info.user == ROLE:
         raise OwnerIsRole(
@@ -156,23 +228,37 @@ async def migrate(db: Db, *, keyed: bool = True) -> None:
             "owner of another name, and let the service log in under a third (ops/postgres-roles.sh)"
         )
     await _check_encoding(db)
-    async with db.transaction():
-        await db.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATE_LOCK,))
-        await _find_ledger(db)
-        await db.execute(TABLES)
-        await db.execute(leases.TABLES)
-        for text in call_budgets.STATEMENTS:
-            await db.execute(text.encode())
-        for statement in recorder_statements(LEDGER_SCHEMA, EVENTS):
-            await db.execute(statement)
-        await db.execute(leases.APPEND.format(lock=APPEND_LOCK).encode())
-        await db.execute(IMMUTABLE)
-        await _grant_role(db)
-        await db.execute(
-            "INSERT INTO ledger.meta (version, id_secret) VALUES (%s, %s)"
-            " ON CONFLICT (one) DO UPDATE SET version = excluded.version",
-            (VERSION, secrets.token_bytes(ID_SECRET_BYTES) if keyed else None),
-        )
+    end = time.monotonic() + patience_seconds
+    while True:
+        try:
+            async with db.transaction():
+                await _migrate(db, keyed=keyed)
+            return
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
+            if time.monotonic() > end:
+                raise Busy(BUSY) from error
+        await asyncio.sleep(PAUSE_SECONDS)
+
+
+async def _migrate(db: Db, *, keyed: bool) -> None:
+    await db.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATE_LOCK,))
+    found = await _find_ledger(db)
+    if found and found.tables > VERSION:
+        return  # A later version has been here: its tables are ours with more, its functions newer.
+    await db.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{LOCK_SECONDS}s")))
+    await db.execute(TABLES)
+    await db.execute(leases.TABLES)
+    for text in call_budgets.STATEMENTS:
+        await db.execute(text.encode())
+    for statement in recorder_statements(LEDGER_SCHEMA, EVENTS):
+        await db.execute(statement)
+    await db.execute(leases.APPEND.format(lock=APPEND_LOCK).encode())
+    await db.execute(IMMUTABLE)
+    await _grant_role(db)
+    secret = secrets.token_bytes(ID_SECRET_BYTES) if keyed else None
+    oldest = OLDEST_KEYED if keyed else OLDEST
+    given = {"new": oldest, "least": OLDEST, "tables": VERSION, "secret": secret}
+    await db.execute(WRITE_VERSIONS, given)
 
 
 async def _grant_role(db: Db) -> None:
@@ -195,14 +281,13 @@ async def check(db: Db) -> Identity:
     found = await _find_ledger(db)
     if found is None:
         raise OldSchema("the database has no chatledger tables: run `chatledger migrate`")
-    ledger, version = found
-    if version != VERSION:
+    if found.tables < VERSION:
         raise OldSchema(
-            f"the database is at schema version {version}, this program needs {VERSION}: "
+            f"the database is at schema version {found.tables}, this program needs {VERSION}: "
             "run `chatledger migrate`"
         )
     row = await (await db.execute("SELECT id_secret FROM ledger.meta")).fetchone()
-    return Identity(ledger, cast("bytes | None", row[0] if row else None))
+    return Identity(found.ledger, cast("bytes | None", row[0] if row else None), found.version)
 
 
 async def _check_encoding(db: Db) -> None:
@@ -215,18 +300,18 @@ async def _check_encoding(db: Db) -> None:
         )
 
 
-async def _find_ledger(db: Db) -> tuple[str, int] | None:
-    """Returns the ledger's id and the version of its tables, None without tables. Raises NewerSchema."""
+async def _find_ledger(db: Db) -> _Found | None:
+    """Returns the ledger and its versions, None without tables. Raises NewerSchema."""
     exists = await (await db.execute("SELECT to_regclass('ledger.meta') IS NOT NULL")).fetchone()
     if exists != (True,):
         return None
-    row = await (await db.execute("SELECT id::text, version FROM ledger.meta")).fetchone()
+    row = await (await db.execute(FIND)).fetchone()
     if row is None:
         return None
-    ledger, version = cast("tuple[str, int]", row)
-    if version > VERSION:
+    found = _Found(*cast("tuple[str, int, int]", row))
+    if found.version > VERSION:
         raise NewerSchema(
-            f"the database is at schema version {version}, this program knows {VERSION}: "
+            f"the database is at schema version {found.version}, this program knows {VERSION}: "
             "run the newer chatledger that brought it there"
         )
-    return ledger, version
+    return found

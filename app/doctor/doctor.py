@@ -40,8 +40,9 @@ from app.config.settings import (
 )
 from app.database import schema
 from app.database.connection import connect, open_session
+from app.database.pooler import Pooled
 from app.doctor.kommo import Case, Strangers, known, service_url
-from app.doctor.probe import Check, Unheard, hear, skewed
+from app.doctor.probe import Check, Unheard, hear, skewed, slow_log, unsafe_disk
 from app.http.webhooks.body import UNSIGNED
 from app.kommo.crm.addresses import NONCES
 from app.kommo.crm.hooks import hook_path
@@ -61,22 +62,13 @@ SELECT DISTINCT c.account_id, m.source FROM (SELECT conversation, source, outgoi
   ORDER BY position DESC LIMIT 10000) AS m JOIN views.conversations AS c ON c.id = m.conversation
 WHERE m.source IS NOT NULL AND NOT m.outgoing
 """
-CLOCK_AND_LOG = "SELECT clock_timestamp(), current_setting('wal_compression')"
+CLOCK_AND_LOG = """SELECT clock_timestamp(), current_setting('wal_compression'),
+ ARRAY(SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off')"""
 SOURCES_TIMEOUT = "SET statement_timeout = '5s'"  # Of a large ledger they are not worth more.
 JETSTREAM_INFO = "$JS.API.INFO"
 KEY_FILES = ("admin.key", MASTER_FILE, MASTER_OLD_FILE)
 SECRET_NAME = re.compile(r"(secret|token|password|_KEY|_KEY_OLD)$")
 UNKNOWN_SCOPE = "no channel is connected under this scope id"
-
-
-def slow_log(compression: str) -> list[Check]:
-    """A warning if PostgreSQL's log is compressed by pglz, its slowest way and the one that `on` means."""
-    if compression not in ("on", "pglz"):
-        return []
-    says = (
-        f"warning: wal_compression = {compression} makes appends slow after each checkpoint of the database"
-    )
-    return [Check("database log", True, says, "set wal_compression = lz4, or off where there is no lz4")]
 
 
 class Ground(Struct):
@@ -222,16 +214,16 @@ class Doctor:
             await check_postgres(url)
             async with await open_session(url) as connection:
                 ids.use_namespace((await schema.check(connection)).id_secret)
-                ((moment, packed),) = await (await connection.execute(CLOCK_AND_LOG)).fetchall()
+                ((moment, packed, off),) = await (await connection.execute(CLOCK_AND_LOG)).fetchall()
             clock = skewed("database clock", datetime.now(UTC), cast("datetime", moment), "the database's")
             found = [Check("database", True, "PostgreSQL answers, with this version's tables"), clock]
-            return [*found, *slow_log(str(packed)), *(await self._registered(url))]
+            return [*found, *slow_log(str(packed)), *unsafe_disk(off), *(await self._registered(url))]
         except ServerFailed as error:
             todo = "start it, or mend CHATLEDGER_DATABASE_URL"
             return [Check("database", False, " ".join(str(error).split()), todo)]
         except OldServer as error:
             return [Check("database", False, str(error), "use a server of one of these versions")]
-        except (schema.NewerSchema, schema.WrongEncoding) as error:
+        except (schema.NewerSchema, schema.WrongEncoding, Pooled) as error:
             says, _, todo = str(error).partition(": ")
             return [Check("database", False, says, todo)]
         except schema.OldSchema as error:

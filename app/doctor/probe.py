@@ -5,6 +5,7 @@ import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -133,3 +134,22 @@ def skewed(name: str, ours: datetime, theirs: datetime, whose: str) -> Check:
         f" signatures are good for {SIGNED_MINUTES}"
     )
     return Check(name, False, says, "set the clock, and let NTP keep it")
+
+
+def slow_log(compression: str) -> list[Check]:
+    """A warning if PostgreSQL's log is compressed by pglz, its slowest way and the one that `on` means."""
+    if compression not in ("on", "pglz"):
+        return []
+    says = (
+        f"warning: wal_compression = {compression} makes appends slow after each checkpoint of the database"
+    )
+    return [Check("database log", True, says, "set wal_compression = lz4, or off where there is no lz4")]
+
+
+def unsafe_disk(off: object) -> list[Check]:
+    """A warning for each of these settings, without which a crash may take what was acknowledged."""
+    says = "warning: {} = off, so a crash of the database's machine may take or spoil what is acknowledged"
+    return [
+        Check("database disk", True, says.format(name), f"set {name} = on in postgresql.conf, and reload")
+        for name in cast("list[str]", off)
+    ]

@@ -7,7 +7,7 @@ import psycopg
 
 from app.database import connection
 from app.database.binary import Prepared, int_array, take_columns
-from app.database.connection import Db
+from app.database.connection import Db, OnlyStandby
 from app.database.leases import Fence
 from projections.columns import Column, longs, texts
 
@@ -35,6 +35,8 @@ class Failure(NamedTuple):
 
 def reason_of(error: psycopg.Error) -> str:
     """Why nothing is stored, in words for everyone: without addresses, which the log has."""
+    if isinstance(error, OnlyStandby):
+        return str(error)
     said = error.diag.message_primary
     return f"the database stores nothing: {said}" if said else "the database does not answer"
 

@@ -18,8 +18,11 @@ from urllib.parse import urlsplit
 import msgspec
 import psycopg
 from msgspec import Struct
+from psycopg.conninfo import make_conninfo
 
 from app.config.settings import Settings, prepare_folder
+from app.database.connection import OnlyStandby, reach
+from app.database.pooler import check_sessions
 from app.servers.nats import PrivateNats
 from app.servers.postgres import PrivatePostgres
 from app.servers.process import Child, ServerFailed
@@ -87,13 +90,16 @@ async def check_versions(database_url: str, nats_url: str | None) -> None:
 
 
 async def check_postgres(url: str) -> None:
-    """Raises OldServer, and ServerFailed if it does not answer."""
+    """Raises OldServer, ServerFailed if it does not answer or is a standby, Pooled if sessions are shared."""
+    url = make_conninfo(url, connect_timeout=CONNECT_SECONDS)
     try:
-        connection = await psycopg.AsyncConnection.connect(url, connect_timeout=CONNECT_SECONDS)
+        async with await reach(url) as connection:
+            number = connection.info.server_version
+        await check_sessions(url)
+    except OnlyStandby as error:
+        raise ServerFailed(str(error)) from error
     except psycopg.OperationalError as error:
         raise ServerFailed(f"PostgreSQL at CHATLEDGER_DATABASE_URL does not answer: {error}") from error
-    async with connection:
-        number = connection.info.server_version
     found = f"{number // 10000}.{number % 10000}"
     if number // 10000 < POSTGRES_OLDEST:
         raise OldServer(

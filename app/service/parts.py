@@ -16,6 +16,7 @@ from app.config.file import Setup
 from app.config.settings import BadSettings, Keys, Settings, load_masters
 from app.database.leases import Leases
 from app.database.pool import Pool
+from app.database.schema import Identity
 from app.delivery.rests import Rests
 from app.http_client import Client
 from app.kommo.budget import Budget
@@ -53,11 +54,11 @@ async def open_services(
     *,
     database_url: str,
     ledger: Ledger,
-    ledger_id: str,
+    identity: Identity,
 ) -> Services:
     """The services over an open ledger; `stack` closes each part after those that need it."""
     client = _closing(stack, Client())
-    vault = Vault(keys.master, *keys.old, reload=partial(masters_now, settings))
+    vault = Vault(keys.master, *keys.old, reload=partial(masters_now, settings), marked=identity.keyed)
     keyring = Keyring(database_url, vault, [keys.master, *keys.old])
     channels = _closing(stack, Channels(database_url, vault))
     budget = _closing(stack, Budget(database_url, setup.budgets))
@@ -76,7 +77,7 @@ async def open_services(
         setup=setup,
         keys=keys,
         keyring=keyring,
-        ledger_id=ledger_id,
+        ledger_id=identity.ledger,
         ledger=ledger,
         channels=channels,
         leases=leases,

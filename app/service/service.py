@@ -149,7 +149,7 @@ async def running(settings: Settings, setup: Setup | None = None) -> AsyncIterat
             keys,
             database_url=urls.database_url,
             ledger=ledger,
-            ledger_id=identity.ledger,
+            identity=identity,
         )
         await services.keyring.check()  # A wrong master key is one line in the log; /readyz says it too.
         run = Running(services, web.url_of(listener) if listener else None)

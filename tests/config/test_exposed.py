@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from app.doctor.doctor import exposed, slow_log
+from app.doctor.doctor import exposed
+from app.doctor.probe import slow_log, unsafe_disk
 from tests.support.ids import ADMIN_KEY
 
 
@@ -29,3 +30,11 @@ def test_a_log_of_the_database_that_is_compressed_slowly_is_a_warning() -> None:
     for slow in ("on", "pglz"):
         (check,) = slow_log(slow)
         assert (check.ok, slow in check.says, "lz4" in check.todo) == (True, True, True)
+
+
+def test_a_database_that_does_not_wait_for_its_disk_is_named() -> None:
+    assert unsafe_disk([]) == []
+    (check,) = unsafe_disk(["fsync"])
+    assert check.ok
+    assert "fsync = off" in check.says
+    assert "fsync = on" in check.todo

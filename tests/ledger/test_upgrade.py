@@ -26,7 +26,7 @@ DROP VIEW views.messages;
 ALTER TABLE views.message_states RENAME TO messages;
 ALTER TABLE views.messages DROP COLUMN sent_by, DROP COLUMN copy_id;
 UPDATE views.positions SET fingerprint = 'version 1';
-ALTER TABLE ledger.meta DROP COLUMN id_secret;
+ALTER TABLE ledger.meta DROP COLUMN id_secret, DROP COLUMN tables;
 UPDATE ledger.meta SET version = 1;
 """
 

@@ -99,6 +99,11 @@ class Pair:
 
     async def start(self) -> None:
         """Make both, and an empty database."""
+        await self.start_primary()
+        await self.rejoin()
+
+    async def start_primary(self) -> None:
+        """Make the primary, with an empty database."""
         node = self.primary
         words = ["-U", "postgres", "--auth=trust", "-E", "UTF8", "--no-instructions", "--no-sync"]
         words += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
@@ -106,7 +111,6 @@ class Pair:
         node.configure(source=self.standby.port, standby="")
         await node.start()
         await node.execute(f"CREATE DATABASE {DATABASE}")
-        await self.rejoin()
 
     async def rejoin(self) -> None:
         """Make the standby from a copy of the primary, which then waits for it at each commit."""
