@@ -23,7 +23,7 @@ from app.database.append import recorder_statements
 from app.database.connection import Db
 from app.database.names import APPEND_LOCK, EVENTS, LEDGER_SCHEMA, MIGRATE_LOCK, ROLE
 
-VERSION = 4
+VERSION = 5
 # A ledger of 0.2.1 that is migrated can still be used by it; one whose ids have a secret needs version 3.
 OLDEST, OLDEST_KEYED = 2, 3
 # Steps of a migration by the version that brought them, for whoever asks before it runs.
@@ -32,6 +32,7 @@ STEPS = {
     2: "add tables for links, tokens, consents and imports",
     3: "add tables for keys, attempts, rests and sessions; columns to meta, refused and connecting",
     4: "add the table of leases, and ledger.append_leased",
+    5: "add tables for keys of the API and for who looked",
 }
 # Chosen: an append waits for the migration no longer than this; a backup or an export may hold its locks for
 # hours, so the migration gives way, and tries again.
