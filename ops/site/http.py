@@ -22,6 +22,7 @@ TAGS = {
     "sources": "Kommo's CRM: sources",
     "templates": "Kommo's CRM: templates",
     "import": "Import",
+    "keys": "Keys, and who looked",
     "webhooks": "Webhooks",
 }
 

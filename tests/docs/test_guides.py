@@ -17,7 +17,7 @@ from tests.support.ledgers.view_events import EventLog, prepare
 SECRETS = {
     "ACME_CHANNEL_SECRET": "f2d7f8704eff95087ed45b23ba99c0b5aac8278e",
     "ACME_MESSENGER_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
-    "KOMMO_CLIENT_SECRET": "secret",
+    "KOMMO_CLIENT_SECRET": "f2d7f8704eff95087ed45b23ba99c0b5aac8278e",
     "MESSENGER_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
 }
 FILES = [
