@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[3]
 KILL_SECONDS = 10.0  # chosen: the kernel ends killed processes within moments, on a busy machine seconds
 POLL_SECONDS = 0.02
 
+_started: list[subprocess.Popen[bytes]] = []  # all that have to be waited for
+
 
 class Child:
     """A process with its descendants; its output is in `log`."""
@@ -50,6 +52,7 @@ class Child:
                 env=ENVIRONMENT | dict(settings or {}),
                 start_new_session=True,
             )
+        _started.append(self.process)
 
     def pids(self) -> list[int]:
         """Returns the process and its descendants, parents first."""
@@ -108,6 +111,8 @@ def swept(keep_logs: Path | None) -> Iterator[Path]:
             if keep_logs:
                 _copy_logs(folder, keep_logs)
             sweep(folder)
+            while _started:
+                _started.pop().wait(KILL_SECONDS)
             assert watchdog.stdin is not None
             watchdog.stdin.close()
 
