@@ -50,8 +50,11 @@ CONNECT_SECONDS_OF_SEVERAL = 2
 # What libpq says of a server that is not of the kind that `target_session_attrs` asks for.
 STANDBY = ("server is in hot standby mode", "session is read-only")
 # An operator may ask for more than `on` (`remote_apply`), never for less. The empty path leaves pg_catalog.
-# PostgreSQL has had transaction_timeout since 17.
+# PostgreSQL has had transaction_timeout since 17. The server gives up on us, too, when our host has vanished:
+# by default it would keep our locks for two hours.
 SESSION = """
+SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 3; SET tcp_keepalives_count = 3;
+SET tcp_user_timeout = 20000;
 SET statement_timeout = 0; SET lock_timeout = 0;
 SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0;
 SET default_transaction_isolation = 'read committed'; SET default_transaction_deferrable = off;
