@@ -88,6 +88,9 @@ async def test_a_stream_is_raised_when_the_cluster_grows(
         await writer
         await until(lambda: relay.position == len(ledger.rows))
     assert await differing(cluster.url, ledger.rows) == []
+    info = await jetstream.stream_info(client)
+    assert info is not None
+    assert info.config["compression"] == "none"  # A server that is killed would not open its copy again.
     print(caplog.text)
     await gone(client)
 
