@@ -40,10 +40,11 @@ RECONNECT_SECONDS = 0.5
 FORGET_SECONDS = 3600
 log = logging.getLogger("chatledger.leases")
 
-# Of the session that holds the shared locks. Times in seconds, but for tcp_user_timeout in milliseconds.
+# Of the session that holds the shared locks. Times in seconds, but for tcp_user_timeout in milliseconds. The
+# server gives up waiting for a lock before we give up the connection for want of an answer.
 SESSION = """
 SET tcp_keepalives_idle = 3; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
-SET tcp_user_timeout = 9000; SET idle_session_timeout = '9s';
+SET tcp_user_timeout = 9000; SET idle_session_timeout = '9s'; SET lock_timeout = '1500ms';
 """
 TABLES = """
 CREATE TABLE IF NOT EXISTS ledger.leases (
@@ -156,7 +157,7 @@ class Leases:
         """Keep a connection and renew, until cancelled."""
         while True:
             try:
-                async with await connect(self._url) as db:
+                async with await connect(self._url, patience_seconds=ANSWER_SECONDS) as db:
                     await db.execute(SESSION)
                     self._db = db
                     await self._keep()
@@ -269,14 +270,13 @@ class Leases:
             raise psycopg.OperationalError("the leases have no connection")
         if isinstance(values, Mapping):
             values = {"holder": self.holder, "term": TERM_SECONDS, **values}
-        async with asyncio.timeout(ANSWER_SECONDS):
-            if not serial:
-                cursor = await self._db.execute(statement.encode(), values)
-                return await cursor.fetchall() if cursor.description else []
-            async with self._db.transaction():
-                await self._db.execute(SERIAL, (APPEND_LOCK,))
-                cursor = await self._db.execute(statement.encode(), values)
-                return await cursor.fetchall()
+        if not serial:
+            cursor = await self._db.execute(statement.encode(), values)
+            return await cursor.fetchall() if cursor.description else []
+        async with self._db.transaction():
+            await self._db.execute(SERIAL, (APPEND_LOCK,))
+            cursor = await self._db.execute(statement.encode(), values)
+            return await cursor.fetchall()
 
 
 @contextlib.asynccontextmanager
