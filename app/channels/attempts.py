@@ -64,6 +64,7 @@ class Attempts:
     def __init__(self, database_url: str, leases: Leases) -> None:
         self._url = database_url
         self._leases = leases
+        self._here = asyncio.Lock()
 
     async def now(self) -> float:
         """Returns the database's time in unix seconds, for `succeeded`."""
@@ -100,6 +101,12 @@ class Attempts:
     @contextlib.asynccontextmanager
     async def startup_turn(self) -> AsyncIterator[None]:
         """Hold the turn to connect channels at start, which one process has at a time; waits for it."""
+        async with self._here:  # The lease is the process's.
+            async with self._startup_turn():
+                yield
+
+    @contextlib.asynccontextmanager
+    async def _startup_turn(self) -> AsyncIterator[None]:
         while not await self._leases.take({LEASE: names.CONNECT_LOCK}):  # noqa: ASYNC110  # of the database
             await asyncio.sleep(LOCK_POLL_SECONDS)
         try:

@@ -15,6 +15,7 @@ from app.problems import Fault, ProblemError
 
 NEAREST = 0.6  # difflib's own: finds `acount` for `account_id`, and nothing for `q`
 FAULTS_MAX = 100  # Chosen: far more parameters than a route has; an address of 64 KB holds thousands.
+TIMES = ("since", "until")
 Names = dict[tuple[str, str], list[str]]
 
 
@@ -40,6 +41,11 @@ async def refuse_unknown(request: Call) -> None:
         Fault(name, "it is given twice: give one value")
         for name in dict.fromkeys(given)
         if name in known and given.count(name) > 1
+    ]
+    faults += [
+        Fault(name, f"{value} is no time: leave it out, or give one such as 2026-11-22T08:00:00Z")
+        for name, value in request.query_params.multi_items()
+        if name in TIMES and value.strip().lower() == "null"  # Litestar takes it for none given.
     ]
     if faults:
         detail = "; ".join(f"query parameter {fault.path}: {fault.message}" for fault in faults[:3])

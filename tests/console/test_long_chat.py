@@ -159,7 +159,7 @@ async def test_a_deleted_text_is_only_on_the_messages_own_page(chromium: Browser
         ]:
             await page.goto(served.url + path)
             assert "Forget this" not in await page.content()
-        await expect(page.get_by_text("because the message was deleted").first).to_be_attached()
+        await expect(page.get_by_text("the message was deleted: its own page").first).to_be_attached()
         await page.goto(f"{served.url}/messages/{id_}")
         await page.get_by_text("Show the deleted text").click()
         await expect(page.get_by_text("Forget this")).to_be_visible()

@@ -97,11 +97,11 @@ async def test_silence_and_a_broken_connection_are_tried_again(story: Story, mes
 
 async def test_a_reason_is_recorded_when_it_changes(story: Story, messenger: Answering) -> None:
     name = chat()
-    messenger.answers[name] = [refusing(status) for status in (503, 503, 500, 500, 503)]
+    messenger.answers[name] = [refusing(status) for status in (503, 503, 408, 408, 503)]
     told = await story.manager(name)
     await story.until_recorded(told["ours"], "message.accepted")
     deferred = await story.until_recorded(told["ours"], "delivery.deferred", 3)
-    assert [one["reason"][:8] for one in deferred] == ["HTTP 503", "HTTP 500", "HTTP 503"]
+    assert [one["reason"][:8] for one in deferred] == ["HTTP 503", "HTTP 408", "HTTP 503"]
 
 
 # Refusal.

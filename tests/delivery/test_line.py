@@ -8,7 +8,18 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "app" / "delivery"
 # Each file may import those after it. `ledger_tail` brings jobs; the last one is what all pass on.
 LINE = [
-    *("deliverer", "ledger_tail", "lane", "settle", "prepare", "decide", "destinations", "reconnect", "gate"),
+    *(
+        "deliverer",
+        "shares",
+        "ledger_tail",
+        "lane",
+        "settle",
+        "prepare",
+        "decide",
+        "destinations",
+        "reconnect",
+        "gate",
+    ),
     *("decoration", "rests", "tries", "job"),
 ]
 

@@ -304,7 +304,7 @@ SHAPES: dict[str, Json] = {
         ],
         "next": None,
     },
-    "NewKey": {"name": "reports", "scopes": ["read"], "accounts": [ACCOUNT], "expires_at": LATER},
+    "NewKey": {"name": "reports", "scopes": ["read"], "accounts": [ACCOUNT]},
     "KeyMade": {"id": EVENT, "key": "cl_7Qk0V…"},
     "KeysShown": {
         "items": [

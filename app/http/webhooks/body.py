@@ -61,7 +61,7 @@ def headers_of(scope: Mapping[str, Any]) -> dict[bytes, bytes]:
         names = [name for name, _ in listed]
         for name in ONCE:
             if names.count(name) > 1:
-                raise ProblemError(400, f"there are several headers {name.decode().title()}: send one")
+                raise ProblemError(400, f"there are several headers {name.decode()}: send one")
     return headers
 
 
