@@ -101,9 +101,8 @@ class Attempts:
     @contextlib.asynccontextmanager
     async def startup_turn(self) -> AsyncIterator[None]:
         """Hold the turn to connect channels at start, which one process has at a time; waits for it."""
-        async with self._here:  # The lease is the process's.
-            async with self._startup_turn():
-                yield
+        async with self._here, self._startup_turn():  # The lease is the process's.
+            yield
 
     @contextlib.asynccontextmanager
     async def _startup_turn(self) -> AsyncIterator[None]:

@@ -13,6 +13,8 @@ it waits for a synchronous standby, a commit would be seen by all, and would not
 """
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator
 from typing import Any, TypeAlias, TypeVar
 
@@ -91,10 +93,13 @@ class Session(AsyncConnection[tuple[object, ...]]):
         """
         if timeout is not None:
             return await super().wait(gen, interval, timeout)
+        began = time.monotonic()
         try:
             return await super().wait(gen, interval, self.patience_seconds)
         except psycopg.OperationalError as error:
-            if error.sqlstate or self.pgconn.status != ConnStatus.OK:  # The server has answered, or is gone.
+            early = time.monotonic() - began < (self.patience_seconds or math.inf)
+            # The server has answered, or is gone, or the error is psycopg's own, as of an aborted pipeline.
+            if error.sqlstate or self.pgconn.status != ConnStatus.OK or early:
                 raise
             self.pgconn.finish()
             raise psycopg.OperationalError(NO_ANSWER) from error

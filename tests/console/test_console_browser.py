@@ -288,7 +288,7 @@ async def test_a_key_signs_in_and_the_button_signs_out(chromium: Browser, system
         page = await one.page(f"{system.url}/status")
         await page.get_by_label("Key", exact=True).fill("wrong")
         await page.get_by_label("Key", exact=True).press("Enter")
-        await expect(page.get_by_role("alert").last).to_have_text("That is not the admin key.")
+        await expect(page.get_by_role("alert").last).to_have_text("This key is wrong, or not good any more.")
         one.problems.clear()  # Chromium reports the 401 itself.
         await page.get_by_label("Key", exact=True).fill(system.run.services.keys.admin)
         await page.get_by_label("Key", exact=True).press("Enter")
