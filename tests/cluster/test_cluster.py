@@ -9,7 +9,7 @@ from ops.benches.cluster.faults import Fault, catalogue
 from ops.benches.cluster.run import cost
 
 # Those that say most in the time that a run of all tests has; `./ops/bench cluster` runs all of them.
-CHOSEN = ("PostgreSQL primary killed", "NATS leader killed", "service a killed")
+CHOSEN = ("PostgreSQL primary killed", "NATS leader killed", "service a killed", "service a, database: drop")
 FAULTS = [fault for fault in catalogue() if fault.name in CHOSEN]
 
 
