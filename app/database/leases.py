@@ -36,6 +36,8 @@ ANSWER_SECONDS = 2.0
 # Chosen: the difference is for the way to the database and for clocks of different speed.
 HELD_SECONDS = 7.0
 RECONNECT_SECONDS = 0.5
+# Chosen: how soon a connection is noticed.
+CONNECTED_SECONDS = 0.01
 # Members of a group that ended so long ago are forgotten.
 FORGET_SECONDS = 3600
 log = logging.getLogger("chatledger.leases")
@@ -238,6 +240,13 @@ class Leases:
         """Forget leases with such names that ended long ago."""
         async with self._turn:
             await self._ask(FORGET, {"prefix": prefix, "seconds": FORGET_SECONDS})
+
+    async def connected(self, seconds: float) -> None:
+        """Wait until there is a connection, but not for longer than so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not self.ready:  # noqa: ASYNC110  # It comes and goes.
+                    await asyncio.sleep(CONNECTED_SECONDS)
 
     @property
     def ready(self) -> bool:

@@ -5,6 +5,7 @@ twice, of which only one counts. Every route of the API asks this. Those do not 
 of ours (webhooks, the way back from Kommo's consent), because they may add to an address, nor pages.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -16,6 +17,7 @@ from app.problems import Fault, ProblemError
 NEAREST = 0.6  # difflib's own: finds `acount` for `account_id`, and nothing for `q`
 FAULTS_MAX = 100  # Chosen: far more parameters than a route has; an address of 64 KB holds thousands.
 TIMES = ("since", "until")
+DATE = re.compile("[0-9]{4}-")
 Names = dict[tuple[str, str], list[str]]
 
 
@@ -45,7 +47,7 @@ async def refuse_unknown(request: Call) -> None:
     faults += [
         Fault(name, f"{value} is no time: leave it out, or give one such as 2026-11-22T08:00:00Z")
         for name, value in request.query_params.multi_items()
-        if name in TIMES and value.strip().lower() == "null"  # Litestar takes it for none given.
+        if name in TIMES and not DATE.match(value)  # Litestar takes null for none, and a number for seconds.
     ]
     if faults:
         detail = "; ".join(f"query parameter {fault.path}: {fault.message}" for fault in faults[:3])

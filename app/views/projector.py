@@ -28,7 +28,7 @@ from psycopg import sql
 
 from app.database import connection, names
 from app.database.connection import Db
-from app.database.leases import TERM_SECONDS, LeaseLost, Leases, leasing
+from app.database.leases import ANSWER_SECONDS, TERM_SECONDS, LeaseLost, Leases, leasing
 from app.database.names import VIEWS_SCHEMA
 from app.views.parking import ABSENT, PARK, Applier
 from app.views.rebuild import RebuildRefused, fits, rebuild, was_refused
@@ -191,6 +191,8 @@ class Projector:
     async def _session(self, leases: Leases, lead: bool) -> None:
         async with await connect(self._url, VIEWS_SCHEMA) as db:
             await db.execute(SILENT)
+            if lead:
+                await leases.connected(ANSWER_SECONDS)
             while not (lead and await leases.take({LEASE: names.PROJECT_LOCK})):
                 await self._observe(db)
             try:
