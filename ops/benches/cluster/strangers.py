@@ -5,15 +5,15 @@ repeat of an id gets the answer that the first one got.
 """
 
 import itertools
-import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
-import uvicorn
 from msgspec import Struct
+
+from ops.benches.processes.server import serve
 
 Ask = Callable[[], Awaitable[dict[str, Any]]]
 Tell = Callable[[dict[str, Any]], Awaitable[None]]
@@ -86,18 +86,7 @@ def take(side: str, own_id: str, text: str) -> str:
 
 def main() -> None:
     """Listen."""
-    listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=2048)
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        loop="uvloop",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        timeout_keep_alive=75,
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    serve(app, int(sys.argv[1]))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ there, each before it answers, under the settings of our own server.
 
 import hashlib
 import hmac
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,14 +14,13 @@ from email.utils import format_datetime
 
 import aiohttp
 import standardwebhooks
-import uvicorn
 from litestar import Litestar, Request, post
 from litestar.datastructures import State
 from litestar.exceptions import PermissionDeniedException
 from litestar.params import FromPath
 
-from app.service.connections import BACKLOG_MAX
 from ops.benches import samples
+from ops.benches.processes.server import serve
 
 WEBHOOK = standardwebhooks.Webhook(samples.MESSENGER_SECRET)
 Asked = Request[None, None, State]
@@ -78,22 +76,9 @@ async def session(app: Litestar) -> AsyncIterator[None]:
 
 def main() -> None:
     """Listen on a free port and say which."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG_MAX)
-    app = Litestar([hook, action], lifespan=[session], openapi_config=None, logging_config=None)
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        loop="uvloop",
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=75,
+    serve(
+        Litestar([hook, action], lifespan=[session], openapi_config=None, logging_config=None), lifespan=True
     )
-    print(f"ready on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
 
 
 if __name__ == "__main__":

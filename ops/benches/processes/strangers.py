@@ -8,15 +8,15 @@ since then, the time of the last answer, and how many of those that wait so long
 
 import asyncio
 import itertools
-import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
-import uvicorn
 from msgspec import Struct
+
+from ops.benches.processes.server import serve
 
 DELAY_SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
 arrived: list[tuple[str, int]] = []
@@ -88,19 +88,7 @@ async def _answer_later() -> None:
 
 def main() -> None:
     """Listen on a free port and say which."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        loop="uvloop",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        timeout_keep_alive=75,
-    )
-    print(f"ready on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    serve(app)
 
 
 if __name__ == "__main__":
