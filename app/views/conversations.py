@@ -8,6 +8,7 @@ from msgspec.json import Decoder
 from msgspec.structs import asdict
 
 from app.database.pool import Pool
+from app.views.accounts import of_accounts
 from app.views.cursor import LIMIT, decode_cursor, encode_cursor, is_uuid
 from app.views.messages import content_of
 from domain.events import Party
@@ -95,20 +96,12 @@ CONVERSATION = "".join(
         "WHERE c.id = coalesce((SELECT winner FROM merges WHERE loser = %(id)s::uuid), %(id)s::uuid)",
     )
 )
-# An account has only the conversations of channels that were once connected to it (see `waiting.WAITING`).
 CONVERSATIONS = "".join(
     (
         _CONVERSATION,
-        """
-FROM (SELECT * FROM conversations
-  WHERE (%(channel)s::text IS NULL OR channel = %(channel)s::text)
-  AND (%(account_id)s::text IS NULL OR account_id = %(account_id)s::text AND (%(channel)s::text IS NOT NULL
-    OR EXISTS (SELECT 1 FROM connections AS k WHERE k.channel = conversations.channel
-      AND k.account_id = conversations.account_id)))
-  AND (%(accounts)s::text[] IS NULL OR conversations.account_id = ANY (%(accounts)s::text[]) AND EXISTS (
-    SELECT 1 FROM connections AS r
-    WHERE r.channel = conversations.channel AND r.account_id = conversations.account_id))
-  AND (%(conversation_id)s::text IS NULL OR conversation_id = %(conversation_id)s::text)
+        "FROM (SELECT * FROM conversations WHERE true",
+        of_accounts("conversations"),
+        """AND (%(conversation_id)s::text IS NULL OR conversation_id = %(conversation_id)s::text)
   AND (%(chat_id)s::text IS NULL OR chat_id = %(chat_id)s::text)
   AND (%(position)s::bigint IS NULL OR (position, id) < (%(position)s::bigint, %(id)s::uuid))
   ORDER BY position DESC, id DESC LIMIT %(limit)s::bigint) AS c

@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 
 from app.database.pool import Pool
+from app.views.accounts import of_accounts
 from app.views.cursor import LIMIT, decode_cursor, encode_cursor
 
 COUNTS = "SELECT state, count(*) AS count, min(position) AS oldest FROM deliveries GROUP BY state"
@@ -13,11 +14,12 @@ OPEN_BY_ACCOUNT = """
 SELECT channel, account_id, count(*) AS count FROM deliveries
 WHERE state IN ('open', 'deferred') AND account_id IS NOT NULL GROUP BY channel, account_id
 """
-# An account has only what came in channels that were once connected to it (see `waiting.WAITING`).
 # What waits for a destination that rests is tried when that is; until it was tried itself, that is why it
 # waits. `to_jsonb` of the row, because views of an older version, which are in force while new ones are
 # built, lack the column.
-DELIVERIES = """
+DELIVERIES = "".join(
+    (
+        """
 SELECT d.position, d.id::text, d.type, d.destination, d.channel, d.account_id, d.conversation::text,
   d.message::text, CASE d.state WHEN 'open' THEN 'pending' ELSE d.state END AS state,
   coalesce(d.reason, CASE r.destination WHEN 'kommo' THEN 'the account rests: ' || r.reason || ' from Kommo'
@@ -34,17 +36,16 @@ WHERE d.position > %(after)s::bigint
   AND (%(states)s::text[] IS NULL OR d.state = ANY (%(states)s::text[]))
   AND (%(reason)s::text IS NULL OR starts_with(d.reason, %(reason)s::text))
   AND (%(destination)s::text IS NULL OR d.destination = %(destination)s::text)
-  AND (%(channel)s::text IS NULL OR d.channel = %(channel)s::text)
-  AND (%(account_id)s::text IS NULL OR d.account_id = %(account_id)s::text AND (%(channel)s::text IS NOT NULL
-    OR EXISTS (SELECT 1 FROM connections AS c WHERE c.channel = d.channel AND c.account_id = d.account_id)))
-  AND (%(accounts)s::text[] IS NULL OR d.account_id = ANY (%(accounts)s::text[]) AND EXISTS (
-    SELECT 1 FROM connections AS r WHERE r.channel = d.channel AND r.account_id = d.account_id))
-  AND (%(conversation)s::uuid IS NULL OR d.conversation = %(conversation)s::uuid)
+""",
+        of_accounts("d"),
+        """AND (%(conversation)s::uuid IS NULL OR d.conversation = %(conversation)s::uuid)
   AND (%(messages)s::uuid[] IS NULL OR d.send = ANY (%(messages)s::uuid[]))
   AND (%(since)s::timestamptz IS NULL OR d.recorded_at >= %(since)s::timestamptz)
   AND (%(until)s::timestamptz IS NULL OR d.recorded_at < %(until)s::timestamptz)
 ORDER BY d.position LIMIT %(limit)s::bigint
-"""
+""",
+    )
+)
 FAILED_IMPORTS = """
 SELECT EXISTS (SELECT 1 FROM deliveries WHERE state = 'failed' AND imported
   AND channel = %(channel)s::text AND account_id = %(account_id)s::text) AS found

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from app.database.pool import Pool
+from app.views.accounts import connected
 from app.views.cursor import LIMIT, POSITION_LAST
 from projections.events import PERIOD, TAGS, place
 
@@ -14,17 +15,17 @@ LEDGER_PAGE = """
 SELECT notification_id AS position, state AS event FROM ledger.stored_events
 WHERE notification_id > %(after)s::bigint ORDER BY notification_id LIMIT %(limit)s::bigint
 """
-# An account has only what came in channels that were once connected to it (see `waiting.WAITING`), and what
-# is of no channel: its consents.
-PLACES = """
-SELECT id FROM places WHERE (%(channel)s::text IS NULL OR channel = %(channel)s::text)
-  AND (%(account)s::text IS NULL OR account = %(account)s::text AND (
-    channel = '' OR EXISTS (SELECT 1 FROM connections AS c
-      WHERE c.channel = places.channel AND c.account_id = places.account)))
-  AND (%(accounts)s::text[] IS NULL OR account = ANY (%(accounts)s::text[]) AND (
-    channel = '' OR EXISTS (SELECT 1 FROM connections AS r
-      WHERE r.channel = places.channel AND r.account_id = places.account)))
-"""
+# What is of no channel is an account's consents.
+_OURS = "".join((" AND (channel = '' OR ", connected("places", "account"), "))"))
+PLACES = "".join(
+    (
+        "SELECT id FROM places WHERE (%(channel)s::text IS NULL OR channel = %(channel)s::text)",
+        " AND (%(account)s::text IS NULL OR account = %(account)s::text",
+        _OURS,
+        " AND (%(accounts)s::text[] IS NULL OR account = ANY (%(accounts)s::text[])",
+        _OURS,
+    )
+)
 PERIOD_RANGE = """
 SELECT min(period) AS low, max(period) AS high FROM periods
 WHERE (%(since)s::timestamptz IS NULL OR high >= %(since)s::timestamptz)

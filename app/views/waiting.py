@@ -3,24 +3,22 @@
 from msgspec import Struct
 
 from app.database.pool import Pool
+from app.views.accounts import of_accounts
 from app.views.cursor import LIMIT, decode_cursor, encode_cursor
 
-# A channel's messenger may name any account. Until the two are connected for the first time, what it posts is
-# shown to who asks for the channel, and not to who asks for the account alone. So it is in every list.
-WAITING = """
+WAITING = "".join(
+    (
+        """
 SELECT position, id::text, stream::text AS message, type, by, channel, account_id,
   to_char(at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS at,
   to_char(recorded_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS recorded_at
-FROM waiting WHERE position > %(after)s::bigint
-  AND (%(channel)s::text IS NULL OR channel = %(channel)s::text)
-  AND (%(account_id)s::text IS NULL OR account_id = %(account_id)s::text AND (%(channel)s::text IS NOT NULL
-    OR EXISTS (SELECT 1 FROM connections AS c WHERE c.channel = waiting.channel
-      AND c.account_id = waiting.account_id)))
-  AND (%(accounts)s::text[] IS NULL OR waiting.account_id = ANY (%(accounts)s::text[]) AND EXISTS (
-    SELECT 1 FROM connections AS r WHERE r.channel = waiting.channel AND r.account_id = waiting.account_id))
-  AND (%(message)s::uuid IS NULL OR stream = %(message)s::uuid)
+FROM waiting WHERE position > %(after)s::bigint""",
+        of_accounts("waiting"),
+        """AND (%(message)s::uuid IS NULL OR stream = %(message)s::uuid)
 ORDER BY position LIMIT %(limit)s::bigint
-"""
+""",
+    )
+)
 
 
 class WaitingFact(Struct, frozen=True):
