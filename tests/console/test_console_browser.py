@@ -272,7 +272,7 @@ async def test_the_console_is_used_by_keyboard(chromium: Browser, system: System
         assert await console.evaluate(focused) == "Skip to content"
         await console.keyboard.press("Enter")
         await console.keyboard.press("Tab")
-        await console.wait_for_function("document.activeElement.id === 'q'")
+        await expect(console.locator("#q")).to_be_focused()
         await console.keyboard.type("conv-rich")
         await console.keyboard.press("Enter")
         await expect(console.locator("[data-conversation]")).to_have_count(1)
