@@ -16,7 +16,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import psycopg
 from psycopg import AsyncConnection, sql
@@ -26,8 +26,6 @@ from psycopg.pq import ConnStatus
 from app.database.names import ROLE
 
 Db: TypeAlias = AsyncConnection[tuple[object, ...]]
-
-Answer = TypeVar("Answer")
 
 NO_ANSWER = "the database does not answer in time"
 # Chosen: every statement of the service has an index and takes milliseconds; what has lost its way to the

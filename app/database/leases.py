@@ -150,10 +150,9 @@ class Leases:
 
     def fence(self, name: str) -> Fence:
         """Returns what to record under. Raises LeaseLost."""
-        held = self._held.get(name)
-        if held is None or now() >= held.until:
+        if not self.holds(name):
             raise LeaseLost(f"the lease {name} is not ours any more")
-        return Fence(name, held.token)
+        return Fence(name, self._held[name].token)
 
     async def run(self) -> NoReturn:
         """Keep a connection and renew, until cancelled."""
@@ -163,7 +162,7 @@ class Leases:
                     await db.execute(SESSION)
                     self._db = db
                     await self._keep()
-            except (psycopg.Error, TimeoutError) as error:
+            except psycopg.Error as error:
                 if self._held:
                     log.warning("leases: given up, because the database is away: %s", _said(error))
             finally:
@@ -193,15 +192,14 @@ class Leases:
     async def take(self, wanted: Mapping[str, int | None]) -> list[str]:
         """Take those leases that are free, each under the lock with its number; returns which are ours now.
 
-        One of which older versions of this program know nothing needs no lock.
-
-        None are while the database is away.
+        One of which older versions of this program know nothing needs no lock. None are ours while the
+        database is away.
         """
         if self._db is None or self._closed or not wanted:
             return []
         try:
             return await self._take(wanted)
-        except (psycopg.Error, TimeoutError) as error:
+        except psycopg.Error as error:
             log.warning("leases: nothing can be taken: %s", _said(error))
             return []
 
@@ -226,7 +224,7 @@ class Leases:
             ours = [name for name in names if self._held.pop(name, None)]
             if self._db is None or not ours:
                 return
-            with contextlib.suppress(psycopg.Error, TimeoutError):
+            with contextlib.suppress(psycopg.Error):
                 await self._ask(RELEASE, {"names": ours})
                 await self._unlock()
 
@@ -237,7 +235,7 @@ class Leases:
             return dict(rows)
 
     async def forget(self, prefix: str) -> None:
-        """Forget leases with such names that ended long ago."""
+        """Forget leases with such names that ended long ago. Raises psycopg.Error."""
         async with self._turn:
             await self._ask(FORGET, {"prefix": prefix, "seconds": FORGET_SECONDS})
 
@@ -289,11 +287,11 @@ class Leases:
 
 
 @contextlib.asynccontextmanager
-async def leasing(leases: Leases) -> AsyncIterator[Leases]:
-    """Renew while the block runs, and release everything at its end."""
+async def leasing(leases: Leases) -> AsyncIterator["asyncio.Task[NoReturn]"]:
+    """Renew while the block runs, in the task that this yields, and release everything at its end."""
     running = asyncio.create_task(leases.run(), name="leases")
     try:
-        yield leases
+        yield running
     finally:
         await leases.close()
         running.cancel()

@@ -29,7 +29,7 @@ import psycopg
 from nats.aio.msg import Msg
 
 from app.database.connection import Db, connect
-from app.database.leases import Leases, leasing
+from app.database.leases import Leases
 from app.delivery.job import Job, Progress, Pushed, is_imported, lane_key
 from app.delivery.lane import Lane, Lanes
 from app.delivery.ledger_tail import BACKOFF_SECONDS, PAGE, Arrival, LedgerTail, fetch_all
@@ -106,18 +106,16 @@ class Deliverer:
         self,
         database_url: str,
         nats: jetstream.NatsClient,
+        leases: Leases,
         settle: Settle,
         tries: Tries,
-        leases: Leases | None = None,
     ) -> None:
-        """`tries` is what `settle` counts with. Without `leases` the deliverer keeps its own."""
+        """`tries` is what `settle` counts with."""
         self._nats = nats
         self._settle = settle
         self._tries = tries
-        self._own = leases is None
-        self._leases = leases or Leases(database_url)
         self._tail = LedgerTail(database_url)
-        self._share = _Share(database_url, nats, settle, self._tail, Shares(self._leases))
+        self._share = _Share(database_url, nats, settle, self._tail, Shares(leases))
 
     def wake(self) -> None:
         """Read what this process has committed."""
@@ -125,16 +123,15 @@ class Deliverer:
 
     async def run(self) -> None:
         """Deliver until cancelled; what is in flight then is cut off, unless `end` gave it time."""
-        async with leasing(self._leases) if self._own else contextlib.nullcontext():
-            listening = await self._nats.subscribe(HEAD_SUBJECT, cb=self._told)
-            try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._tail.run(), name="deliver reads")
-                    group.create_task(self._tries.run(), name="deliver counts")
-                    group.create_task(self._share.run(), name="deliver share")
-            finally:
-                if not self._nats.is_closed:
-                    await listening.unsubscribe()
+        listening = await self._nats.subscribe(HEAD_SUBJECT, cb=self._told)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._tail.run(), name="deliver reads")
+                group.create_task(self._tries.run(), name="deliver counts")
+                group.create_task(self._share.run(), name="deliver share")
+        finally:
+            if not self._nats.is_closed:
+                await listening.unsubscribe()
 
     async def _told(self, message: Msg) -> None:
         """The relay tells how far the stream has come; what is no position wakes nobody."""

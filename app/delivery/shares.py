@@ -15,6 +15,7 @@ from domain import ids
 # Chosen: a partition that is given up or has ended is taken within this time.
 LOOK_SECONDS = 1.0
 GROUP = "deliver"
+MEMBER = f"{GROUP} member "
 # Partitions that an older version of this program leases as one.
 QUARTER = ids.PARTITIONS // 4
 
@@ -45,7 +46,7 @@ class Shares:
         self.mine: set[int] = set()
         self._leases = leases
         self._leaving: set[int] = set()
-        self._member = f"{GROUP} member {leases.holder}"
+        self._member = f"{MEMBER}{leases.holder}"
 
     def fence(self, partition: int) -> Fence | None:
         """What to record under for a partition; None if it is not ours any more."""
@@ -60,16 +61,16 @@ class Shares:
             raise LeaseLost(f"the lease {fence.lease} was another one")
 
     async def look(self) -> Moved:
-        """Take what is our share, and say what has moved. Raises psycopg.Error, TimeoutError."""
+        """Take what is our share, and say what has moved. Raises psycopg.Error."""
         lost = [one for one in self.mine if not self._leases.holds(lease_of(one))]
         self.mine.difference_update(lost)
         self._leaving.difference_update(lost)
-        if not self._leases.holds(self._member):
-            await self._leases.take({self._member: None})
+        if not self._leases.holds(self._member) and await self._leases.take({self._member: None}):
+            await self._leases.forget(MEMBER)  # Each process that ever delivered had a name of its own.
         if not self._leases.holds(self._member):  # The database is away.
             return Moved([], [], lost)
         held = await self._leases.look(GROUP)
-        members = [holder for name, holder in held.items() if name.startswith(f"{GROUP} member ")]
+        members = [holder for name, holder in held.items() if name.startswith(MEMBER)]
         share = share_of(self._leases.holder, members) if self._leases.holder in members else 0
         staying = sorted(self.mine - self._leaving)
         if len(staying) > share:

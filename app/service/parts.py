@@ -70,7 +70,7 @@ async def open_services(
     crm = Crm(client, tokens, budget)
     endings = _closing(stack, Paced(QUESTION_SECONDS))
     leases = Leases(database_url)
-    projector = Projector(database_url, leases=leases)
+    projector = Projector(database_url, leases)
     users = _closing(stack, Users(crm))
     return Services(
         settings=settings,

@@ -33,6 +33,7 @@ from app.config.file import Setup
 from app.config.settings import Settings, load_keys
 from app.database import schema
 from app.database.connection import connect, open_session
+from app.database.leases import leasing
 from app.delivery.deliverer import Deliverer
 from app.delivery.destinations import Destinations
 from app.delivery.prepare import Preparer
@@ -197,8 +198,7 @@ async def _check_tables(urls: Servers) -> schema.Identity:
 async def _start_roles(stack: contextlib.AsyncExitStack, run: Running, urls: Servers, hub: CommitHub) -> None:
     """Start the roles of this process; every process follows the views, only the role project keeps them."""
     services, roles = run.services, run.services.settings.roles
-    await stack.enter_async_context(run.role("leases", services.leases.run()))
-    stack.push_async_callback(services.leases.close)
+    run.watch("leases", await stack.enter_async_context(leasing(services.leases)))
     if "project" in roles:
         hub.listeners.append(services.projector.wake)
     projecting = services.projector.run(lead="project" in roles)
@@ -231,13 +231,12 @@ async def _start_relay(
             row = await (await db.execute(sql.SQL(OLDEST_OPEN))).fetchone()
         return row[0] if row and isinstance(row[0], int) else None
 
-    replicas, leases = services.settings.nats_replicas, services.leases
     relay = services.relay = Relay(
         urls.database_url,
         nats,
         services.ledger_id,
-        leases=leases,
-        replicas=replicas,
+        services.leases,
+        replicas=services.settings.nats_replicas,
         oldest_open=oldest_open,
     )
     hub.listeners.append(relay.wake)
@@ -260,7 +259,7 @@ async def _start_delivery(
     destinations = Destinations(kommo, messengers(client), reconnector, clock, services.rests, places)
     preparer, tries = Preparer(reader, directory), Tries(urls.database_url)
     settle = Settle(services.ledger, preparer, destinations, clock, random.random, tries)
-    deliverer = services.deliverer = Deliverer(urls.database_url, nats, settle, tries, services.leases)
+    deliverer = services.deliverer = Deliverer(urls.database_url, nats, services.leases, settle, tries)
     hub.listeners.append(deliverer.wake)
     await stack.enter_async_context(run.role("rests", destinations.watch()))
     await stack.enter_async_context(run.role("deliver", deliverer.run()))

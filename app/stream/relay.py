@@ -32,7 +32,7 @@ from nats.aio.msg import Msg
 
 from app.database import connection, names
 from app.database.connection import Db
-from app.database.leases import LeaseLost, Leases, leasing
+from app.database.leases import LeaseLost, Leases
 from app.stream import jetstream
 from app.stream.jetstream import (
     HEAD_SUBJECT,
@@ -136,8 +136,8 @@ class Relay:
         database_url: str,
         nats: NatsClient,
         ledger_id: str,
+        leases: Leases,
         *,
-        leases: Leases | None = None,
         replicas: int | None = None,
         oldest_open: OldestOpen | None = None,
         exclusive: bool = True,
@@ -145,8 +145,7 @@ class Relay:
     ) -> None:
         """`replicas` and `oldest_open` are for a new stream: see LedgerStream.
 
-        `leases`: those of the process; without them the relay keeps its own. `exclusive=False` lets relays
-        race; what they publish stays exact, they only waste work.
+        `exclusive=False` lets relays race; what they publish stays exact, they only waste work.
         """
         self.position = 0
         self.restarted = 0
@@ -156,8 +155,7 @@ class Relay:
         self._nats = nats
         self._stream = LedgerStream(nats, ledger_id, replicas=replicas, oldest_open=oldest_open)
         self._exclusive = exclusive
-        self._own = leases is None
-        self._leases = leases or Leases(database_url)
+        self._leases = leases
         self._check_seconds = check_seconds
         self._inbox = nats.new_inbox()
         self._session = 0
@@ -186,10 +184,6 @@ class Relay:
 
     async def run(self) -> NoReturn:
         """Relay until cancelled, waiting for what it needs. Raises StreamUnavailable if `nats` is closed."""
-        async with leasing(self._leases) if self._own else contextlib.nullcontext():
-            await self._run()
-
-    async def _run(self) -> NoReturn:
         unwatch = self._nats.watch(self._connection_changed)
         acknowledgements = await self._nats.subscribe(self._inbox + ".>", cb=self._acknowledged)
         listener = asyncio.create_task(self._listen(), name="relay listens")

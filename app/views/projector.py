@@ -28,7 +28,7 @@ from psycopg import sql
 
 from app.database import connection, names
 from app.database.connection import Db
-from app.database.leases import ANSWER_SECONDS, TERM_SECONDS, LeaseLost, Leases, leasing
+from app.database.leases import ANSWER_SECONDS, TERM_SECONDS, LeaseLost, Leases
 from app.database.names import VIEWS_SCHEMA
 from app.views.parking import ABSENT, PARK, Applier
 from app.views.rebuild import RebuildRefused, fits, rebuild, was_refused
@@ -114,12 +114,11 @@ class Projector:
     def __init__(
         self,
         url: str,
+        leases: Leases,
         *,
-        leases: Leases | None = None,
         page_events: int = PAGE_EVENTS,
         views: Sequence[View] = VIEWS,
     ) -> None:
-        """`leases`: those of the process; without them the projector keeps its own."""
         self.position = 0
         self.leading = False
         self.standing: dict[str, int] = {}  # the views that stand still, and where
@@ -164,20 +163,14 @@ class Projector:
             self._waiters.discard(waiter)
         return True
 
-    async def run(self, *, lead: bool = True) -> None:
+    async def run(self, *, lead: bool = True) -> NoReturn:
         """Lead or stand by until cancelled, reconnecting whenever needed."""
-        if self._leases is not None:
-            await self._run(self._leases, lead)
-        async with leasing(Leases(self._url)) as leases:
-            await self._run(leases, lead)
-
-    async def _run(self, leases: Leases, lead: bool) -> NoReturn:
         wait = RECONNECT_SECONDS_MIN
         while True:
             before = self.position
             try:
-                await self._session(leases, lead)
-            except (*ABSENT, LeaseLost, TimeoutError) as error:
+                await self._session(lead)
+            except (*ABSENT, LeaseLost) as error:
                 log.warning("project: begins anew at position %d: %s", self.position, str(error).strip())
             except PageOutOfOrder:
                 log.warning("project: the views are not at position %d any more", self.position)
@@ -188,24 +181,24 @@ class Projector:
             await asyncio.sleep(wait)
             wait = min(wait * 2, RECONNECT_SECONDS_MAX)
 
-    async def _session(self, leases: Leases, lead: bool) -> None:
+    async def _session(self, lead: bool) -> None:
         async with await connect(self._url, VIEWS_SCHEMA) as db:
             await db.execute(SILENT)
             if lead:
-                await leases.connected(ANSWER_SECONDS)
-            while not (lead and await leases.take({LEASE: names.PROJECT_LOCK})):
+                await self._leases.connected(ANSWER_SECONDS)
+            while not (lead and await self._leases.take({LEASE: names.PROJECT_LOCK})):
                 await self._observe(db)
             try:
                 applier = await self._prepare(db)
                 self.leading = True
                 listener = asyncio.create_task(self._listen(), name="project: listen")
                 try:
-                    await self._lead(leases, db, applier, listener)
+                    await self._lead(db, applier, listener)
                 finally:
                     listener.cancel()
                     await asyncio.wait([listener])
             finally:
-                await leases.release([LEASE])
+                await self._leases.release([LEASE])
 
     async def _observe(self, db: Db) -> None:
         """Learn how far the leader has come, and pass its pages on to the feeds of this process."""
@@ -267,10 +260,10 @@ class Projector:
             async for _ in connection.notified(db):
                 self._woken.set()
 
-    async def _lead(self, leases: Leases, db: Db, applier: Applier, listener: "asyncio.Task[None]") -> None:
+    async def _lead(self, db: Db, applier: Applier, listener: "asyncio.Task[None]") -> None:
         while True:
             self._woken.clear()
-            leases.fence(LEASE)
+            self._leases.fence(LEASE)
             if listener.done():
                 listener.result()
             found = await read(db, self.position, self._page_events)

@@ -1,21 +1,18 @@
 """bytes: what a customer's message leaves on disk, in PostgreSQL and in JetStream, once it is delivered."""
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 
-from app.database import schema
-from app.database.connection import connect
 from app.database.names import VIEWS_SCHEMA
 from app.stream import jetstream
-from app.stream.relay import Relay
 from app.views import tables
 from app.views.rebuild import rebuild
 from domain import events as e
 from ops.benches import samples
 from ops.benches.measure import Figure, new_database, private_servers, say
+from ops.benches.relay import publish
 
 MESSAGES = 50_000
 TOGETHER = 500  # messages that are stored, and then accepted, at the same time
@@ -45,7 +42,9 @@ async def bytes_() -> list[Figure]:
             stored += int(size) / MESSAGES
             if int(size) > MESSAGES:
                 say(f"bytes: {int(size) / MESSAGES:6.0f} {'index' if is_index else 'table'} {name}")
-        await _relay(url, where.nats_url, events)
+        nats = await jetstream.connect(where.nats_url, name="bench")
+        await publish(url, nats, events)
+        await nats.close()
         streamed = _size(folder / "nats") / MESSAGES
     return [
         Figure(
@@ -102,22 +101,6 @@ def _pages(events: Iterator[e.AnyEvent]) -> Iterator[list[e.AnyEvent]]:
         lives.append([event])
     yield [one for life in lives for one in life if not isinstance(one, outcomes)]
     yield [one for life in lives for one in life if isinstance(one, outcomes)]
-
-
-async def _relay(url: str, nats_url: str, events: int) -> None:
-    """Publish the ledger into an empty stream."""
-    async with await connect(url) as connection:
-        ledger_id = (await schema.check(connection)).ledger
-    nats = await jetstream.connect(nats_url, name="bench")
-    running = Relay(url, nats, ledger_id)
-    task = asyncio.create_task(running.run())
-    while running.position < events:
-        if task.done():
-            task.result()
-        await asyncio.sleep(0.01)
-    task.cancel()
-    await asyncio.wait([task])
-    await nats.close()
 
 
 def _size(folder: Path) -> int:

@@ -27,14 +27,14 @@ async def url(database_url: str) -> str:
 
 @pytest.fixture
 async def ours(url: str) -> AsyncIterator[Leases]:
-    async with leasing(Leases(url)) as leases:
+    async with leasing(leases := Leases(url)):
         await ready(leases)
         yield leases
 
 
 @pytest.fixture
 async def theirs(url: str) -> AsyncIterator[Leases]:
-    async with leasing(Leases(url)) as leases:
+    async with leasing(leases := Leases(url)):
         await ready(leases)
         yield leases
 

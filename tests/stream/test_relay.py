@@ -11,6 +11,7 @@ import nats
 import psycopg
 import pytest
 
+from app.database.leases import Leases, leasing
 from app.servers.nats import PrivateNats
 from app.stream import jetstream
 from app.stream.relay import Relay
@@ -325,11 +326,12 @@ async def test_a_lost_database_connection_is_made_anew(ledger: Ledger, nats_own:
 
 async def test_a_closed_connection_ends_the_relay(ledger: Ledger, nats_own: PrivateNats) -> None:
     connection = await jetstream.connect(nats_own.url, name="test")
-    task = asyncio.create_task(Relay(ledger.url, connection, ledger.id).run())
-    await asyncio.sleep(0.3)
-    await connection.close()
-    with pytest.raises(jetstream.StreamUnavailable, match="closed"):
-        await asyncio.wait_for(task, 5)
+    async with leasing(leases := Leases(ledger.url)):
+        task = asyncio.create_task(Relay(ledger.url, connection, ledger.id, leases).run())
+        await asyncio.sleep(0.3)
+        await connection.close()
+        with pytest.raises(jetstream.StreamUnavailable, match="closed"):
+            await asyncio.wait_for(task, 5)
 
 
 async def test_a_gap_in_the_ledger_is_never_skipped(

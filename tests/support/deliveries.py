@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from app.clock import LoopClock
+from app.database.leases import Leases, leasing
 from app.delivery.deliverer import Deliverer
 from app.delivery.destinations import Destinations
 from app.delivery.prepare import Preparer
@@ -57,10 +58,9 @@ async def delivering(story: Story) -> AsyncIterator[None]:
     services = story.run.services
     settings = services.settings
     nats = await jetstream.connect(settings.nats_url or "", name="test")
-    async with line_of(services) as line:
-        task = asyncio.create_task(
-            Deliverer(settings.database_url or "", nats, line.settle, line.tries).run()
-        )
+    url = settings.database_url or ""
+    async with leasing(leases := Leases(url)), line_of(services) as line:
+        task = asyncio.create_task(Deliverer(url, nats, leases, line.settle, line.tries).run())
         try:
             yield
         finally:

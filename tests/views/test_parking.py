@@ -8,6 +8,7 @@ from typing import Any, cast
 import psycopg
 import pytest
 
+from app.database.leases import Leases, leasing
 from app.database.pool import Pool
 from app.views.parking import PARKED_MAX
 from app.views.projector import Projector
@@ -53,14 +54,15 @@ def with_view(view: Fragile) -> tuple[View, ...]:
 async def running(
     url: str, views: tuple[View, ...] = VIEWS, *, lead: bool = True, page_events: int = 2000
 ) -> AsyncIterator[Projector]:
-    projector = Projector(url, views=views, page_events=page_events)
-    task = asyncio.create_task(projector.run(lead=lead))
-    try:
-        yield projector
-    finally:
-        assert not task.done()
-        task.cancel()
-        await asyncio.wait([task])
+    async with leasing(leases := Leases(url)):
+        projector = Projector(url, leases, views=views, page_events=page_events)
+        task = asyncio.create_task(projector.run(lead=lead))
+        try:
+            yield projector
+        finally:
+            assert not task.done()
+            task.cancel()
+            await asyncio.wait([task])
 
 
 async def fetch(url: str, statement: str, *values: object) -> list[tuple[Any, ...]]:

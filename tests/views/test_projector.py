@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import psycopg
 import pytest
 
+from app.database.leases import Leases, leasing
 from app.views.projector import FeedBehind, Projector
 from app.views.rebuild import rebuild
 from tests.support.ledgers.view_events import EventLog, busy_log, prepare, random_log, store, tables
@@ -15,13 +16,14 @@ from tests.support.system import until
 
 @asynccontextmanager
 async def running(url: str, *, lead: bool = True, page_events: int = 2000) -> AsyncIterator[Projector]:
-    projector = Projector(url, page_events=page_events)
-    task = asyncio.create_task(projector.run(lead=lead))
-    try:
-        yield projector
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
+    async with leasing(leases := Leases(url)):
+        projector = Projector(url, leases, page_events=page_events)
+        task = asyncio.create_task(projector.run(lead=lead))
+        try:
+            yield projector
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
 
 
 async def execute(url: str, statement: str) -> None:

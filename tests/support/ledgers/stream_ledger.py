@@ -12,6 +12,7 @@ import psycopg
 
 from app import clock
 from app.database import names, schema
+from app.database.leases import Leases, leasing
 from app.servers.nats import PrivateNats
 from app.stream import jetstream
 from app.stream.relay import Relay
@@ -92,14 +93,17 @@ class Ledger:
 async def relaying(ledger: Ledger, nats_url: str, **options: Any) -> AsyncIterator[Relay]:
     """A relay at work, which must not end by itself; `options` are keyword arguments of `Relay`."""
     connection = await jetstream.connect(nats_url, name="relay")
-    relay = Relay(ledger.url, connection, ledger.id, **options)
-    task = asyncio.create_task(relay.run())
     try:
-        yield relay
-        assert not task.done()
+        async with leasing(leases := Leases(ledger.url)):
+            relay = Relay(ledger.url, connection, ledger.id, leases, **options)
+            task = asyncio.create_task(relay.run())
+            try:
+                yield relay
+                assert not task.done()
+            finally:
+                task.cancel()
+                await asyncio.wait([task])
     finally:
-        task.cancel()
-        await asyncio.wait([task])
         await connection.close()
 
 
