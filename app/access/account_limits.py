@@ -4,9 +4,10 @@ Limits are those of a process. A rate is a bucket that fills evenly and holds a 
 at once may overdraw it, and then nothing is taken until it is paid back. Open deliveries are counted from
 time to time, so an account may pass that limit by what it sends meanwhile.
 
-While several accounts are at work, the requests of a channel are read one after the other beyond WORK_BYTES:
-so what comes from the others finds the event loop free after a few milliseconds. Kommo's hooks are not
-limited, because Kommo sends each only once; the queue of the ledger shares its time with them.
+While several accounts are at work, the requests of a channel are read in rounds of WORK_BYTES, with a rest
+after each for as long as it took: so what comes from the others finds the event loop free after a few
+milliseconds, and the machine with room for it. Kommo's hooks are not limited, because Kommo sends each only
+once; the queue of the ledger shares its time with them.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ from app.turns import Turns
 WORK_BYTES = 32 * 1024
 # Chosen: what a request costs beside its bytes.
 REQUEST_BYTES = 4 * 1024
+# Chosen: as the ledger's writer rests.
+REST_SECONDS_MAX = 0.1
 # Chosen: what the requests of a channel that wait may take of the memory.
 WAITING_BYTES_MAX = 8 * 1024 * 1024
 # Chosen: how long an account's open deliveries are taken for what they were.
@@ -50,10 +53,12 @@ class _Bucket:
 
 
 class _Work:
-    """The requests of a channel: the bytes in work, and the requests that wait with theirs."""
+    """A channel's requests: the bytes in work since a time in seconds, and those that wait with theirs."""
 
     def __init__(self) -> None:
         self.bytes = 0
+        self.began = 0.0
+        self.shared = self.resting = False
         self.waiting_bytes = 0
         self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
@@ -132,15 +137,18 @@ class AccountLimits:
         """
         cost = size + REQUEST_BYTES
         work = self._work.setdefault(channel, _Work())
-        if work.waiting or (shared and work.bytes and work.bytes + cost > WORK_BYTES):
+        work.shared = shared
+        if work.waiting or work.resting or (shared and work.bytes and work.bytes + cost > WORK_BYTES):
             await self._wait(work, cost)
         else:
+            if not work.bytes:
+                work.began = time.monotonic()
             work.bytes += cost
         try:
             yield
         finally:
             self._end(work, cost)
-            if not work.bytes and not work.waiting:
+            if not work.bytes and not work.waiting and not work.resting:
                 self._work.pop(channel, None)
 
     async def _wait(self, work: _Work, cost: int) -> None:
@@ -160,10 +168,23 @@ class AccountLimits:
                 self._end(work, cost)
             raise
 
-    @staticmethod
-    def _end(work: _Work, cost: int) -> None:
-        """A request is done: let those work who waited longest, as far as there is room."""
+    def _end(self, work: _Work, cost: int) -> None:
+        """A request is done; those that wait have their turn, after a rest if others are at work, too."""
         work.bytes -= cost
+        if not work.waiting or work.resting:
+            return
+        if not work.shared:
+            self._go_on(work)
+        elif not work.bytes:
+            work.resting = True
+            rest = min(time.monotonic() - work.began, REST_SECONDS_MAX)
+            asyncio.get_running_loop().call_later(rest, self._go_on, work)
+
+    @staticmethod
+    def _go_on(work: _Work) -> None:
+        """Let those work who waited longest, as far as there is room."""
+        work.resting = False
+        work.began = time.monotonic()
         while work.waiting and (not work.bytes or work.bytes + work.waiting[0][0] <= WORK_BYTES):
             following, turn = work.waiting.popleft()
             work.waiting_bytes -= following

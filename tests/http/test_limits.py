@@ -145,3 +145,22 @@ async def test_requests_of_a_channel_take_turns_while_others_are_at_work() -> No
     outcomes = await asyncio.gather(*waiting[:8], return_exceptions=True)
     assert sum(isinstance(each, BaseException) for each in outcomes) == 4
     await work("acme", 100_000)
+
+
+async def test_a_crowded_channel_rests_as_long_as_it_worked_while_others_are_at_work() -> None:
+    limits, busy = AccountLimits(load_settings(environment={"HOME": "/"})), 0.0
+
+    async def work(*, shared: bool) -> None:
+        nonlocal busy
+        async with limits.turn("acme", 100_000, shared=shared):
+            began = time.perf_counter()
+            await asyncio.sleep(0.01)
+            busy += time.perf_counter() - began
+
+    began = time.perf_counter()
+    await asyncio.gather(*(work(shared=True) for _ in range(10)))
+    rested = time.perf_counter() - began - busy
+    assert rested >= 0.8 * 9 / 10 * busy  # after each but the last
+    busy, began = 0.0, time.perf_counter()
+    await asyncio.gather(*(work(shared=False) for _ in range(10)))
+    assert time.perf_counter() - began < busy / 2
