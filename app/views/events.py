@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 from msgspec import Raw, Struct
 
-from app.database.pool import Pool
+from app.database.pool import Pool, ViewsMissing
 from app.views.accounts import connected
 from app.views.cursor import LIMIT, POSITION_LAST
-from projections.events import PERIOD, TAGS, place
+from projections.events import BLOCK_BITS, COMMON, PERIOD, TAGS, place
 
 HEAD = "SELECT coalesce(max(notification_id), 0) AS head FROM ledger.stored_events"
 LEDGER_PAGE = """
@@ -31,16 +31,19 @@ SELECT min(period) AS low, max(period) AS high FROM periods
 WHERE (%(since)s::timestamptz IS NULL OR high >= %(since)s::timestamptz)
   AND (%(until)s::timestamptz IS NULL OR low < %(until)s::timestamptz)
 """
+# The order of `block` and then of position is that of the indexes.
 EVENTS = """
 SELECT e.notification_id AS position, e.state AS event FROM (
   SELECT position FROM events
   WHERE position > %(after)s::bigint AND position >= %(low)s::bigint AND position <= %(high)s::bigint
+    AND block BETWEEN %(first_block)s::bigint AND %(last_block)s::bigint
     AND (%(kind)s::smallint IS NULL OR kind = %(kind)s::smallint)
+    AND (%(head)s::smallint IS NULL OR head = %(head)s::smallint)
     AND (%(place)s::bigint IS NULL OR place = %(place)s::bigint)
     AND (%(places)s::bigint[] IS NULL OR place = ANY (%(places)s::bigint[]))
     AND (%(since)s::timestamptz IS NULL OR recorded_at >= %(since)s::timestamptz)
     AND (%(until)s::timestamptz IS NULL OR recorded_at < %(until)s::timestamptz)
-  ORDER BY position LIMIT %(limit)s::bigint) AS p
+  ORDER BY block, position LIMIT %(limit)s::bigint) AS p
 JOIN ledger.stored_events AS e ON e.notification_id = p.position ORDER BY p.position
 """
 # The events of a conversation are its own and those of the conversations merged into it, whichever id is
@@ -55,12 +58,13 @@ SELECT e.notification_id AS position, e.state AS event FROM (
   CROSS JOIN LATERAL (SELECT position FROM events
     WHERE conversation = c.id
       AND position > %(after)s::bigint AND position >= %(low)s::bigint AND position <= %(high)s::bigint
+      AND block BETWEEN %(first_block)s::bigint AND %(last_block)s::bigint
       AND (%(kind)s::smallint IS NULL OR kind = %(kind)s::smallint)
       AND (%(place)s::bigint IS NULL OR place = %(place)s::bigint)
       AND (%(places)s::bigint[] IS NULL OR place = ANY (%(places)s::bigint[]))
       AND (%(since)s::timestamptz IS NULL OR recorded_at >= %(since)s::timestamptz)
       AND (%(until)s::timestamptz IS NULL OR recorded_at < %(until)s::timestamptz)
-    ORDER BY position LIMIT %(limit)s::bigint) AS f
+    ORDER BY block, position LIMIT %(limit)s::bigint) AS f
   ORDER BY f.position LIMIT %(limit)s::bigint) AS p
 JOIN ledger.stored_events AS e ON e.notification_id = p.position ORDER BY p.position
 """
@@ -69,6 +73,7 @@ STREAM_HEAD = """SELECT notification_id AS head FROM ledger.stored_events
 WHERE originator_id = %(stream)s::uuid ORDER BY originator_version LIMIT 1"""
 
 STREAM_PAGE_EVENTS = 1000  # chosen: about a megabyte in memory for each reader that streams
+BLOCK = f"(position >> {BLOCK_BITS})"
 _KINDS = {name: number for number, name in enumerate(TAGS)}
 
 
@@ -192,11 +197,19 @@ async def _select(pool: Pool, after: int, limit: int, only: Filter) -> list[Even
     times: dict[str, object] = {"since": only.since, "until": only.until}
     low, high = await _range(pool, times) if only.since or only.until else (0, POSITION_LAST)
     values |= times
-    values |= {"low": low, "high": high, "kind": _KINDS.get(only.type or ""), **await _places(pool, only)}
-    if only.conversation is None:
-        return await pool.fetch(EventRow, EVENTS, values, prepare=False)
-    values["conversation"] = only.conversation
-    return await pool.fetch(EventRow, EVENTS_OF_CONVERSATION, values, prepare=False)
+    values |= {"first_block": max(after + 1, low) >> BLOCK_BITS, "last_block": high >> BLOCK_BITS}
+    kind = _KINDS.get(only.type or "")
+    head = None if only.type in COMMON else kind  # Only these follow others in a run.
+    values |= {"low": low, "high": high, "kind": kind, "head": head, **await _places(pool, only)}
+    statement = EVENTS
+    if only.conversation is not None:
+        statement, values["conversation"] = EVENTS_OF_CONVERSATION, only.conversation
+    try:
+        return await pool.fetch(EventRow, statement, values, prepare=False)
+    except ViewsMissing:  # Those of an older version have no runs.
+        older = statement.replace("AND block", f"AND {BLOCK}").replace("BY block", f"BY {BLOCK}")
+        older = older.replace("head =", "kind =")
+        return await pool.fetch(EventRow, older, values, prepare=False)
 
 
 async def _range(pool: Pool, times: dict[str, object]) -> tuple[int, int]:

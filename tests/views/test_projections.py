@@ -22,7 +22,7 @@ from domain.state import Message, State, evolve
 from projections import deliveries, events
 from projections.columns import Page
 from tests.support.ids import SCOPE
-from tests.support.ledgers.view_events import START_MS, TABLES, EventLog, fact, prepare, random_log
+from tests.support.ledgers.view_events import COLUMNS, START_MS, TABLES, EventLog, fact, prepare, random_log
 
 laws = settings(
     max_examples=40,
@@ -59,7 +59,7 @@ async def projected(url: str, log: Sequence[e.AnyEvent], cuts: Sequence[int] = (
         cursor = link.cursor(row_factory=dict_row)
         found: Tables = {}
         for table, key in TABLES:
-            await cursor.execute(f"SELECT * FROM {table} ORDER BY {key}")
+            await cursor.execute(f"SELECT {COLUMNS.get(table, '*')} FROM {table} ORDER BY {key}")
             found[table] = await cursor.fetchall()
         return found
 

@@ -273,6 +273,21 @@ async def test_events_are_filtered_exactly_and_come_as_stored(of: Open) -> None:
         assert streamed == [row for row in wanted if row[0] > 10]
 
 
+async def test_events_are_found_in_views_of_before_there_were_runs(of: Open, database_url: str) -> None:
+    log = random_log(5, 100)
+    reads = await of(log)
+    filters = [*FILTERS, Filter(conversation=log.events[0].conversation)]
+    found = [await list_events(reads, limit=100, only=only) for only in filters]
+    async with await psycopg.AsyncConnection.connect(database_url) as link:
+        await link.execute(
+            "CREATE TABLE views.older AS SELECT position, place, recorded_at, conversation, kind"
+            " FROM views.events"
+        )
+        await link.execute("GRANT SELECT ON views.older TO chatledger")
+        await link.execute("DROP VIEW views.events; ALTER TABLE views.older RENAME TO events")
+    assert [await list_events(reads, limit=100, only=only) for only in filters] == found
+
+
 async def test_a_stream_of_events_goes_on_as_long_as_it_may(of: Open, database_url: str) -> None:
     log = random_log(5, 40)
     later = log.events[20:]

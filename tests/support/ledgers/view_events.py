@@ -73,9 +73,16 @@ class EventLog:
     def accept(self, sent: e.MessageSent, remote_id: str) -> None:
         """The other side accepts a message and names it `remote_id`."""
         side = "kommo" if sent.direction == "in" else "messenger"
-        self.about(e.MessageAccepted, sent, side=side, remote_id=remote_id, by=side)
+        accepted = self.about(e.MessageAccepted, sent, side=side, remote_id=remote_id, by=side)
         alias = message_id(SCOPE, side, remote_id)
-        self.add(e.MessageNamed, alias, conversation=sent.conversation, message=sent.message, by=side)
+        self.add(
+            e.MessageNamed,
+            alias,
+            conversation=sent.conversation,
+            message=sent.message,
+            by=side,
+            recorded_at=accepted.recorded_at,
+        )
 
     def exchange(self, conversation: str, name: str) -> None:
         """A manager's message, accepted, delivered and read, both statuses pushed to Kommo: seven events."""
@@ -131,6 +138,8 @@ TABLES: Iterable[tuple[str, str]] = (
     ("connections", "channel, account_id"),
     ("positions", "view"),
 )
+# Which event is the first of a run depends on where a page begins.
+COLUMNS = {"events": "position, place, recorded_at, conversation, kind"}
 
 
 async def tables(url: str) -> dict[str, list[tuple[object, ...]]]:
@@ -138,7 +147,9 @@ async def tables(url: str) -> dict[str, list[tuple[object, ...]]]:
     async with await psycopg.AsyncConnection.connect(url) as connection:
         found = {}
         for table, key in TABLES:
-            rows = await connection.execute(f"SELECT * FROM views.{table} ORDER BY {key}")
+            rows = await connection.execute(
+                f"SELECT {COLUMNS.get(table, '*')} FROM views.{table} ORDER BY {key}"
+            )
             found[table] = await rows.fetchall()
         return found
 
