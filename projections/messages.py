@@ -26,14 +26,12 @@ from domain.events import (
     ReactionAdded,
     ReactionRemoved,
     author,
-    encode,
 )
 from domain.state import RANKS
 from projections.columns import (
     GO_ON,
     Page,
     Statement,
-    blobs,
     booleans,
     longs,
     longs_or_null,
@@ -45,26 +43,29 @@ from projections.columns import (
 )
 
 NAME = "messages"
-VERSION = 4
+VERSION = 5
 
-# What the event that sends a message says of it stays in the ledger, at `position`. Here is what changes,
-# what is searched for, and the parties as the event's own JSON, because hooks wait for them. `edit` is the
-# position of the event that the content comes from, unless it is the message itself; `failure` is that of the
-# event that `failure_code` and `failure_text` come from. `copy_id` is Kommo's id of the mirror of an
-# operator's message.
+# What the event that sends a message says of it stays in the ledger, at `position`. Here is what changes, and
+# what is searched for. `edit` is the position of the event that the content comes from, unless it is the
+# message itself; `failure` is that of the event that `failure_code` and `failure_text` come from. `copy_id`
+# is Kommo's id of the mirror of an operator's message, `sent_by` the first letter of the side.
 #
-# `messages` is what readers ask. It reads an event only for the columns after `receiver`, which reports and
+# `messages` is what readers ask. It reads an event only for the columns after `source`, which reports and
 # older programs use. JSON as PostgreSQL knows it has no NUL.
 SCHEMA = """
-CREATE TABLE message_states (id uuid PRIMARY KEY, position bigint NOT NULL, updated bigint NOT NULL,
-  conversation uuid NOT NULL, sent_at timestamptz NOT NULL, edited_at timestamptz, edit bigint,
-  failure bigint, failure_code bigint, status smallint NOT NULL, outgoing boolean NOT NULL,
-  deleted boolean NOT NULL, sent_by text NOT NULL, remote_id text, copy_id text, failure_text text,
-  source text, sender bytea NOT NULL, receiver bytea)
+CREATE TABLE message_states (id uuid PRIMARY KEY, conversation uuid NOT NULL, position bigint NOT NULL,
+  sent_at timestamptz NOT NULL, edited_at timestamptz, edit bigint, failure bigint, failure_code bigint,
+  status smallint NOT NULL, outgoing boolean NOT NULL, deleted boolean NOT NULL, sent_by "char" NOT NULL,
+  remote_id text, copy_id text, failure_text text, source text)
   WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 CREATE FUNCTION event_field(state bytea, field text) RETURNS json LANGUAGE sql IMMUTABLE PARALLEL SAFE
   RETURN replace(convert_from(state, 'UTF8'), '\\u0000', '\\ufffd')::json -> field;
-CREATE VIEW messages AS SELECT m.*,
+CREATE VIEW messages AS SELECT m.id, m.position, m.conversation, m.sent_at, m.edited_at, m.edit, m.failure,
+  m.failure_code, m.status, m.outgoing, m.deleted,
+  CASE m.sent_by WHEN 'k' THEN 'kommo' WHEN 'm' THEN 'messenger' WHEN 'o' THEN 'operator' END AS sent_by,
+  m.remote_id, m.copy_id, m.failure_text, m.source,
+  convert_to(event_field(s.state, 'sender')::text, 'UTF8') AS sender,
+  convert_to(event_field(s.state, 'receiver')::text, 'UTF8') AS receiver,
   (event_field(s.state, 'recorded_at') #>> '{}')::timestamptz AS recorded_at,
   coalesce((event_field(s.state, 'silent') #>> '{}')::boolean, false) AS silent,
   coalesce((event_field(s.state, 'imported') #>> '{}')::boolean, false) AS imported,
@@ -89,12 +90,12 @@ ON_FAULT = GO_ON
 TOPICS = ("message.", "reaction.", "conversation.merged", "delivery.resumed")
 
 ADVANCE = """
-UPDATE message_states AS m SET updated = greatest(m.updated, i.updated),
+UPDATE message_states AS m SET
   status = CASE WHEN i.again AND m.status = {failed} THEN i.status ELSE greatest(m.status, i.status) END,
   remote_id = coalesce(m.remote_id, i.remote_id), copy_id = coalesce(m.copy_id, i.copy_id),
   deleted = m.deleted OR i.deleted
-FROM unnest(%b::uuid[], %b::smallint[], %b::bigint[], %b::text[], %b::text[], %b::boolean[], %b::boolean[])
-  AS i(id, status, updated, remote_id, copy_id, deleted, again) WHERE m.id = i.id
+FROM unnest(%b::uuid[], %b::smallint[], %b::text[], %b::text[], %b::boolean[], %b::boolean[])
+  AS i(id, status, remote_id, copy_id, deleted, again) WHERE m.id = i.id
 """.format(failed=RANKS["failed"])
 EDIT = """
 UPDATE message_states AS m SET edited_at = i.edited_at, edit = i.edit
@@ -107,17 +108,16 @@ FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::text[]) AS i(id, failure
 WHERE m.id = i.id AND (m.failure IS NULL OR i.failure > m.failure)
 """
 INSERT = """
-INSERT INTO message_states (id, position, updated, conversation, sent_at, edited_at, edit, failure,
-  failure_code, status, outgoing, deleted, sent_by, remote_id, copy_id, failure_text, source, sender,
-  receiver)
-SELECT i.id, i.position, i.updated, coalesce(g.winner, i.conversation), i.sent_at, i.edited_at, i.edit,
-  i.failure, i.failure_code, i.status, i.outgoing, i.deleted, i.sent_by, i.remote_id, i.copy_id,
-  i.failure_text, i.source, i.sender, i.receiver
-FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::uuid[], %b::timestamptz[], %b::timestamptz[],
-  %b::bigint[], %b::bigint[], %b::bigint[], %b::smallint[], %b::boolean[], %b::boolean[], %b::text[],
-  %b::text[], %b::text[], %b::text[], %b::text[], %b::bytea[], %b::bytea[])
-  AS i(id, position, updated, conversation, sent_at, edited_at, edit, failure, failure_code, status, outgoing,
-  deleted, sent_by, remote_id, copy_id, failure_text, source, sender, receiver)
+INSERT INTO message_states (id, conversation, position, sent_at, edited_at, edit, failure, failure_code,
+  status, outgoing, deleted, sent_by, remote_id, copy_id, failure_text, source)
+SELECT i.id, coalesce(g.winner, i.conversation), i.position, i.sent_at, i.edited_at, i.edit, i.failure,
+  i.failure_code, i.status, i.outgoing, i.deleted, i.sent_by::"char", i.remote_id, i.copy_id, i.failure_text,
+  i.source
+FROM unnest(%b::uuid[], %b::uuid[], %b::bigint[], %b::timestamptz[], %b::timestamptz[], %b::bigint[],
+  %b::bigint[], %b::bigint[], %b::smallint[], %b::boolean[], %b::boolean[], %b::text[], %b::text[],
+  %b::text[], %b::text[], %b::text[])
+  AS i(id, conversation, position, sent_at, edited_at, edit, failure, failure_code, status, outgoing, deleted,
+  sent_by, remote_id, copy_id, failure_text, source)
 LEFT JOIN merges AS g ON g.loser = i.conversation
 """
 REACT = """
@@ -146,7 +146,6 @@ class _Facts(Struct, gc=False):
     `again`: it had failed and is sent again, so that `status` counts from there.
     """
 
-    updated: int
     status: int = 0
     again: bool = False
     remote_id: str | None = None
@@ -175,7 +174,7 @@ class _Fold:
         if isinstance(event, MessageSent):
             if event.message:
                 self.sent[event.message] = (position, event)
-                self.facts[event.message] = _Facts(position)
+                self.facts[event.message] = _Facts()
         elif isinstance(event, MessageNamed):
             if self.sent.pop(event.stream, None) is None and event.version > 1:
                 self.echoes.append(event.stream)
@@ -187,8 +186,7 @@ class _Fold:
             return  # It waits in the stream of an unknown id, and is recorded again once the id is known.
         facts = self.facts.get(event.message)
         if facts is None:
-            facts = self.facts[event.message] = _Facts(position)
-        facts.updated = position
+            facts = self.facts[event.message] = _Facts()
         if isinstance(event, MessageAccepted) and event.copy:
             facts.copy_id = facts.copy_id or event.remote_id
             return
@@ -264,7 +262,6 @@ def _advance(known: dict[str, _Facts]) -> Iterator[Statement]:
         (
             uuids(list(known)),
             smalls([fact.status for fact in facts]),
-            longs([fact.updated for fact in facts]),
             texts([fact.remote_id for fact in facts]),
             texts([fact.copy_id for fact in facts]),
             booleans([fact.deleted for fact in facts]),
@@ -302,9 +299,8 @@ def _rows(fold: _Fold) -> tuple[object, ...]:
     failures = [fact.failure for fact in facts]
     return (
         uuids(list(fold.sent)),
-        longs(positions),
-        longs([fact.updated for fact in facts]),
         uuids([event.conversation for event in sent]),
+        longs(positions),
         times([event.at for event in sent]),
         times([edit[1].at if edit else None for edit in edits]),
         longs_or_null([edit[0] if edit else None for edit in edits]),
@@ -318,8 +314,6 @@ def _rows(fold: _Fold) -> tuple[object, ...]:
         texts_repeated([fact.copy_id for fact in facts]),
         texts_repeated([failure[1].text if failure else None for failure in failures]),
         texts_repeated([event.source for event in sent]),
-        blobs([encode(event.sender) for event in sent]),
-        blobs([encode(event.receiver) if event.receiver else None for event in sent]),
     )
 
 

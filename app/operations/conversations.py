@@ -19,6 +19,7 @@ from app.operations.errors import InvalidInput, KommoFailed, NotFound, NotYet, S
 from app.operations.services import Services, record, views_reach
 from app.views.conversations import Conversation, get_conversation, list_conversations
 from app.views.events import Filter, list_events
+from app.views.messages import customer_in
 from domain import commands as c
 from domain import events as e
 from domain import ids
@@ -26,11 +27,11 @@ from domain.ids import KOMMO, MESSENGER, OPERATOR
 
 # The latest message decides; one of the customer's own counts before one that was sent to the customer.
 CUSTOMER = """
-SELECT m.outgoing, m.sent_by, m.sender, m.receiver FROM (
-  SELECT outgoing, sent_by, sender, receiver, position FROM messages WHERE conversation = %(id)s::uuid
-  ORDER BY position DESC LIMIT 50) AS m ORDER BY m.outgoing, m.sent_by = 'kommo', m.position DESC LIMIT 1
+SELECT m.outgoing, m.sent_by, e.state AS event FROM (SELECT * FROM (
+  SELECT outgoing, sent_by, position FROM messages WHERE conversation = %(id)s::uuid
+  ORDER BY position DESC LIMIT 50) AS latest ORDER BY outgoing, sent_by = 'kommo', position DESC LIMIT 1) AS m
+JOIN ledger.stored_events AS e ON e.notification_id = m.position
 """
-_decode_party = msgspec.json.Decoder(e.Party).decode
 
 
 class UnknownConversation(NotFound):
@@ -72,8 +73,7 @@ class NewConversation(Struct, frozen=True):
 class _MessageRow(Struct):
     outgoing: bool
     sent_by: str
-    sender: bytes
-    receiver: bytes | None
+    event: bytes
 
 
 async def create(services: Services, wanted: NewConversation) -> tuple[Conversation, Recorded]:
@@ -144,8 +144,7 @@ async def known(services: Services, conversation: str) -> Conversation:
 async def customer_of(services: Services, conversation: str) -> e.Party:
     """The customer as the messenger calls them; raises CustomerUnknown."""
     for row in await services.pool.fetch(_MessageRow, CUSTOMER, {"id": conversation}):
-        raw = row.receiver if row.outgoing else row.sender
-        party = _decode_party(raw) if raw else e.Party()
+        party = customer_in(row.event, outgoing=row.outgoing) or e.Party()
         if customer := _by_messenger(party, is_kommos=row.sent_by == "kommo"):
             return customer
     only = Filter(type="conversation.started", conversation=conversation)

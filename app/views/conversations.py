@@ -4,13 +4,12 @@ from typing import Literal
 from uuid import UUID
 
 from msgspec import Struct
-from msgspec.json import Decoder
 from msgspec.structs import asdict
 
 from app.database.pool import Pool
 from app.views.accounts import of_accounts
 from app.views.cursor import LIMIT, decode_cursor, encode_cursor, is_uuid
-from app.views.messages import content_of
+from app.views.messages import content_of, customer_in
 from domain.events import Party
 from domain.state import STATUSES
 
@@ -70,13 +69,13 @@ class ConversationRow(Struct):
 # The customer is the sender of an incoming message, else the receiver of an outgoing one. Only the latest
 # fifty messages are searched (chosen), so that a list costs the same however long its chats are.
 CUSTOMERS = """
-SELECT c.id::text, m.outgoing, m.sender, m.receiver FROM unnest(%(ids)s::uuid[]) AS c(id)
-CROSS JOIN LATERAL (SELECT * FROM (SELECT outgoing, sender, receiver, position FROM messages
+SELECT c.id::text, m.outgoing, e.state AS event FROM unnest(%(ids)s::uuid[]) AS c(id)
+CROSS JOIN LATERAL (SELECT * FROM (SELECT outgoing, position FROM messages
     WHERE conversation = c.id ORDER BY position DESC LIMIT 50) AS latest
   ORDER BY outgoing, position DESC LIMIT 1) AS m
+JOIN ledger.stored_events AS e ON e.notification_id = m.position
 """
 MERGED = "SELECT loser::text AS id FROM merges WHERE winner = %(id)s::uuid"
-_party = Decoder(Party).decode
 
 _CONVERSATION = """
 SELECT c.id::text, c.channel, c.account_id, c.conversation_id, c.chat_id, c.contact_id, c.lead_id, c.messages,
@@ -133,8 +132,7 @@ def conversation_of(row: ConversationRow) -> Conversation:
 class _PartyRow(Struct):
     id: str
     outgoing: bool
-    sender: bytes
-    receiver: bytes | None
+    event: bytes
 
 
 class _Id(Struct):
@@ -146,8 +144,8 @@ async def customers(pool: Pool, conversations: list[str]) -> dict[str, Party]:
     if not conversations:
         return {}
     rows = await pool.fetch(_PartyRow, CUSTOMERS, {"ids": conversations})
-    parties = {row.id: row.receiver if row.outgoing else row.sender for row in rows}
-    return {id_: _party(party) for id_, party in parties.items() if party}
+    parties = {row.id: customer_in(row.event, outgoing=row.outgoing) for row in rows}
+    return {id_: party for id_, party in parties.items() if party}
 
 
 async def merged_into(pool: Pool, conversation: str) -> set[str]:

@@ -145,8 +145,6 @@ class MessageRow(Struct):
     sent_by: str
     remote_id: str | None
     copy_id: str | None
-    sender: bytes
-    receiver: bytes | None
     source: str | None
     sent_at: str
     status: int
@@ -174,7 +172,6 @@ class _PositionRow(Struct):
 
 
 SHOWN = names(Way.SHOWN)
-_party = msgspec.json.Decoder(Party).decode
 _reactions = msgspec.json.Decoder(list[ReactionShown]).decode
 UNNAMED = "the answer gave no message_id: what happens to the message there is not known here"
 _EVIDENCE = (
@@ -183,8 +180,8 @@ _EVIDENCE = (
 
 # Columns that views of an older version have too.
 _MESSAGE = """
-SELECT m.id::text, m.position, m.conversation::text, m.outgoing, m.sent_by, m.remote_id, m.copy_id, m.sender,
-  m.receiver, m.source, m.status, m.failure_code, m.failure_text, m.deleted, c.channel, c.account_id,
+SELECT m.id::text, m.position, m.conversation::text, m.outgoing, m.sent_by, m.remote_id, m.copy_id, m.source,
+  m.status, m.failure_code, m.failure_text, m.deleted, c.channel, c.account_id,
   to_char(m.sent_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS sent_at,
   to_char(m.edited_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS edited_at,
   (SELECT json_agg(json_build_object('emoji', r.emoji, 'by', r."by", 'sender_id', r.sender_id,
@@ -240,6 +237,23 @@ def content_of(event: bytes | None) -> Content:
     return read.content if isinstance(read, MessageSent | MessageEdited) else Content(type=UNREADABLE)
 
 
+class _Parties(Struct, gc=False):
+    sender: Party = Party()
+    receiver: Party | None = None
+
+
+_parties = msgspec.json.Decoder(_Parties).decode
+
+
+def customer_in(event: bytes | None, *, outgoing: bool) -> Party | None:
+    """Returns the customer of a stored message, if known: its sender, or whom an outgoing one was sent to."""
+    try:
+        parties = _parties(event or b"")
+    except (ValueError, RecursionError):
+        return None
+    return parties.receiver if outgoing else parties.sender
+
+
 def _readable(event: bytes | None) -> AnyEvent | None:
     try:
         read: AnyEvent = decode(event or b"")
@@ -265,8 +279,8 @@ def message_fields(row: MessageRow) -> dict[str, Any]:
         "direction": "out" if row.outgoing else "in",
         "sent_by": row.sent_by,
         **{name: getattr(content, name) for name in shown},
-        "sender": _party(row.sender),
-        "receiver": _party(row.receiver) if row.receiver else None,
+        "sender": sent.sender if sent else Party(),
+        "receiver": sent.receiver if sent else None,
         "source": row.source,
         "silent": bool(sent and sent.silent),
         "imported": bool(sent and sent.imported),

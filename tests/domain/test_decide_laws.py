@@ -205,7 +205,6 @@ async def views_of(url: str, ledger: Ledger) -> object:
         await cursor.execute(
             "SELECT m.id, status, deleted, outgoing, position, edit, remote_id, edited_at, failure_code, "
             "array(SELECT id FROM messages x WHERE x.conversation = m.conversation ORDER BY 1) AS chat,"
-            " convert_from(sender, 'UTF8')::jsonb - 'ref_id' AS sender,"
             ' array(SELECT ("by", emoji, removed, at)::text FROM reactions WHERE message = m.id ORDER BY 1)'
             " AS reactions FROM messages m ORDER BY id"
         )
@@ -214,6 +213,7 @@ async def views_of(url: str, ledger: Ledger) -> object:
         sent: Any = ledger.events[row["position"] - 1]
         edited: Any = ledger.events[(row["edit"] or row["position"]) - 1]
         row["own_id"], content = sent.own_id, edited.content
+        row["sender"] = replace(sent.sender, ref_id=None)
         row["content"] = replace(content, chat_id=None, conversation_id=None, reply_to=None)
         del row["position"], row["edit"]
     return rows

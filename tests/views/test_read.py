@@ -123,13 +123,14 @@ async def test_reports_find_in_sql_what_the_ledger_keeps_of_a_message(of: Open, 
     log.about(e.MessageEdited, sent, content=e.Content(type="text", text="Now this"))
     plain = log.send(chat, "m-2")
     await of(log)
-    columns = "own_id, channel, account_id, silent, imported, recorded_at, content"
+    columns = "own_id, channel, account_id, silent, imported, recorded_at, sender, content"
     async with await psycopg.AsyncConnection.connect(database_url) as link:
         rows = await link.execute(f"SELECT {columns} FROM views.messages ORDER BY position".encode())
         found = await rows.fetchall()
     scope = (sent.channel, sent.account, False, False)
     times = [datetime.fromisoformat(one.recorded_at) for one in (sent, plain)]
-    assert [row[:-1] for row in found] == [("m\ufffd-1", *scope, times[0]), ("m-2", *scope, times[1])]
+    assert [row[:-2] for row in found] == [("m\ufffd-1", *scope, times[0]), ("m-2", *scope, times[1])]
+    assert [msgspec.json.decode(row[-2], type=e.Party) for row in found] == [sent.sender, plain.sender]
     contents = [msgspec.json.decode(row[-1], type=e.Content) for row in found]
     assert contents == [e.Content(type="text", text="Now this"), plain.content]
 

@@ -18,6 +18,7 @@ from app.messengers.adapter import Received
 from app.messengers.contract import Action, Reaction, Sent, Status
 from app.operations.services import Services
 from app.problems import Fault, ProblemError
+from app.views.messages import customer_in
 from domain import ids
 from domain.events import Party
 from domain.ids import MESSENGER, Scope
@@ -40,12 +41,12 @@ STREAMS_AT_ONCE = 2000
 # Chosen: a customer is looked for in so many of a channel's conversations, the latest active first. There is
 # no index of customers, and each conversation costs one look.
 CUSTOMERS = """
-SELECT c.account_id, m.outgoing, m.sender, m.receiver FROM (SELECT id, account_id FROM conversations
+SELECT c.account_id, m.outgoing, e.state AS event FROM (SELECT id, account_id FROM conversations
     WHERE channel = %(channel)s::text ORDER BY position DESC, id DESC LIMIT 1000) AS c
-CROSS JOIN LATERAL (SELECT outgoing, sender, receiver FROM messages
+CROSS JOIN LATERAL (SELECT outgoing, position FROM messages
   WHERE conversation = c.id ORDER BY position DESC LIMIT 1) AS m
+JOIN ledger.stored_events AS e ON e.notification_id = m.position
 """
-_party = msgspec.json.Decoder(Party).decode
 
 
 class First(Struct):
@@ -60,8 +61,7 @@ class Customer(Struct):
 
     account_id: str | None
     outgoing: bool
-    sender: bytes
-    receiver: bytes | None
+    event: bytes
 
 
 class Head(Struct):
@@ -205,8 +205,7 @@ class _Search:
             self._customers = {}
             values = {"channel": self._channel.name}
             for row in await self._services.pool.fetch(Customer, CUSTOMERS, values):
-                raw = row.receiver if row.outgoing else row.sender
-                party = _party(raw) if raw else Party()
+                party = customer_in(row.event, outgoing=row.outgoing) or Party()
                 for name in {party.client_id if row.outgoing else party.id, party.id} - {None}:
                     self._customers.setdefault(str(name), set()).add(row.account_id or "")
         return self._customers.get(customer, set())
