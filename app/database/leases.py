@@ -3,7 +3,9 @@
 Theory of operation. A lease is a row: its name, its holder, its end, and a token that each taking raises. A
 process renews all that it holds with one statement every RENEW_SECONDS. Whoever finds a lease that has
 ended takes it. So a holder that dies, is suspended or loses its way to the database is followed by another
-within TERM_SECONDS and the pause in which others look, whatever becomes of its connections.
+within TERM_SECONDS and the pause in which others look, whatever becomes of its connections. Where the
+database is one process's own, that process need not wait for a predecessor that was killed: both have one
+name.
 
 The former holder may not know. So it counts by itself: from before each renewal was sent it holds a lease for
 HELD_SECONDS, less than the term, by a clock that goes on while process or machine is suspended; after that,
@@ -40,6 +42,8 @@ RECONNECT_SECONDS = 0.5
 CONNECTED_SECONDS = 0.01
 # Members of a group that ended so long ago are forgotten.
 FORGET_SECONDS = 3600
+# The holder that has the database to itself; a process's own name is a UUID.
+ALONE = "alone"
 log = logging.getLogger("chatledger.leases")
 
 # Of the session that holds the shared locks. Times in seconds, but for tcp_user_timeout in milliseconds. The
@@ -132,10 +136,14 @@ def now() -> float:
 
 
 class Leases:
-    """The leases of this process; renewed while `run` is running."""
+    """The leases of this process; renewed while `run` is running.
 
-    def __init__(self, database_url: str) -> None:
-        self.holder = str(uuid.uuid4())
+    `alone`: the database is this process's own, so the leases that it finds are those of a predecessor that
+    was killed, and it takes them at once.
+    """
+
+    def __init__(self, database_url: str, *, alone: bool = False) -> None:
+        self.holder = ALONE if alone else str(uuid.uuid4())
         self._url = database_url
         self._db: Db | None = None
         self._held: dict[str, _Held] = {}

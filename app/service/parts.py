@@ -69,7 +69,7 @@ async def open_services(
     stack.push_async_callback(tokens.close)
     crm = Crm(client, tokens, budget)
     endings = _closing(stack, Paced(QUESTION_SECONDS))
-    leases = Leases(database_url)
+    leases = Leases(database_url, alone=settings.database_url is None)  # The data folder is locked.
     projector = Projector(database_url, leases)
     users = _closing(stack, Users(crm))
     return Services(

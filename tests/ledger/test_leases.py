@@ -95,6 +95,19 @@ async def test_a_lease_that_is_not_renewed_ends_and_is_counted_as_ended_before(
     assert ours.fence("project").token == 2
 
 
+async def test_who_has_the_database_alone_follows_its_killed_predecessor_at_once(url: str) -> None:
+    killed = Leases(url, alone=True)
+    running = asyncio.create_task(killed.run())
+    await ready(killed)
+    assert await killed.take(PROJECT) == ["project"]
+    running.cancel()
+    await asyncio.wait([running])
+    async with leasing(leases := Leases(url, alone=True)):
+        await ready(leases)
+        assert await leases.take(PROJECT) == ["project"]
+        assert leases.fence("project").token == 2
+
+
 async def test_what_is_held_is_renewed(ours: Leases, theirs: Leases) -> None:
     assert await ours.take(PROJECT) == ["project"]
     until = asyncio.get_running_loop().time() + module.TERM_SECONDS + 1
