@@ -68,12 +68,16 @@ class _Body(aiohttp.BytesPayload):
 
 
 class Answer(Struct, frozen=True):
-    """An answer: `retry_after` is in seconds (0: not given), `body` is cut at ANSWER_BYTES_MAX."""
+    """An answer: `retry_after` is in seconds (0: not given), `body` is cut at ANSWER_BYTES_MAX.
+
+    `location` is where a redirect leads to, which is not followed here.
+    """
 
     status: int
     content_type: str
     retry_after: float
     body: bytes
+    location: str = ""
 
     @property
     def html(self) -> bool:
@@ -145,6 +149,7 @@ class Client:
                     response.headers.get("Content-Type", ""),
                     retry_after(response.headers.get("Retry-After")),
                     decompressed(await _limited(response), response.headers.get("Content-Encoding", "")),
+                    response.headers.get("Location", ""),
                 )
         except aiohttp.ClientConnectorError as error:
             raise Unreached(f"no connection: {error.os_error.strerror or error}", unknown=False) from None

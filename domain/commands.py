@@ -295,6 +295,26 @@ class Withdraw(Command, frozen=True, kw_only=True, gc=False):
     answer: str | None = None
 
 
+class Move(Command, frozen=True, kw_only=True, gc=False):
+    """The account's CRM has another address."""
+
+    stream: str
+    crm_url: str
+
+
+class Source(Command, frozen=True, kw_only=True, gc=False):
+    """The account has the source that chats come from unless they name another."""
+
+    stream: str
+    source_id: int
+
+
+class Subscribe(Command, frozen=True, kw_only=True, gc=False):
+    """The account's CRM sends us its webhooks."""
+
+    stream: str
+
+
 AnyCommand: TypeAlias = (
     Send
     | Edit
@@ -319,4 +339,7 @@ AnyCommand: TypeAlias = (
     | Review
     | Authorize
     | Withdraw
+    | Move
+    | Source
+    | Subscribe
 )

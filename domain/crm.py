@@ -1,12 +1,15 @@
 """The rules for facts from Kommo's CRM: contacts, talks, incoming leads, templates' reviews, and consent."""
 
+from typing import TypeAlias
+
 from domain import commands as c
 from domain import events as e
 from domain.conversations import root
 from domain.draft import Decision, Draft
 from domain.ids import Scope
-from domain.state import case_key
+from domain.state import Connection, case_key
 
+AboutAccount: TypeAlias = c.Authorize | c.Withdraw | c.Move | c.Source | c.Subscribe
 LEADS: dict[str, type[e.LeadEvent]] = {
     "received": e.LeadReceived,
     "accepted": e.LeadAccepted,
@@ -56,23 +59,34 @@ def review(draft: Draft, command: c.Review) -> Decision:
     return draft.done(stream, draft.add(e.TemplateReview, stream, fields).version)
 
 
-def account(draft: Draft, command: c.Authorize | c.Withdraw) -> Decision:
-    """Record that we may use an account's CRM, or no longer; withdrawing twice records nothing."""
+def account(draft: Draft, command: AboutAccount) -> Decision:
+    """Record that we may use an account's CRM or no longer, or what is made in it; nothing if it is so."""
     stream = command.stream
-    before = draft.connection(stream)
-    if before and before.last[:-2] == command.id[:-2]:
+    before = draft.connection(stream) or Connection(0)
+    if before.version and before.last[:-2] == command.id[:-2]:
         return draft.done(
             stream, before.version
         )  # It was stored, but the connection broke before we learned that.
+    news: bool
+    kind: type[e.AccountEvent | e.InstallEvent]
+    fields: dict[str, object] = {}
     match command:
         case c.Authorize():
-            event: e.AccountEvent = draft.add(e.AccountAuthorized, stream, {"crm_url": command.crm_url})
+            news, kind, fields = True, e.AccountAuthorized, {"crm_url": command.crm_url}
         case c.Withdraw():
-            if before is None or not before.connected:
-                return draft.done(stream, before.version if before else 0, duplicate=True)
+            news, kind = before.connected, e.AccountWithdrawn
             fields = {"reason": command.reason, "answer": command.answer}
-            event = draft.add(e.AccountWithdrawn, stream, fields)
-    return draft.done(stream, event.version)
+        case c.Move():
+            news, kind = before.connected and before.title != command.crm_url, e.AccountMoved
+            fields = {"crm_url": command.crm_url}
+        case c.Source():
+            news, kind = before.connected and before.source_id != command.source_id, e.SourceMade
+            fields = {"source_id": command.source_id}
+        case c.Subscribe():
+            news, kind = before.connected and not before.is_subscribed, e.AccountSubscribed
+    if not news:
+        return draft.done(stream, before.version, duplicate=True)
+    return draft.done(stream, draft.add(kind, stream, fields).version)
 
 
 def _kind(command: c.Talk | c.Lead) -> type[e.TalkEvent | e.LeadEvent]:

@@ -131,7 +131,7 @@ def decide(command: c.AnyCommand, known: Snapshot) -> Decision:
             return crm.record_case(draft, command)
         case c.Review():
             return crm.review(draft, command)
-        case c.Authorize() | c.Withdraw():
+        case c.Authorize() | c.Withdraw() | c.Move() | c.Source() | c.Subscribe():
             return crm.account(draft, command)
 
 

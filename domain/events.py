@@ -298,6 +298,22 @@ class AccountWithdrawn(Event, frozen=True, kw_only=True, gc=False, tag="account.
     answer: str | None = None
 
 
+class AccountMoved(Event, frozen=True, kw_only=True, gc=False, tag="account.moved"):
+    """The account's CRM is at `crm_url` from now on."""
+
+    crm_url: str
+
+
+class SourceMade(Event, frozen=True, kw_only=True, gc=False, tag="source.made"):
+    """The account has our source, which chats come from that name no other; `source_id` is Kommo's."""
+
+    source_id: int
+
+
+class AccountSubscribed(Event, frozen=True, kw_only=True, gc=False, tag="account.subscribed"):
+    """The account's CRM sends us its webhooks."""
+
+
 class _Talk(Event, frozen=True, kw_only=True, gc=False):
     talk_id: int
     changed: int
@@ -398,6 +414,7 @@ MessageEvent: TypeAlias = (
     | ConflictNoticed
 )
 AccountEvent: TypeAlias = AccountAuthorized | AccountWithdrawn
+InstallEvent: TypeAlias = AccountMoved | SourceMade | AccountSubscribed
 TalkEvent: TypeAlias = TalkAdded | TalkUpdated
 LeadEvent: TypeAlias = LeadReceived | LeadAccepted | LeadDeclined | LeadLinked
 CaseEvent: TypeAlias = TalkEvent | LeadEvent | TemplateReview
@@ -412,6 +429,7 @@ AnyEvent: TypeAlias = (
     | LeadEvent
     | MessageMirrored  # New types go to the end, because the view `events` stores a type as its index here.
     | TemplateReview
+    | InstallEvent
 )
 
 encode = msgspec.json.Encoder().encode

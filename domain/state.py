@@ -126,7 +126,8 @@ class Case(Struct, frozen=True, gc=False):
 class Connection(Struct, frozen=True, gc=False):
     """A stream of a channel, of its connection to an account, or of our consent to use an account's CRM.
 
-    `last` is the id of its last event.
+    `last` is the id of its last event. The last two are of a consent: the source that we have there, and
+    whether the CRM sends us its webhooks.
     """
 
     version: int
@@ -134,6 +135,8 @@ class Connection(Struct, frozen=True, gc=False):
     connected: bool = False
     title: str = ""
     is_time_window_disabled: bool = False
+    source_id: int = 0
+    is_subscribed: bool = False
 
 
 State: TypeAlias = Message | Chat | Connection | Case
@@ -217,8 +220,10 @@ def evolve(state: State | None, event: e.AnyEvent) -> State:
             _fitting(state, Connection, event)
             return Connection(event.version, event.id)
         case e.AccountAuthorized():
-            _fitting(state, Connection, event)
-            return Connection(event.version, event.id, connected=True, title=event.crm_url)
+            before = _fitting(state, Connection, event) or Connection(0)
+            return replace(before, version=event.version, last=event.id, connected=True, title=event.crm_url)
+        case e.AccountMoved() | e.SourceMade() | e.AccountSubscribed():
+            return _installed(_fitting(state, Connection, event) or Connection(0), event)
         case e.TalkAdded() | e.TalkUpdated() | e.TemplateReview():
             return _case(state, event, event.changed)
         case e.LeadReceived() | e.LeadAccepted() | e.LeadDeclined() | e.LeadLinked():
@@ -272,6 +277,17 @@ def _chat(chat: Chat, event: e.ConversationEvent) -> Chat:
             return replace(chat, version=version, contact_id=contact_id, lead_id=lead_id, linked=version)
         case _:
             assert_never(event)
+
+
+def _installed(account: Connection, event: e.InstallEvent) -> Connection:
+    account = replace(account, version=event.version, last=event.id)
+    match event:
+        case e.AccountMoved():
+            return replace(account, title=event.crm_url)
+        case e.SourceMade():
+            return replace(account, source_id=event.source_id)
+        case e.AccountSubscribed():
+            return replace(account, is_subscribed=True)
 
 
 def case_key(kind: type[e.CaseEvent], fields: Mapping[str, object]) -> Key:

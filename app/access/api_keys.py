@@ -45,6 +45,7 @@ MAKE = "".join(
     )
 )
 DELETE = "DELETE FROM ledger.keys WHERE id = %(id)s::uuid RETURNING id::text"
+DELETE_OF = "DELETE FROM ledger.keys WHERE accounts = ARRAY[%(account)s::text] RETURNING id::text"
 RETIRE = "".join(
     (
         "UPDATE ledger.keys SET expires_at = least(expires_at, now() + make_interval(secs => %(seconds)s))",
@@ -161,6 +162,11 @@ async def list_keys(pool: Pool) -> list[ApiKey]:
 async def delete(pool: Pool, key_id: str) -> bool:
     """Delete a key; returns whether there was one. No process takes it from then on."""
     return bool(await pool.fetch(_Id, DELETE, {"id": key_id}))
+
+
+async def delete_of(pool: Pool, account: str) -> int:
+    """Delete the keys that reach only this account; returns how many there were."""
+    return len(await pool.fetch(_Id, DELETE_OF, {"account": account}))
 
 
 async def retire(pool: Pool, key_id: str, seconds: float) -> None:

@@ -35,6 +35,11 @@ RATE_MAX = 10_000  # Chosen: far above any limit of Kommo.
 Rate = Annotated[float, Meta(gt=0, le=RATE_MAX)]
 RATE_HINT = f"give calls a second, over 0 and at most {RATE_MAX}"
 
+# A domain of Kommo's, below which each account has one label; with a port, an address as it is.
+Domain = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?(:[0-9]{1,5})?$(?!\n)")]
+Subdomain = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,63}$(?!\n)")]
+
+KOMMO_DOMAINS = ("kommo.com", "amocrm.ru", "amocrm.com")
 CALLBACK = "/oauth/callback"
 GUESSABLE_APP = "it holds less than 128 bits: give it as the integration's page in Kommo shows it"
 GUESSABLE = "it holds less than 128 bits: give the 40 characters that Kommo's support sent you"
@@ -58,6 +63,11 @@ HINTS = {
     "wait_for_messenger": 'give a whole number from 0 to 99999 with s, m, h or d behind it, like "15m"',
     "title": "give at most 255 characters",
     "is_time_window_disabled": "give true or false, or leave it out",
+    "domains": 'give a list like ["kommo.com"], each in lower case, or leave it out',
+    "install": 'write one table [install] with channels = ["…"]',
+    "allow": 'give "any", or a list of subdomains in lower case like ["acme"]',
+    "webhooks": "give true or false, or leave it out",
+    "pipeline_id": "give the pipeline's number in the account's CRM, or leave it out",
     "message_ids": 'give "per channel" or "per conversation"',
     "default_account": f"{UUID_HINT}, or leave it out",
     "crm_per_second": RATE_HINT,
@@ -91,12 +101,17 @@ class MessengerSide(Struct, frozen=True):
 
 
 class OAuthApp(Struct, frozen=True, forbid_unknown_fields=True):
-    """The integration as Kommo's developer pages show it. `redirect_url` ends in `/oauth/callback`."""
+    """The integration as Kommo's developer pages show it. `redirect_url` ends in `/oauth/callback`.
+
+    Only below these `domains` is an account's CRM called, unless the file names its address. One with a port
+    is a whole address, which is called over http.
+    """
 
     client_id: Uuid
     client_secret: Secret
     redirect_url: Url
     authorize_url: Url = "https://www.kommo.com/oauth"
+    domains: Annotated[tuple[Domain, ...], Meta(min_length=1)] = KOMMO_DOMAINS
 
     def __repr__(self) -> str:
         """Without the secret."""
@@ -155,10 +170,36 @@ class Budgets(Struct, frozen=True, forbid_unknown_fields=True):
     ask_for_chats: bool = True
 
 
+class DefaultSource(Struct, frozen=True, forbid_unknown_fields=True):
+    """The source that an account's chats come from unless a message names another one."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=255)]
+    pipeline_id: Annotated[int, Meta(gt=0, lt=2**53)] | None = None
+
+
+class Install(Struct, frozen=True, forbid_unknown_fields=True):
+    """What an account gets whose administrator installs the integration.
+
+    `title` is its connections' name in Kommo; empty: the channel's name. `allow` are the subdomains of the
+    accounts that may install it. `webhooks`: the CRM's webhooks are subscribed to.
+    """
+
+    channels: Annotated[tuple[ChannelName, ...], Meta(min_length=1)]
+    title: Annotated[str, Meta(max_length=255)] = ""
+    source: DefaultSource | None = None
+    allow: Literal["any"] | tuple[Subdomain, ...] = "any"
+    webhooks: bool = True
+
+    def allows(self, subdomain: str) -> bool:
+        """Whether the account with this subdomain may install the integration."""
+        return self.allow == "any" or subdomain.lower() in self.allow
+
+
 class Setup(Struct, frozen=True, forbid_unknown_fields=True):
     """The tables of the file."""
 
     oauth: OAuthApp | None = None
+    install: Install | None = None
     accounts: tuple[Account, ...] = ()
     channels: tuple[Channel, ...] = ()
     budgets: Budgets = Budgets()
@@ -272,6 +313,10 @@ def _contradictions(setup: Setup) -> Iterator[str]:
         yield f"oauth.redirect_url: {HINTS['redirect_url']}"
     if setup.oauth and _is_guessable(setup.oauth.client_secret):
         yield f"oauth.client_secret: {GUESSABLE_APP}"
+    if setup.install:
+        if setup.oauth is None:
+            yield "install: it needs the table [oauth], with the integration's client_id and client_secret"
+        yield from _twice("install.channels[{}]", list(setup.install.channels))
     yield from _twice("accounts[{}].account_id", [one.account_id for one in setup.accounts])
     yield from _twice("channels[{}].name", [one.name for one in setup.channels])
     yield from _twice("channels[{}].kommo.channel_id", [one.kommo.channel_id for one in setup.channels])

@@ -23,7 +23,7 @@ from app.database.append import recorder_statements
 from app.database.connection import Db
 from app.database.names import APPEND_LOCK, EVENTS, LEDGER_SCHEMA, MIGRATE_LOCK, ROLE
 
-VERSION = 5
+VERSION = 6
 # A ledger of 0.2.1 that is migrated can still be used by it; one whose ids have a secret needs version 3.
 OLDEST, OLDEST_KEYED = 2, 3
 # Steps of a migration by the version that brought them, for whoever asks before it runs.
@@ -33,6 +33,7 @@ STEPS = {
     3: "add tables for keys, attempts, rests and sessions; columns to meta, refused and connecting",
     4: "add the table of leases, and ledger.append_leased",
     5: "add tables for keys of the API and for who looked",
+    6: "add tables for installations and accounts; columns to tokens",
 }
 # Chosen: an append waits for the migration no longer than this; a backup or an export may hold its locks for
 # hours, so the migration gives way, and tries again.
@@ -95,6 +96,17 @@ CREATE TABLE IF NOT EXISTS ledger.access (
 CREATE INDEX IF NOT EXISTS access_account ON ledger.access (account_id, position);
 CREATE INDEX IF NOT EXISTS access_key ON ledger.access (key_name, position);
 CREATE INDEX IF NOT EXISTS access_at ON ledger.access (at);
+CREATE TABLE IF NOT EXISTS ledger.install_steps (
+  account_id text NOT NULL, step text NOT NULL, number integer NOT NULL, done_at timestamptz, error text,
+  tries integer NOT NULL DEFAULT 0, next_at timestamptz NOT NULL, PRIMARY KEY (account_id, step));
+CREATE INDEX IF NOT EXISTS install_steps_next_at ON ledger.install_steps (next_at) WHERE done_at IS NULL;
+CREATE TABLE IF NOT EXISTS ledger.accounts (
+  account_id text PRIMARY KEY, name text, subdomain text, time_zone text, currency text, country text,
+  language text, plan text, problem text, check_at timestamptz NOT NULL);
+ALTER TABLE ledger.tokens ADD COLUMN IF NOT EXISTS answer bytea;
+ALTER TABLE ledger.tokens ADD COLUMN IF NOT EXISTS configured_url text;
+ALTER TABLE ledger.tokens ADD COLUMN IF NOT EXISTS ended boolean NOT NULL DEFAULT false;
+CREATE INDEX IF NOT EXISTS tokens_answer ON ledger.tokens (answer);
 CREATE TABLE IF NOT EXISTS ledger.imports (
   id uuid PRIMARY KEY, channel text NOT NULL, account_id text NOT NULL, began bigint NOT NULL,
   lines bigint NOT NULL, done boolean NOT NULL, report bytea NOT NULL, updated_at timestamptz NOT NULL);
@@ -128,6 +140,7 @@ GRANT SELECT, INSERT, UPDATE ON ledger.imports TO {role};
 GRANT SELECT, INSERT, DELETE ON ledger.ended_sessions TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.keys TO {role};
 GRANT SELECT, INSERT, DELETE ON ledger.access TO {role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.install_steps, ledger.accounts TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.tokens, ledger.consents, ledger.keyring TO {role};
 """
 

@@ -7,30 +7,32 @@ since that is the same for ever, Kommo's own refusal of the account's token.
 import asyncio
 import contextlib
 import hmac
+from collections.abc import AsyncIterator
 from functools import partial
+from hashlib import sha256
 
+import msgspec
 from msgspec import Struct
 
 from app import clock
-from app.channels.directory import Channel, Connection
 from app.http_client import Unreached
-from app.kommo.chats.client import ask_scope
-from app.kommo.chats.signature import Credentials
-from app.kommo.crm.client import BudgetExhausted
+from app.kommo.crm import installs
+from app.kommo.crm.account import Described, Facts
 from app.kommo.crm.oauth import (
     STATE_SECONDS,
     AppRefused,
     OAuth,
     Pair,
+    PlanRefused,
     State,
     StateRefused,
     TokenRefused,
     crm_url_of,
     disabled_signature,
 )
-from app.kommo.crm.tokens import AUTHORIZED, AppUnusable, Consent, NotAuthorized
+from app.kommo.crm.tokens import AUTHORIZED
 from app.ledger.writer import LedgerFull, LedgerUnavailable
-from app.operations import channels, startup
+from app.operations import crm, installation, startup
 from app.operations.crm import known_account
 from app.operations.errors import (
     AccessDenied,
@@ -42,13 +44,12 @@ from app.operations.errors import (
     StateConflict,
 )
 from app.operations.services import Services
-from app.vault import WrongMasterKey
-from domain.ids import KOMMO
 
-AGAIN = "begin again with POST /v1/accounts/{account_id}/authorize"
+AGAIN = "begin again with POST /v1/accounts/{account_id}/authorize, or in Kommo"
 CORRECT = "correct the table [oauth] of the configuration"
 DISABLED = "the integration was disabled in Kommo"
 PATIENCE_SECONDS = 5  # Chosen: as long as Kommo waits for a hook; what was asked goes on without the caller.
+BROWSER = "browser:"
 DIGITS_MAX = 18  # What a PostgreSQL bigint holds, whatever the digits are.
 
 
@@ -56,6 +57,12 @@ class NoIntegration(StateConflict):
     """The configuration names no integration of ours."""
 
     MESSAGE = "the configuration has no table [oauth]: give client_id, client_secret and redirect_url there"
+
+
+class NoInstallation(StateConflict):
+    """Accounts may not install the integration by themselves."""
+
+    MESSAGE = "the configuration has no table [install]: give the channels there that an account gets"
 
 
 class SignatureMissing(AccessDenied):
@@ -77,13 +84,15 @@ class StillAuthorized(StateConflict):
 
 
 class Return(Struct, frozen=True):
-    """The query with which Kommo leads an administrator back to us."""
+    """The query with which Kommo leads an administrator back to us; `browser` is the cookie of `/install`."""
 
     code: str | None
     state: str | None
     referer: str | None
     client_id: str | None
     error: str | None
+    from_widget: bool = False
+    browser: str | None = None
 
 
 def authorize_url(services: Services, account_id: str) -> tuple[str, str]:
@@ -93,32 +102,94 @@ def authorize_url(services: Services, account_id: str) -> tuple[str, str]:
     return _oauth(services).authorize_url(state), clock.text(now + STATE_SECONDS * 1000)
 
 
-async def complete(services: Services, answer: Return) -> str:
-    """Exchange the code for tokens, make sure whose they are, and keep them; returns the account's id.
+def install_url(services: Services, browser: str) -> str:
+    """Where an administrator of any account consents, who comes back with this browser.
 
-    Raises NoIntegration, AccessDenied, InvalidInput, KommoFailed, LedgerBusy.
+    Raises NoIntegration, NoInstallation.
+    """
+    oauth = _oauth(services)
+    if services.setup.install is None:
+        raise NoInstallation
+    return oauth.authorize_url(services.states.make(_name_of(browser), clock.now_ms() / 1000))
+
+
+async def complete(services: Services, answer: Return) -> str:
+    """Exchange the code for tokens, keep them, and give the account what [install] says; returns its id.
+
+    The same answer again changes nothing. Raises NoIntegration, AccessDenied, InvalidInput, KommoFailed,
+    LedgerBusy, NotYet.
     """
     oauth = _oauth(services)
     if answer.error:
         raise AccessDenied(f"Kommo says that consent was refused; {AGAIN}")
-    if not answer.code or not answer.state:
-        raise InvalidInput(f"code and state are missing: {AGAIN}")
-    if answer.client_id and answer.client_id.lower() != oauth.app.client_id.lower():
-        raise InvalidInput(f"client_id is not our integration's: {CORRECT}")
-    state = _state(services, answer.state)
-    crm_url = crm_url_of(answer.referer, _configured_url(services, state.account))
+    digest = _digest(answer)
+    if account := await services.tokens.account_of(digest):
+        return account
+    state = _asked(services, oauth, answer)
+    async with _place(services), services.attempts.turn("answer", digest.hex()):
+        if account := await services.tokens.account_of(digest):  # The same answer came twice at once.
+            return account
+        account = await _take(services, oauth, answer, state, digest)
+    services.endings.forget(account)
+    await startup.bring_back(services, account)
+    await installation.carry_out(services, account)
+    return account
+
+
+async def _take(services: Services, oauth: OAuth, answer: Return, state: State | None, digest: bytes) -> str:
+    """Exchange the code, make sure whose the tokens are, and keep them; returns the account."""
+    named = state.account if state and not _is_browser(state) else None
+    crm_url = crm_url_of(answer.referer, _configured_url(services, named), oauth.app.domains)
     if crm_url is None:
-        raise InvalidInput("referer is not the account's address: give its crm_url in the configuration")
-    if not await services.tokens.use_state(state):
+        raise InvalidInput(
+            "referer is not an address of Kommo's: give the account's crm_url in the configuration, or list"
+            " its domain in [oauth] domains"
+        )
+    if state and not await services.tokens.use_state(state):
         raise InvalidInput(f"the state was used already: {AGAIN}")
-    crm_id, pair = await _exchange(oauth, crm_url, answer.code, state.account)
+    owner, pair = await _exchange(oauth, crm_url, answer.code or "", named)
+    account, facts = owner.amojo_id, owner.facts
+    steps = _steps(services, facts, needed=named is None)
+    async with installation.turn(services, account):
+        try:
+            await services.tokens.save(
+                account,
+                owner.id,
+                crm_url,
+                pair,
+                answer=digest,
+                configured=_configured_url(services, account),
+                beside=partial(installs.begin, account=account, facts=facts, steps=steps),
+            )
+        except (LedgerFull, LedgerUnavailable):
+            raise LedgerBusy(AGAIN) from None
+    return account
+
+
+def _steps(services: Services, facts: Facts, *, needed: bool) -> list[str]:
+    """What has to be done for an account. Raises AccessDenied if it is `needed` and not for this account."""
+    install = services.setup.install
+    if install and install.allows(facts.subdomain or ""):
+        return installation.steps_of(install)
+    if needed:
+        raise AccessDenied(
+            f"the account {facts.subdomain} may not install this: its subdomain is not allowed"
+        )
+    return []
+
+
+@contextlib.asynccontextmanager
+async def _place(services: Services) -> AsyncIterator[None]:
+    """One of few places, because strangers can ask for this work. Raises NotYet."""
     try:
-        await services.tokens.save(state.account, crm_id, crm_url, pair)
-    except (LedgerFull, LedgerUnavailable):
-        raise LedgerBusy(AGAIN) from None
-    services.endings.forget(state.account)
-    await startup.bring_back(services, state.account)
-    return state.account
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await services.arrivals.acquire()
+    except TimeoutError:
+        raise NotYet("too many install at the same moment: load this page again", PATIENCE_SECONDS) from None
+    try:
+        yield
+    finally:
+        services.arrivals.release()
 
 
 async def end(services: Services, crm_id: str, client_uuid: str, signature: str) -> None:
@@ -138,69 +209,28 @@ async def end(services: Services, crm_id: str, client_uuid: str, signature: str)
     consent = await services.tokens.consent_of(int(crm_id)) if is_number else None
     if consent is None:
         raise NeverConsented
-    if consent.state != AUTHORIZED and not await _connections(services, consent.account_id):
+    if consent.ended and not await installation.connections(services, consent.account_id):
         return
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
-            await services.endings.run(consent.account_id, partial(_end, services, consent))
+            await services.endings.run(consent.account_id, partial(_end, services, consent.account_id))
     except TimeoutError:
         raise NotYet("Kommo is asked about it in a moment: call again", PATIENCE_SECONDS) from None
 
 
-async def _end(services: Services, consent: Consent) -> None:
-    account = consent.account_id
-    had_token = consent.state == AUTHORIZED
-    if had_token and not await _is_refused(services, account):
-        raise StillAuthorized
-    for channel, connection in await _connections(services, account):
-        if had_token or await _is_lost(services, channel, connection):
-            await _drop(services, connection)
-    try:
-        await services.tokens.withdraw(account, DISABLED)
-    except (LedgerFull, LedgerUnavailable):
-        raise LedgerBusy("call again") from None
-
-
-async def _connections(services: Services, account: str) -> list[tuple[Channel, Connection]]:
-    """The account's connections in force."""
-    found = [(one, one.connections.get(account)) for one in (await services.channels.all()).values()]
-    return [(channel, connection) for channel, connection in found if connection and connection.connected]
-
-
-async def _is_refused(services: Services, account: str) -> bool:
-    """Whether Kommo refuses our tokens for the account. Raises KommoFailed, NotYet if it does not say."""
-    try:
-        answer = await services.crm.call(account, "GET", "/api/v4/account")
-    except AppUnusable as error:
-        raise KommoFailed(str(error), text=error.answer) from None
-    except WrongMasterKey as error:
-        raise KommoFailed(str(error)) from None
-    except NotAuthorized:
-        return True
-    except (LedgerFull, LedgerUnavailable):
-        raise LedgerBusy("call again") from None
-    except BudgetExhausted as error:
-        raise NotYet(f"{error.reason}: call again", PATIENCE_SECONDS) from None
-    except Unreached as error:
-        raise KommoFailed(f"Kommo could not be reached ({error.reason}); nothing is ended") from None
-    if answer.html or not 200 <= answer.status < 300:
-        raise KommoFailed(f"Kommo answered HTTP {answer.status} to our token; nothing is ended", answer)
-    return False
-
-
-async def _is_lost(services: Services, channel: Channel, connection: Connection) -> bool:
-    """Whether Kommo no longer knows a connection, where no token is left to ask with. Raises KommoFailed."""
-    credentials = Credentials(channel.channel_id, channel.secrets.kommo)
-    try:
-        answer = await ask_scope(services.kommo, credentials, connection.scope.scope_id)
-    except Unreached as error:
-        raise KommoFailed(f"Kommo could not be reached ({error.reason})") from None
-    return answer.status == 404 and not answer.html
-
-
-async def _drop(services: Services, connection: Connection) -> None:
-    with contextlib.suppress(NotFound):  # Another process was first.
-        await channels.record_disconnected(services, connection, by=KOMMO)
+async def _end(services: Services, account: str) -> None:
+    async with installation.turn(services, account):
+        consent = await services.tokens.of(account)
+        if consent and consent.state == AUTHORIZED:
+            if await crm.ask_account(services, account):
+                raise StillAuthorized
+            for _, connection in await installation.connections(services, account):
+                await installation.drop(services, connection)
+            try:
+                await services.tokens.withdraw(account, DISABLED)
+            except (LedgerFull, LedgerUnavailable):
+                raise LedgerBusy("call again") from None
+        await installation.settle_end(services, account)
 
 
 def _oauth(services: Services) -> OAuth:
@@ -209,20 +239,59 @@ def _oauth(services: Services) -> OAuth:
     return services.oauth
 
 
-def _state(services: Services, text: str) -> State:
+def _asked(services: Services, oauth: OAuth, answer: Return) -> State | None:
+    """The state that the answer belongs to; None if the administrator began in Kommo, where there is none.
+
+    Raises InvalidInput.
+    """
+    is_ours = answer.client_id is None or answer.client_id.lower() == oauth.app.client_id.lower()
+    if not is_ours:
+        raise InvalidInput(f"client_id is not our integration's: {CORRECT}")
+    if not answer.code:
+        raise InvalidInput(f"code and state are missing: {AGAIN}")
+    if answer.state:
+        return _state(services, answer)
+    if not answer.from_widget:
+        raise InvalidInput(f"the state is missing: {AGAIN}")
+    if services.setup.install is None:
+        raise InvalidInput(f"the account was not asked for: {NoInstallation.MESSAGE}")
+    return None
+
+
+def _state(services: Services, answer: Return) -> State:
     try:
-        return services.states.read(text, clock.now_ms() / 1000)
+        state = services.states.read(answer.state or "", clock.now_ms() / 1000)
     except StateRefused:
         raise InvalidInput(f"the state is not ours, or is older than 20 minutes: {AGAIN}") from None
+    if _is_browser(state) and state.account != _name_of(answer.browser or ""):
+        raise InvalidInput("the state is another browser's: begin again at /install, in this browser")
+    return state
 
 
-def _configured_url(services: Services, account: str) -> str | None:
+def _is_browser(state: State) -> bool:
+    return state.account.startswith(BROWSER)
+
+
+def _name_of(browser: str) -> str:
+    """What stands in a state for the browser with this cookie."""
+    return BROWSER + sha256(browser.encode()).hexdigest()
+
+
+def _digest(answer: Return) -> bytes:
+    """What the answer of Kommo is remembered by, which holds a code."""
+    return sha256(msgspec.json.encode((answer.code, answer.state, answer.referer))).digest()
+
+
+def _configured_url(services: Services, account: str | None) -> str | None:
     accounts = services.setup.accounts
     return next((each.crm_url for each in accounts if each.account_id.lower() == account), None)
 
 
-async def _exchange(oauth: OAuth, crm_url: str, code: str, account: str) -> tuple[int, Pair]:
-    """The account's number in the CRM, and its tokens. Raises InvalidInput, AccessDenied, KommoFailed."""
+async def _exchange(oauth: OAuth, crm_url: str, code: str, account: str | None) -> tuple[Described, Pair]:
+    """The account that the code is for, and its tokens. Raises InvalidInput, AccessDenied, KommoFailed.
+
+    `account`: it has to be this one.
+    """
     try:
         pair = await oauth.exchange(crm_url, code)
         owner = await oauth.who_am_i(crm_url, pair)
@@ -232,10 +301,13 @@ async def _exchange(oauth: OAuth, crm_url: str, code: str, account: str) -> tupl
     except AppRefused as error:
         reason = f"Kommo does not know our integration ({error.reason}): {CORRECT}"
         raise KommoFailed(reason, text=error.answer) from None
+    except PlanRefused as error:
+        reason = f"{installation.PLAN}, so nothing is kept: choose another plan, then install again"
+        raise KommoFailed(reason, text=error.answer) from None
     except Unreached as error:
         raise KommoFailed(f"Kommo could not be reached ({error.reason}), nothing is kept: {AGAIN}") from None
-    if owner.amojo_id.lower() != account:
+    if account and owner.amojo_id != account:
         raise AccessDenied(
             f"the consent is for account {owner.amojo_id}, not for {account}; nothing is kept: {AGAIN}"
         )
-    return owner.id, pair
+    return owner, pair

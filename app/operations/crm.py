@@ -13,8 +13,10 @@ from msgspec import Struct
 
 from app.config.file import Uuid
 from app.http_client import Answer, Unreached
+from app.kommo.crm.account import PATH, QUERY, Described, described
 from app.kommo.crm.addresses import new_nonce
 from app.kommo.crm.client import BudgetExhausted, NotAuthorized
+from app.kommo.crm.tokens import AppUnusable
 from app.kommo.crm.users import PAGE, PAGES_MAX, User
 from app.ledger.writer import LedgerFull, LedgerUnavailable
 from app.operations.errors import (
@@ -82,6 +84,33 @@ async def call(
     if not 200 <= answer.status < 300:
         raise _refusal(answer)
     return answer
+
+
+async def ask_account(services: Services, account: str) -> Described | None:
+    """Ask Kommo about an account; None if it refuses our tokens, so that we are no longer let in.
+
+    Raises KommoFailed if that stays open, LedgerBusy, NotYet.
+    """
+    try:
+        answer = await services.crm.call(account, "GET", PATH, query=QUERY)
+    except AppUnusable as error:
+        raise KommoFailed(str(error), text=error.answer) from None
+    except WrongMasterKey as error:
+        raise KommoFailed(str(error)) from None
+    except NotAuthorized:
+        return None
+    except (LedgerFull, LedgerUnavailable):
+        raise LedgerBusy("call again") from None
+    except BudgetExhausted as error:
+        raise NotYet(f"{error.reason}: call again", WAIT_SECONDS) from None
+    except Unreached as error:
+        raise KommoFailed(f"Kommo could not be reached ({error.reason}); nothing is ended") from None
+    found = None if answer.html or not 200 <= answer.status < 300 else described(answer)
+    if found is None:
+        hint = f": {HINTS[402]}" if answer.status == 402 else ""
+        message = f"Kommo answered HTTP {answer.status} to our token{hint}; nothing is ended"
+        raise KommoFailed(message, answer)
+    return found
 
 
 def content(answer: Answer, shape: type[Shape]) -> Shape:

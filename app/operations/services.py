@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from app.access.access_log import AccessLog
 from app.access.account_limits import AccountLimits
@@ -24,6 +25,7 @@ from app.kommo.budget import Budget
 from app.kommo.chats.client import Kommo
 from app.kommo.crm.addresses import Addresses
 from app.kommo.crm.client import Crm
+from app.kommo.crm.installs import Installs
 from app.kommo.crm.oauth import OAuth, States
 from app.kommo.crm.paced import Paced
 from app.kommo.crm.tokens import Tokens
@@ -36,6 +38,8 @@ from app.stream.relay import Relay
 from app.views.projector import Projector
 from domain import commands as c
 
+# Chosen: each holds three connections to the database while Kommo answers, and strangers can ask for it.
+ARRIVALS_MAX = 8
 AT_LEAST_SECONDS = 5.0  # The contract's limit for reads with `at_least`.
 
 
@@ -44,8 +48,9 @@ class Services:
     """One of each part. `service/service.py` opens and closes them; nobody else replaces one.
 
     `oauth` needs the table [oauth] of the configuration, `relay` and `deliverer` their roles. `endings` are
-    Kommo's calls that end a consent; refused hooks are taken up one by one, under `retries`. `stopping` is
-    set once the process must end. `demo_links` are shown in the console, by their words.
+    Kommo's calls that end a consent, `installing` is the work that a new one brings, and `arrivals` bounds
+    the answers of Kommo that are looked into at once. Refused hooks are taken up one by one, under `retries`.
+    `stopping` is set once the process must end. `demo_links` are shown in the console, by their words.
     """
 
     settings: Settings
@@ -69,6 +74,8 @@ class Services:
     states: States
     tokens: Tokens
     endings: Paced
+    installs: Installs
+    installing: Paced
     addresses: Addresses
     crm: Crm
     users: Users
@@ -81,6 +88,7 @@ class Services:
     relay: Relay | None = None
     deliverer: Deliverer | None = None
     retries: asyncio.Lock = field(default_factory=asyncio.Lock)
+    arrivals: asyncio.Semaphore = field(default_factory=partial(asyncio.Semaphore, ARRIVALS_MAX))
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     demo_links: dict[str, str] = field(default_factory=dict)
 

@@ -35,7 +35,7 @@ from app.http.api import (
     sources,
     templates,
 )
-from app.http.console import pages
+from app.http.console import install, pages
 from app.http.console import routes as console
 from app.http.guard import guard
 from app.http.openapi import document
@@ -78,7 +78,7 @@ KEYED = [
     *imports.routes,
     *keys.routes,
 ]
-OPEN = [*webhooks.routes, *crm_webhook.routes, *consent.open_routes, *docs.routes]
+OPEN = [*webhooks.routes, *crm_webhook.routes, *consent.open_routes, *install.routes, *docs.routes]
 
 
 class Rule(NamedTuple):

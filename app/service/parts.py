@@ -23,6 +23,7 @@ from app.kommo.budget import Budget
 from app.kommo.chats.client import Kommo
 from app.kommo.crm.addresses import Addresses
 from app.kommo.crm.client import Crm
+from app.kommo.crm.installs import Installs
 from app.kommo.crm.oauth import OAuth, States
 from app.kommo.crm.paced import Paced
 from app.kommo.crm.tokens import Tokens
@@ -67,7 +68,7 @@ async def open_services(
     oauth = OAuth(client, setup.oauth, budget) if setup.oauth else None
     tokens = Tokens(database_url, pool, vault, oauth, ledger.submit)
     stack.push_async_callback(tokens.close)
-    crm = Crm(client, tokens, budget)
+    crm = Crm(client, tokens, budget, setup.oauth.domains if setup.oauth else ())
     endings = _closing(stack, Paced(QUESTION_SECONDS))
     leases = Leases(database_url, alone=settings.database_url is None)  # The data folder is locked.
     projector = Projector(database_url, leases)
@@ -96,6 +97,8 @@ async def open_services(
         states=States(keys.master),
         tokens=tokens,
         endings=endings,
+        installs=Installs(pool),
+        installing=_closing(stack, Paced(0.0)),
         addresses=Addresses(pool, keyring),
         crm=crm,
         users=users,

@@ -47,7 +47,7 @@ from app.kommo.crm import contact_links
 from app.ledger.reader import StreamReader
 from app.ledger.writer import Ledger
 from app.messengers.kinds import messengers
-from app.operations import startup
+from app.operations import installation, startup
 from app.operations.chat_names import ChatNames
 from app.operations.services import Services
 from app.places import Places
@@ -210,6 +210,7 @@ async def _start_roles(stack: contextlib.AsyncExitStack, run: Running, urls: Ser
         await stack.enter_async_context(run.role("refused", refused.expire(services.pool)))
         if services.oauth:
             await stack.enter_async_context(run.role("consents", services.tokens.keep_alive()))
+            await stack.enter_async_context(run.role("installs", installation.run(services)))
     if roles & {"relay", "deliver"}:
         identity = services.settings.nats_identity
         nats = await jetstream.connect(urls.nats_url, name="chatledger", identity=identity)

@@ -85,7 +85,13 @@ def test_a_state_may_be_anything(text: str) -> None:
         (None, None, None),
         (None, "https://acme.kommo.com/", "https://acme.kommo.com"),
         ("acme.kommo.com", "https://acme.kommo.com", "https://acme.kommo.com"),
-        ("other.kommo.com", "https://acme.kommo.com", None),
+        # The account may have moved since the file was written; whose the code is, Kommo says.
+        ("other.kommo.com", "https://acme.kommo.com", "https://other.kommo.com"),
+        ("evil.example", "https://acme.kommo.com", None),
+        ("a.b.kommo.com", None, None),
+        (".kommo.com", None, None),
+        ("-a.kommo.com", None, None),
+        ("127.0.0.1:8090", None, None),
         ("127.0.0.1:9", "http://127.0.0.1:9", "http://127.0.0.1:9"),
     ],
 )
@@ -93,6 +99,22 @@ def test_a_code_goes_only_to_the_accounts_own_address_or_to_kommos(
     referer: str | None, configured: str | None, found: str | None
 ) -> None:
     assert crm_url_of(referer, configured) == found
+
+
+@pytest.mark.parametrize(
+    ("referer", "found"),
+    [
+        ("127.0.0.1:8090", "http://127.0.0.1:8090"),
+        ("http://127.0.0.1:8090", "http://127.0.0.1:8090"),
+        ("a.127.0.0.1:8090", None),
+        ("127.0.0.1", None),
+        ("127.0.0.1:80901", None),
+        ("acme.crm.test", "https://acme.crm.test"),
+        ("acme.kommo.com", None),
+    ],
+)
+def test_a_code_goes_to_the_domains_that_the_file_lists(referer: str, found: str | None) -> None:
+    assert crm_url_of(referer, None, ("127.0.0.1:8090", "crm.test")) == found
 
 
 async def test_consent_is_asked_for_at_kommo_and_kept(office: Office) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import aiohttp
 
 from app import clock
-from app.config.file import Account, Budgets, OAuthApp, Setup
+from app.config.file import Account, Budgets, Install, OAuthApp, Setup
 from app.config.settings import load_settings
 from app.kommo.chats.signature import Credentials
 from app.servers.servers import Servers
@@ -64,6 +64,12 @@ class Office(Served):
         query = {name: told[name] for name in names} | changed
         return await self.request("GET", "/oauth/callback", params=query)
 
+    async def install(self, account: str = ACCOUNT, **changed: str) -> Answer:
+        """An administrator presses "Install" in Kommo, and his browser comes to us, without a state."""
+        told = await self.order("/crm/authorize", {"account_id": account})
+        query = {name: told[name] for name in ("code", "referer", "client_id")} | {"from_widget": "1"}
+        return await self.request("GET", "/oauth/callback", params=query | changed)
+
     async def consent(self) -> None:
         """What an administrator does once."""
         answer = await self.led_back()
@@ -110,9 +116,28 @@ class Office(Served):
         return [event["type"] for event in await self.since(head)]
 
 
+def setup_of(here: str, sandbox: Sandbox, install: Install | None) -> Setup:
+    """The tables of a service at `here` whose Kommo is the sandbox, which has two names."""
+    port = urlsplit(sandbox.url).port
+    domains = (f"127.0.0.1:{port}", f"localhost:{port}")
+    app = OAuthApp(CLIENT, CLIENT_SECRET, f"{here}/oauth/callback", f"{sandbox.url}/oauth", domains)
+    accounts = tuple(Account(one.amojo_id, sandbox.url) for one in sandbox.config.crm_accounts)
+    return Setup(
+        oauth=app,
+        install=install,
+        accounts=() if install else accounts,
+        budgets=Budgets(crm_per_second=1000),
+    )
+
+
 @asynccontextmanager
-async def office_of(servers: Servers, **changed: Any) -> AsyncIterator[Office]:
-    """A service with an OAuth app on a database of its own; `changed` are fields of the sandbox's Config."""
+async def office_of(
+    servers: Servers, *, install: Install | None = None, **changed: Any
+) -> AsyncIterator[Office]:
+    """A service with an OAuth app on a database of its own; `changed` are fields of the sandbox's Config.
+
+    With `install` no account is in the file: each that comes installs the integration by itself.
+    """
     port = free_port()
     here = f"http://127.0.0.1:{port}"
     config: dict[str, Any] = {
@@ -141,9 +166,7 @@ async def office_of(servers: Servers, **changed: Any) -> AsyncIterator[Office]:
                 "CHATLEDGER_PORT": str(port),
                 "CHATLEDGER_ROLES": "web,project",
             }
-            app = OAuthApp(CLIENT, CLIENT_SECRET, f"{here}/oauth/callback", f"{sandbox.url}/oauth")
-            accounts = tuple(Account(one.amojo_id, sandbox.url) for one in sandbox.config.crm_accounts)
-            setup = Setup(oauth=app, accounts=accounts, budgets=Budgets(crm_per_second=1000))
+            setup = setup_of(here, sandbox, install)
             async with service.running(load_settings(environment=settings), setup) as run:
                 office = Office(run, "", sandbox, client)
                 office.database_url = url

@@ -38,13 +38,13 @@ class Watched(OAuth):
         super().__init__(client, app)
         self.spent, self.running = spent, running
 
-    async def refresh(self, account: str, crm_url: str, refresh_token: str) -> Pair:
+    async def refresh(self, account: str, crm_url: str, refresh_token: str) -> tuple[Pair, str]:
         assert not self.running, "two refreshes at once"
         self.running.add(refresh_token)
         try:
-            pair = await super().refresh(account, crm_url, refresh_token)
+            refreshed = await super().refresh(account, crm_url, refresh_token)
             self.spent.append(refresh_token)
-            return pair
+            return refreshed
         finally:
             self.running.discard(refresh_token)
 

@@ -1,22 +1,14 @@
-"""An administrator's way to Kommo's consent and back, and Kommo's call that ends it."""
-
-from html import escape
-from typing import Annotated
+"""The way to an account's consent, and the call that ends it; `console/install` is the way back from it."""
 
 from litestar import Response, get, post
-from litestar.params import FromPath, FromQuery, QueryParameter
+from litestar.params import FromPath, FromQuery
 from msgspec import Struct
 
 from app.http.api.parameters import NOT_TO_LEDGER
 from app.http.openapi.responses import answers
 from app.http.request import Call, services_of
-from app.http.security import HEADERS
 from app.operations import consent
-from app.operations.consent import AGAIN, NeverConsented, NoIntegration, SignatureMissing, StillAuthorized
-
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>chatledger</title>
-<h1>Connected</h1><p>chatledger may use the account {account}. You can close this window.</p></html>
-"""
+from app.operations.consent import NeverConsented, NoIntegration, SignatureMissing, StillAuthorized
 
 
 class Authorize(Struct, frozen=True):
@@ -39,35 +31,6 @@ class Authorize(Struct, frozen=True):
 async def authorize(request: Call, account_id: FromPath[str]) -> Authorize:
     """An address to be opened by an administrator of the account; it leads back to `/oauth/callback`."""
     return Authorize(*consent.authorize_url(services_of(request), account_id))
-
-
-@get(
-    "/oauth/callback",
-    summary="Where Kommo leads an administrator back to",
-    tags=["accounts"],
-    responses=answers(
-        502,
-        503,
-        said={
-            400: f"the state is not ours, was used, or is older than 20 minutes: {AGAIN}",
-            403: f"the consent is for another account, nothing is kept: {AGAIN}",
-            409: NoIntegration.MESSAGE,
-        },
-        texts={200: {"text/html": PAGE.format(account="52e591f7-c98f-4255-8495-827210138c81")}},
-    ),
-)
-async def callback(
-    request: Call,
-    code: FromQuery[str | None] = None,
-    state_: Annotated[str | None, QueryParameter(name="state")] = None,
-    referer: FromQuery[str | None] = None,
-    client_id: FromQuery[str | None] = None,
-    error: FromQuery[str | None] = None,
-) -> Response[str]:
-    """Exchange the code for tokens, make sure whose they are, and keep them; a page for people."""
-    answer = consent.Return(code, state_, referer, client_id, error)
-    account = await consent.complete(services_of(request), answer)
-    return Response(PAGE.format(account=escape(account)), media_type="text/html", headers=HEADERS)
 
 
 @get(
@@ -95,4 +58,4 @@ async def disabled(
 
 
 routes = [authorize]
-open_routes = [callback, disabled]
+open_routes = [disabled]

@@ -228,9 +228,25 @@ SHAPES: dict[str, Json] = {
             {
                 "account_id": ACCOUNT,
                 "crm_id": 12345678,
+                "subdomain": "acme",
                 "crm_url": CRM_URL,
+                "name": "Acme",
+                "time_zone": "Europe/Berlin",
+                "currency": "EUR",
+                "country": "DE",
+                "language": "en",
+                "plan": None,
                 "state": "authorized",
                 "advice": None,
+                "channels": [{"name": "acme", "connected": True}],
+                "steps": [
+                    {"step": "authorize", "done_at": AT},
+                    {"step": "connect acme", "done_at": AT},
+                    {
+                        "step": "source",
+                        "error": "Kommo answered HTTP 402: the account's plan does not cover it",
+                    },
+                ],
             }
         ]
     },

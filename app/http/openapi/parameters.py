@@ -46,6 +46,7 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
     "client_id": ("the integration", CHANNEL_ID),
     "client_uuid": ("the integration", CHANNEL_ID),
     "error": ("why there is no code", "access_denied"),
+    "from_widget": ("1 if the administrator began in Kommo, so that there is no state", "1"),
     "signature": ("hex HMAC-SHA256 of client_uuid|account_id; the key is the integration's secret", None),
     "external_id": ("as the integration calls it", "15550999"),
     "contact_id": ("a contact of Kommo's", 4711),

@@ -7,15 +7,15 @@ the next attempt would have to wait too long, the caller gets Kommo's own answer
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from urllib.parse import urlencode
 
 import msgspec
 
 from app.http_client import Answer, Client, Unreached
 from app.kommo.budget import CallBudget
-from app.kommo.crm.oauth import AGENT
-from app.kommo.crm.tokens import NotAuthorized, Tokens
+from app.kommo.crm.oauth import AGENT, MOVED, moved_to
+from app.kommo.crm.tokens import Access, NotAuthorized, Tokens
 
 __all__ = ["BudgetExhausted", "Crm", "NotAuthorized"]
 
@@ -30,10 +30,15 @@ class BudgetExhausted(Unreached):
 
 
 class Crm:
-    """Calls the CRM of any account; `tokens` knows where it is and signs in."""
+    """Calls the CRM of any account; `tokens` knows where it is and signs in.
 
-    def __init__(self, client: Client, tokens: Tokens, budget: CallBudget) -> None:
-        self._client, self._tokens, self._budget = client, tokens, budget
+    An account that has moved is followed within `domains`.
+    """
+
+    def __init__(
+        self, client: Client, tokens: Tokens, budget: CallBudget, domains: Collection[str] = ()
+    ) -> None:
+        self._client, self._tokens, self._budget, self._domains = client, tokens, budget, domains
 
     async def call(
         self,
@@ -71,14 +76,26 @@ class Crm:
     async def _signed_in(self, account: str, method: str, target: str, body: bytes) -> Answer:
         """Calls with the account's token; once more with another token if Kommo refuses the first (401)."""
         access = await self._tokens.access(account)
-        answer = await self._once(account, method, access.crm_url + target, body, access.token)
+        answer = await self._followed(account, method, access, target, body)
         if answer.status != 401 or answer.html:
             return answer
         refused = access.token
         access = await self._tokens.access(account, refused=refused)
         if access.token == refused:
             return answer
-        return await self._once(account, method, access.crm_url + target, body, access.token)
+        return await self._followed(account, method, access, target, body)
+
+    async def _followed(self, account: str, method: str, access: Access, target: str, body: bytes) -> Answer:
+        """Calls the CRM where it is; if it has moved, once more there, and keeps that once it answers."""
+        answer = await self._once(account, method, access.crm_url + target, body, access.token)
+        url = moved_to(answer, self._domains)
+        if url is None or url == access.crm_url:
+            return answer
+        answer = await self._once(account, method, url + target, body, access.token)
+        is_there = not answer.html and answer.status < 500 and answer.status not in (*MOVED, 401)
+        if is_there:
+            await self._tokens.move(account, access.crm_url, url)
+        return answer
 
     async def _once(self, account: str, method: str, url: str, body: bytes, token: str) -> Answer:
         headers = {"Authorization": f"Bearer {token}", "User-Agent": AGENT, "Accept": "application/json"}

@@ -9,15 +9,17 @@ import base64
 import hmac
 import os
 import re
+from collections.abc import Collection
 from typing import Annotated
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 
-from app.config.file import OAuthApp
+from app.config.file import KOMMO_DOMAINS, OAuthApp
 from app.http_client import TEXT_CHARACTERS_MAX, Answer, Client, Unreached
 from app.kommo.budget import CallBudget
+from app.kommo.crm.account import PATH, QUERY, Described, described
 
 AGENT = "chatledger/1"
 STATE_SECONDS = 20 * 60  # Documented: Kommo's code is good for 20 minutes, so a state need not live longer.
@@ -26,7 +28,8 @@ MAC_BYTES = 32  # HMAC-SHA256.
 PATIENCE_SECONDS = 5.0  # Chosen: as a call of the CRM, which waits for the refreshed token.
 STATE_CHARACTERS_MAX = 400  # Chosen: four times what `make` returns for a UUID; longer texts are not decoded.
 TOKEN_PATH = "/oauth2/access_token"  # noqa: S105 - an address
-KOMMO_HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)+(?:kommo\.com|amocrm\.ru|amocrm\.com)")
+LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+MOVED = frozenset({301, 302, 307, 308})  # Kommo documents 301; the others mean the same to a caller.
 APP_REFUSED = frozenset({"invalid_client", "unauthorized_client", "unsupported_grant_type"})
 # Kommo's words, as observed, for an app that it does not know: it has no documented code for each case.
 APP_REFUSED_HINTS = ("client authentication", "redirect", "`client_")
@@ -58,6 +61,14 @@ class TokensUnavailable(Unreached):
         self.after_seconds = after_seconds
 
 
+class PlanRefused(Exception):
+    """The account's plan in Kommo does not allow calls of its CRM (402); `answer` is Kommo's text."""
+
+    def __init__(self, answer: str) -> None:
+        super().__init__("HTTP 402: the account's plan in Kommo does not allow it")
+        self.answer = answer
+
+
 class StateRefused(Exception):
     """The state is not one of ours, or has expired."""
 
@@ -74,15 +85,11 @@ class Pair(Struct, frozen=True):
         return "Pair(…)"
 
 
-class WhoAmI(Struct, frozen=True):
-    """The account that a token is for, by its number in the CRM and by its amojo id."""
-
-    id: int
-    amojo_id: str
-
-
 class State(Struct, frozen=True):
-    """The content of a state: its account, a number that makes it good only once, unix seconds of its end."""
+    """The content of a state: its account, a number that makes it good only once, unix seconds of its end.
+
+    A state that was given to a browser, before the account is known, has the browser's name in its place.
+    """
 
     account: str
     nonce: bytes
@@ -124,17 +131,41 @@ def disabled_signature(secret: str, client_uuid: str, crm_id: str) -> str:
     return hmac.digest(secret.encode(), f"{client_uuid}|{crm_id}".encode(), "sha256").hex()
 
 
-def crm_url_of(referer: str | None, configured: str | None) -> str | None:
-    """Returns the URL of the CRM to exchange a code at: the configured one, else the host in `referer`.
+def crm_url_of(
+    referer: str | None, configured: str | None, domains: Collection[str] = KOMMO_DOMAINS
+) -> str | None:
+    """Returns the URL of the CRM to exchange a code at: that of the host in `referer`, if it is allowed.
 
-    None if `referer` names another host than the configured one, or a host that does not belong to Kommo.
+    Allowed are the configured address and hosts within `domains`, which an account may have moved to since.
+    Without a `referer` it is the configured address. None if there is no such address.
     """
     host = (referer or "").strip().lower()
     host = urlsplit(host).netloc if "://" in host else host
     if configured:
         parts = urlsplit(configured.lower())
-        return configured.rstrip("/") if host in ("", parts.netloc, parts.hostname) else None
-    return f"https://{host}" if KOMMO_HOST.fullmatch(host) else None
+        if host in ("", parts.netloc, parts.hostname):
+            return configured.rstrip("/")
+    return url_within(host, domains)
+
+
+def url_within(host: str, domains: Collection[str]) -> str | None:
+    """Returns the URL of a host that is one label below a domain, or that is listed with its port."""
+    if ":" in host:
+        return f"http://{host}" if host in domains else None
+    label, _, domain = host.partition(".")
+    return f"https://{host}" if LABEL.fullmatch(label) and domain in domains else None
+
+
+def moved_to(answer: Answer, domains: Collection[str]) -> str | None:
+    """Returns the URL of the CRM that a redirect leads to, if it is within the domains; None if it is not."""
+    if answer.status not in MOVED:
+        return None
+    try:
+        parts = urlsplit(answer.location)
+    except ValueError:
+        return None
+    url = url_within(parts.netloc.lower(), domains)
+    return url if url and url.startswith(f"{parts.scheme}://") else None
 
 
 class OAuth:
@@ -158,26 +189,36 @@ class OAuth:
         """Exchange a code for tokens. Raises TokenRefused, AppRefused, Unreached."""
         return pair_of(await self._post(crm_url, {"grant_type": "authorization_code", "code": code}))
 
-    async def refresh(self, account: str, crm_url: str, refresh_token: str) -> Pair:
-        """Spend a refresh token; returns the next tokens. Raises TokenRefused, AppRefused, Unreached."""
+    async def refresh(self, account: str, crm_url: str, refresh_token: str) -> tuple[Pair, str]:
+        """Spend a refresh token; returns the next tokens and the CRM's address, which may be a new one.
+
+        Raises TokenRefused, AppRefused, Unreached.
+        """
+        grant = {"grant_type": "refresh_token", "refresh_token": refresh_token}
+        answer = await self._within_budget(account, crm_url, grant)
+        if url := moved_to(answer, self.app.domains):
+            crm_url, answer = url, await self._within_budget(account, url, grant)
+        return pair_of(answer), crm_url
+
+    async def _within_budget(self, account: str, crm_url: str, grant: dict[str, str]) -> Answer:
         if self._budget:
             await self._budget.take(account, "crm", within_seconds=PATIENCE_SECONDS)
-        answer = await self._post(crm_url, {"grant_type": "refresh_token", "refresh_token": refresh_token})
+        answer = await self._post(crm_url, grant)
         if self._budget:
             await self._budget.observe(account, "crm", answer)
-        return pair_of(answer)
+        return answer
 
-    async def who_am_i(self, crm_url: str, pair: Pair) -> WhoAmI:
-        """Returns the account that the tokens are for. Raises Unreached."""
-        url = f"{crm_url}/api/v4/account?with=amojo_id"
+    async def who_am_i(self, crm_url: str, pair: Pair) -> Described:
+        """Returns the account that the tokens are for. Raises PlanRefused, Unreached."""
+        url = f"{crm_url}{PATH}?{urlencode(QUERY)}"
         headers = {"Authorization": f"Bearer {pair.access_token}", "User-Agent": AGENT}
         answer = await self._client.call("GET", url, b"", headers)
-        try:
-            if answer.status == 200:
-                return msgspec.json.decode(answer.body, type=WhoAmI)
-        except (msgspec.DecodeError, UnicodeError):
-            pass
-        raise Unreached(f"HTTP {answer.status}, and no account to read", unknown=False)
+        if answer.status == 402:
+            raise PlanRefused(answer.text)
+        owner = described(answer) if answer.status == 200 else None
+        if owner is None:
+            raise Unreached(f"HTTP {answer.status}, and no account to read", unknown=False)
+        return owner
 
     async def _post(self, crm_url: str, grant: dict[str, str]) -> Answer:
         app = self.app

@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Literal
 
 import psycopg
@@ -31,7 +31,26 @@ from app.database.names import TOKEN_LOCK
 from app.database.pool import Pool, ViewsMissing
 from app.http_client import Unreached
 from app.kommo.crm.backoff import Backoff
+from app.kommo.crm.installs import FORGET_STEPS
 from app.kommo.crm.oauth import AppRefused, OAuth, Pair, State, TokenRefused, TokensUnavailable
+from app.kommo.crm.token_rows import (
+    ADOPT,
+    ALL,
+    DELETE_STATES,
+    END,
+    LOCK,
+    LOCK_TIMEOUT,
+    MOVE,
+    NO_IDLE_TIMEOUT,
+    OF_ANSWER,
+    OF_CRM,
+    ONE,
+    RENEW,
+    SAVE,
+    TO_ADOPT,
+    USE_STATE,
+    WITHDRAW,
+)
 from app.ledger.writer import LedgerFull, LedgerUnavailable
 from app.vault import Vault, WrongMasterKey
 from domain import commands as c
@@ -51,28 +70,6 @@ Record = Callable[[c.AnyCommand], Awaitable[object]]
 log = logging.getLogger("chatledger.tokens")
 
 LOCK_PATIENCE_SECONDS = 35.0  # Longer than LOCK_TIMEOUT, which the server keeps itself.
-LOCK_TIMEOUT = "SET LOCAL lock_timeout = '30s'"  # Chosen: three times what one call to Kommo may take.
-# The transaction is idle while Kommo answers, and must outlive whatever the server's default is.
-NO_IDLE_TIMEOUT = "SET LOCAL idle_in_transaction_session_timeout = 0"
-LOCK = "SELECT pg_advisory_xact_lock(%s, hashtext(%s))"
-COLUMNS = """SELECT account_id, crm_id, crm_url, sealed, extract(epoch FROM expires_at)::float8 AS expires,
- state, reason, generation FROM ledger.tokens"""
-ONE = f"{COLUMNS} WHERE account_id = %(account)s"
-ALL = f"{COLUMNS} ORDER BY account_id"
-OF_CRM = f"{COLUMNS} WHERE crm_id = %(crm_id)s ORDER BY account_id LIMIT 1"
-SAVE = """INSERT INTO ledger.tokens AS t
- (account_id, crm_id, crm_url, sealed, expires_at, state, reason, generation)
- VALUES (%(account)s, %(crm_id)s, %(crm_url)s, %(sealed)s, to_timestamp(%(expires)s), 'authorized', '', 1)
- ON CONFLICT (account_id) DO UPDATE SET crm_id = excluded.crm_id, crm_url = excluded.crm_url,
- sealed = excluded.sealed, expires_at = excluded.expires_at, state = excluded.state, reason = '',
- generation = t.generation + 1"""
-RENEW = """UPDATE ledger.tokens SET sealed = %(sealed)s, expires_at = to_timestamp(%(expires)s),
- generation = generation + 1 WHERE account_id = %(account)s AND generation = %(generation)s"""
-WITHDRAW = """UPDATE ledger.tokens SET sealed = '', state = 'withdrawn', reason = %(reason)s,
- generation = generation + 1 WHERE account_id = %(account)s"""
-DELETE_STATES = "DELETE FROM ledger.consents WHERE expires_at < now()"
-USE_STATE = """INSERT INTO ledger.consents (nonce, expires_at) VALUES (%(nonce)s, to_timestamp(%(expires)s))
- ON CONFLICT (nonce) DO NOTHING"""
 
 
 class NotAuthorized(Exception):
@@ -101,7 +98,10 @@ FAILURES = (
 
 
 class Consent(Struct, frozen=True):
-    """An account's row: `crm_id` is its number in the CRM, `expires` its access token's end, unix seconds."""
+    """An account's row: `crm_id` is its number in the CRM, `expires` its access token's end, unix seconds.
+
+    `ended`: it was withdrawn, and all that comes with that is done.
+    """
 
     account_id: str
     crm_id: int
@@ -111,10 +111,15 @@ class Consent(Struct, frozen=True):
     state: Literal["authorized", "withdrawn"]
     reason: str
     generation: int
+    ended: bool
 
     def __repr__(self) -> str:
         """Without the tokens, even sealed."""
         return f"Consent({self.account_id}, {self.state})"
+
+
+class _Account(Struct):
+    account_id: str
 
 
 class Access(Struct, frozen=True):
@@ -184,6 +189,16 @@ class Tokens:
         """Returns every account that ever consented."""
         return await self._pool.fetch(Consent, ALL, {})
 
+    async def of(self, account: str) -> Consent | None:
+        """Returns an account's consent, in force or withdrawn; None if it never consented."""
+        rows = await self._pool.fetch(Consent, ONE, {"account": account})
+        return rows[0] if rows else None
+
+    async def note_end(self, consent: Consent) -> None:
+        """Note that all is done that comes with the withdrawal, unless the account has consented again."""
+        async with self._pool.connection() as conn:
+            await conn.execute(END, {"account": consent.account_id, "generation": consent.generation})
+
     async def consent_of(self, crm_id: int) -> Consent | None:
         """Returns the consent of the account with this number in the CRM."""
         rows = await self._pool.fetch(Consent, OF_CRM, {"crm_id": crm_id})
@@ -196,17 +211,61 @@ class Tokens:
             cursor = await conn.execute(USE_STATE, {"nonce": state.nonce, "expires": state.expires})
             return cursor.rowcount == 1
 
-    async def save(self, account: str, crm_id: int, crm_url: str, pair: Pair) -> None:
-        """Record that the account consented, and save its tokens. Raises what `record` raises."""
-        stream = ids.account_stream(account)
-        stamp = clock.stamp(Scope("", account, "", b""), stream, "operator", now=clock.now_ms())
+    async def account_of(self, answer: bytes) -> str | None:
+        """Returns the account whose consent in force came with this answer of Kommo's, by its digest."""
+        rows = await self._pool.fetch(_Account, OF_ANSWER, {"answer": answer})
+        return rows[0].account_id if rows else None
+
+    async def save(
+        self,
+        account: str,
+        crm_id: int,
+        crm_url: str,
+        pair: Pair,
+        *,
+        answer: bytes | None = None,
+        configured: str | None = None,
+        beside: Callable[[connection.Db], Awaitable[None]] | None = None,
+    ) -> None:
+        """Record that the account consented, and save its tokens. Raises what `record` raises.
+
+        `answer` is the digest of the answer of Kommo's that they came with, `configured` the address of the
+        CRM in the file, if any; what `beside` writes is in the same transaction.
+        """
+        stream, stamp = _stamp(account, ids.OPERATOR)
         values = {"account": account, "crm_id": crm_id, "crm_url": crm_url, **self._sealed(account, pair)}
         async with self._locked(account) as conn:
             await self._record(c.Authorize(**stamp, stream=stream, crm_url=crm_url))
-            await conn.execute(SAVE, values)
+            await conn.execute(SAVE, values | {"answer": answer, "configured": configured})
+            if beside:
+                await beside(conn)
         self._failed.clear(account)
         self._replaced.clear(account)
         log.info("account %s: authorized", account)
+
+    async def move(self, account: str, before: str, crm_url: str) -> None:
+        """Keep the address that an account's CRM has moved to. Raises what `record` raises."""
+        async with self._locked(account) as conn:
+            cursor = await conn.execute(MOVE, {"account": account, "before": before, "crm_url": crm_url})
+            if cursor.rowcount:
+                await self._record_move(account, crm_url, ids.KOMMO)
+
+    async def adopt(self, configured: Mapping[str, str]) -> None:
+        """Keep the addresses that the file gives to accounts, where it gave others before or none.
+
+        Raises what `record` raises.
+        """
+        values = {"accounts": list(configured), "urls": list(configured.values())}
+        for row in await self._pool.fetch(_Account, TO_ADOPT, values):
+            account, crm_url = row.account_id, configured[row.account_id]
+            async with self._locked(account) as conn:
+                await conn.execute(ADOPT, {"account": account, "crm_url": crm_url})
+                await self._record_move(account, crm_url, "system")
+
+    async def _record_move(self, account: str, crm_url: str, by: str) -> None:
+        stream, stamp = _stamp(account, by)
+        await self._record(c.Move(**stamp, stream=stream, crm_url=crm_url))
+        log.info("account %s: its CRM is at %s", account, crm_url)
 
     async def withdraw(self, account: str, reason: str) -> None:
         """Record that we may no longer use the account's CRM, and delete its tokens."""
@@ -267,6 +326,7 @@ class Tokens:
         """Returns the tokens after `stale`: those that another process got, or new ones."""
         account, refused, answer = stale.account_id, "", ""
         new: Pair | None = None
+        crm_url = stale.crm_url
         try:
             async with self._locked(account) as conn:
                 consent = await _consent(conn, account)
@@ -274,23 +334,26 @@ class Tokens:
                 if consent.generation != stale.generation:
                     return access  # Another process has refreshed.
                 try:
-                    new = await self._refreshed(consent)
+                    new, crm_url = await self._refreshed(consent)
                 except TokenRefused as error:
                     refused = f"Kommo no longer takes our refresh token ({error.reason})"
                     answer = error.answer
                     await self._withdraw(conn, account, refused, answer)
                 else:
-                    await conn.execute(RENEW, self._renewed(consent, new))
+                    await conn.execute(RENEW, self._renewed(consent, new, crm_url))
         except psycopg.Error:
             if new is None:
                 raise
-            await self._save_late(stale, new)
+            await self._save_late(stale, new, crm_url)
         if new is None:
             raise NotAuthorized(account, refused, answer=answer)
         log.info("account %s: tokens refreshed", account)
-        return Access(stale.crm_url, new.access_token)
+        if crm_url != stale.crm_url:
+            with contextlib.suppress(LedgerFull, LedgerUnavailable):  # The tokens are kept all the same.
+                await self._record_move(account, crm_url, ids.KOMMO)
+        return Access(crm_url, new.access_token)
 
-    async def _refreshed(self, consent: Consent) -> Pair:
+    async def _refreshed(self, consent: Consent) -> tuple[Pair, str]:
         account = consent.account_id
         if self._oauth is None:
             remedy = "give client_id, client_secret and redirect_url there"
@@ -302,9 +365,9 @@ class Tokens:
             reason = f"Kommo does not know our app ({error.reason})"
             raise AppUnusable(account, reason, remedy, answer=error.answer) from None
 
-    async def _save_late(self, stale: Consent, new: Pair) -> None:
+    async def _save_late(self, stale: Consent, new: Pair, crm_url: str) -> None:
         """Save tokens whose transaction broke: Kommo no longer accepts the old ones."""
-        values = self._renewed(stale, new)
+        values = self._renewed(stale, new, crm_url)
         for attempt in range(SAVES_MAX):
             await asyncio.sleep(SAVE_PAUSE_SECONDS * 2**attempt)
             with contextlib.suppress(psycopg.Error):
@@ -315,10 +378,10 @@ class Tokens:
         raise psycopg.OperationalError("the new tokens could not be kept")
 
     async def _withdraw(self, conn: connection.Db, account: str, reason: str, answer: str = "") -> None:
-        stream = ids.account_stream(account)
-        stamp = clock.stamp(Scope("", account, "", b""), stream, ids.KOMMO, now=clock.now_ms())
+        stream, stamp = _stamp(account, ids.KOMMO)
         await self._record(c.Withdraw(**stamp, stream=stream, reason=reason, answer=answer or None))
         await conn.execute(WITHDRAW, {"account": account, "reason": reason})
+        await conn.execute(FORGET_STEPS.encode(), {"account": account})
         log.warning("account %s: withdrawn: %s", account, reason)
 
     @contextlib.asynccontextmanager
@@ -335,8 +398,8 @@ class Tokens:
         sealed = self._vault.seal(_sealed_name(account), pair)
         return {"sealed": sealed, "expires": time.time() + pair.expires_in}
 
-    def _renewed(self, consent: Consent, pair: Pair) -> dict[str, object]:
-        key = {"account": consent.account_id, "generation": consent.generation}
+    def _renewed(self, consent: Consent, pair: Pair, crm_url: str) -> dict[str, object]:
+        key = {"account": consent.account_id, "generation": consent.generation, "crm_url": crm_url}
         return {**key, **self._sealed(consent.account_id, pair)}
 
     def _opened(self, consent: Consent) -> Access:
@@ -365,6 +428,12 @@ def _repeated(failure: Unreached | AppUnusable) -> Unreached | AppUnusable:
     if isinstance(failure, Unreached):
         return TokensUnavailable(f"{failure.reason}, a moment ago", unknown=False)
     return failure.with_traceback(None)
+
+
+def _stamp(account: str, by: str) -> tuple[str, c.Stamp]:
+    """The stream of an account, and a stamp for a command about it."""
+    stream = ids.account_stream(account)
+    return stream, clock.stamp(Scope("", account, "", b""), stream, by, now=clock.now_ms())
 
 
 def _sealed_name(account: str) -> str:
