@@ -3,11 +3,15 @@
 Every route says what a key needs for it, in its `opt`: one of the rights, `admin` if it says nothing. So a
 new route is closed until somebody opens it. The same holds for keys that are limited to accounts. What a path
 or a query names (an account, a conversation, a message) is looked up here, before the route runs, and is
-answered 404 if it is another account's, as if it were not there. A route whose path names none of these is
-closed to such keys, unless it says `REACHED`: that it shows, or changes, only what `caller_of` reaches.
+answered 404 if it is another account's, as if it were not there: each value of a name that comes several
+times, because pages take such addresses. A route whose path names none of these is closed to such keys,
+whatever its query names, unless it says `REACHED`: that it shows, or changes, only what `caller_of` reaches.
+
+What goes on for long, a stream of events, asks `still_good` before each of its pages.
 """
 
 import hmac
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from litestar.handlers import BaseRouteHandler
@@ -15,16 +19,19 @@ from litestar.handlers import BaseRouteHandler
 from app.access import api_keys
 from app.access.callers import ADMIN, Caller, Right
 from app.bad_requests import BAD_REQUESTS
+from app.database.pool import Pool
 from app.http.request import Call, Connection, address_of
 from app.operations.services import Services, views_reach
 from app.problems import ProblemError
 from app.views.cursor import POSITION_LAST
+from app.views.events import ledger_head
 from app.views.reach import account_of_conversation, account_of_message
 
 NO_KEY = "give a key: Authorization: Bearer KEY (the admin key is in the data folder, admin.key)"
 TWO_KEYS = "there are several headers Authorization: send one"
 LIMITED = "the key is limited to accounts, and this is about all of them: use one that is not"
 OTHERS = "nothing of this id is in the key's reach"
+NAMING = frozenset({"account_id", "conversation", "message"})  # parts of paths by which something is owned
 CALLER = "caller"  # in a request's state
 NEEDS, REACHES = "needs", "reaches"
 READ: dict[str, Any] = {NEEDS: "read"}
@@ -63,19 +70,45 @@ async def check_reach(
 ) -> None:
     """Raises ProblemError if a request leaves what the caller reaches: 404, or 403 if it is about all."""
     path, query = connection.path_params, connection.query_params
-    named = [str(one) for one in (path.get("account_id"), query.get("account_id")) if one is not None]
-    if not all(caller.reaches(account) for account in named):
+    if not all(caller.reaches(account) for account in _named(connection, "account_id")):
         raise ProblemError(404, OTHERS)
     if (position := str(query.get("at_least", ""))).isdecimal():
         await views_reach(services, min(int(position), POSITION_LAST))
-    if conversation := path.get("conversation") or query.get("conversation"):
-        if not caller.reaches(await account_of_conversation(services.pool, str(conversation))):
-            raise ProblemError(404, OTHERS)
-    elif message := path.get("message"):
-        if not caller.reaches(await account_of_message(services.pool, str(message))):
-            raise ProblemError(404, OTHERS)
-    elif "account_id" not in path and not handler.opt.get(REACHES):
+    fresh = connection.scope.get("method") != "GET"
+    for conversation in _named(connection, "conversation"):
+        await _check_owner(services, caller, account_of_conversation, conversation, fresh=fresh)
+    if "message" in path:
+        await _check_owner(services, caller, account_of_message, str(path["message"]), fresh=fresh)
+    if path.keys().isdisjoint(NAMING) and not handler.opt.get(REACHES):
         raise ProblemError(403, LIMITED)
+
+
+def _named(connection: Connection, name: str) -> list[str]:
+    """What the path and the query call by a name: a page takes it several times, and reads one of them."""
+    values = [connection.path_params.get(name), *connection.query_params.getall(name, [])]
+    return [str(value) for value in values if value is not None]
+
+
+async def _check_owner(
+    services: Services,
+    caller: Caller,
+    account_of: Callable[[Pool, str], Awaitable[str | None]],
+    id_: str,
+    *,
+    fresh: bool,
+) -> None:
+    """Raises ProblemError (404) if something is out of reach.
+
+    With `fresh` it may have been made a moment ago: so the views are waited for, whosever it is, lest the
+    time of an answer tells whether there is such a thing.
+    """
+    if caller.reaches(await account_of(services.pool, id_)):
+        return
+    if fresh:
+        await views_reach(services, await ledger_head(services.pool))
+        if caller.reaches(await account_of(services.pool, id_)):
+            return
+    raise ProblemError(404, OTHERS)
 
 
 def check_account(caller: Caller, account: str | None) -> None:
@@ -107,3 +140,8 @@ async def caller_with(services: Services, key: str) -> Caller | None:
     if hmac.compare_digest(key.encode(), services.keys.admin.encode()):
         return ADMIN
     return await api_keys.find(services.pool, key)
+
+
+async def still_good(services: Services, caller: Caller) -> bool:
+    """Whether the key of a caller is still good. Raises psycopg.OperationalError."""
+    return caller.id is None or await api_keys.get(services.pool, caller.id) is not None

@@ -63,9 +63,13 @@ def listen(settings: Settings, waiting: int) -> socket.socket:
     host, port = settings.host, settings.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=waiting)
+        listener = socket.create_server((host, port), family=family, backlog=waiting)
     except OSError as error:
         raise OSError(f"cannot listen on {host}:{port}: {_cause(error, port)}") from None
+    # Connections inherit it. asyncio, unlike uvloop, does not set it on a socket made without a protocol, and
+    # then an answer's body waits 40 ms for the acknowledgement of its head.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _cause(error: OSError, port: int) -> str:

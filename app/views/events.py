@@ -224,7 +224,7 @@ async def _places(pool: Pool, only: Filter) -> dict[str, object]:
     """Returns the parameters `place` and `places` of the statements: one number, several, or neither."""
     if only.channel is None and only.account_id is None and only.accounts is None:
         return {"place": None, "places": None}
-    if only.channel is not None and only.account_id is not None:
+    if only.channel is not None and only.account_id is not None and only.accounts is None:
         return {"place": place(only.channel, only.account_id), "places": None}
     values: dict[str, object] = {
         "channel": only.channel,

@@ -1,10 +1,9 @@
 """Keys of the API: what each may do, whose accounts it reaches, and who looked."""
 
 import asyncio
-import itertools
 import json
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 import pytest
@@ -17,40 +16,15 @@ from app.access.callers import ADMIN
 from app.servers.servers import Servers
 from tests.support.ids import ACCOUNT, ADMIN_KEY, NOBODY, OTHER_ACCOUNT
 from tests.support.service import Served, about, sent, serving
+from tests.support.tenants.accounts import Tenants, make_tenants
+from tests.support.tenants.accounts import make_key as make
 
 Json = dict[str, Any]
-NAMED = itertools.count()
-
-
-async def make(service: Served, *scopes: str, **more: Any) -> tuple[str, str]:
-    """A new key's id and text."""
-    name = more.pop("name", f"key {next(NAMED)}")
-    answer = await service.ask("POST", "/v1/keys", {"name": name, "scopes": list(scopes), **more})
-    assert answer.status == 201, answer
-    return answer.body["id"], answer.body["key"]
-
-
-class Tenants(NamedTuple):
-    """Two accounts on one channel, each with a chat and a message."""
-
-    chats: dict[str, str]
-    messages: dict[str, str]
 
 
 @pytest_asyncio.fixture(scope="module")
 async def tenants(service: Served) -> Tenants:
-    assert (await service.connect(account=OTHER_ACCOUNT)).status == 201
-    for account in (ACCOUNT, OTHER_ACCOUNT):
-        action = sent(f"of {account}", account_id=account, conversation_id=f"chat-{account[-1]}")
-        assert (await service.act(action)).status == 200
-    head = await service.head()
-    chats = {
-        one["account_id"]: one["id"]
-        for one in (await service.get("/v1/conversations", at_least=head))["items"]
-    }
-    found = (await service.get("/v1/events", type="message.sent", at_least=head))["items"]
-    messages = {one["event"]["account"]: one["event"]["message"] for one in found}
-    return Tenants(chats, messages)
+    return await make_tenants(service)
 
 
 # What a key looks like.

@@ -9,8 +9,9 @@ from litestar.params import FromQuery, QueryParameter
 from litestar.response import Stream
 from msgspec import Raw
 
+from app.access.callers import Caller
 from app.http.api.parameters import POSITION_MAX, AtLeast, Moment, moment_text, next_link
-from app.http.guard import REACHED, READ, caller_of
+from app.http.guard import REACHED, READ, caller_of, still_good
 from app.http.openapi import examples
 from app.http.openapi.responses import answers
 from app.http.query import nearest
@@ -30,6 +31,10 @@ Type = Annotated[str | None, QueryParameter(name="type", schema_extra={"enum": [
 ALL_TYPES = f"give one of {', '.join(TAGS)}"
 STREAMS = {"application/x-ndjson": examples.LINE, "text/event-stream": examples.FOLLOWED}
 STREAMED = answers(also={200: Events}, texts={200: STREAMS})
+
+
+class KeyOver(Exception):
+    """The key with which a stream is read was deleted, or is over: the stream is cut, as if we had ended."""
 
 
 @get("/events", summary="The ledger", tags=["events"], opt=READ | REACHED, responses=STREAMED)
@@ -65,42 +70,43 @@ async def events(
         since=moment_text(since),
         until=moment_text(until),
     )
-    accept, all_shown = request.headers.get("accept", ""), caller.may("audit")
+    accept = request.headers.get("accept", "")
     if "text/event-stream" in accept:
         last = request.headers.get("last-event-id", "")
         start = int(last) if re.fullmatch("[0-9]{1,18}", last) else after
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return Stream(
-            _follow(services, start, only, all_shown), media_type="text/event-stream", headers=headers
-        )
+        return Stream(_follow(services, start, only, caller), media_type="text/event-stream", headers=headers)
     if "application/x-ndjson" in accept:
-        return Stream(_lines(services, after, only, limit, all_shown), media_type="application/x-ndjson")
+        return Stream(_lines(services, after, only, limit, caller), media_type="application/x-ndjson")
     page = await list_events(services.pool, after=after, limit=limit or 50, only=only)
-    if not all_shown:
+    if not caller.may("audit"):
         page = Events(await without_deleted(services.pool, page.items), page.next)
     return Response(page, headers=next_link(request, "after", page.next))
 
 
 async def _lines(
-    services: Services, after: int, only: Filter, limit: int | None, all_shown: bool
+    services: Services, after: int, only: Filter, limit: int | None, caller: Caller
 ) -> AsyncIterator[bytes]:
     left = limit if limit is not None else 1 << 62
-    async for page in _pages(services, after, only, all_shown):
+    async for page in _pages(services, after, only, caller):
         yield b"".join(b'{"position":%d,"event":%b}\n' % row for row in page[:left])
         left -= len(page)
         if left <= 0:
             return
 
 
-async def _follow(services: Services, after: int, only: Filter, all_shown: bool) -> AsyncIterator[bytes]:
-    """Events as they come into the views, a comment when it is quiet, until the process stops."""
+async def _follow(services: Services, after: int, only: Filter, caller: Caller) -> AsyncIterator[bytes]:
+    """Events as they come into the views, a comment when it is quiet, until the process or the key ends."""
     yield b": following\n\n"
     quiet = 0
-    while not services.stopping.is_set():
+    while not services.stopping.is_set() and await still_good(services, caller):
         seen = services.projector.position
-        async for page in _pages(services, after, only, all_shown):
-            yield b"".join(b"id: %d\ndata: %b\n\n" % row for row in page)
-            after, quiet = page[-1][0], 0
+        try:
+            async for page in _pages(services, after, only, caller):
+                yield b"".join(b"id: %d\ndata: %b\n\n" % row for row in page)
+                after, quiet = page[-1][0], 0
+        except KeyOver:
+            return
         if not await services.projector.wait_for(seen + 1, SSE_POLL_SECONDS):
             quiet += 1
             if quiet % SSE_QUIET_POLLS == 0:
@@ -108,11 +114,16 @@ async def _follow(services: Services, after: int, only: Filter, all_shown: bool)
 
 
 async def _pages(
-    services: Services, after: int, only: Filter, all_shown: bool
+    services: Services, after: int, only: Filter, caller: Caller
 ) -> AsyncIterator[list[tuple[int, bytes]]]:
-    """Pages of events; unless all is to be shown, what was deleted since is hidden."""
+    """Pages of events, while the key is good; unless it may see all, what was deleted since is hidden.
+
+    Raises KeyOver.
+    """
     async for page in stream_events(services.pool, after=after, only=only):
-        if all_shown:
+        if not await still_good(services, caller):
+            raise KeyOver("the key of a stream is over, so the stream ends early")
+        if caller.may("audit"):
             yield page
         else:
             shown = await without_deleted(services.pool, [Stored(at, Raw(event)) for at, event in page])
