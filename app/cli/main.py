@@ -25,6 +25,7 @@ from app.cli.keys import rotate_master
 from app.cli.target import find_target
 from app.cli.upload import STANDARD_INPUT, run_import, summary
 from app.cli.views import rebuild_views, retry_views
+from app.cli.widget import write_widget
 from app.config.example import EXAMPLE
 from app.config.file import Setup, check_together, load_setup
 from app.config.settings import BadSettings, Settings, load_settings
@@ -322,6 +323,23 @@ def rotate_master_command(config: Path | None) -> None:
     """
     settings = settings_of(config, {})
     tell(*asyncio.run(_failing(rotate_master(settings))))
+
+
+@cli.command()
+@click.argument("file", type=click.Path(dir_okay=False, writable=True, path_type=Path))
+@click.pass_obj
+def widget(config: Path | None, file: Path) -> None:
+    """Write FILE, the zip archive that Kommo's developer page takes as the integration's widget.
+
+    The --config file says the rest: [install] its title, CHATLEDGER_PUBLIC_URL where its settings are.
+    """
+    settings = settings_of(config, {})
+    try:
+        write_widget(settings, _setup(config, settings), VERSION, file)
+    except (BadSettings, OSError) as error:
+        tell(f"chatledger: {_sentence(error)}", error=True)
+        sys.exit(2 if isinstance(error, BadSettings) else 1)
+    tell(f"{file}: upload it on the integration's page in Kommo")
 
 
 def stop_on_signals() -> asyncio.Event:

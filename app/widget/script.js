@@ -1,0 +1,96 @@
+// The integration in Kommo's own windows: it frames our settings page there and lets its user in.
+// The page asks for a session, Kommo's one-time token buys one, and only its short-lived bearer goes to the page.
+define([], function () {
+  "use strict";
+
+  var HOME = "{public_url}";
+  var ORIGIN = new URL(HOME).origin;
+  var ASK = "chatledger.token"; // what the page posts, and the type of what it is posted back
+
+  return function () {
+    var self = this;
+    var frame = null;
+    var isAsking = false;
+
+    function words(name) {
+      return self.i18n("page")[name];
+    }
+
+    // Only our page in our own frame is answered; the origin to post to is ours alone.
+    function heard(event) {
+      if (!frame || event.source !== frame.contentWindow || event.origin !== ORIGIN) return;
+      if (!event.data || event.data.type !== ASK || isAsking) return;
+      isAsking = true;
+      var page = event.source;
+      function answer(told) {
+        isAsking = false;
+        told.type = ASK;
+        page.postMessage(told, ORIGIN);
+      }
+      // Kommo adds X-Auth-Token. It is worth one session, so a page that asks again gets a new one.
+      self.$authorizedAjax({
+        url: HOME + "/settings/session",
+        method: "POST",
+        type: "POST", // as jQuery before 1.9 calls it
+        dataType: "json",
+        contentType: "application/json",
+        data: "{}"
+      }).done(function (session) {
+        answer({ token: session.token });
+      }).fail(function (request) {
+        answer({ error: (request && request.status) || 0 });
+      });
+    }
+
+    function close() {
+      window.removeEventListener("message", heard);
+      if (frame) frame.remove();
+      frame = null;
+    }
+
+    function open(place, height) {
+      close();
+      frame = document.createElement("iframe");
+      frame.src = HOME + "/settings?lang=" + encodeURIComponent(words("language"));
+      frame.title = words("frame");
+      frame.referrerPolicy = "origin";
+      frame.style.cssText = "display:block;width:100%;border:0;height:" + height;
+      window.addEventListener("message", heard);
+      place.appendChild(frame);
+    }
+
+    function isInstalled() {
+      return !self.get_install_status || self.get_install_status() !== "install";
+    }
+
+    // Kommo gives the window's body, a jQuery object, and names it after the widget.
+    function settingsPlace(body) {
+      var code = self.get_settings().widget_code;
+      var given = body && (body.jquery ? body[0] : body);
+      return document.getElementById("widget_settings_block_" + code) || given
+        || document.querySelector(".widget_settings_block");
+    }
+
+    this.callbacks = {
+      init: function () { return true; },
+      render: function () { return true; },
+      bind_actions: function () { return true; },
+      // The window of the integration, which the lead's sources open too.
+      settings: function (body) {
+        var place = settingsPlace(body);
+        if (place && isInstalled()) open(place, "560px");
+        else if (place) place.appendChild(document.createElement("p")).textContent = words("first");
+        return true;
+      },
+      // A page of its own in Kommo's settings.
+      advancedSettings: function () {
+        var place = document.getElementById("work-area-" + self.get_settings().widget_code);
+        if (place) open(place, "85vh");
+        return true;
+      },
+      onSave: function () { return true; },
+      destroy: function () { close(); return true; }
+    };
+    return this;
+  };
+});
