@@ -56,6 +56,9 @@ POST   /control/crm/authorize      {"account_id"?, "client_id"?, "redirect_uri"?
                                     ?wait=1 takes it to the redirect_uri
 POST   /control/crm/expire, /control/crm/revoke               {"account_id"?, "client_id"?}
 POST   /control/crm/disable        {"account_id"?, "client_id"?, "url"?}: disconnects, calls --disabled-url
+POST   /control/crm/account        {"account_id"?, "name"?, "subdomain"?, "time_zone"?, "currency"?,
+                                    "country"?, "language"?, "plan"?, "host"?}: its CRM is at `host`,
+                                    and answers 301 elsewhere
 POST   /control/crm/talks          {"talk_id"|"chat_id", "is_read"?, "rate"?, "close"?}
 POST   /control/crm/incoming       {"uid"|"chat_id", "action":"accept|decline|link|update", "lead_id"?,
                                     "contact_id"?, "user_id"?}

@@ -13,6 +13,7 @@ from litestar.datastructures import State
 
 from ops.sandbox.api import chats, crm_routes, messenger
 from ops.sandbox.config import BODY_MAX
+from ops.sandbox.control import accounts as accounts_control
 from ops.sandbox.control import chats as chats_control
 from ops.sandbox.control import crm as crm_control
 from ops.sandbox.errors import Impossible
@@ -68,6 +69,7 @@ class Sandbox(World):
                 *consent.ROUTES,
                 *crm_routes.ROUTES,
                 crm_control.ROUTER,
+                accounts_control.describe,
                 chats_control.ROUTER,
                 home.ROUTER,
             ],

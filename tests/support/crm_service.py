@@ -1,5 +1,6 @@
 """A service whose Kommo has a CRM: the sandbox plays both, and its administrator lets us in or does not."""
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,9 +8,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
+import psycopg
 
 from app import clock
-from app.config.file import Account, Budgets, Install, OAuthApp, Setup
+from app.config.file import Account, Budgets, DefaultSource, Install, OAuthApp, Setup
 from app.config.settings import load_settings
 from app.kommo.chats.signature import Credentials
 from app.servers.servers import Servers
@@ -33,6 +35,10 @@ from tests.support.service import Answer, Served
 from tests.support.system import free_port
 
 HERE = f"/v1/accounts/{ACCOUNT}"
+INSTALL = Install(("acme",), "Acme chat", DefaultSource("Acme"))
+SETTLE_SECONDS = 15.0
+OPEN = """SELECT (SELECT count(*) FROM ledger.install_steps WHERE done_at IS NULL)
+ + (SELECT count(*) FROM ledger.accounts WHERE check_at <= now())"""
 
 
 class Office(Served):
@@ -64,11 +70,28 @@ class Office(Served):
         query = {name: told[name] for name in names} | changed
         return await self.request("GET", "/oauth/callback", params=query)
 
-    async def install(self, account: str = ACCOUNT, **changed: str) -> Answer:
-        """An administrator presses "Install" in Kommo, and his browser comes to us, without a state."""
+    async def answer_of_kommo(self, account: str = ACCOUNT, **more: str) -> dict[str, str]:
+        """What Kommo leads an administrator back with who pressed "Install" there: without a state."""
         told = await self.order("/crm/authorize", {"account_id": account})
-        query = {name: told[name] for name in ("code", "referer", "client_id")} | {"from_widget": "1"}
-        return await self.request("GET", "/oauth/callback", params=query | changed)
+        query = {name: told[name] for name in ("code", "referer", "client_id")}
+        return query | {"from_widget": "1"} | more
+
+    async def callback(self, query: dict[str, str], **more: Any) -> Answer:
+        """An administrator's browser comes back to us."""
+        return await self.request("GET", "/oauth/callback", params=query, **more)
+
+    async def install(self, account: str = ACCOUNT, **changed: str) -> Answer:
+        """An administrator presses "Install" in Kommo, and his browser comes to us."""
+        return await self.callback(await self.answer_of_kommo(account) | changed)
+
+    async def settle(self) -> None:
+        """All that is put off is due now; wait until it is done."""
+        async with await psycopg.AsyncConnection.connect(self.database_url, autocommit=True) as link:
+            await link.execute("UPDATE ledger.install_steps SET next_at = now()")
+            await link.execute("UPDATE ledger.accounts SET check_at = now()")
+            async with asyncio.timeout(SETTLE_SECONDS):
+                while (await (await link.execute(OPEN)).fetchone()) != (0,):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
 
     async def consent(self) -> None:
         """What an administrator does once."""

@@ -7,6 +7,7 @@ from litestar.params import FromPath
 
 from ops.sandbox.api.crm import Caller, Reply, Wrong, answer
 from ops.sandbox.config import Manager
+from ops.sandbox.crm.profiles import profile_of
 from ops.sandbox.responses import Call
 
 USERS_MAX = 250
@@ -48,18 +49,18 @@ def user_number(manager: Manager) -> int:
 
 
 def _account(caller: Caller) -> Reply:
-    named = caller.account
+    named, profile = caller.account, profile_of(caller.request, caller.amojo_id)
     shown: dict[str, object] = {
         "id": named.id,
-        "name": named.subdomain,
-        "subdomain": named.subdomain,
+        "name": profile.name or named.subdomain,
+        "subdomain": profile.subdomain or named.subdomain,
         "created_at": CREATED_AT,
         "created_by": 0,
         "updated_at": CREATED_AT,
         "updated_by": 0,
         "current_user_id": user_number(_all(caller)[0]),
-        "country": "US",
-        "currency": "USD",
+        "country": profile.country,
+        "currency": profile.currency,
         "currency_symbol": "$",
         "customers_mode": "disabled",
         "is_unsorted_on": True,
@@ -73,9 +74,13 @@ def _account(caller: Caller) -> Reply:
     asked = caller.request.query_params.get("with", "").split(",")
     if "amojo_id" in asked:
         shown["amojo_id"] = named.amojo_id
+    shown |= {name: value for name in ("language", "plan") if (value := getattr(profile, name))}
+    embedded: dict[str, object] = {}
     if "amojo_rights" in asked:
-        shown["_embedded"] = {"amojo_rights": {"can_direct": True, "can_create_groups": True}}
-    return Reply(200, shown)
+        embedded["amojo_rights"] = {"can_direct": True, "can_create_groups": True}
+    if "datetime_settings" in asked:
+        embedded["datetime_settings"] = {"date_pattern": "d.m.Y H:i", "timezone": profile.time_zone}
+    return Reply(200, shown | {"_embedded": embedded})
 
 
 def _users(caller: Caller) -> Reply:

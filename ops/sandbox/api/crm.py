@@ -9,6 +9,7 @@ from litestar import Response
 from msgspec import UNSET, Struct, UnsetType
 
 from ops.sandbox.config import CrmAccount
+from ops.sandbox.crm.profiles import elsewhere
 from ops.sandbox.faults import Fault
 from ops.sandbox.responses import HTML, Call, behave, sandbox_of
 from ops.sandbox.world import World
@@ -100,6 +101,8 @@ async def answer(request: Call, where: str, work: Work) -> Response[bytes]:
     token = sandbox.consent.bearer(request.headers.get("authorization", ""))
     if token is None:
         return told(401, "The access token is missing, expired or revoked: refresh it, or ask for consent")
+    if away := elsewhere(request, token.account):
+        return away
     if (status := sandbox.crm_rate.ask(token.account)) == 403:
         return Response(HTML, status_code=403, media_type="text/html")
     if status:

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 from ops.sandbox.api.crm import PROBLEM_TITLES, faulty, problem
 from ops.sandbox.config import CrmAccount, OAuthClient
 from ops.sandbox.crm.consent import Denied, TokenOrder
+from ops.sandbox.crm.profiles import elsewhere, profile_of
 from ops.sandbox.errors import Impossible
 from ops.sandbox.pages.forms import HEADERS, POLICY, TEMPLATES, form
 from ops.sandbox.responses import Call, behave, same_origin, sandbox_of
@@ -69,9 +70,11 @@ async def access_token(request: Call) -> Response[bytes]:
 
     def work() -> Response[bytes]:
         try:
-            told = sandbox.consent.exchange(
-                _order(body, request.headers.get("content-type", ""), dict(fields))
-            )
+            order = _order(body, request.headers.get("content-type", ""), dict(fields))
+            spent = sandbox.crm_state.tokens.get(order.code or order.refresh_token)
+            if spent and (away := elsewhere(request, spent.account)):
+                return away
+            told = sandbox.consent.exchange(order)
         except Denied as denied:
             return _denied(denied)
         return Response(msgspec.json.encode(told), status_code=200, media_type="application/json")
@@ -88,7 +91,7 @@ def granted(
     return {
         "code": sandbox_of(request).consent.code(client, account, redirect_uri),
         "state": state,
-        "referer": request.headers.get("host", ""),
+        "referer": profile_of(request, account.amojo_id).host or request.headers.get("host", ""),
         "client_id": client.id,
     }
 

@@ -148,6 +148,23 @@ class Disabled(Struct, kw_only=True):
     id: str
 
 
+class Profile(Struct, kw_only=True):
+    """How the CRM describes the account `id`; at another host than `host`, if there is one, it answers 301.
+
+    Kommo documents neither an account's language nor its plan: empty ones are left out.
+    """
+
+    id: str
+    name: str = ""
+    subdomain: str = ""
+    time_zone: str = "UTC"
+    currency: str = "USD"
+    country: str = "US"
+    language: str = ""
+    plan: str = ""
+    host: str = ""
+
+
 Row = TypeVar("Row", bound=Struct)
 
 
@@ -210,6 +227,7 @@ class CrmState:
     def __init__(self, store: Store) -> None:
         self.tokens = Table(store, "token", Token)
         self.disabled = Table(store, "disabled", Disabled)
+        self.profiles = Table(store, "profile", Profile)
         self.subscriptions = Table(store, "subscription", Subscription, 800_000)
         self.contacts = Table(store, "contact", Contact, 40_000_000)
         self.links = Table(store, "link", Link)
@@ -259,7 +277,12 @@ class CrmState:
 
     def clear(self, *, keep_consent: bool) -> None:
         """Forget everything, and consents and subscriptions too unless asked to keep them."""
-        consent = (self.tokens.clear, self.disabled.clear, self.subscriptions.clear)
+        consent = (
+            self.tokens.clear,
+            self.disabled.clear,
+            self.profiles.clear,
+            self.subscriptions.clear,
+        )
         content = (
             self.contacts.clear,
             self.links.clear,
