@@ -18,7 +18,7 @@ from app.config.settings import BadSettings, Settings
 SOURCES = files("app") / "widget"
 LANGUAGES = ("en", "es", "pt", "ru")
 LOGOS = ("logo.png", "logo_main.png", "logo_medium.png", "logo_min.png", "logo_small.png")
-TITLE, PUBLIC_URL = "{title}", '"{public_url}"'
+TITLE = "{title}"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # The oldest that a zip file knows.
 MODE = 0o644 << 16
 
@@ -27,34 +27,42 @@ def write_widget(settings: Settings, setup: Setup, version: str, target: Path) -
     """Write the archive of the integration that the file describes. Raises BadSettings, OSError."""
     if settings.public_url is None:
         raise BadSettings("CHATLEDGER_PUBLIC_URL is needed: the widget opens the settings page below it")
-    if setup.install is None:
+    if setup.install is None or setup.oauth is None:  # The file has no [install] without [oauth].
         raise BadSettings("[install] is needed: the widget installs what that table says")
     title = setup.install.title or setup.install.channels[0]
-    target.write_bytes(archive(settings.public_url.rstrip("/"), title, version))
+    target.write_bytes(archive(settings.public_url.rstrip("/"), setup.oauth.client_id, title, version))
 
 
-def archive(public_url: str, title: str, version: str) -> bytes:
+def archive(public_url: str, client_id: str, title: str, version: str) -> bytes:
     """Returns the zip file; `version` is ours, of which Kommo takes the numbers."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as target:
-        for name, content in _content(public_url, title, version):
+        for name, content in _content(public_url, client_id, title, version):
             entry = zipfile.ZipInfo(name, EPOCH)
-            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, MODE
+            entry.external_attr = MODE  # And not compressed: each zlib makes other bytes.
             target.writestr(entry, content)
     return packed.getvalue()
 
 
-def _content(public_url: str, title: str, version: str) -> Iterator[tuple[str, bytes]]:
+def _content(public_url: str, client_id: str, title: str, version: str) -> Iterator[tuple[str, bytes]]:
     manifest = json.loads(_text("manifest.json"))
     manifest["widget"]["version"] = ".".join(version.split(".")[:3])
     manifest["widget"]["support"]["link"] = public_url
     yield "manifest.json", _json(manifest)
-    yield "script.js", _text("script.js").replace(PUBLIC_URL, json.dumps(public_url)).encode()
+    yield "script.js", _script(public_url=public_url, client_id=client_id)
     for language in LANGUAGES:
         name = f"i18n/{language}.json"
         yield name, _json(_titled(json.loads(_text(name)), title))
     for logo in LOGOS:
         yield f"images/{logo}", (SOURCES / "images" / logo).read_bytes()
+
+
+def _script(**constants: str) -> bytes:
+    """Returns the script with its constants, each a literal of JavaScript, as every JSON text is."""
+    text = _text("script.js")
+    for name, value in constants.items():
+        text = text.replace(f'"{{{name}}}"', json.dumps(value))
+    return text.encode()
 
 
 def _titled(value: object, title: str) -> object:

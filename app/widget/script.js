@@ -1,9 +1,10 @@
-// The integration in Kommo's own windows: it frames our settings page there and lets its user in.
-// The page asks for a session, Kommo's one-time token buys one, and only its short-lived bearer goes to the page.
+// The integration in Kommo's own windows: it frames our settings page there and hands it Kommo's one-time token.
+// The page asks as often as it needs a session; each answer has a token of its own, or says that there is none.
 define([], function () {
   "use strict";
 
   var HOME = "{public_url}";
+  var CLIENT = "{client_id}";
   var ORIGIN = new URL(HOME).origin;
   var ASK = "chatledger.token"; // what the page posts, and the type of what it is posted back
 
@@ -14,6 +15,18 @@ define([], function () {
 
     function words(name) {
       return self.i18n("page")[name];
+    }
+
+    // Kommo's `$authorizedAjax` asks the same address for a token. But it keeps that token for 25 minutes, and
+    // ours is a page that takes each token once: the second window within that time would be refused.
+    function token() {
+      var headers = { "X-Requested-With": "XMLHttpRequest" };
+      return fetch("/ajax/v2/integrations/" + CLIENT + "/disposable_token", { headers: headers, cache: "no-store" })
+        .then(function (answer) {
+          if (!answer.ok) throw answer.status;
+          return answer.json();
+        })
+        .then(function (given) { return given.token; });
     }
 
     // Only our page in our own frame is answered; the origin to post to is ours alone.
@@ -27,22 +40,15 @@ define([], function () {
         told.type = ASK;
         page.postMessage(told, ORIGIN);
       }
-      // Kommo adds X-Auth-Token. It is worth one session, so a page that asks again gets a new one.
-      self.$authorizedAjax({
-        url: HOME + "/settings/session",
-        method: "POST",
-        type: "POST", // as jQuery before 1.9 calls it
-        dataType: "json",
-        contentType: "application/json",
-        data: "{}"
-      }).done(function (session) {
-        answer({ token: session.token });
-      }).fail(function (request) {
-        answer({ error: (request && request.status) || 0 });
+      token().then(function (given) {
+        answer({ token: given });
+      }, function (reason) {
+        answer({ token: null, error: typeof reason === "number" ? reason : 0 });
       });
     }
 
     function close() {
+      isAsking = false;
       window.removeEventListener("message", heard);
       if (frame) frame.remove();
       frame = null;

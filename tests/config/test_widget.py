@@ -58,14 +58,15 @@ def test_title_and_address_are_those_of_the_file(tmp_path: Path) -> None:
         assert texts["widget"]["name"] == texts["advanced"]["title"] == 'Ann & "Co" </script>'
         assert texts["page"]["language"] == language
     assert b'var HOME = "https://chat.example.com";' in files["script.js"]
+    assert b'var CLIENT = "11111111-2222-3333-4444-555555555555";' in files["script.js"]
     assert json.loads(files["manifest.json"])["widget"]["version"].replace(".", "").isdigit()
 
 
-@pytest.mark.parametrize("place", ["title", "public_url"])
+@pytest.mark.parametrize("place", ["title", "public_url", "client_id"])
 def test_no_place_is_left_open(place: str) -> None:
     assert not [
         name
-        for name, content in opened(archive("https://a.b", "A", "1.2.3")).items()
+        for name, content in opened(archive("https://a.b", "c", "A", "1.2.3")).items()
         if f"{{{place}}}".encode() in content
     ]
 
