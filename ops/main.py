@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from app.cli.main import cli, main, run, settings_of, stop_on_signals
+from app.cli.main import cli, main, stop_on_signals
+from app.cli.shell import run, settings_of
 
 __all__ = ["cli", "main"]
 

@@ -1,14 +1,11 @@
 """Keys of the API: shown once when they are made, kept as hashes, limited in rights and to accounts.
 
-A key is `cl_`, 256 random bits and a checksum, so that scanners of leaked secrets find it by its form, and a
-mistyped one is refused without a question to the database. It is random, so that one round of SHA-256 hides
-it as well as many would. Nothing is remembered between requests: each asks the database for its key, and a
-key that was deleted is refused by every process from then on.
+A key is random (config/key_text.py), so that one round of SHA-256 hides it as well as many would. Nothing is
+remembered between requests: each asks the database for its key, and a key that was deleted is refused by
+every process from then on. Rows with `admin` are admin keys (admin_key.py), which end and stay.
 """
 
-import secrets
 import uuid
-import zlib
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import get_args
@@ -16,41 +13,40 @@ from typing import get_args
 from msgspec import Struct
 
 from app.access.callers import Caller, Right
+from app.config.key_text import is_key, make_secret
 from app.database.pool import Pool
 
-PREFIX = "cl_"
-SECRET_BYTES = 32
-DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-SECRET_DIGITS, CHECK_DIGITS = 43, 6  # as many as 256 and 32 bits have in base 62
 RIGHTS: tuple[Right, ...] = get_args(Right)
 # Chosen: an integrator has a key for each account, and a list of them is read whole.
 KEYS_MAX = 10_000
 
-_COLUMNS = """id::text, name, scopes, accounts,
+COLUMNS = """id::text, name, scopes, accounts,
  to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS created_at,
  to_char(expires_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS expires_at,
  to_char(last_used_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS last_used_at
 """
-_SELECT = "".join(("SELECT ", _COLUMNS, "FROM ledger.keys "))
-_GOOD = "(expires_at IS NULL OR expires_at > now())"
-FIND = "".join((_SELECT, "WHERE hash = %(hash)s AND ", _GOOD))
-OF_ID = "".join((_SELECT, "WHERE id = %(id)s::uuid AND ", _GOOD))
-LIST = "".join((_SELECT, "ORDER BY ledger.keys.created_at, id"))
+SELECT = "".join(("SELECT ", COLUMNS, "FROM ledger.keys "))
+GOOD = "(expires_at IS NULL OR expires_at > now())"
+FIND = "".join((SELECT, "WHERE hash = %(hash)s AND ", GOOD))
+OF_ID = "".join((SELECT, "WHERE id = %(id)s::uuid AND ", GOOD))
+LIST = "".join((SELECT, "ORDER BY ledger.keys.created_at, id"))
 MAKE = "".join(
     (
         "INSERT INTO ledger.keys (id, name, hash, scopes, accounts, expires_at)",
         " SELECT %(id)s::uuid, %(name)s, %(hash)s, %(scopes)s::text[], %(accounts)s::text[],",
         " %(expires_at)s::timestamptz WHERE (SELECT count(*) FROM ledger.keys) < %(most)s::bigint RETURNING ",
-        _COLUMNS,
+        COLUMNS,
     )
 )
-DELETE = "DELETE FROM ledger.keys WHERE id = %(id)s::uuid RETURNING id::text"
+DELETE = "DELETE FROM ledger.keys WHERE id = %(id)s::uuid AND NOT admin RETURNING id::text"
+END = """UPDATE ledger.keys SET expires_at = least(expires_at, now()) WHERE id = %(id)s::uuid AND admin
+ RETURNING id::text"""
 DELETE_OF = "DELETE FROM ledger.keys WHERE accounts = ARRAY[%(account)s::text] RETURNING id::text"
 RETIRE = "".join(
     (
         "UPDATE ledger.keys SET expires_at = least(expires_at, now() + make_interval(secs => %(seconds)s))",
         " WHERE id = %(id)s::uuid AND ",
-        _GOOD,
+        GOOD,
         " RETURNING id::text",
     )
 )
@@ -74,32 +70,6 @@ class TooManyKeys(Exception):
 
 class _Id(Struct):
     id: str
-
-
-def make_secret() -> str:
-    """Returns a new key as it is shown."""
-    body = PREFIX + _digits(int.from_bytes(secrets.token_bytes(SECRET_BYTES)), SECRET_DIGITS)
-    return body + _checksum(body)
-
-
-def is_key(text: str) -> bool:
-    """Whether a text has the form of a key, and its checksum is right."""
-    body, check = text[:-CHECK_DIGITS], text[-CHECK_DIGITS:]
-    fits = len(text) == len(PREFIX) + SECRET_DIGITS + CHECK_DIGITS and body.startswith(PREFIX)
-    return fits and text.isascii() and _checksum(body) == check
-
-
-def _checksum(body: str) -> str:
-    return _digits(zlib.crc32(body.encode()), CHECK_DIGITS)
-
-
-def _digits(number: int, width: int) -> str:
-    """A number in base 62."""
-    found = []
-    for _ in range(width):
-        number, rest = divmod(number, len(DIGITS))
-        found.append(DIGITS[rest])
-    return "".join(reversed(found))
 
 
 def hash_of(key: str) -> bytes:
@@ -160,8 +130,11 @@ async def list_keys(pool: Pool) -> list[ApiKey]:
 
 
 async def delete(pool: Pool, key_id: str) -> bool:
-    """Delete a key; returns whether there was one. No process takes it from then on."""
-    return bool(await pool.fetch(_Id, DELETE, {"id": key_id}))
+    """Delete a key; returns whether there was one. No process takes it from then on.
+
+    An admin key is over, and its row stays, because a setting may still name it.
+    """
+    return any([await pool.fetch(_Id, statement, {"id": key_id}) for statement in (DELETE, END)])
 
 
 async def delete_of(pool: Pool, account: str) -> int:

@@ -24,7 +24,7 @@ COOKIE_CHARACTERS_MAX = 200  # Ours has up to 112: a longer one is not worth a s
 
 
 class Session(Struct, frozen=True):
-    """A signed-in browser; `key` is the id of the key that it gave, None for the admin key."""
+    """A signed-in browser; `key` is the id of the key that it gave, None for the admin key that we have."""
 
     id: bytes
     key: str | None = None

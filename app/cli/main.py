@@ -2,68 +2,35 @@
 
 import asyncio
 import contextlib
-import errno
 import json
 import logging
 import signal
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import aiohttp
 import click
 import msgspec
-import psycopg
-import uvloop
 from rich.console import Console
 
-from app.access.rotation import NotRotated, RotationRuns
 from app.cli import databases, nats
 from app.cli import refused as refused_hooks
-from app.cli.keys import rotate_master
-from app.cli.target import find_target
+from app.cli.access import access
+from app.cli.keys import keys
+from app.cli.shell import failing, find_service, run, settings_of, tell
+from app.cli.target import ask, find_target
 from app.cli.upload import STANDARD_INPUT, run_import, summary
 from app.cli.views import rebuild_views, retry_views
 from app.cli.widget import write_widget
 from app.config.example import EXAMPLE
 from app.config.file import Setup, check_together, load_setup
-from app.config.settings import BadSettings, Settings, load_settings
-from app.database.pooler import Pooled
-from app.database.schema import Busy, NewerSchema, OldSchema, OwnerIsRole, WrongEncoding
+from app.config.settings import BadSettings, Settings
 from app.doctor import doctor as doctors
-from app.printable import PrintableFormatter, printable
+from app.printable import PrintableFormatter
 from app.servers.process import ServerFailed
-from app.servers.servers import AlreadyRunning, OldServer
-from app.service.service import RoleFailed, running
-from app.stream.jetstream import JetStreamError
-from app.stream.ledger_stream import ForeignStream
-from app.views.rebuild import RebuildRefused
+from app.service.service import running
 
-Result = TypeVar("Result")
 VERSION = "0.3.0.dev0"
-FAILURES = (
-    AlreadyRunning,
-    JetStreamError,
-    ServerFailed,
-    OldServer,
-    Pooled,
-    Busy,
-    OldSchema,
-    WrongEncoding,
-    NewerSchema,
-    OwnerIsRole,
-    ForeignStream,
-    RoleFailed,
-    BadSettings,
-    NotRotated,
-    RotationRuns,
-    RebuildRefused,
-    OSError,
-    TimeoutError,
-    aiohttp.ClientError,
-    psycopg.Error,
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -131,10 +98,10 @@ def migrate_command(config: Path | None, *, check: bool, as_json: bool) -> None:
     if as_json and not check:
         raise click.UsageError("--json goes with --check")
     if check:
-        plan = asyncio.run(_failing(databases.plan(settings.database_url), code=2))
+        plan = asyncio.run(failing(databases.plan(settings.database_url), code=2))
         tell(*([json.dumps(msgspec.to_builtins(plan))] if as_json else databases.explain(plan)))
         sys.exit(1 if plan.steps else 0)
-    ledger = asyncio.run(_failing(databases.migrate(settings.database_url)))
+    ledger = asyncio.run(failing(databases.migrate(settings.database_url)))
     print(f"migrated: ledger {ledger.ledger}")
 
 
@@ -144,8 +111,7 @@ def migrate_command(config: Path | None, *, check: bool, as_json: bool) -> None:
 @click.pass_obj
 def status(config: Path | None, url: str | None, as_json: bool) -> None:
     """Ask a running service where everything stands."""
-    settings = settings_of(config, {})
-    told = asyncio.run(_failing(_status(settings, url)))
+    told = asyncio.run(failing(ask(find_service(config, url), "GET", "/v1/status")))
     if as_json:
         print(json.dumps(told))
         return
@@ -169,19 +135,6 @@ def _standing(relay: dict[str, Any]) -> str:
     """That it stands still, of a service that says so: older ones do not."""
     stands = relay.get("stands")
     return f", stands still since {stands['since']}: {stands['because']}" if stands else ""
-
-
-async def _status(settings: Settings, where: str | None) -> dict[str, Any]:
-    url, key = find_target(settings, where)
-    headers = {"Authorization": f"Bearer {key}"}
-    async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/status", headers=headers) as answer:
-        try:
-            told = msgspec.json.decode(await answer.read(), type=dict[str, Any])
-        except msgspec.MsgspecError:
-            raise OSError(f"{url} answered {answer.status}, but not as chatledger does") from None
-        if answer.status != 200:
-            raise OSError(f"{url} answered {answer.status}: {told.get('detail')}")
-        return told
 
 
 @cli.command(name="import")
@@ -213,7 +166,7 @@ def import_command(
     given = {"channel": place["channel"], "account_id": place["account"], "again": str(again).lower()}
     query = {name: value for name, value in given.items() if value is not None}
     size = None if file == STANDARD_INPUT else file.stat().st_size
-    report = asyncio.run(_failing(run_import(settings, url, file, size, query)))
+    report = asyncio.run(failing(run_import(settings, url, file, size, query)))
     tell(*([json.dumps(report)] if as_json else summary(report)))
     if report["state"] != "done" or report["skipped"] or report["conflicts"]:
         sys.exit(1)
@@ -234,7 +187,7 @@ def retry(config: Path | None, ids: tuple[str, ...], url: str | None) -> None:
     The exit code is 1 unless every one of them is recorded now.
     """
     settings = settings_of(config, {})
-    left = asyncio.run(_failing(_retry(settings, url, ids)))
+    left = asyncio.run(failing(_retry(settings, url, ids)))
     sys.exit(1 if left else 0)
 
 
@@ -303,26 +256,13 @@ def retry_command(config: Path | None, view: str | None) -> None:
     All views are built again, beside the old ones; the service may run meanwhile. Exits with 1 if anything
     stays parked.
     """
-    left = asyncio.run(_failing(retry_views(settings_of(config, {}), view)))
+    left = asyncio.run(failing(retry_views(settings_of(config, {}), view)))
     tell(*left or ["nothing is parked"])
     sys.exit(1 if left else 0)
 
 
-@cli.group()
-def keys() -> None:
-    """The keys of this installation."""
-
-
-@keys.command(name="rotate-master")
-@click.pass_obj
-def rotate_master_command(config: Path | None) -> None:
-    """Seal all secrets in the database again with a new master key; the service may run meanwhile.
-
-    A key in the data folder is replaced. A key in CHATLEDGER_MASTER_KEY is replaced by the operator, who
-    gives the one before as CHATLEDGER_MASTER_KEY_OLD. After a kill, the same command goes on.
-    """
-    settings = settings_of(config, {})
-    tell(*asyncio.run(_failing(rotate_master(settings))))
+cli.add_command(keys)
+cli.add_command(access)
 
 
 @cli.command()
@@ -349,15 +289,6 @@ def stop_on_signals() -> asyncio.Event:
     return stop
 
 
-def settings_of(config: Path | None, given: dict[str, str | None]) -> Settings:
-    overrides = {f"CHATLEDGER_{name}": value for name, value in given.items() if value is not None}
-    try:
-        return load_settings(config, overrides=overrides)
-    except BadSettings as error:
-        tell(f"chatledger: {error}", error=True)
-        sys.exit(2)
-
-
 def _setup(config: Path | None, settings: Settings) -> Setup:
     try:
         setup = load_setup(config)
@@ -366,44 +297,6 @@ def _setup(config: Path | None, settings: Settings) -> Setup:
     except BadSettings as error:
         tell(f"chatledger: {error}", error=True)
         sys.exit(2)
-
-
-def tell(*lines: str, error: bool = False) -> None:
-    """Print lines for people; what a stranger wrote in them controls no terminal."""
-    for line in lines:
-        print(printable(line), file=sys.stderr if error else sys.stdout)
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    uvloop.run(_failing(work))
-
-
-async def _failing(work: Coroutine[Any, Any, Result], *, code: int = 1) -> Result:
-    """Await, and turn what we know can fail into a line and the exit code; 2 for what is wrongly set."""
-    try:
-        return await work
-    except FAILURES as error:
-        tell(f"chatledger: {_sentence(error)}", error=True)
-        sys.exit(2 if isinstance(error, BadSettings) else code)
-
-
-def _sentence(error: Exception) -> str:
-    """What it says, or what it is; PostgreSQL's words without the place in our statement."""
-    said = str(error).strip() or type(error).__name__
-    if isinstance(error, aiohttp.ClientConnectorError):
-        where = f"http://{error.host}:{error.port}"
-        return f"no service answers at {where}: start it with `chatledger serve`, or name another with --url"
-    if isinstance(error, psycopg.errors.DiskFull):
-        return f"the disk of PostgreSQL is full: free some space on it ({said.splitlines()[0]})"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" ({error.filename})" if error.filename else ""
-        return f"the disk is full{where}: free some space in the data folder, CHATLEDGER_DATA"
-    if isinstance(error, psycopg.OperationalError) or not isinstance(error, psycopg.Error):
-        return said
-    advice = ": give CHATLEDGER_DATABASE_URL the user who owns the database, or who may make roles"
-    return f"PostgreSQL refuses: {said.splitlines()[0]}" + (
-        advice if isinstance(error, psycopg.errors.InsufficientPrivilege) else ""
-    )
 
 
 def main() -> int:

@@ -1,9 +1,11 @@
 """The service that a command asks: that of the settings, or the demo that runs on the same data folder."""
 
 import socket
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import aiohttp
 import msgspec
 
 from app.config.settings import Settings, find_admin_key
@@ -31,6 +33,26 @@ def find_target(settings: Settings, url: str | None) -> Target:
     if address is not None and (own == address or (url is None and not _own_service(settings))):
         return Target(address, find_admin_key(msgspec.structs.replace(settings, data=demo)))
     return Target(own, find_admin_key(settings))
+
+
+async def ask(
+    target: Target, method: str, path: str, *, body: object = None, query: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Returns the service's answer, decoded, {} without a body. Raises OSError, aiohttp.ClientError."""
+    headers = {"Authorization": f"Bearer {target.key}"}
+    url = target.url + path
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.request(method, url, json=body, params=query) as answer,
+    ):
+        raw = await answer.read()
+        try:
+            told = msgspec.json.decode(raw, type=dict[str, Any]) if raw else {}
+        except msgspec.MsgspecError:
+            raise OSError(f"{target.url} answered {answer.status}, but not as chatledger does") from None
+        if answer.status >= 300:
+            raise OSError(f"{target.url} answered {answer.status}: {told.get('detail')}")
+        return told
 
 
 def _address_of(demo: Path) -> str | None:

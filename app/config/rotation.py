@@ -1,4 +1,4 @@
-"""The files of the master key while it is rotated: at every moment the key that sealed anything is there.
+"""The files of the keys while they are replaced: of the master key, every one that sealed anything is there.
 
 1. `master.key.old` becomes a second name of the file `master.key`;
 2. a new key, written and synced as `master.key.new`, takes the name `master.key`;
@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 
 from app.config.settings import (
+    ADMIN_FILE,
     MASTER_FILE,
     MASTER_OLD_FILE,
     BadSettings,
@@ -36,7 +37,7 @@ def begin(folder: Path) -> None:
         os.link(current, old)
         sync_folder(folder)
     if key_line(current) == key_line(old):
-        _write_new(folder / MASTER_NEW_FILE, like=current)
+        _write(folder / MASTER_NEW_FILE, new_master_key(), like=current)
         os.rename(folder / MASTER_NEW_FILE, current)
         sync_folder(folder)
 
@@ -54,7 +55,15 @@ def end(folder: Path) -> Path | None:
     return retired
 
 
-def _write_new(path: Path, *, like: Path) -> None:
+def keep_admin_key(folder: Path, key: str) -> None:
+    """Put another admin key into the data folder, in one step. Raises OSError."""
+    current, new = folder / ADMIN_FILE, folder / f"{ADMIN_FILE}.new"
+    _write(new, key, like=current if current.exists() else folder)
+    os.rename(new, current)
+    sync_folder(folder)
+
+
+def _write(path: Path, key: str, *, like: Path) -> None:
     """Write a new key that belongs to the same user: the service may run as another one than we."""
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -62,6 +71,6 @@ def _write_new(path: Path, *, like: Path) -> None:
         if os.geteuid() == 0:
             owner = like.stat()
             os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
-        file.write(new_master_key() + "\n")
+        file.write(key + "\n")
         file.flush()
         os.fsync(file.fileno())

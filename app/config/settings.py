@@ -17,12 +17,14 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
+from app.config.key_text import make_secret
 from app.limits import is_weak
 from app.stream.identity import CERTIFICATE, Identity
 
 PREFIX = "CHATLEDGER_"
 MASTER_KEY_BYTES = 32  # AES-256
 MASTER_SETTING = "CHATLEDGER_MASTER_KEY"
+ADMIN_FILE = "admin.key"
 MASTER_FILE, MASTER_OLD_FILE = "master.key", "master.key.old"
 CONFIG_BYTES_MAX = 1_000_000  # chosen: far more than any file needs, and read in one piece
 
@@ -164,7 +166,7 @@ def load_settings(
 
 def load_keys(settings: Settings) -> Keys:
     """Returns the keys: from the settings, else from the data folder, where they are created if missing."""
-    admin = settings.admin_key or kept_line(settings.data / "admin.key", secrets.token_urlsafe(32))
+    admin = settings.admin_key or kept_line(settings.data / ADMIN_FILE, make_secret())
     if is_weak(admin):
         raise BadSettings(f"{settings.data / 'admin.key'}: {HINTS['CHATLEDGER_ADMIN_KEY']}")
     if settings.master_key is None:
@@ -179,7 +181,7 @@ def find_admin_key(settings: Settings) -> str:
         with contextlib.suppress(FileNotFoundError):
             load_masters(settings)
     try:
-        return settings.admin_key or key_line(settings.data / "admin.key")
+        return settings.admin_key or key_line(settings.data / ADMIN_FILE)
     except FileNotFoundError:
         raise BadSettings(
             f"there is no admin key in {settings.data}: start the service first, or give CHATLEDGER_DATA and "

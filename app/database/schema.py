@@ -23,7 +23,7 @@ from app.database.append import recorder_statements
 from app.database.connection import Db
 from app.database.names import APPEND_LOCK, EVENTS, LEDGER_SCHEMA, MIGRATE_LOCK, ROLE
 
-VERSION = 6
+VERSION = 7
 # A ledger of 0.2.1 that is migrated can still be used by it; one whose ids have a secret needs version 3.
 OLDEST, OLDEST_KEYED = 2, 3
 # Steps of a migration by the version that brought them, for whoever asks before it runs.
@@ -34,6 +34,7 @@ STEPS = {
     4: "add the table of leases, and ledger.append_leased",
     5: "add tables for keys of the API and for who looked",
     6: "add tables for installations and accounts; columns to tokens",
+    7: "add a column to the keys of the API, for admin keys that were replaced",
 }
 # Chosen: an append waits for the migration no longer than this; a backup or an export may hold its locks for
 # hours, so the migration gives way, and tries again.
@@ -89,6 +90,7 @@ CREATE TABLE IF NOT EXISTS ledger.keys (
   id uuid PRIMARY KEY, name text NOT NULL, hash bytea NOT NULL UNIQUE, scopes text[] NOT NULL,
   accounts text[], created_at timestamptz NOT NULL DEFAULT now(), expires_at timestamptz,
   last_used_at timestamptz);
+ALTER TABLE ledger.keys ADD COLUMN IF NOT EXISTS admin boolean NOT NULL DEFAULT false;
 CREATE TABLE IF NOT EXISTS ledger.access (
   position bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, at timestamptz NOT NULL, key_id uuid,
   key_name text NOT NULL, method text NOT NULL, route text NOT NULL, account_id text, conversation text,

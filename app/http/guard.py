@@ -10,14 +10,13 @@ whatever its query names, unless it says `REACHED`: that it shows, or changes, o
 What goes on for long, a stream of events, asks `still_good` before each of its pages.
 """
 
-import hmac
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from litestar.handlers import BaseRouteHandler
 
-from app.access import api_keys
-from app.access.callers import ADMIN, Caller, Right
+from app.access import admin_key, api_keys
+from app.access.callers import Caller, Right
 from app.bad_requests import BAD_REQUESTS
 from app.database.pool import Pool
 from app.http.request import Call, Connection, address_of
@@ -137,11 +136,22 @@ async def _caller(services: Services, connection: Connection) -> Caller:
 
 async def caller_with(services: Services, key: str) -> Caller | None:
     """Returns who asks with a key; None if it is none of ours, or over."""
-    if hmac.compare_digest(key.encode(), services.keys.admin.encode()):
-        return ADMIN
+    if admin_key.is_configured(services.keys, key):
+        return await admin_key.configured(services.pool, services.keys)
     return await api_keys.find(services.pool, key)
 
 
 async def still_good(services: Services, caller: Caller) -> bool:
     """Whether the key of a caller is still good. Raises psycopg.OperationalError."""
-    return caller.id is None or await api_keys.get(services.pool, caller.id) is not None
+    return await caller_of_key(services, caller.id) is not None
+
+
+async def caller_of_key(services: Services, key_id: str | None) -> Caller | None:
+    """Returns who asks with a key, by its id; None is the admin key that we were started with.
+
+    None if the key is over. Raises psycopg.OperationalError.
+    """
+    if key_id is None:
+        return await admin_key.configured(services.pool, services.keys)
+    key = await api_keys.get(services.pool, key_id)
+    return api_keys.caller_of(key) if key else None

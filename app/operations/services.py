@@ -49,8 +49,9 @@ class Services:
 
     `oauth` needs the table [oauth] of the configuration, `relay` and `deliverer` their roles. `endings` are
     Kommo's calls that end a consent, `installing` is the work that a new one brings, and `arrivals` bounds
-    the answers of Kommo that are looked into at once. Refused hooks are taken up one by one, under `retries`.
-    `stopping` is set once the process must end. `demo_links` are shown in the console, by their words.
+    the answers of Kommo that are looked into at once. Refused hooks are taken up one by one, under `retries`,
+    and the admin key is replaced so under `replacing`. `stopping` is set once the process must end.
+    `demo_links` are shown in the console, by their words.
     """
 
     settings: Settings
@@ -88,6 +89,7 @@ class Services:
     relay: Relay | None = None
     deliverer: Deliverer | None = None
     retries: asyncio.Lock = field(default_factory=asyncio.Lock)
+    replacing: asyncio.Lock = field(default_factory=asyncio.Lock)
     arrivals: asyncio.Semaphore = field(default_factory=partial(asyncio.Semaphore, ARRIVALS_MAX))
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     demo_links: dict[str, str] = field(default_factory=dict)

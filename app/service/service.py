@@ -28,6 +28,7 @@ from typing import Any
 
 from psycopg import sql
 
+from app.access import admin_key
 from app.clock import LoopClock
 from app.config.file import Setup
 from app.config.settings import Settings, load_keys
@@ -205,6 +206,7 @@ async def _start_roles(stack: contextlib.AsyncExitStack, run: Running, urls: Ser
     await stack.enter_async_context(run.role("project", projecting))
     await await_views(urls.database_url)
     if "web" in roles:
+        await admin_key.warn(services.pool, services.keys)
         await stack.enter_async_context(run.role("links", contact_links.run(services)))
         await stack.enter_async_context(run.role("access", services.access_log.run()))
         await stack.enter_async_context(run.role("refused", refused.expire(services.pool)))

@@ -26,7 +26,7 @@ Json = dict[str, Any]
 OPEN = {
     *("GET /", "GET /docs", "GET /docs/{path}", "GET /static/{name}", "GET /login", "POST /login"),
     *("GET /healthz", "GET /readyz", "POST /kommo/{scope_id}", "POST /messengers/{channel}"),
-    *("POST /crm/{account_id}/{key}", "GET /oauth/callback", "GET /oauth/disabled"),
+    *("POST /crm/{account_id}/{key}", "GET /oauth/callback", "GET /oauth/disabled", "GET /install"),
 }
 # Routes that show or change only what a key reaches. With a body: what asks for the other account.
 SHOWN: dict[str, Json | None] = {

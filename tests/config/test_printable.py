@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.cli.main import tell
+from app.cli.shell import tell
 from app.cli.upload import summary
 from app.printable import PrintableFormatter, printable
 from tests.support.ids import ADMIN_KEY

@@ -8,7 +8,7 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import Meta, Struct
 
 from app import clock
-from app.access import api_keys
+from app.access import admin_key, api_keys
 from app.access.access_log import AccessPage, list_access
 from app.access.api_keys import ApiKey, TooManyKeys
 from app.access.callers import Right
@@ -30,6 +30,7 @@ from app.problems import ProblemError
 from app.views.cursor import is_uuid
 
 UNKNOWN = "no key has this id"
+ADMIN = "admin"
 OVERLAP_SECONDS_MAX = 30 * 86_400  # Chosen: a month is enough to replace a key everywhere.
 
 
@@ -78,7 +79,8 @@ async def make(request: Call, data: JSONBody[NewKey]) -> Response[KeyMade]:
     expires = moment_text(read_moment(data.expires_at))
     if expires and clock.read(expires) <= clock.now_ms():
         raise ProblemError(400, "$.expires_at: it is over already: give a time to come")
-    return _made(await _make(request, data.name, data.scopes, data.accounts, expires))
+    new, text = await _make(request, data.name, data.scopes, data.accounts, expires)
+    return _shown(new.id, text)
 
 
 @get("/keys", summary="All keys", tags=["keys"])
@@ -98,14 +100,23 @@ async def keys(request: Call) -> KeysShown:
 async def replace(
     request: Call, key_id: FromPath[str], data: JSONBody[Replace | None] = None
 ) -> Response[KeyMade]:
-    """201 with a new key of the same name and rights; the old one is over after the overlap."""
-    pool, order = services_of(request).pool, data or Replace()
+    """201 with a new key of the same name and rights; the old one is over after the overlap.
+
+    With `admin` in place of an id the admin key is replaced, on every process at once; a data folder that had
+    the old one has the new one.
+    """
+    services, order = services_of(request), data or Replace()
+    pool = services.pool
+    if key_id == ADMIN or (is_uuid(key_id) and await admin_key.is_admin_key(pool, key_id)):
+        async with services.replacing:
+            made = await admin_key.replace(pool, services.keys, services.settings, order.overlap_seconds)
+        return _shown(*made)
     old = await api_keys.get(pool, key_id) if is_uuid(key_id) else None
     if old is None:
         raise ProblemError(404, UNKNOWN)
-    made = await _make(request, old.name, old.scopes, old.accounts, None)
+    new, text = await _make(request, old.name, old.scopes, old.accounts, None)
     await api_keys.retire(pool, key_id, order.overlap_seconds)
-    return _made(made)
+    return _shown(new.id, text)
 
 
 @delete(
@@ -130,9 +141,8 @@ async def _make(
         raise ProblemError(409, str(error)) from None
 
 
-def _made(made: tuple[ApiKey, str]) -> Response[KeyMade]:
-    key, text = made
-    return Response(KeyMade(key.id, text), status_code=201, headers={"Cache-Control": "no-store"})
+def _shown(key_id: str, text: str) -> Response[KeyMade]:
+    return Response(KeyMade(key_id, text), status_code=201, headers={"Cache-Control": "no-store"})
 
 
 @get("/access", summary="Who looked", tags=["keys"], opt=AUDIT)

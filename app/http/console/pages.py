@@ -10,12 +10,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from litestar import Response
 from litestar.datastructures import Cookie
 
-from app.access import api_keys, ended_sessions
+from app.access import ended_sessions
 from app.access.api_keys import RIGHTS
-from app.access.callers import ADMIN, Caller
+from app.access.callers import Caller
 from app.access.sessions import SESSION_SECONDS, Session
 from app.http.console import formatting
-from app.http.guard import CALLER
+from app.http.guard import CALLER, caller_of_key
 from app.http.request import Call, is_https, services_of
 from app.http.security import HEADERS
 from app.operations.services import Services
@@ -90,10 +90,7 @@ async def caller_in(services: Services, session: Session) -> Caller | None:
     """Who is signed in; None if the session was signed out, on any process, or its key is over."""
     if await ended_sessions.is_ended(services.pool, session):
         return None
-    if session.key is None:
-        return ADMIN
-    key = await api_keys.get(services.pool, session.key)
-    return api_keys.caller_of(key) if key else None
+    return await caller_of_key(services, session.key)
 
 
 def cookie(request: Call, name: str, value: str, seconds: int = SESSION_SECONDS) -> Cookie:
