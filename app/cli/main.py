@@ -17,7 +17,7 @@ from app.cli import databases, nats
 from app.cli import refused as refused_hooks
 from app.cli.access import access
 from app.cli.keys import keys
-from app.cli.shell import failing, find_service, run, settings_of, tell
+from app.cli.shell import failing, find_service, run, sentence, settings_of, tell
 from app.cli.target import ask, find_target
 from app.cli.upload import STANDARD_INPUT, run_import, summary
 from app.cli.views import rebuild_views, retry_views
@@ -277,7 +277,7 @@ def widget(config: Path | None, file: Path) -> None:
     try:
         write_widget(settings, _setup(config, settings), VERSION, file)
     except (BadSettings, OSError) as error:
-        tell(f"chatledger: {_sentence(error)}", error=True)
+        tell(f"chatledger: {sentence(error)}", error=True)
         sys.exit(2 if isinstance(error, BadSettings) else 1)
     tell(f"{file}: upload it on the integration's page in Kommo")
 

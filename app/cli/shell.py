@@ -85,12 +85,12 @@ async def failing(work: Coroutine[Any, Any, Result], *, code: int = 1) -> Result
     try:
         return await work
     except FAILURES as error:
-        tell(f"chatledger: {_sentence(error)}", error=True)
+        tell(f"chatledger: {sentence(error)}", error=True)
         sys.exit(2 if isinstance(error, BadSettings) else code)
 
 
-def _sentence(error: Exception) -> str:
-    """What it says, or what it is; PostgreSQL's words without the place in our statement."""
+def sentence(error: Exception) -> str:
+    """Returns what an error says, or what it is; PostgreSQL's words without the place in our statement."""
     said = str(error).strip() or type(error).__name__
     if isinstance(error, aiohttp.ClientConnectorError):
         where = f"http://{error.host}:{error.port}"
