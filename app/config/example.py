@@ -47,6 +47,16 @@ client_id = "11111111-2222-3333-4444-555555555555"
 client_secret = "env:KOMMO_CLIENT_SECRET"
 redirect_url = "https://chat.example.com/oauth/callback"
 # authorize_url = "https://www.kommo.com/oauth"
+# domains = ["kommo.com", "amocrm.ru", "amocrm.com"]  # below which the CRM of any account is
+
+# What an account gets whose administrator installs the integration, from Kommo or from /install. Without this
+# table only those accounts come in that you ask.
+[install]
+channels = ["acme"]
+title = "Acme chat"                                  # what its managers see; may be left out
+source = { name = "Acme" }                           # its default source; pipeline_id may be given, too
+allow = "any"                                        # or a list of subdomains: ["acme", "beta"]
+# webhooks = false                                   # talks, leads and contacts do not come to us
 
 # Accounts that let us into their CRM, and where that is.
 [[accounts]]

@@ -65,6 +65,7 @@ HINTS = {
     "is_time_window_disabled": "give true or false, or leave it out",
     "domains": 'give a list like ["kommo.com"], each in lower case, or leave it out',
     "install": 'write one table [install] with channels = ["…"]',
+    "install.channels": 'give a list like ["acme"], of one channel at least',
     "allow": 'give "any", or a list of subdomains in lower case like ["acme"]',
     "webhooks": "give true or false, or leave it out",
     "pipeline_id": "give the pipeline's number in the account's CRM, or leave it out",
@@ -174,7 +175,7 @@ class DefaultSource(Struct, frozen=True, forbid_unknown_fields=True):
     """The source that an account's chats come from unless a message names another one."""
 
     name: Annotated[str, Meta(min_length=1, max_length=255)]
-    pipeline_id: Annotated[int, Meta(gt=0, lt=2**53)] | None = None
+    pipeline_id: Annotated[int, Meta(gt=0, le=2**53 - 1)] | None = None
 
 
 class Install(Struct, frozen=True, forbid_unknown_fields=True):
@@ -280,8 +281,8 @@ def _advice(error: str) -> str:
     if found := MISSING.search(what):
         place = _inside(place, found[1])
         what = "it is missing"
-    field = re.sub(r"\[\d+\]$", "", place).rpartition(".")[2]
-    return f"{place}: {HINTS[field]}" if field in HINTS else f"{place}: {what}"
+    whole = re.sub(r"\[\d+\]$", "", place)
+    return f"{place}: {HINTS.get(whole) or HINTS.get(whole.rpartition('.')[2]) or what}"
 
 
 def _lower(setup: Setup) -> Setup:

@@ -1,15 +1,17 @@
 """Connects a channel again that Kommo has dropped: the only place, for all jobs of the connection together.
 
 Reinstalling the integration silently drops the connections of an account; Kommo then answers 404 or 403 to
-every push. Three rules keep connecting again harmless: one job of a connection does it while the others wait
-and count it as theirs; it happens at most once a minute, and ever more seldom while it is no use; and an
-operator who disconnects the channel is never overruled. For the last, whoever connects or disconnects a
-channel takes a turn with the others, in all processes, and looks into the ledger once the turn is there; and
-the ledger does not record a connection that was made again if an operator has ended it since.
+every push. Four rules keep connecting again harmless: one job of a connection does it while the others wait
+and count it as theirs; it happens at most once a minute, and ever more seldom while it is no use; an account
+that has uninstalled the integration is left alone; and an operator who disconnects the channel is never
+overruled. For the last, whoever connects or disconnects a channel takes a turn with the others, in all
+processes, and looks into the ledger once the turn is there; and the ledger does not record a connection that
+was made again if an operator has ended it since.
 """
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -84,10 +86,21 @@ class _Latest:
 
 
 class Reconnector:
-    """Connects again on behalf of the jobs that met 404 or 403."""
+    """Connects again on behalf of the jobs that met 404 or 403.
 
-    def __init__(self, kommo: Connector, directory: Directory, attempts: Attempts, clock: Clock) -> None:
+    `has_ended` says of an account whether it has ended the integration, for good: then it is left so.
+    """
+
+    def __init__(
+        self,
+        kommo: Connector,
+        directory: Directory,
+        attempts: Attempts,
+        clock: Clock,
+        has_ended: Callable[[str], Awaitable[bool]] | None = None,
+    ) -> None:
         self._kommo = kommo
+        self._has_ended = has_ended
         self._directory = directory
         self._attempts = attempts
         self._clock = clock
@@ -110,6 +123,8 @@ class Reconnector:
                 reason = "Kommo does not know it (404), also after connecting again"
                 return Lost(latest.refused or reason, latest.answer)
             scope = connection.scope
+            if self._has_ended and await self._has_ended(scope.account):
+                return Disconnected(DISCONNECTED)
             found = await still_connected(self._directory, self._clock, scope.channel, scope.account)
             if found is None:
                 return Disconnected(DISCONNECTED)

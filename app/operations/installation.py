@@ -220,6 +220,23 @@ async def check(services: Services, account: str) -> None:
             await services.installs.keep(account, await facts_of(services, account, found))
 
 
+async def has_ended(services: Services, account: str) -> bool:
+    """Whether an account that let us in has ended that, as Kommo says now; then its connections have ended.
+
+    False also if Kommo does not say.
+    """
+    if await services.tokens.of(account) is None:
+        return False
+    try:
+        await check(services, account)
+        consent = await services.tokens.of(account)
+        withdrawn = consent is not None and consent.state != AUTHORIZED
+        return withdrawn and not await connections(services, account)
+    except FAILURES as error:
+        log.warning("account %s: not asked for: %s", account, str(error).strip() or type(error).__name__)
+        return False
+
+
 async def facts_of(services: Services, account: str, found: Described) -> Facts:
     """The facts of an account; its language is that of the user that our tokens are for, if none is given."""
     if found.facts.language or found.user_id is None:

@@ -28,8 +28,7 @@ from app.delivery.reconnect import still_connected
 from app.http_client import Unreached
 from app.kommo.chats.client import ask_scope
 from app.kommo.chats.signature import Credentials
-from app.kommo.crm.tokens import AUTHORIZED
-from app.operations import channels, crm
+from app.operations import channels, installation
 from app.operations.channels import NewChannel, NotConnected
 from app.operations.errors import KommoFailed, NotYet, OperationError, StateConflict
 from app.operations.services import Services
@@ -166,7 +165,7 @@ class Start:
         channel = await channels.named(services, want.channel)
         was_lost = not want.connected or await self._is_lost(channel, want)
         dropped = was_lost and want.connected
-        if dropped and await is_ended(services, want.account):
+        if dropped and await installation.has_ended(services, want.account):
             return "Kommo has dropped the connection, because the account has ended the integration"
         if dropped and not await still_connected(services.channels, LoopClock(), want.channel, want.account):
             return "an operator disconnected it meanwhile: it stays so"
@@ -267,14 +266,6 @@ async def _bring_back(services: Services, account: str) -> None:
             log.error("%s: %s", _name(channel.name, account), error)
         else:
             log.info("%s: connected again because the account consents again", _name(channel.name, account))
-
-
-async def is_ended(services: Services, account: str) -> bool:
-    """Whether an account that let us in has ended that, as Kommo says now. Raises KommoFailed, NotYet."""
-    consent = await services.tokens.of(account)
-    if consent is None or services.oauth is None:
-        return False
-    return consent.state != AUTHORIZED or await crm.ask_account(services, account) is None
 
 
 async def by_operator(services: Services, connection: Connection) -> bool:

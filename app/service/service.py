@@ -24,6 +24,7 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from psycopg import sql
@@ -258,7 +259,8 @@ async def _start_delivery(
     stack.push_async_callback(reader.close)
     clock, directory = LoopClock(), services.channels
     kommo = Kommo(client, services.settings.kommo_url, services.budget, places)
-    reconnector = Reconnector(kommo, directory, services.attempts, clock)
+    has_ended = partial(installation.has_ended, services)
+    reconnector = Reconnector(kommo, directory, services.attempts, clock, has_ended)
     destinations = Destinations(kommo, messengers(client), reconnector, clock, services.rests, places)
     preparer, tries = Preparer(reader, directory), Tries(urls.database_url)
     settle = Settle(services.ledger, preparer, destinations, clock, random.random, tries)

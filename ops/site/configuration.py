@@ -3,7 +3,17 @@
 import msgspec
 
 from app.config.example import EXAMPLE
-from app.config.file import Account, Budgets, Channel, Connected, KommoSide, MessengerSide, OAuthApp
+from app.config.file import (
+    Account,
+    Budgets,
+    Channel,
+    Connected,
+    DefaultSource,
+    Install,
+    KommoSide,
+    MessengerSide,
+    OAuthApp,
+)
 from app.config.settings import HINTS, Settings
 from ops.site.markdown import code, table
 from ops.site.types import fields
@@ -14,6 +24,8 @@ TABLES = {
     "[channels.messenger]": MessengerSide,
     "[[channels.connections]]": Connected,
     "[oauth]": OAuthApp,
+    "[install]": Install,
+    "[install.source]": DefaultSource,
     "[[accounts]]": Account,
     "[budgets]": Budgets,
 }

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.config.example import EXAMPLE
-from app.config.file import Setup, check_together, load_setup
+from app.config.file import DefaultSource, Install, Setup, check_together, load_setup
 from app.config.settings import BadSettings, load_settings
 from domain.parts import ChannelOptions
 from tests.support.ids import ACCOUNT, CHANNEL_SECRET
@@ -49,10 +49,13 @@ def test_the_example_is_complete_and_loads(tmp_path: Path) -> None:
 
 
 def test_the_example_with_every_line_in_use_names_every_setting(tmp_path: Path) -> None:
-    hidden = r"^# (CHATLEDGER_\w+ =|authorize_url =|is_time_window_disabled =|default_account =)"
-    text = re.sub(hidden, r"\1", EXAMPLE, flags=re.MULTILINE)
+    own = "authorize_url|is_time_window_disabled|default_account|domains|webhooks"
+    text = re.sub(rf"^# (CHATLEDGER_\w+ =|(?:{own}) =)", r"\1", EXAMPLE, flags=re.MULTILINE)
     path = written(tmp_path, text)
-    assert load_setup(path, ENVIRONMENT).oauth
+    setup = load_setup(path, ENVIRONMENT)
+    assert setup.oauth
+    assert setup.oauth.domains == ("kommo.com", "amocrm.ru", "amocrm.com")
+    assert setup.install == Install(("acme",), "Acme chat", DefaultSource("Acme"), webhooks=False)
     assert load_settings(path, environment=ENVIRONMENT).database_url
 
 
@@ -152,6 +155,32 @@ WRONG: dict[str, tuple[tuple[str, str], str]] = {
     "a callback that is not ours": (
         ("/oauth/callback", "/callback"),
         "oauth.redirect_url: give CHATLEDGER_PUBLIC_URL and /oauth/callback",
+    ),
+    "a domain that is an address": (
+        ('# domains = ["kommo.com"', 'domains = ["https://kommo.com"'),
+        'oauth.domains[0]: give a list like ["kommo.com"]',
+    ),
+    "a domain in capitals": (
+        ('# domains = ["kommo.com"', 'domains = ["Kommo.com"'),
+        'oauth.domains[0]: give a list like ["kommo.com"]',
+    ),
+    "no domain": (
+        ('# domains = ["kommo.com", "amocrm.ru", "amocrm.com"]', "domains = []"),
+        'oauth.domains: give a list like ["kommo.com"]',
+    ),
+    "nobody may install": (('allow = "any"', 'allow = "all"'), 'install.allow: give "any", or a list'),
+    "a subdomain in capitals": (('allow = "any"', 'allow = ["Acme"]'), 'install.allow[0]: give "any"'),
+    "nothing to install": (
+        ('channels = ["acme"]', "channels = []"),
+        'install.channels: give a list like ["acme"], of one channel at least',
+    ),
+    "a channel installed twice": (
+        ('channels = ["acme"]', 'channels = ["acme", "acme"]'),
+        "install.channels[1]: acme is in the file twice",
+    ),
+    "a pipeline that is none": (
+        ('{ name = "Acme" }', '{ name = "Acme", pipeline_id = 0 }'),
+        "install.source.pipeline_id: give the pipeline's number",
     ),
     "a budget of nothing": (
         ("= 7.0", "= 0"),

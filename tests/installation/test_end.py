@@ -1,12 +1,16 @@
 """Kommo's last word counts: an integration that is uninstalled ends there and here, and history stays."""
 
+import asyncio
+
 import pytest
 
 from app.kommo.crm.oauth import disabled_signature
 from app.operations.startup import Start
-from tests.support.crm_service import HERE, Office
+from app.servers.servers import Servers
+from tests.support.crm_service import HERE, INSTALL, Office, office_of
 from tests.support.ids import ACCOUNT, CLIENT, CLIENT_SECRET, CRM_ID, OTHER_ACCOUNT
 from tests.support.service import sent
+from tests.support.system import broker
 
 DONE = ["account.authorized", "channel.connected", "source.made", "account.subscribed"]
 
@@ -22,6 +26,12 @@ async def key_of(office: Office, *accounts: str) -> str:
 async def uninstall(office: Office, account: str = ACCOUNT, **more: str) -> None:
     told = await office.order("/crm/disable", {"account_id": account} | more)
     assert more or told["status"] == 200, told
+
+
+def is_connected(office: Office) -> bool:
+    """Whether Kommo has the account's connection."""
+    found = office.sandbox.chat_state.connections.values()
+    return any(one.active for one in found if one.account_id == ACCOUNT)
 
 
 async def written(office: Office, number: int) -> str:
@@ -113,10 +123,36 @@ async def test_a_start_does_not_connect_an_account_that_has_uninstalled_it(offic
     await office.install()
     await uninstall(office, url="http://127.0.0.1:9/away")
     await Start(office.run.services).run()
-    [connection] = [
-        one for one in office.sandbox.chat_state.connections.values() if one.account_id == ACCOUNT
-    ]
-    assert not connection.active
+    assert not is_connected(office)
+
+
+async def parked(office: Office, *, any_more: bool) -> list[dict[str, str]]:
+    """The parked deliveries, once there are some, or none any more."""
+    async with asyncio.timeout(20):
+        while True:
+            found: list[dict[str, str]] = (await office.get("/v1/deliveries", state="parked"))["items"]
+            if bool(found) == any_more:
+                return found
+            await asyncio.sleep(0.1)
+
+
+async def test_delivery_does_not_connect_an_account_that_has_uninstalled_it(servers: Servers) -> None:
+    roles = "web,project,relay,deliver"
+    async with (
+        broker() as nats,
+        office_of(servers, install=INSTALL, roles=roles, nats_url=nats.url) as office,
+    ):
+        await office.register()
+        await office.install()
+        await uninstall(office, url="http://127.0.0.1:9/away")
+        await written(office, 1)
+        [delivery] = await parked(office, any_more=True)
+        assert "disconnected" in delivery["reason"]
+        assert (await office.account())["state"] == "withdrawn"
+        assert not is_connected(office)
+        await office.install()
+        await parked(office, any_more=False)
+        assert is_connected(office)
 
 
 async def test_a_consent_that_is_revoked_ends_with_the_next_call_and_connections_stay(office: Office) -> None:

@@ -155,11 +155,17 @@ def setup_of(here: str, sandbox: Sandbox, install: Install | None) -> Setup:
 
 @asynccontextmanager
 async def office_of(
-    servers: Servers, *, install: Install | None = None, **changed: Any
+    servers: Servers,
+    *,
+    install: Install | None = None,
+    roles: str = "web,project",
+    nats_url: str = "",
+    **changed: Any,
 ) -> AsyncIterator[Office]:
     """A service with an OAuth app on a database of its own; `changed` are fields of the sandbox's Config.
 
-    With `install` no account is in the file: each that comes installs the integration by itself.
+    With `install` no account is in the file: each that comes installs the integration by itself. With the
+    role relay it needs a NATS of its own.
     """
     port = free_port()
     here = f"http://127.0.0.1:{port}"
@@ -180,14 +186,14 @@ async def office_of(
             await service.migrate(url)
             settings = {
                 "CHATLEDGER_DATABASE_URL": url,
-                "CHATLEDGER_NATS_URL": servers.nats_url,
+                "CHATLEDGER_NATS_URL": nats_url or servers.nats_url,
                 "CHATLEDGER_DATA": folder,
                 "CHATLEDGER_MASTER_KEY": MASTER_KEY,
                 "CHATLEDGER_ADMIN_KEY": ADMIN_KEY,
                 "CHATLEDGER_KOMMO_URL": sandbox.url,
                 "CHATLEDGER_PUBLIC_URL": here,
                 "CHATLEDGER_PORT": str(port),
-                "CHATLEDGER_ROLES": "web,project",
+                "CHATLEDGER_ROLES": roles,
             }
             setup = setup_of(here, sandbox, install)
             async with service.running(load_settings(environment=settings), setup) as run:
