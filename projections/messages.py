@@ -51,7 +51,7 @@ VERSION = 5
 # is Kommo's id of the mirror of an operator's message, `sent_by` the first letter of the side.
 #
 # `messages` is what readers ask. It reads an event only for the columns after `source`, which reports and
-# older programs use. JSON as PostgreSQL knows it has no NUL.
+# older programs use; of an event that is stored packed they are null. JSON as PostgreSQL knows it has no NUL.
 SCHEMA = """
 CREATE TABLE message_states (id uuid PRIMARY KEY, conversation uuid NOT NULL, position bigint NOT NULL,
   sent_at timestamptz NOT NULL, edited_at timestamptz, edit bigint, failure bigint, failure_code bigint,
@@ -59,7 +59,8 @@ CREATE TABLE message_states (id uuid PRIMARY KEY, conversation uuid NOT NULL, po
   remote_id text, copy_id text, failure_text text, source text)
   WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 CREATE FUNCTION event_field(state bytea, field text) RETURNS json LANGUAGE sql IMMUTABLE PARALLEL SAFE
-  RETURN replace(convert_from(state, 'UTF8'), '\\u0000', '\\ufffd')::json -> field;
+  RETURN CASE WHEN substr(state, 1, 1) = '{' THEN
+    replace(convert_from(state, 'UTF8'), '\\u0000', '\\ufffd')::json -> field END;
 CREATE VIEW messages AS SELECT m.id, m.position, m.conversation, m.sent_at, m.edited_at, m.edit, m.failure,
   m.failure_code, m.status, m.outgoing, m.deleted,
   CASE m.sent_by WHEN 'k' THEN 'kommo' WHEN 'm' THEN 'messenger' WHEN 'o' THEN 'operator' END AS sent_by,
@@ -67,8 +68,10 @@ CREATE VIEW messages AS SELECT m.id, m.position, m.conversation, m.sent_at, m.ed
   convert_to(event_field(s.state, 'sender')::text, 'UTF8') AS sender,
   convert_to(event_field(s.state, 'receiver')::text, 'UTF8') AS receiver,
   (event_field(s.state, 'recorded_at') #>> '{}')::timestamptz AS recorded_at,
-  coalesce((event_field(s.state, 'silent') #>> '{}')::boolean, false) AS silent,
-  coalesce((event_field(s.state, 'imported') #>> '{}')::boolean, false) AS imported,
+  CASE WHEN substr(s.state, 1, 1) = '{' THEN
+    coalesce((event_field(s.state, 'silent') #>> '{}')::boolean, false) END AS silent,
+  CASE WHEN substr(s.state, 1, 1) = '{' THEN
+    coalesce((event_field(s.state, 'imported') #>> '{}')::boolean, false) END AS imported,
   event_field(s.state, 'channel') #>> '{}' AS channel,
   event_field(s.state, 'account') #>> '{}' AS account_id,
   event_field(s.state, 'own_id') #>> '{}' AS own_id,

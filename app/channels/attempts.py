@@ -13,6 +13,7 @@ from msgspec import Struct
 from app.database import names
 from app.database.connection import connect
 from app.database.leases import Leases
+from app.database.packed import unpack
 from domain import events as e
 from domain import ids
 from domain.ids import Scope
@@ -96,7 +97,7 @@ class Attempts:
     async def is_connected(self, scope: Scope) -> bool:
         """Whether the channel is connected as the ledger has it now, however far the views are."""
         rows = await self._all(LAST_EVENT, {"stream": ids.connection_stream(scope)})
-        return bool(rows) and isinstance(e.decode(cast("bytes", rows[0][0])), e.ChannelConnected)
+        return bool(rows) and isinstance(e.decode(unpack(cast("bytes", rows[0][0]))), e.ChannelConnected)
 
     @contextlib.asynccontextmanager
     async def startup_turn(self) -> AsyncIterator[None]:

@@ -26,7 +26,7 @@ async def reach_database(settings: Settings) -> AsyncIterator[str]:
     running = None
     try:
         async with servers(settings) as where:
-            await service.migrate(where.database_url)
+            await service.migrate(where.database_url, packed=settings.pack_events)
             yield where.database_url
             return
     except AlreadyRunning:
@@ -36,20 +36,20 @@ async def reach_database(settings: Settings) -> AsyncIterator[str]:
     yield running
 
 
-async def migrate(url: str) -> schema.Identity:
+async def migrate(url: str, *, packed: bool | None = None) -> schema.Identity:
     """Migrate the operator's database; returns whose ledger it is.
 
     Raises OldServer, ServerFailed and Pooled, and what `schema.migrate` raises.
     """
     await check_postgres(url)
-    return await service.migrate(url)
+    return await service.migrate(url, packed=packed)
 
 
-async def plan(url: str) -> schema.Plan:
+async def plan(url: str, *, packed: bool | None = None) -> schema.Plan:
     """Returns what a migration of the operator's database would do. Raises as `migrate`."""
     await check_postgres(url)
     async with await open_session(url) as db:
-        return await schema.plan(db)
+        return await schema.plan(db, packed=packed)
 
 
 def explain(plan: schema.Plan) -> list[str]:

@@ -98,10 +98,11 @@ def migrate_command(config: Path | None, *, check: bool, as_json: bool) -> None:
     if as_json and not check:
         raise click.UsageError("--json goes with --check")
     if check:
-        plan = asyncio.run(failing(databases.plan(settings.database_url), code=2))
+        planned = databases.plan(settings.database_url, packed=settings.pack_events)
+        plan = asyncio.run(failing(planned, code=2))
         tell(*([json.dumps(msgspec.to_builtins(plan))] if as_json else databases.explain(plan)))
         sys.exit(1 if plan.steps else 0)
-    ledger = asyncio.run(failing(databases.migrate(settings.database_url)))
+    ledger = asyncio.run(failing(databases.migrate(settings.database_url, packed=settings.pack_events)))
     print(f"migrated: ledger {ledger.ledger}")
 
 

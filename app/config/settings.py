@@ -55,6 +55,7 @@ class Settings(
 
     data: Path
     database_url: str | None = None
+    pack_events: bool | None = None
     nats_url: str | None = None
     nats_replicas: Literal[1, 3, 5] | None = None
     nats_credentials: Path | None = None
@@ -113,6 +114,7 @@ LISTS = ("CHATLEDGER_ROLES", "CHATLEDGER_TRUSTED_PROXIES", "CHATLEDGER_NATS_CERT
 HINTS = {
     "CHATLEDGER_DATA": "give a folder",
     "CHATLEDGER_DATABASE_URL": "give a URL like postgresql://user:password@host/database",
+    "CHATLEDGER_PACK_EVENTS": "give true, or false: how events are stored from the next migration on",
     "CHATLEDGER_NATS_URL": "give a URL like nats://user:password@host:4222, or several with commas between",
     "CHATLEDGER_NATS_REPLICAS": "give 1, 3 or 5: how often the NATS cluster keeps the stream",
     "CHATLEDGER_NATS_CREDENTIALS": "give a .creds file, or a file with the seed of a user's nkey",

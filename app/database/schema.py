@@ -23,9 +23,10 @@ from app.database.append import recorder_statements
 from app.database.connection import Db
 from app.database.names import APPEND_LOCK, EVENTS, LEDGER_SCHEMA, MIGRATE_LOCK, ROLE
 
-VERSION = 7
+VERSION = 8
 # A ledger of 0.2.1 that is migrated can still be used by it; one whose ids have a secret needs version 3.
-OLDEST, OLDEST_KEYED = 2, 3
+# So can one of before version 8, unless its events are stored packed.
+OLDEST, OLDEST_KEYED, OLDEST_PACKED = 2, 3, 8
 # Steps of a migration by the version that brought them, for whoever asks before it runs.
 STEPS = {
     1: "make the tables of a new ledger, and the role chatledger",
@@ -35,6 +36,7 @@ STEPS = {
     5: "add tables for keys of the API and for who looked",
     6: "add tables for installations and accounts; columns to tokens",
     7: "add a column to the keys of the API, for admin keys that were replaced",
+    8: "add a column to meta: whether events are stored packed",
 }
 # Chosen: an append waits for the migration no longer than this; a backup or an export may hold its locks for
 # hours, so the migration gives way, and tries again.
@@ -47,6 +49,7 @@ CREATE TABLE IF NOT EXISTS ledger.meta (
   id uuid NOT NULL DEFAULT gen_random_uuid(), version integer NOT NULL);
 ALTER TABLE ledger.meta ADD COLUMN IF NOT EXISTS id_secret bytea;
 ALTER TABLE ledger.meta ADD COLUMN IF NOT EXISTS tables integer;
+ALTER TABLE ledger.meta ADD COLUMN IF NOT EXISTS packed boolean NOT NULL DEFAULT false;
 CREATE TABLE IF NOT EXISTS ledger.clocks (conversation uuid PRIMARY KEY, msec bigint NOT NULL)
   WITH (fillfactor = 70);
 CREATE TABLE IF NOT EXISTS ledger.secrets (
@@ -159,12 +162,13 @@ class _Found(NamedTuple):
 class Identity(Struct, frozen=True):
     """A ledger's id (a UUID as text), and the secret of its ids: None if it began before there was one.
 
-    `version` is the oldest program that may use it.
+    `version` is the oldest program that may use it, `packed` whether events are stored packed from now on.
     """
 
     ledger: str
     id_secret: bytes | None
     version: int = VERSION
+    packed: bool = False
 
     @property
     def keyed(self) -> bool:
@@ -181,8 +185,10 @@ FIND = (
     "SELECT id::text, version, coalesce((to_jsonb(m) ->> 'tables')::integer, version) FROM ledger.meta AS m"
 )
 WRITE_VERSIONS = """
-INSERT INTO ledger.meta AS m (version, tables, id_secret) VALUES (%(new)s, %(tables)s, %(secret)s)
- ON CONFLICT (one) DO UPDATE SET tables = excluded.tables, version = greatest(m.version, %(least)s)
+INSERT INTO ledger.meta AS m (version, tables, id_secret, packed)
+ VALUES (%(new)s, %(tables)s, %(secret)s, coalesce(%(packed)s::boolean, false))
+ ON CONFLICT (one) DO UPDATE SET tables = excluded.tables, version = greatest(m.version, %(least)s),
+  packed = coalesce(%(packed)s::boolean, m.packed)
 """
 BUSY = (
     "another session has held a table of the ledger all the time, and nothing was changed: let the backup or"
@@ -218,21 +224,33 @@ class Plan(Struct, frozen=True):
     steps: list[str]
 
 
-async def plan(db: Db) -> Plan:
+async def plan(db: Db, *, packed: bool | None = None) -> Plan:
     """Returns what `migrate` would do, and changes nothing. Raises WrongEncoding and NewerSchema."""
     await _check_encoding(db)
     found = await _find_ledger(db)
     version = found.tables if found else None
     steps = [f"version {number}: {step}" for number, step in STEPS.items() if number > (version or 0)]
+    if packed is not None and packed != await _is_packed(db, version):
+        steps.append(f"store events {'packed' if packed else 'as JSON'} from now on")
     return Plan(version, VERSION, steps)
 
 
-async def migrate(db: Db, *, keyed: bool = True, patience_seconds: float = BUSY_SECONDS) -> None:
+async def _is_packed(db: Db, version: int | None) -> bool:
+    if version is None or version < OLDEST_PACKED:
+        return False
+    row = await (await db.execute("SELECT packed FROM ledger.meta")).fetchone()
+    return row == (True,)
+
+
+async def migrate(
+    db: Db, *, keyed: bool = True, packed: bool | None = None, patience_seconds: float = BUSY_SECONDS
+) -> None:
     """Bring the tables to this version, one caller at a time; needs an owner's rights.
 
     A new ledger gets a secret for its ids, unless it is not to be `keyed`. An existing one keeps what it has:
     other ids would be other streams. The secret is not sealed, because without it the ledger would be of no
-    use any more, and whoever can read the table reads the messages too.
+    use any more, and whoever can read the table reads the messages too. `packed` says how events are to be
+    stored from now on (`packed.py`), None that it stays as it is; no program of before reads packed ones.
     Creates the role `chatledger` too. The service runs as this role (`SET ROLE`), so that not even a bug in
     the service can change the ledger. A version is never set back: nothing is done to tables of a later one.
     It waits for no lock for long, because what comes after it in the queue waits, too.
@@ -248,7 +266,7 @@ async def migrate(db: Db, *, keyed: bool = True, patience_seconds: float = BUSY_
     while True:
         try:
             async with db.transaction():
-                await _migrate(db, keyed=keyed)
+                await _migrate(db, keyed=keyed, packed=packed)
             return
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
             if time.monotonic() > end:
@@ -256,7 +274,7 @@ async def migrate(db: Db, *, keyed: bool = True, patience_seconds: float = BUSY_
         await asyncio.sleep(PAUSE_SECONDS)
 
 
-async def _migrate(db: Db, *, keyed: bool) -> None:
+async def _migrate(db: Db, *, keyed: bool, packed: bool | None) -> None:
     await db.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATE_LOCK,))
     found = await _find_ledger(db)
     if found and found.tables > VERSION:
@@ -272,8 +290,9 @@ async def _migrate(db: Db, *, keyed: bool) -> None:
     await db.execute(IMMUTABLE)
     await _grant_role(db)
     secret = secrets.token_bytes(ID_SECRET_BYTES) if keyed else None
-    oldest = OLDEST_KEYED if keyed else OLDEST
-    given = {"new": oldest, "least": OLDEST, "tables": VERSION, "secret": secret}
+    least = OLDEST_PACKED if packed else OLDEST
+    oldest = max(least, OLDEST_KEYED) if keyed else least
+    given = {"new": oldest, "least": least, "tables": VERSION, "secret": secret, "packed": packed}
     await db.execute(WRITE_VERSIONS, given)
 
 
@@ -302,8 +321,9 @@ async def check(db: Db) -> Identity:
             f"the database is at schema version {found.tables}, this program needs {VERSION}: "
             "run `chatledger migrate`"
         )
-    row = await (await db.execute("SELECT id_secret FROM ledger.meta")).fetchone()
-    return Identity(found.ledger, cast("bytes | None", row[0] if row else None), found.version)
+    row = await (await db.execute("SELECT id_secret, packed FROM ledger.meta")).fetchone()
+    secret, packed = cast("tuple[bytes | None, bool]", row or (None, False))
+    return Identity(found.ledger, secret, found.version, packed)
 
 
 async def _check_encoding(db: Db) -> None:

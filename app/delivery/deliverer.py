@@ -30,6 +30,7 @@ from nats.aio.msg import Msg
 
 from app.database.connection import Db, connect
 from app.database.leases import Leases
+from app.database.packed import unpack
 from app.delivery.job import Job, Progress, Pushed, is_imported, lane_key
 from app.delivery.lane import Lane, Lanes
 from app.delivery.ledger_tail import BACKOFF_SECONDS, PAGE, Arrival, LedgerTail, fetch_all
@@ -397,7 +398,7 @@ class _Share:
     def _decode(self, position: int, raw: bytes) -> Pushed | None:
         """The event, or None if it was damaged after the view took it: then its delivery stays open."""
         try:
-            event = e.decode(raw)
+            event = e.decode(unpack(raw))
         except (ValueError, RecursionError) as error:
             if position not in self._unreadable:
                 self._unreadable.add(position)

@@ -15,6 +15,7 @@ from typing import NamedTuple, NoReturn, Protocol, cast
 import psycopg
 
 from app.database.connection import Db, connect
+from app.database.packed import unpack
 from app.delivery.job import Head, read_head
 
 log = logging.getLogger("chatledger.deliver")
@@ -32,7 +33,7 @@ Row = tuple[int, bytes]
 
 
 class Arrival(NamedTuple):
-    """An event that delivery is concerned with, as it is stored."""
+    """An event that delivery is concerned with, as JSON."""
 
     position: int
     head: Head
@@ -45,7 +46,8 @@ def arrivals(rows: Sequence[Row]) -> list[Arrival]:
     An event that cannot be read is logged and left out: it stops no other delivery.
     """
     found = []
-    for position, raw in rows:
+    for position, stored in rows:
+        raw = unpack(stored)
         try:
             head = read_head(raw)
         except (ValueError, RecursionError) as error:

@@ -36,6 +36,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from app.database.leases import Fence
+from app.database.packed import pack, unpack
 from app.ledger.streams import LONG_EVENTS_MIN, LongStreams, Row, fold
 from domain.commands import AnyCommand, Send
 from domain.decide import NotConnected, OwnMessage, TooManyFacts, Unknown, decide, follow, names
@@ -223,7 +224,7 @@ class Batch:
             if raw is None:
                 self.clocks[conversation or ""] = number
                 continue
-            event = decode(raw)
+            event = decode(unpack(raw))
             stream = event.stream
             if stream in history:
                 before = states.get(stream)
@@ -317,14 +318,14 @@ class Batch:
             unit = parents[unit]
         return unit
 
-    def parameters(self) -> list[Column]:
-        """Returns the arrays of `ledger.append`.
+    def parameters(self, *, packed: bool = False) -> list[Column]:
+        """Returns the arrays of `ledger.append`, with events as JSON or `packed`.
 
         The rows without a topic come last: versions of cached streams that must still be free.
         """
         root = self._root
         streams, versions, topics, states, _ = map(list, zip(*self.rows, strict=True))
-        units = [root(unit) for unit in self.row_units]
+        units = [*map(root, self.row_units)]
         for stream, version in self.cached_versions.items():
             if (unit := self._units.get(stream)) is not None:
                 units.append(root(unit))
@@ -337,7 +338,7 @@ class Batch:
             uuids(streams),
             longs(versions),
             texts_repeated(topics + nothing),
-            blobs(states + nothing),
+            blobs([*(map(pack, states) if packed else states), *nothing]),
             ints([root(self.clock_units[conversation]) for conversation in clocks]),
             uuids(clocks),
             longs(list(self.clocks_before.values())),
@@ -389,15 +390,14 @@ class Batch:
         if not self.known:
             return []
         decisions = (decision for _, _, decision, _ in self.decisions if isinstance(decision, Decision))
-        return [(one.stream, one.version) for one in decisions if 0 < one.version <= self._known(one.stream)]
+        return [
+            (one.stream, one.version) for one in decisions if 0 < one.version <= self.known.get(one.stream, 0)
+        ]
 
     def take_facts(self, rows: list[tuple[str, int, int, bytes]]) -> None:
         """Take what `streams.read_facts` has found of the `unread_facts`."""
         for stream, version, position, raw in rows:
-            self.old_facts[stream, version] = position, decode(raw).id
-
-    def _known(self, stream: str) -> int:
-        return self.known.get(stream, 0)
+            self.old_facts[stream, version] = position, decode(unpack(raw)).id
 
     def _extend_history(self, stored: list[tuple[int, int, int]]) -> None:
         """Add the batch's own rows to the streams' histories, for decisions that report another's fact."""
@@ -436,7 +436,7 @@ class Batch:
             return Recorded(None, False, False, None, last)
         stream, version = decision.stream, decision.version
         found = self.old_facts.get((stream, version))
-        position, event_id = found or self.history[stream][version - 1 - self._known(stream)]
+        position, event_id = found or self.history[stream][version - 1 - self.known.get(stream, 0)]
         ours = event_id[:-2] == pending.command.id[:-2]
         duplicate = decision.duplicate and not ours
         return Recorded(position, duplicate, decision.conflict, decision.message, last)

@@ -6,6 +6,7 @@ from typing import cast
 
 from app.database.binary import take_columns
 from app.database.connection import Db, connect
+from app.database.packed import unpack
 from app.ledger.streams import LongStreams, fold, read
 from domain.events import AnyEvent, decode
 from domain.state import State
@@ -37,7 +38,7 @@ class StreamReader:
             known = {stream: state.version for stream, state in found.items()}
             async for rows in read(db, list(streams), [], known):
                 for position, raw, _ in rows:
-                    event = decode(raw or b"")
+                    event = decode(unpack(raw or b""))
                     found[event.stream] = fold(found.get(event.stream), position, event)
         for stream, state in found.items():
             self._long.keep(stream, state)
@@ -49,7 +50,7 @@ class StreamReader:
             cursor = (await self._open()).cursor(binary=True)
             await cursor.execute(SENDS.encode(), [stream], prepare=True)
             rows = cast("list[tuple[bytes]]", await cursor.fetchall())
-        return [decode(raw) for (raw,) in rows]
+        return [decode(unpack(raw)) for (raw,) in rows]
 
     async def _open(self) -> Db:
         if self._connection is None or self._connection.closed:

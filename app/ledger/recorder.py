@@ -6,16 +6,19 @@ programs written on the library: `open_recorder(url)` reads the ledger, also as 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
-from eventsourcing.persistence import IntegrityError, StoredEvent
+from eventsourcing.persistence import IntegrityError, Notification, StoredEvent
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from app.database.append import append_name, recorder_statements
 from app.database.names import EVENTS, LEDGER_SCHEMA
+from app.database.packed import unpack
 
+Stored = TypeVar("Stored", bound=StoredEvent)
 INSERT = """SELECT bad, head FROM {schema}.{append}(%b::int[], %b::uuid[], %b::bigint[], %b::text[],
  %b::bytea[], '{{}}', '{{}}', '{{}}', '{{}}')"""
 
@@ -54,6 +57,19 @@ class LedgerRecorder(PostgresApplicationRecorder):
             raise IntegrityError("one of the versions is taken")
         first = row["head"] + 1
         return list(range(first, first + len(stored_events)))
+
+    def select_events(self, *args: Any, **kwargs: Any) -> Sequence[StoredEvent]:
+        """Returns events of a stream, their states as JSON however the ledger stores them."""
+        return [_unpacked(one) for one in super().select_events(*args, **kwargs)]
+
+    def select_notifications(self, *args: Any, **kwargs: Any) -> Sequence[Notification]:
+        """Returns events by position, their states as JSON however the ledger stores them."""
+        return [_unpacked(one) for one in super().select_notifications(*args, **kwargs)]
+
+
+def _unpacked(one: Stored) -> Stored:
+    state = unpack(one.state)
+    return one if state is one.state else replace(one, state=state)
 
 
 def open_recorder(url: str) -> LedgerRecorder:

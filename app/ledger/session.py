@@ -41,10 +41,17 @@ def reason_of(error: psycopg.Error) -> str:
     return f"the database stores nothing: {said}" if said else "the database does not answer"
 
 
-class Append:
-    """Both statements, prepared in a session that nothing else uses meanwhile."""
+PACKED = "SELECT packed FROM ledger.meta"
 
-    def __init__(self, connection: Db) -> None:
+
+class Append:
+    """Both statements, prepared in a session that nothing else uses meanwhile.
+
+    `packed`: how events are stored in this ledger, as it was when the session began.
+    """
+
+    def __init__(self, connection: Db, *, packed: bool) -> None:
+        self.packed = packed
         self._append = Prepared(connection, "append")
         self._append_leased = Prepared(connection, "append_leased")
 
@@ -69,5 +76,6 @@ async def open_writer(url: str) -> tuple[Db, Append]:
     db = await connection.connect(url, patience_seconds=PATIENCE_SECONDS)
     for statement in (PLANS, APPEND, APPEND_LEASED):
         await db.execute(statement.encode())
+    row = await (await db.execute(PACKED)).fetchone()
     take_columns(db)
-    return db, Append(db)
+    return db, Append(db, packed=row == (True,))

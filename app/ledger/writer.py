@@ -370,7 +370,7 @@ class _Writer:
             return batch.retry
         start = time.perf_counter()
         assert self.append is not None
-        bad, head, stale = await self.append.append(batch.parameters(), batch.fences)
+        bad, head, stale = await self.append.append(batch.parameters(packed=self.append.packed), batch.fences)
         if stale:
             return _without(batch.pending, stale)
         self.ledger.commits.append(time.perf_counter() - start)

@@ -65,6 +65,7 @@ VIEWS_SECONDS_MAX = 600.0  # Chosen: making the views of a large ledger takes mi
 VIEWS_POLL_SECONDS = 0.05
 VIEWS_THERE = "SELECT to_regclass('views.positions') IS NOT NULL"
 OLDEST_OPEN = "SELECT min(position) FROM views.deliveries WHERE state <> 'failed'"
+OTHERWISE_STORED = "events are stored %s until `chatledger migrate` is run with this CHATLEDGER_PACK_EVENTS"
 log = logging.getLogger("chatledger")
 
 
@@ -139,7 +140,7 @@ async def running(settings: Settings, setup: Setup | None = None) -> AsyncIterat
         urls = await stack.enter_async_context(servers(settings))
         streams = settings.roles & {"relay", "deliver"}
         await check_versions(urls.database_url, urls.nats_url if streams else None)
-        identity = await _check_tables(urls)
+        identity = await _check_tables(urls, packed=settings.pack_events)
         ids.use_namespace(identity.id_secret)
         hub = CommitHub()
         ledger = Ledger(urls.database_url, hub.committed)
@@ -166,10 +167,10 @@ async def running(settings: Settings, setup: Setup | None = None) -> AsyncIterat
         yield run
 
 
-async def migrate(database_url: str) -> schema.Identity:
+async def migrate(database_url: str, *, packed: bool | None = None) -> schema.Identity:
     """Bring a database to this version's tables; returns whose ledger it is."""
     async with await open_session(database_url) as db:
-        await schema.migrate(db)
+        await schema.migrate(db, packed=packed)
         return await schema.check(db)
 
 
@@ -189,12 +190,15 @@ async def await_views(database_url: str, seconds: float = VIEWS_SECONDS_MAX) -> 
         raise RoleFailed("the views are not there: start a process with the role project") from None
 
 
-async def _check_tables(urls: Servers) -> schema.Identity:
+async def _check_tables(urls: Servers, *, packed: bool | None) -> schema.Identity:
     """Check the tables, after bringing those of our own database up to date; returns whose ledger it is."""
     if urls.database_private:
-        return await migrate(urls.database_url)
+        return await migrate(urls.database_url, packed=packed)
     async with await open_session(urls.database_url) as db:
-        return await schema.check(db)
+        identity = await schema.check(db)
+    if packed not in (None, identity.packed):
+        log.warning(OTHERWISE_STORED, "packed" if identity.packed else "as JSON")
+    return identity
 
 
 async def _start_roles(stack: contextlib.AsyncExitStack, run: Running, urls: Servers, hub: CommitHub) -> None:

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from app.database.connection import Db
+from app.database.packed import unpack
 from app.stream import jetstream
 from app.stream.jetstream import (
     FEW_SERVERS,
@@ -280,6 +281,6 @@ async def head(db: Db) -> int:
 
 
 async def state(db: Db, position: int) -> bytes | None:
-    """Returns the stored bytes of the event at `position`, None if there is none."""
+    """Returns the JSON of the event at `position`, None if there is none."""
     row = await (await db.execute(STATE, {"position": position}, binary=True)).fetchone()
-    return msgspec.convert(row[0], bytes) if row else None
+    return unpack(msgspec.convert(row[0], bytes)) if row else None

@@ -33,6 +33,7 @@ from nats.aio.msg import Msg
 from app.database import connection, names
 from app.database.connection import Db
 from app.database.leases import LeaseLost, Leases
+from app.database.packed import unpack
 from app.stream import jetstream
 from app.stream.jetstream import (
     HEAD_SUBJECT,
@@ -297,7 +298,7 @@ class Relay:
         rows = cast(list[Row], await cursor.fetchall())
         if rows and (rows[0][0] != after + 1 or rows[-1][0] != after + len(rows)):
             raise LedgerGap(f"the ledger has a gap between positions {after} and {rows[-1][0]}")
-        return rows
+        return [(position, unpack(state)) for position, state in rows]
 
     async def _send(self, rows: Sequence[Row]) -> int:
         """Write a group of events; only the last message requests an answer, which covers the whole group."""

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 from msgspec import Raw, Struct
 
+from app.database.packed import unpack
 from app.database.pool import Pool, ViewsMissing
 from app.views.accounts import connected
 from app.views.cursor import LIMIT, POSITION_LAST
@@ -180,6 +181,7 @@ async def _events(pool: Pool, after: int, limit: int, only: Filter) -> list[Even
     """The rows; what is stored but is no JSON object is shown as one, so that no answer breaks."""
     rows = await _select(pool, after, limit, only)
     for row in rows:
+        row.event = unpack(row.event)
         try:
             row.event.decode()
             _check_json(row.event)

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
+from app.database.packed import unpack
 from app.database.pool import Pool
 from app.views.cursor import LIMIT, POSITION_LAST, decode_cursor, encode_cursor, is_uuid
 from app.views.events import UNREADABLE, EventRow
@@ -248,7 +249,7 @@ _parties = msgspec.json.Decoder(_Parties).decode
 def customer_in(event: bytes | None, *, outgoing: bool) -> Party | None:
     """Returns the customer of a stored message, if known: its sender, or whom an outgoing one was sent to."""
     try:
-        parties = _parties(event or b"")
+        parties = _parties(unpack(event or b""))
     except (ValueError, RecursionError):
         return None
     return parties.receiver if outgoing else parties.sender
@@ -256,7 +257,7 @@ def customer_in(event: bytes | None, *, outgoing: bool) -> Party | None:
 
 def _readable(event: bytes | None) -> AnyEvent | None:
     try:
-        read: AnyEvent = decode(event or b"")
+        read: AnyEvent = decode(unpack(event or b""))
     except (ValueError, RecursionError):
         return None
     return read
@@ -381,5 +382,5 @@ async def _stream(pool: Pool, stream: str) -> list[tuple[int, AnyEvent]]:
     events = []
     for row in await pool.fetch(EventRow, STREAM, {"stream": stream}):
         with contextlib.suppress(ValueError, RecursionError):
-            events.append((row.position, decode(row.event)))
+            events.append((row.position, decode(unpack(row.event))))
     return events

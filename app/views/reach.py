@@ -8,6 +8,7 @@ import contextlib
 
 from msgspec import Struct
 
+from app.database.packed import unpack
 from app.database.pool import Pool
 from app.views.accounts import connected
 from app.views.cursor import is_uuid
@@ -48,7 +49,7 @@ async def account_of_message(pool: Pool, message: str) -> str | None:
         return None
     for row in await pool.fetch(EventRow, NAMED, {"stream": message}):
         with contextlib.suppress(ValueError, RecursionError):  # A damaged name names nothing.
-            named = decode(row.event)
+            named = decode(unpack(row.event))
             message = named.message or message if isinstance(named, MessageNamed) else message
     return await _account(pool, ACCOUNT_OF_MESSAGE, message)
 

@@ -24,6 +24,7 @@ from app.database import connection
 from app.database.binary import take_columns
 from app.database.connection import PATIENCE_SECONDS, Db
 from app.database.names import MIGRATE_LOCK
+from app.database.packed import unpack
 from domain.events import AnyEvent, decode
 from projections import channels, conversations, deliveries, events, messages, waiting
 from projections.columns import Page, Statement, texts
@@ -162,7 +163,7 @@ async def read(db: Db, after: int, count: int) -> Read:
     await cursor.execute(PAGE, (after, count, PAGE_BYTES), prepare=True)
     rows = cast("list[tuple[int, bytes, str]]", await cursor.fetchall())
     try:
-        page = [(position, decode(state)) for position, state, _ in rows]
+        page = [(position, decode(unpack(state))) for position, state, _ in rows]
     except (ValueError, RecursionError):
         page = []
     if page and page[-1][0] == after + len(page):
@@ -179,7 +180,7 @@ def _read_up_to_damage(rows: Sequence[tuple[int, bytes, str]], after: int) -> Re
             damaged = Damaged(expected, position - 1, None, "the ledger lacks this position")
             break
         try:
-            page.append((position, decode(state)))
+            page.append((position, decode(unpack(state))))
         except (ValueError, RecursionError) as error:
             damaged = Damaged(position, position, topic, f"it cannot be decoded: {error}")
             break

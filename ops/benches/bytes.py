@@ -31,44 +31,39 @@ ORDER BY 3 DESC
 
 async def bytes_() -> list[Figure]:
     """Bytes for each message: of all tables and indexes after VACUUM, and of the stream's files."""
+    figures = []
     async with private_servers() as (where, folder):
-        url = await new_database(where, "bytes")
-        events = await _fill(url)
-        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as db:
-            await db.execute("VACUUM (ANALYZE)")
-            rows = await (await db.execute(SIZES)).fetchall()
-        stored = 0.0
-        for name, is_index, size in rows:
-            stored += int(size) / MESSAGES
-            if int(size) > MESSAGES:
-                say(f"bytes: {int(size) / MESSAGES:6.0f} {'index' if is_index else 'table'} {name}")
+        for packed in (False, True):
+            url = await new_database(where, "bytes_packed" if packed else "bytes")
+            events = await _fill(url, packed=packed)
+            stored = await _stored(url)
+            unit = "bytes in PostgreSQL, packed" if packed else "bytes in PostgreSQL"
+            figures.append(_figure(stored, unit, POSTGRES_MAX))
         nats = await jetstream.connect(where.nats_url, name="bench")
         await publish(url, nats, events)
         await nats.close()
-        streamed = _size(folder / "nats") / MESSAGES
-    return [
-        Figure(
-            "bytes",
-            round(stored),
-            "bytes in PostgreSQL",
-            None,
-            None,
-            f"<= {POSTGRES_MAX}",
-            stored <= POSTGRES_MAX,
-        ),
-        Figure(
-            "bytes",
-            round(streamed),
-            "bytes in JetStream",
-            None,
-            None,
-            f"<= {JETSTREAM_MAX}",
-            streamed <= JETSTREAM_MAX,
-        ),
-    ]
+        figures.append(_figure(_size(folder / "nats") / MESSAGES, "bytes in JetStream", JETSTREAM_MAX))
+    return figures
 
 
-async def _fill(url: str) -> int:
+def _figure(value: float, unit: str, limit: int) -> Figure:
+    return Figure("bytes", round(value), unit, None, None, f"<= {limit}", value <= limit)
+
+
+async def _stored(url: str) -> float:
+    """Bytes of all tables and indexes for each message."""
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as db:
+        await db.execute("VACUUM (ANALYZE)")
+        rows = await (await db.execute(SIZES)).fetchall()
+    stored = 0.0
+    for name, is_index, size in rows:
+        stored += int(size) / MESSAGES
+        if int(size) > MESSAGES:
+            say(f"bytes: {int(size) / MESSAGES:6.0f} {'index' if is_index else 'table'} {name}")
+    return stored
+
+
+async def _fill(url: str, *, packed: bool) -> int:
     """Store messages and bring the views to them in batches, as in service; returns the last position."""
     await rebuild(url)
     events, position = samples.history(MESSAGES, replies=False), 0
@@ -77,7 +72,7 @@ async def _fill(url: str) -> int:
         await tables.connect(url, VIEWS_SCHEMA) as views,
     ):
         for page in _pages(events):
-            await samples.write(ledger, iter(page))
+            await samples.write(ledger, iter(page), packed=packed)
             while read := await tables.read(views, position, len(page)):
                 await tables.apply(views, read.page, position)
                 position = read.last

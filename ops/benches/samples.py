@@ -13,6 +13,7 @@ import psycopg
 
 from app import clock
 from app.database.binary import take_columns
+from app.database.packed import pack
 from domain import commands as c
 from domain import events as e
 from domain import ids
@@ -158,9 +159,13 @@ async def fill(url: str, events: int) -> None:
 
 
 async def write(
-    connection: psycopg.AsyncConnection[tuple[object, ...]], events: Iterator[e.AnyEvent]
+    connection: psycopg.AsyncConnection[tuple[object, ...]],
+    events: Iterator[e.AnyEvent],
+    *,
+    packed: bool = False,
 ) -> None:
     """Write events straight into a ledger, behind what it has; nobody else may write meanwhile."""
+    stored = pack if packed else bytes
     take_columns(connection)
     ((position,),) = await (await connection.execute(HEAD)).fetchall()
     assert isinstance(position, int)
@@ -170,7 +175,7 @@ async def write(
             uuids([event.stream for event in page]),
             longs([event.version for event in page]),
             texts([e.tag(event) for event in page]),
-            blobs([e.encode(event) for event in page]),
+            blobs([stored(e.encode(event)) for event in page]),
             longs(numbers),
         )
         await connection.execute(INSERT.encode(), columns)

@@ -33,6 +33,7 @@ TABLES = {
 ABSENT = {
     "CHATLEDGER_DATA": "`/var/lib/chatledger` as root, else `~/.local/state/chatledger`",
     "CHATLEDGER_DATABASE_URL": "none: a private PostgreSQL is started",
+    "CHATLEDGER_PACK_EVENTS": "as it was at the last migration; JSON in a new ledger",
     "CHATLEDGER_NATS_URL": "none: a private NATS server is started",
     "CHATLEDGER_NATS_REPLICAS": "3 in a cluster of three or more, else 1",
     "CHATLEDGER_NATS_CREDENTIALS": "none: the URL says who we are",

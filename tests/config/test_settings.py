@@ -41,10 +41,11 @@ def test_everything_can_be_set() -> None:
         roles="web, relay",
         trusted_proxies="127.0.0.1, 10.0.0.0/8,::1",
         nats_replicas="5",
+        pack_events="true",
         nats_ca="/srv/ca.pem",
         nats_certificate="/srv/tls.crt, /srv/tls.key",
     )
-    assert found.nats_replicas == 5
+    assert (found.nats_replicas, found.pack_events) == (5, True)
     assert found.nats_identity == Identity(
         ca=Path("/srv/ca.pem"), certificate=Path("/srv/tls.crt"), key=Path("/srv/tls.key")
     )
@@ -60,6 +61,7 @@ WRONG = {
     "database_url": ["mysql://x", "db.example"],
     "nats_url": ["http://x", f"{NATS},x"],
     "nats_replicas": ["2", "three"],
+    "pack_events": ["some"],
     "nats_certificate": ["a,b,c"],
     "kommo_url": ["amojo.kommo.com", "ftp://x", "https://x?y", "https://x\n"],
     "public_url": ["https://x\n"],

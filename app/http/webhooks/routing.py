@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from app.channels.directory import Channel
+from app.database.packed import unpack
 from app.limits import is_uuid
 from app.messengers.adapter import Received
 from app.messengers.contract import Action, Reaction, Sent, Status
@@ -172,7 +173,7 @@ class _Search:
             if row.stream in wanted:
                 conversation, account = wanted[row.stream]
                 self.named.setdefault(conversation, set()).add(account)
-            elif (head := _head(row.state)).channel == self._channel.name and head.account:
+            elif (head := _head(unpack(row.state))).channel == self._channel.name and head.account:
                 self._messages[row.stream] = head.account
 
     async def account(self, action: Action, path: str) -> str:
