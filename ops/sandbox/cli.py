@@ -5,6 +5,7 @@ import logging
 import signal
 import sqlite3
 import sys
+from pathlib import Path
 
 import click
 import uvloop
@@ -21,6 +22,7 @@ from ops.sandbox.config import (
 )
 from ops.sandbox.help_text import GUIDE
 from ops.sandbox.server import Sandbox
+from ops.sandbox.widget.archive import Refused, unpacked
 
 
 @click.command(help=GUIDE)
@@ -102,6 +104,12 @@ from ops.sandbox.server import Sandbox
     type=click.FloatRange(0),
     help="How long each hook waits in the slow queue.",
 )
+@click.option(
+    "--widget",
+    default="",
+    metavar="FILE",
+    help="The archive of the integration's widget, as Kommo's developer page takes it.",
+)
 @click.option("--state", default="", metavar="FILE", help="Keep chats and connections here; none: in memory.")
 def sandbox(
     host: str,
@@ -123,6 +131,7 @@ def sandbox(
     chats_per_second: int,
     crm_retry_scale: float,
     slow_seconds: float,
+    widget: str,
     state: str,
 ) -> None:
     """Run the fake Kommo and the demo messenger until a signal; the help is in `help_text.py`."""
@@ -146,6 +155,7 @@ def sandbox(
         chats_per_second=chats_per_second,
         crm_retry_scale=crm_retry_scale,
         slow_seconds=slow_seconds,
+        widget=_widget(widget),
         state=state,
     )
     _check(config)
@@ -178,6 +188,21 @@ def _check(config: Config) -> None:
         raise click.BadParameter("--messenger-secret must be whsec_ and base64")
     if config.messenger_url and not config.messenger_secret:
         raise click.UsageError("--messenger-url needs --messenger-secret")
+    if config.widget and not config.oauth:
+        raise click.UsageError("--widget needs --oauth, the integration whose widget it is")
+
+
+def _widget(path: str) -> bytes:
+    """The archive of a widget, which Kommo would take."""
+    try:
+        content = Path(path).read_bytes() if path else b""
+        if content:
+            unpacked(content)
+    except OSError as error:
+        raise click.BadParameter(f"--widget {path}: {error.strerror}") from error
+    except Refused as refused:
+        raise click.BadParameter("--widget: " + "\n  ".join(refused.faults)) from refused
+    return content
 
 
 def _channel(text: str) -> Channel:

@@ -89,6 +89,7 @@ class Config(Struct, frozen=True, kw_only=True):
     `oauth` are the integrations, `crm_accounts` the accounts whose CRM names matter, `disabled_url` is told
     when an integration is disabled. `slow_seconds` is how long hooks wait in the slow queue.
     `scope_accounts` names accounts that stand under another name in their scope ids.
+    `widget` is the archive of the first integration's widget.
     `crm_retry_scale` shortens the waits between the tries of a CRM webhook; 1 is Kommo's own schedule.
     """
 
@@ -114,6 +115,7 @@ class Config(Struct, frozen=True, kw_only=True):
     crm_retry_scale: float = 1.0
     slow_seconds: float = 0.0
     scope_accounts: tuple[tuple[str, str], ...] = ()
+    widget: bytes = b""
 
     def scope_id(self, channel_id: str, account_id: str) -> str:
         """The scope id that a connection gets."""

@@ -3,7 +3,7 @@
 GUIDE = """Play a strict fake Kommo (Chats API, CRM, both kinds of hooks) and a demo messenger on one port.
 
 \b
-Pages    /  /customer  /manager  /oauth?client_id=…&state=…
+Pages    /  /customer  /manager  /integrations  /oauth?client_id=…&state=…
 Chats    POST   /v2/origin/custom/CHANNEL_ID/connect          (signed as Kommo wants it)
          DELETE /v2/origin/custom/CHANNEL_ID/disconnect
          POST   /v2/origin/custom/SCOPE_ID                    new_message, edit_message
@@ -25,6 +25,10 @@ CRM      GET    /api/v4/account?with=amojo_id, users?with=amojo_id      (Authori
          GET    /api/v4/talks/ID       POST …/ID/close
          GET    /api/v4/leads/unsorted[/UID]    POST …/UID/accept, …/UID/link   DELETE …/UID/decline
          GET, POST, DELETE /api/v4/webhooks
+Widget   /integrations shows an account's list of integrations to one of its users: upload of a widget's
+         archive, checked as Kommo does, Install (a call of the redirect URL with code, referer, client_id and
+         from_widget=1, without a state), the windows that run its script.js, and Uninstall. $authorizedAjax
+         sends GET /ajax/v2/integrations/CLIENT_ID/disposable_token, a JWT (HS256, the integration's secret).
 Messenger POST  /messenger/hook                               (Standard Webhooks)
 
 The CRM is there with --oauth: then a client's message that is not silent makes an incoming lead (unless its
@@ -54,6 +58,10 @@ POST   /control/customer/reactions {"message_id", "emoji" ("" takes it away), "s
 POST   /control/customer/actions   any body: signed, posted once, gives {"status","body"}
 POST   /control/crm/authorize      {"account_id"?, "client_id"?, "redirect_uri"?, "state"?}: a code;
                                     ?wait=1 takes it to the redirect_uri
+POST   /control/crm/widget         the archive as the body, ?client_id=: 422 tells what is wrong with it
+POST   /control/crm/install        {"account_id"?, "client_id"?, "deliver"?:true}: as the page's "Install"
+POST   /control/crm/token          {"account_id"?, "client_id"?, "user_id"?, "claims"?:{…},
+                                    "algorithm"?:"HS256|none"}: a one-time token, or a false one
 POST   /control/crm/expire, /control/crm/revoke               {"account_id"?, "client_id"?}
 POST   /control/crm/disable        {"account_id"?, "client_id"?, "url"?}: disconnects, calls --disabled-url
 POST   /control/crm/account        {"account_id"?, "name"?, "subdomain"?, "time_zone"?, "currency"?,

@@ -16,10 +16,12 @@ from ops.sandbox.config import BODY_MAX
 from ops.sandbox.control import accounts as accounts_control
 from ops.sandbox.control import chats as chats_control
 from ops.sandbox.control import crm as crm_control
+from ops.sandbox.control import widget as widget_control
 from ops.sandbox.errors import Impossible
 from ops.sandbox.lanes import Full
-from ops.sandbox.pages import consent, home
+from ops.sandbox.pages import consent, home, integrations
 from ops.sandbox.responses import Call, Protocol, json
+from ops.sandbox.widget.installs import upload
 from ops.sandbox.world import World
 
 STOP_SECONDS = 1
@@ -30,8 +32,10 @@ class Sandbox(World):
     """`async with Sandbox(config) as sandbox:` serves on `sandbox.url` until the block ends."""
 
     async def __aenter__(self) -> "Sandbox":
-        """Listen; raises OSError when the port is taken."""
+        """Listen; raises OSError when the port is taken, Refused for a widget that Kommo would not take."""
         self.build()
+        if self.config.widget:
+            upload(self, self.config.oauth[0], self.config.widget)
         self._server = _Server(self._uvicorn())
         try:
             self._socket = socket.create_server((self.config.host, self.config.port), backlog=BACKLOG)
@@ -71,6 +75,8 @@ class Sandbox(World):
                 crm_control.ROUTER,
                 accounts_control.describe,
                 chats_control.ROUTER,
+                widget_control.ROUTER,
+                integrations.ROUTER,
                 home.ROUTER,
             ],
             state=State({"sandbox": self}),

@@ -4,15 +4,24 @@ from zlib import crc32
 
 from litestar import Response, get
 from litestar.params import FromPath
+from msgspec import Struct
 
 from ops.sandbox.api.crm import Caller, Reply, Wrong, answer
-from ops.sandbox.config import Manager
+from ops.sandbox.config import Config, Manager
 from ops.sandbox.crm.profiles import profile_of
 from ops.sandbox.responses import Call
 
 USERS_MAX = 250
 NOBODY = Manager("", "Back office")  # A user who never opened the chats: his amojo id is null.
 CREATED_AT = 1_600_000_000
+
+
+class User(Struct, frozen=True):
+    """A user of every account: his number in the CRM, and whether he is an administrator."""
+
+    number: int
+    name: str
+    is_admin: bool
 
 
 @get("/api/v4/account")
@@ -46,6 +55,12 @@ ROUTES = [account, users, user]
 def user_number(manager: Manager) -> int:
     """The user's number in the CRM, derived from his amojo id."""
     return 1_000_000 + crc32((manager.id or manager.name).encode()) % 8_000_000
+
+
+def users_of(config: Config) -> list[User]:
+    """The users of an account; the first is its administrator."""
+    known = [*config.managers, NOBODY]
+    return [User(user_number(one), one.name, one in config.managers[:1]) for one in known]
 
 
 def _account(caller: Caller) -> Reply:

@@ -5,10 +5,8 @@ there is only one.
 """
 
 import asyncio
-import hmac
 from typing import Literal, TypeVar
 
-import aiohttp
 import msgspec
 from litestar import Response, Router, get, post
 from msgspec import Struct
@@ -21,8 +19,8 @@ from ops.sandbox.crm.webhooks import Sent
 from ops.sandbox.errors import Impossible
 from ops.sandbox.pages.consent import granted, redirect_of, with_query
 from ops.sandbox.responses import Call, json, same_origin, sandbox_of
+from ops.sandbox.widget.installs import uninstall, visit
 
-CALL_SECONDS = 10.0
 WAIT_SECONDS_MAX = 60
 T = TypeVar("T")
 
@@ -48,7 +46,7 @@ async def authorize(request: Call) -> Response[bytes]:
     url = with_query(where, given)
     told: dict[str, object] = {**given, "redirect_uri": where, "url": url, "account_id": account.amojo_id}
     if order.deliver or request.query_params.get("wait", "0") not in ("", "0"):
-        told |= await _visit(request, url)
+        told |= await visit(sandbox_of(request), url)
     return json(201, told)
 
 
@@ -71,18 +69,8 @@ async def disable(request: Call) -> Response[bytes]:
     """The account disables the integration: its channels are disconnected and its address is notified."""
     order = await ordered(request, ConsentOrder)
     sandbox = sandbox_of(request)
-    consent, account, client = whose(request, order)
-    consent.disable(account, client)
-    channels = {one.id for one in sandbox.config.channels if one.client in ("", client.id)}
-    stopped = sandbox.kommo.switch_off(account.amojo_id, channels)
-    told: dict[str, object] = {"disconnected": stopped}
-    if where := order.url or sandbox.config.disabled_url:
-        text = f"{client.id}|{account.id}"
-        signature = hmac.digest(client.secret.encode(), text.encode(), "sha256").hex()
-        given = {"account_id": str(account.id), "client_uuid": client.id, "signature": signature}
-        url = with_query(where, given)
-        told |= {"url": url} | await _visit(request, url)
-    return json(200, told)
+    _, account, client = whose(request, order)
+    return json(200, await uninstall(sandbox, account, client, order.url or sandbox.config.disabled_url))
 
 
 class TalkOrder(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -212,6 +200,7 @@ async def read_crm(request: Call) -> Response[bytes]:
             ],
             "tokens": tokens,
             "disabled": [one.id for one in state.disabled],
+            "installed": list(state.installed),
             "contacts": list(state.contacts),
             "links": list(state.links),
             "sources": list(state.sources),
@@ -262,15 +251,3 @@ async def _hooked(request: Call, sent: list[Sent], told: dict[str, object]) -> R
         await asyncio.wait([done for _, done in sent], timeout=WAIT_SECONDS_MAX)
     shown = [{"n": hook.n, "event": hook.event, "outcome": hook.outcome} for hook, _ in sent]
     return json(201, told | {"hooks": shown})
-
-
-async def _visit(request: Call, url: str) -> dict[str, object]:
-    """The answer of the integration's address: `status`, or `error`."""
-    timeout = aiohttp.ClientTimeout(total=CALL_SECONDS)
-    session = sandbox_of(request).session
-    try:
-        async with session.get(url, timeout=timeout, allow_redirects=False) as answered:
-            await answered.read()
-            return {"status": answered.status}
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        return {"status": None, "error": type(error).__name__}

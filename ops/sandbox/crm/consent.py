@@ -8,7 +8,7 @@ from msgspec import Struct
 from ops.sandbox.config import Config, CrmAccount, OAuthClient, crm_account
 from ops.sandbox.errors import Impossible
 from ops.sandbox.state.chats import Crm
-from ops.sandbox.state.crm import CrmState, Disabled, Token
+from ops.sandbox.state.crm import CrmState, Disabled, Installed, Token
 
 CODE_SECONDS = 20 * 60
 REFRESH_SECONDS = 90 * 24 * 60 * 60
@@ -75,9 +75,11 @@ class Consent:
         return known[0]
 
     def code(self, client: OAuthClient, account: CrmAccount, redirect_uri: str) -> str:
-        """The account's admin agrees: a code for one exchange. A disabled integration is enabled by it."""
-        if known := self.crm_state.disabled.get(f"{account.amojo_id}/{client.id}"):
+        """The account's admin agrees: a code for one exchange. The integration is installed by it."""
+        where = f"{account.amojo_id}/{client.id}"
+        if known := self.crm_state.disabled.get(where):
             self.crm_state.disabled.delete(known)
+        self.crm_state.installed.save(Installed(id=where, installed_at=int(time.time())))
         return self._issue("code", account.amojo_id, client.id, CODE_SECONDS, redirect_uri)
 
     def exchange(self, order: TokenOrder) -> dict[str, object]:
@@ -124,8 +126,15 @@ class Consent:
 
     def disable(self, account: CrmAccount, client: OAuthClient) -> None:
         """Disables the integration in the account, which withdraws its consent too."""
+        where = f"{account.amojo_id}/{client.id}"
         self.revoke(account, client)
-        self.crm_state.disabled.save(Disabled(id=f"{account.amojo_id}/{client.id}"))
+        if known := self.crm_state.installed.get(where):
+            self.crm_state.installed.delete(known)
+        self.crm_state.disabled.save(Disabled(id=where))
+
+    def is_installed(self, account: CrmAccount, client: OAuthClient) -> bool:
+        """Whether the integration stands in the account."""
+        return self.crm_state.installed.get(f"{account.amojo_id}/{client.id}") is not None
 
     def _of(self, account: CrmAccount, client: OAuthClient) -> list[Token]:
         return [one for one in self.crm_state.tokens.of(account.amojo_id) if one.client == client.id]

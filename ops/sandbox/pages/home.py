@@ -14,6 +14,7 @@ from ops.sandbox.responses import Call, same_origin, sandbox_of
 STATIC = {
     "sandbox.css": ("text/css", files("ops.sandbox.pages") / "static/sandbox.css"),
     "sandbox.js": ("text/javascript", files("ops.sandbox.pages") / "static/sandbox.js"),
+    "widget.js": ("text/javascript", files("ops.sandbox.pages") / "static/widget.js"),
     "htmx.min.js": ("text/javascript", files("js_lib_htmx") / "static/htmx/htmx.min.js"),
 }
 

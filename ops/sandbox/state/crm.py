@@ -165,6 +165,21 @@ class Profile(Struct, kw_only=True):
     host: str = ""
 
 
+class Archive(Struct, kw_only=True):
+    """The widget of the integration `id`: its files by their names."""
+
+    id: str
+    files: dict[str, bytes]
+    uploaded_at: int
+
+
+class Installed(Struct, kw_only=True):
+    """An integration that stands in an account; `id` is `account/client`."""
+
+    id: str
+    installed_at: int
+
+
 Row = TypeVar("Row", bound=Struct)
 
 
@@ -228,6 +243,8 @@ class CrmState:
         self.tokens = Table(store, "token", Token)
         self.disabled = Table(store, "disabled", Disabled)
         self.profiles = Table(store, "profile", Profile)
+        self.installed = Table(store, "installed", Installed)
+        self.archives = Table(store, "archive", Archive)
         self.subscriptions = Table(store, "subscription", Subscription, 800_000)
         self.contacts = Table(store, "contact", Contact, 40_000_000)
         self.links = Table(store, "link", Link)
@@ -281,6 +298,8 @@ class CrmState:
             self.tokens.clear,
             self.disabled.clear,
             self.profiles.clear,
+            self.installed.clear,
+            self.archives.clear,
             self.subscriptions.clear,
         )
         content = (

@@ -285,7 +285,7 @@ document.addEventListener("error", (event) => {
 }, true);
 
 localize(document);
-if (side !== "home") follow();
+if (side === "manager" || side === "customer") follow();
 if (composer) startComposer();
 if (crm) {
   crm.addEventListener("click", (event) => {

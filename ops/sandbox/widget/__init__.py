@@ -1,0 +1,1 @@
+"""The widget of an integration as Kommo's developer page and its accounts treat it."""
