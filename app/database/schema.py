@@ -23,7 +23,7 @@ from app.database.append import recorder_statements
 from app.database.connection import Db
 from app.database.names import APPEND_LOCK, EVENTS, LEDGER_SCHEMA, MIGRATE_LOCK, ROLE
 
-VERSION = 8
+VERSION = 9
 # A ledger of 0.2.1 that is migrated can still be used by it; one whose ids have a secret needs version 3.
 # So can one of before version 8, unless its events are stored packed.
 OLDEST, OLDEST_KEYED, OLDEST_PACKED = 2, 3, 8
@@ -37,6 +37,7 @@ STEPS = {
     6: "add tables for installations and accounts; columns to tokens",
     7: "add a column to the keys of the API, for admin keys that were replaced",
     8: "add a column to meta: whether events are stored packed",
+    9: "add a table for the processes that write who looked",
 }
 # Chosen: an append waits for the migration no longer than this; a backup or an export may hold its locks for
 # hours, so the migration gives way, and tries again.
@@ -98,6 +99,7 @@ CREATE TABLE IF NOT EXISTS ledger.access (
   position bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, at timestamptz NOT NULL, key_id uuid,
   key_name text NOT NULL, method text NOT NULL, route text NOT NULL, account_id text, conversation text,
   message text, address text NOT NULL, status integer NOT NULL);
+CREATE TABLE IF NOT EXISTS ledger.access_writers (id uuid PRIMARY KEY, seen_at timestamptz NOT NULL);
 CREATE INDEX IF NOT EXISTS access_account ON ledger.access (account_id, position);
 CREATE INDEX IF NOT EXISTS access_key ON ledger.access (key_name, position);
 CREATE INDEX IF NOT EXISTS access_at ON ledger.access (at);
@@ -145,6 +147,7 @@ GRANT SELECT, INSERT, UPDATE ON ledger.imports TO {role};
 GRANT SELECT, INSERT, DELETE ON ledger.ended_sessions TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.keys TO {role};
 GRANT SELECT, INSERT, DELETE ON ledger.access TO {role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.access_writers TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.install_steps, ledger.accounts TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.tokens, ledger.consents, ledger.keyring TO {role};
 """

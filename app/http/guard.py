@@ -31,7 +31,7 @@ TWO_KEYS = "there are several headers Authorization: send one"
 LIMITED = "the key is limited to accounts, and this is about all of them: use one that is not"
 OTHERS = "nothing of this id is in the key's reach"
 NAMING = frozenset({"account_id", "conversation", "message"})  # parts of paths by which something is owned
-CALLER = "caller"  # in a request's state
+CALLER, ABOUT = "caller", "about"  # in a request's state: who asks, and the account that the body names
 NEEDS, REACHES = "needs", "reaches"
 READ: dict[str, Any] = {NEEDS: "read"}
 SEND: dict[str, Any] = {NEEDS: "send"}
@@ -110,8 +110,9 @@ async def _check_owner(
     raise ProblemError(404, OTHERS)
 
 
-def check_account(caller: Caller, account: str | None) -> None:
+def check_account(request: Call, account: str | None) -> None:
     """Raises ProblemError if a body is about another account (404), or a limited key names none (400)."""
+    caller, request.state[ABOUT] = caller_of(request), account
     if caller.accounts is not None and account is None:
         raise ProblemError(400, "account_id: name the account, because the key is limited to accounts")
     if not caller.reaches(account):

@@ -35,6 +35,7 @@ SHOWN: dict[str, Json | None] = {
     "GET /v1/deliveries": None,
     "GET /v1/waiting": None,
     "GET /v1/accounts": None,
+    "GET /v1/access": None,
     "POST /v1/conversations": {
         "channel": "acme",
         "account_id": OTHER_ACCOUNT,
@@ -46,6 +47,7 @@ SHOWN: dict[str, Json | None] = {
     "GET /": None,
     "GET /fragments/conversations": None,
     "GET /deliveries": None,
+    "GET /access": None,
     "GET /events": None,
     "GET /live": None,
     "POST /logout": None,
@@ -131,6 +133,10 @@ async def test_a_list_shows_an_account_its_own_and_nothing_of_the_other(
 ) -> None:
     mine = await make_key(service, "admin", accounts=[ACCOUNT])
     others = await make_key(service, "admin", accounts=[OTHER_ACCOUNT])
+    for account in (ACCOUNT, OTHER_ACCOUNT):
+        await service.get(f"/v1/conversations/{tenants.chats[account]}")
+        await service.get(f"/v1/messages/{tenants.messages[account]}")
+    await service.run.services.access_log.flush()
     for route in routes():
         if not route.guarded or not is_shown(route) or route.name in TOLD_ELSEWHERE:
             continue
@@ -173,6 +179,8 @@ async def test_no_address_opens_what_is_another_accounts(service: Served, tenant
     asked = 0
     for route in routes():
         if not route.guarded or route.name in ("GET /live", "POST /logout"):
+            continue
+        if route.path.endswith("/access"):  # It repeats the ids that this key asked for.
             continue
         reads = route.name.startswith("GET ")
         body: Json | None = {} if not reads and route.path.startswith("/v1/") else None

@@ -53,13 +53,15 @@ async def test_a_limited_key_sees_no_other_account(system: System, browser: Brow
     _, mine = await make(system, "read", accounts=[ACCOUNT])
     _, others = await make(system, "audit", accounts=[OTHER_ACCOUNT])
     assert await sign_in(browser, others) == 200
-    for path in ("/", f"/conversations/{chat}", "/events", "/deliveries", "/fragments/conversations"):
+    for path in (
+        *("/", f"/conversations/{chat}", "/events", "/deliveries", "/fragments/conversations", "/access"),
+    ):
         _, text = await browser.get(path)
         assert "Hello from the first account" not in text, path
         assert ACCOUNT not in text, path
     for path in (f"/conversations/{chat}", f"/live?conversation={chat}"):
         assert (await browser.get(path))[0].status == 404
-    for path in ("/status", "/channels", "/access"):
+    for path in ("/status", "/channels"):
         assert (await browser.get(path))[0].status == 403
     async with browsing(system) as own:
         assert await sign_in(own, mine) == 200

@@ -253,8 +253,8 @@ async def test_who_looked_is_written_down_with_the_outcome(service: Served, tena
         told = [(one["route"], one["conversation"], one["account_id"], one["status"]) for one in found]
         assert told == [
             ("/v1/conversations", None, OTHER_ACCOUNT, 404),
-            ("/v1/keys", None, None, 403),
-            ("/v1/conversations/{conversation}/messages", chat, None, 200),
+            ("/v1/keys", None, ACCOUNT, 403),
+            ("/v1/conversations/{conversation}/messages", chat, ACCOUNT, 200),
         ]
         assert all(one["address"].startswith("2001:db8:") for one in found)
     shown = {one["id"]: one for one in (await service.get("/v1/keys"))["items"]}

@@ -11,7 +11,7 @@ from litestar.params import FromQuery, QueryParameter
 from litestar.response import Stream
 
 from app.history.importer import LineProblem
-from app.http.guard import REACHED, SEND, caller_of, check_account
+from app.http.guard import REACHED, SEND, check_account
 from app.http.openapi.responses import answers, takes
 from app.http.request import Call, services_of
 from app.messengers.contract import Sent
@@ -77,7 +77,7 @@ async def import_messages(
     """
     if request.headers.get("content-encoding", "").strip().lower() not in ("", "identity", "gzip"):
         raise ProblemError(415, COMPRESSED)
-    check_account(caller_of(request), account_id)
+    check_account(request, account_id)
     progress = await imports.start(services_of(request), channel, account_id, _body(request), again=again)
     return Stream(_lines(progress), media_type=NDJSON, headers=HEADERS)
 

@@ -23,7 +23,7 @@ from app.http.api.parameters import (
     next_link,
     read_moment,
 )
-from app.http.guard import AUDIT
+from app.http.guard import AUDIT, REACHED, caller_of
 from app.http.openapi.responses import answers
 from app.http.request import Call, services_of
 from app.problems import ProblemError
@@ -145,7 +145,7 @@ def _shown(key_id: str, text: str) -> Response[KeyMade]:
     return Response(KeyMade(key_id, text), status_code=201, headers={"Cache-Control": "no-store"})
 
 
-@get("/access", summary="Who looked", tags=["keys"], opt=AUDIT)
+@get("/access", summary="Who looked", tags=["keys"], opt=AUDIT | REACHED)
 async def access(
     request: Call,
     key: Annotated[str | None, QueryParameter(description="whose key, by its id or name")] = None,
@@ -157,12 +157,14 @@ async def access(
 ) -> Response[AccessPage]:
     """Every request with a key or from the console, the latest first; an entry is a second late at most.
 
-    `key` is a key's id or name. What was read without naming an account is shown for each account.
+    `key` is a key's id or name. What was read without naming an account is shown for each account, but not to
+    a key that is limited to accounts: it sees who was let pass to its own.
     """
     page = await list_access(
         services_of(request).pool,
         key=key,
         account_id=account_id,
+        accounts=caller_of(request).limited_to,
         since=moment_text(since),
         until=moment_text(until),
         limit=limit,

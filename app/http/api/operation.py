@@ -101,7 +101,7 @@ async def resume(
     once.
     """
     order = data or ResumeOrder()
-    check_account(caller_of(request), order.account_id or account_id)
+    check_account(request, order.account_id or account_id)
     count, last = await take_up(
         services_of(request),
         order.states,

@@ -6,7 +6,7 @@ from litestar.params import FromPath, JSONBody
 from msgspec import Struct
 
 from app.http.api.parameters import ledger_position
-from app.http.guard import REACHED, SEND, caller_of, check_account
+from app.http.guard import REACHED, SEND, check_account
 from app.http.openapi.responses import answers
 from app.http.request import Call, services_of
 from app.ledger.writer import Recorded
@@ -34,7 +34,7 @@ class Accepted(Struct, frozen=True):
 )
 async def create(request: Call, data: JSONBody[NewConversation]) -> Response[Conversation]:
     """201 with the conversation, 200 if it was there; 502 with Kommo's answer if it refuses."""
-    check_account(caller_of(request), data.account_id)
+    check_account(request, data.account_id)
     found, recorded = await conversations.create(services_of(request), data)
     status = 200 if recorded.duplicate else 201
     return Response(found, status_code=status, headers=ledger_position(recorded))

@@ -204,7 +204,7 @@ async def channels(request: Call) -> Response[str]:
     return page(request, "channels.html", {"here": "channels", "channels": listed})
 
 
-@get("/access", opt=AUDIT)
+@get("/access", opt=AUDIT | REACHED)
 async def access(request: Call, cursor: FromQuery[str | None] = None) -> Response[str]:
     """Who looked, the latest first."""
     filters = {name: request.query_params.get(name, "").strip() for name in ("key", "account_id")}
@@ -212,6 +212,7 @@ async def access(request: Call, cursor: FromQuery[str | None] = None) -> Respons
         services_of(request).pool,
         key=filters["key"] or None,
         account_id=filters["account_id"] or None,
+        accounts=caller_of(request).limited_to,
         limit=ROWS,
         cursor=cursor or None,
     )
