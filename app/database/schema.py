@@ -110,6 +110,7 @@ CREATE INDEX IF NOT EXISTS install_steps_next_at ON ledger.install_steps (next_a
 CREATE TABLE IF NOT EXISTS ledger.accounts (
   account_id text PRIMARY KEY, name text, subdomain text, time_zone text, currency text, country text,
   language text, plan text, problem text, check_at timestamptz NOT NULL);
+CREATE INDEX IF NOT EXISTS accounts_check_at ON ledger.accounts (check_at);
 ALTER TABLE ledger.tokens ADD COLUMN IF NOT EXISTS answer bytea;
 ALTER TABLE ledger.tokens ADD COLUMN IF NOT EXISTS configured_url text;
 ALTER TABLE ledger.tokens ADD COLUMN IF NOT EXISTS ended boolean NOT NULL DEFAULT false;

@@ -266,6 +266,7 @@ async def _lead(services: Services, led: bool) -> bool:
     if not leads:
         return False
     if not led:
+        await services.installs.enrol()
         await services.tokens.adopt({one.account_id: one.crm_url for one in services.setup.accounts})
     await _each(services, await services.installs.due(), carry_out)
     await _each(services, await services.installs.to_check(), check)

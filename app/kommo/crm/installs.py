@@ -5,6 +5,7 @@ transaction that saves its tokens, so that a process that dies right after leave
 are deleted in the transaction that withdraws them.
 """
 
+import random
 from collections.abc import Sequence
 
 from msgspec import Struct
@@ -48,8 +49,11 @@ DUE = """SELECT account_id FROM ledger.install_steps WHERE done_at IS NULL AND n
  GROUP BY 1 ORDER BY min(next_at) LIMIT %(limit)s"""
 ACCOUNTS = """SELECT account_id, name, subdomain, time_zone, currency, country, language, plan, problem
  FROM ledger.accounts WHERE %(account)s::text IS NULL OR account_id = %(account)s::text"""
-TO_CHECK = """SELECT t.account_id FROM ledger.tokens AS t LEFT JOIN ledger.accounts AS a USING (account_id)
- WHERE coalesce(a.check_at, '-infinity') <= now() ORDER BY a.check_at NULLS FIRST LIMIT %(limit)s"""
+# Accounts that consented to a version of before there was this table.
+ENROL = """INSERT INTO ledger.accounts (account_id, check_at) SELECT account_id, now() FROM ledger.tokens
+ ON CONFLICT (account_id) DO NOTHING"""
+TO_CHECK = """SELECT account_id FROM ledger.accounts WHERE check_at <= now()
+ ORDER BY check_at LIMIT %(limit)s"""
 
 
 class Step(Struct, frozen=True):
@@ -105,13 +109,17 @@ class Installs:
         """Returns accounts that once consented and of which Kommo is to be asked again."""
         return [one.account_id for one in await self._pool.fetch(_Due, TO_CHECK, {"limit": DUE_MAX})]
 
+    async def enrol(self) -> None:
+        """Let every account be checked that ever consented."""
+        await self._run(ENROL, {})
+
     async def keep(self, account: str, facts: Facts) -> None:
         """Keep what Kommo says of an account; it is asked again in a day."""
         await self._run(KEEP, _kept(account, facts))
 
     async def put_off(self, account: str, problem: str | None = None, *, known: bool = False) -> None:
         """Ask again later, and keep why Kommo says nothing of the account; in a day if its end is `known`."""
-        seconds = CHECK_SECONDS if known else CHECK_AGAIN_SECONDS
+        seconds = _day() if known else CHECK_AGAIN_SECONDS
         await self._run(PUT_OFF, {"account": account, "problem": problem, "seconds": seconds})
 
     async def _run(self, statement: str, values: dict[str, object]) -> None:
@@ -132,4 +140,9 @@ async def begin(db: Db, account: str, facts: Facts, steps: Sequence[str]) -> Non
 
 def _kept(account: str, facts: Facts) -> dict[str, object]:
     fields = {name: getattr(facts, name) for name in Facts.__struct_fields__}
-    return {**fields, "account": account, "seconds": CHECK_SECONDS}
+    return {**fields, "account": account, "seconds": _day()}
+
+
+def _day() -> float:
+    """About a day, so that accounts that came at the same time are not always checked at the same time."""
+    return CHECK_SECONDS * random.uniform(0.8, 1.2)
