@@ -30,6 +30,11 @@ class Tries:
         self._failed: dict[tuple[Kind, str], deque[float]] = {}
         self._delayed: Counter[str] = Counter()
 
+    @property
+    def sources(self) -> int:
+        """How many sources, of each kind, are remembered."""
+        return len(self._failed)
+
     def wait_seconds(self, kind: Kind, address: str) -> int:
         """Seconds until this address may be wrong again; 0 if it may now."""
         failed = self._recent(kind, address)
