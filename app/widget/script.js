@@ -1,5 +1,6 @@
 // The integration in Kommo's own windows: it frames our settings page there and hands it Kommo's one-time token.
-// The page asks as often as it needs a session; each answer has a token of its own, or says that there is none.
+// The page asks as often as it needs a session. Each answer has a new token, or a session, or the HTTP status that
+// says why there is neither.
 define([], function () {
   "use strict";
 
@@ -17,8 +18,8 @@ define([], function () {
       return self.i18n("page")[name];
     }
 
-    // Kommo's `$authorizedAjax` asks the same address for a token. But it keeps that token for 25 minutes, and
-    // ours is a page that takes each token once: the second window within that time would be refused.
+    // A new token. Kommo's `$authorizedAjax` asks the same address, but sends one token for 25 minutes, and ours
+    // is a page that takes each token once: the second window within that time would be refused.
     function token() {
       var headers = { "X-Requested-With": "XMLHttpRequest" };
       return fetch("/ajax/v2/integrations/" + CLIENT + "/disposable_token", { headers: headers, cache: "no-store" })
@@ -26,7 +27,29 @@ define([], function () {
           if (!answer.ok) throw answer.status;
           return answer.json();
         })
-        .then(function (given) { return given.token; });
+        .then(function (given) {
+          if (!given.token) throw 0;
+          return { token: given.token };
+        });
+    }
+
+    // Only `$authorizedAjax` is documented. Where the address above is no more, it sends its token to our service,
+    // and the page gets the session that begins with it.
+    function session() {
+      return new Promise(function (begin, refuse) {
+        self.$authorizedAjax({
+          url: HOME + "/settings/session",
+          method: "POST",
+          type: "POST", // as jQuery before 1.9 calls it
+          dataType: "json",
+          contentType: "application/json",
+          data: "{}"
+        }).done(function (began) {
+          begin({ session: began });
+        }).fail(function (request) {
+          refuse((request && request.status) || 0);
+        });
+      });
     }
 
     // Only our page in our own frame is answered; the origin to post to is ours alone.
@@ -40,10 +63,8 @@ define([], function () {
         told.type = ASK;
         page.postMessage(told, ORIGIN);
       }
-      token().then(function (given) {
-        answer({ token: given });
-      }, function (reason) {
-        answer({ token: null, error: typeof reason === "number" ? reason : 0 });
+      token().catch(session).then(answer, function (reason) {
+        answer({ error: typeof reason === "number" ? reason : 0 });
       });
     }
 

@@ -86,7 +86,8 @@ DELETE /control/state              ?keep=connections
 \b
 where   kommo[.connect|.disconnect|.new_message|.edit_message|.chats|.delivery_status|.typing
               |.react|.history]
-        crm[.token|.account|.users|.sources|.contacts|.links|.templates|.talks|.unsorted|.leads|.webhooks]
+        crm[.token|.one_time|.account|.users|.sources|.contacts|.links|.templates|.talks|.unsorted|.leads
+           |.webhooks]
         messenger[.hook[.message|.typing|.reaction]]      hook[.message|.typing|.reaction|.raw]
         crmhook[.talk|.unsorted|.message|.template]
 action  kommo, crm, messenger: 400..599, html, drop (not done), drop_after (done, not answered),

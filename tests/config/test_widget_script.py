@@ -31,6 +31,15 @@ Object.assign(Widget.prototype, {
   i18n: (name) => texts[name],
   get_settings: () => ({ widget_code: "acme" }),
   get_install_status: () => window.status || "installed",
+  $authorizedAjax: (options) => {
+    const answer = fetch(options.url, { method: options.method, body: options.data });
+    const told = answer.then((one) => (one.ok ? one.json() : Promise.reject(one)));
+    const one = {
+      done(then) { told.then(then, () => {}); return one; },
+      fail(then) { told.catch(then); return one; },
+    };
+    return one;
+  },
 });
 const widget = new Widget();
 </script>"""
@@ -51,7 +60,7 @@ class Kommo:
     def __init__(self) -> None:
         self.url = self.ours = ""
         self.tokens = 0
-        self.status = 200
+        self.status = self.session_status = 200
         self.asked: list[str] = []
         self.languages: list[str] = []
 
@@ -60,6 +69,7 @@ class Kommo:
         app.router.add_get("/kommo", self.page)
         app.router.add_get("/script.js", self.script)
         app.router.add_get("/settings", self.settings)
+        app.router.add_post("/settings/session", self.session)
         app.router.add_get("/ajax/v2/integrations/{client}/disposable_token", self.token)
         runner = web.AppRunner(app)
         await runner.setup()
@@ -79,6 +89,11 @@ class Kommo:
     async def settings(self, request: web.Request) -> web.Response:
         self.languages.append(request.query["lang"])
         return web.Response(text=OURS, content_type="text/html")
+
+    async def session(self, request: web.Request) -> web.Response:
+        assert await request.json() == {}
+        headers = {"Access-Control-Allow-Origin": self.url}
+        return web.json_response({"bearer": "b-1"}, status=self.session_status, headers=headers)
 
     async def token(self, request: web.Request) -> web.Response:
         self.asked.append(request.match_info["client"])
@@ -161,12 +176,20 @@ async def test_before_it_is_installed_nothing_is_framed(kommo: Kommo, page: Page
     assert (await page.locator("iframe").count(), kommo.asked) == (0, [])
 
 
-async def test_without_a_token_our_page_is_told_why(kommo: Kommo, page: Page) -> None:
-    kommo.status = 403
+async def test_where_kommo_gives_no_token_it_sends_it_to_our_service(kommo: Kommo, page: Page) -> None:
+    kommo.status = 404
     await page.evaluate(OPEN)
     await ask(page)
     told = page.frame_locator("iframe").locator("pre")
-    await expect(told).to_contain_text('{"token":null,"error":403,"type":"chatledger.token"}')
+    await expect(told).to_contain_text('{"session":{"bearer":"b-1"},"type":"chatledger.token"}')
+
+
+async def test_without_both_our_page_is_told_why(kommo: Kommo, page: Page) -> None:
+    kommo.status, kommo.session_status = 404, 403
+    await page.evaluate(OPEN)
+    await ask(page)
+    told = page.frame_locator("iframe").locator("pre")
+    await expect(told).to_contain_text('{"error":403,"type":"chatledger.token"}')
 
 
 async def test_nobody_else_gets_a_token(kommo: Kommo, page: Page) -> None:

@@ -8,6 +8,7 @@ from litestar.datastructures import UploadFile
 from msgspec import Meta, Struct, ValidationError, convert
 
 from ops.sandbox.api.accounts import User, users_of
+from ops.sandbox.api.crm import faulty
 from ops.sandbox.config import CrmAccount, OAuthClient
 from ops.sandbox.errors import Impossible
 from ops.sandbox.pages.consent import redirect_of
@@ -141,6 +142,8 @@ async def widget_file(request: Call) -> Response[bytes]:
 @get("/ajax/v2/integrations/{client_id:str}/disposable_token")
 async def disposable_token(request: Call) -> Response[bytes]:
     """A new one-time token for the user whose page asks; the page's address says who, in Kommo a session."""
+    if fault := faulty(sandbox_of(request).faults.take("crm.one_time")):
+        return fault
     page = urlsplit(request.headers.get("referer", "")).query
     sandbox, seen = sandbox_of(request), _seen(request, dict(parse_qsl(page)) | dict(request.query_params))
     client = sandbox.consent.client(request.path_params["client_id"])
