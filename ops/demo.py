@@ -15,7 +15,9 @@ import msgspec
 from msgspec import Struct, field
 from yarl import URL
 
+from app.cli.main import VERSION
 from app.cli.target import DEMO, DEMO_ADDRESS
+from app.cli.widget import archive
 from app.config import file as setup
 from app.config.settings import Settings, prepare_folder
 from app.kommo.crm.hooks import hook_path
@@ -23,11 +25,12 @@ from app.operations import crm, startup
 from app.operations.errors import OperationError
 from app.service.service import Running, running
 from app.vault import WrongMasterKey
-from ops.sandbox import Channel, Config, OAuthClient, Sandbox
+from ops.sandbox import Channel, Config, OAuthClient, Sandbox, crm_account
 
 CHANNEL_ID = "f62a0162-46a6-4a63-a5ff-0b1e2b1d1a01"
 ACCOUNT_ID = "52e591f7-c98f-4255-8495-827210138c81"
-NAME = "demo"
+OTHER_ACCOUNT_ID = "52e591f7-c98f-4255-8495-827210138c82"  # It may install the integration by itself.
+NAME, TITLE = "demo", "Demo messenger"
 HOST = "127.0.0.1"
 PATIENCE = aiohttp.ClientTimeout(total=30)
 
@@ -114,7 +117,9 @@ def _config(folder: Path, kept: Kept, url: str) -> Config:
         host=HOST,
         port=kept.sandbox_port,
         channels=(Channel(CHANNEL_ID, kept.kommo),),
-        accounts=(ACCOUNT_ID,),
+        accounts=(ACCOUNT_ID, OTHER_ACCOUNT_ID),
+        crm_accounts=(crm_account(ACCOUNT_ID), crm_account(OTHER_ACCOUNT_ID, 0, "newcomer")),
+        widget=archive(url, kept.client_id, TITLE, VERSION),
         oauth=(OAuthClient(kept.client_id, kept.client_secret, url + setup.CALLBACK),),
         disabled_url=f"{url}/oauth/disabled",
         hook_url=f"{url}/kommo/:scope_id",
@@ -128,8 +133,11 @@ def _config(folder: Path, kept: Kept, url: str) -> Config:
 def _setup(kept: Kept, url: str, sandbox_url: str) -> setup.Setup:
     """The setup that an integrator would write for the sandbox's integration and account."""
     secrets = (kept.client_id, kept.client_secret)
-    oauth = setup.OAuthApp(*secrets, url + setup.CALLBACK, authorize_url=f"{sandbox_url}/oauth")
-    return setup.Setup(oauth=oauth, accounts=(setup.Account(ACCOUNT_ID, sandbox_url),))
+    address, domains = f"{sandbox_url}/oauth", (URL(sandbox_url).authority,)
+    oauth = setup.OAuthApp(*secrets, url + setup.CALLBACK, authorize_url=address, domains=domains)
+    # Without webhooks, which are subscribed in the background: a first start always records the same events.
+    install = setup.Install((NAME,), TITLE, webhooks=False)
+    return setup.Setup(oauth=oauth, install=install, accounts=(setup.Account(ACCOUNT_ID, sandbox_url),))
 
 
 async def _connect(run: Running, sandbox_url: str, kept: Kept) -> None:
@@ -137,7 +145,7 @@ async def _connect(run: Running, sandbox_url: str, kept: Kept) -> None:
     bot_id = Channel(CHANNEL_ID, kept.kommo).bot_id
     kommo = setup.KommoSide(CHANNEL_ID, kept.kommo, bot_id)
     messenger = setup.MessengerSide("webhook", f"{sandbox_url}/messenger/hook", kept.messenger)
-    account = setup.Connected(ACCOUNT_ID, "Demo messenger")
+    account = setup.Connected(ACCOUNT_ID, TITLE)
     await startup.bring(run.services, setup.Channel(NAME, kommo, messenger, (account,)))
 
 
@@ -185,6 +193,7 @@ def _greet(run: Running, sandbox_url: str) -> None:
         f"""
   Write as the customer     {sandbox_url}/customer
   Answer as the manager     {sandbox_url}/manager
+  Install in an account     {sandbox_url}/integrations
   See what is recorded      {run.services.login_links.make(run.url or "", lasting=True)}
 
 The links are good as long as the demo runs. Beside it, `./ops/run status` works, and so does
