@@ -8,10 +8,11 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import cast
 
+import psycopg
 from msgspec import Struct
 
 from app.database import names
-from app.database.connection import connect
+from app.database.connection import Db, connect
 from app.database.leases import Leases
 from app.database.packed import unpack
 from domain import events as e
@@ -34,7 +35,7 @@ ON CONFLICT (channel, account_id) DO UPDATE
 SET tried_at = excluded.tried_at, problem = excluded.problem, answer = excluded.answer
 """
 SUCCEEDED = """
-SELECT 1 FROM ledger.connecting WHERE channel = %(channel)s AND account_id = %(account)s AND problem IS NULL
+SELECT channel, account_id FROM ledger.connecting WHERE problem IS NULL
   AND extract(epoch FROM tried_at)::float8 > %(since)s
 """
 PROBLEMS = """
@@ -60,12 +61,19 @@ class Problem(Struct, frozen=True):
 
 
 class Attempts:
-    """The table of attempts; each call opens a connection, because calls are rare."""
+    """The table of attempts, read and written over one connection."""
 
     def __init__(self, database_url: str, leases: Leases) -> None:
         self._url = database_url
         self._leases = leases
         self._here = asyncio.Lock()
+        self._db: Db | None = None
+        self._asking = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Close the connection to the database."""
+        if self._db is not None:
+            await self._db.close()
 
     async def now(self) -> float:
         """Returns the database's time in unix seconds, for `succeeded`."""
@@ -79,9 +87,9 @@ class Attempts:
         values: dict[str, object] = {"channel": channel, "account": account}
         await self._all(RECORD, values | {"problem": problem, "answer": answer or None})
 
-    async def succeeded(self, channel: str, account: str, *, since: float) -> bool:
-        """Whether the last attempt, whichever process made it, was after `since` and succeeded."""
-        return bool(await self._all(SUCCEEDED, {"channel": channel, "account": account, "since": since}))
+    async def succeeded(self, *, since: float) -> set[tuple[str, str]]:
+        """Channel and account of each last attempt, of any process, that was after `since` and succeeded."""
+        return set(cast("list[tuple[str, str]]", await self._all(SUCCEEDED, {"since": since})))
 
     @contextlib.asynccontextmanager
     async def turn(self, channel: str, account: str) -> AsyncIterator[None]:
@@ -115,8 +123,15 @@ class Attempts:
             await self._leases.release([LEASE])
 
     async def _all(self, statement: str, values: dict[str, object]) -> list[tuple[object, ...]]:
-        async with await connect(self._url) as db:
-            cursor = await db.execute(statement.encode(), values)
-            if cursor.description is None:
-                return []
-            return await cursor.fetchall()
+        async with self._asking:
+            if self._db is not None and not self._db.closed:
+                with contextlib.suppress(psycopg.OperationalError):  # It broke while it was idle.
+                    return await _fetch(self._db, statement, values)
+                await self._db.close()
+            self._db = await connect(self._url)
+            return await _fetch(self._db, statement, values)
+
+
+async def _fetch(db: Db, statement: str, values: dict[str, object]) -> list[tuple[object, ...]]:
+    cursor = await db.execute(statement.encode(), values)
+    return await cursor.fetchall() if cursor.description else []

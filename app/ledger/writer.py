@@ -13,11 +13,11 @@ decides in Python while PostgreSQL stores the batch of the other. A queue is `ta
 is in a batch; no other writer takes from it then. Commands that must be tried again go to the front of their
 queue before the queue is given back.
 
-Sharing. A command that arrives waits for the batches that are being committed. So while several scopes are at
-work, batches stay small (`SHARED_BATCH_MAX`), and the first writer makes them all, because the append of one
-writer waits for that of the other. As long as a scope has a crowd waiting, the writer rests after each batch
-for as long as the batch took, and takes only commands of the scopes without one when they call: machine and
-database then have room for what comes. A full queue still takes commands of the scopes that have few in it.
+Sharing. A command that arrives waits for the batches that are being committed. So while one of several scopes
+at work has a crowd waiting, batches stay small (`SHARED_BATCH_MAX`), and the first writer makes them all,
+because the append of one writer waits for that of the other. It rests after each batch for as long as the
+batch took, and takes only commands of the scopes without a crowd when they call: machine and database then
+have room for what comes. A full queue still takes commands of the scopes that have few in it.
 
 Errors. If the connection breaks, the outcome of the batch is unknown: the writer connects again and the same
 commands are decided again (`batch` says why that is safe). If the database refuses a batch for another
@@ -179,6 +179,11 @@ class Ledger:
         """Whether several scopes have submitted commands within SHARED_SECONDS."""
         return self._loop.time() < self._shared_until
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether one of several scopes at work has a crowd waiting."""
+        return self.is_shared and any(queue.crowds for queue in self.queues)
+
     def waiting(self, scope_id: str) -> int:
         """How many commands of a scope wait for a writer."""
         return sum(queue.waiting(scope_id) for queue in self.queues)
@@ -315,17 +320,15 @@ class _Writer:
 
     async def _rest(self) -> int:
         """Rest while a scope has a crowd, until another one calls; returns the most of the next batch."""
-        ledger = self.ledger
-        if not ledger.is_shared:
+        if not self.ledger.is_crowded:
             return BATCH_MAX
         rest = self.rests_until - time.perf_counter()
-        if rest <= 0 or ledger.closed or not any(queue.crowds for queue in ledger.queues):
+        if rest <= 0 or self.ledger.closed:
             return SHARED_BATCH_MAX
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(rest):
-                await self.called.wait()
-                self.called.clear()
-                return REST_BATCH_MAX
+            await asyncio.wait_for(self.called.wait(), rest)
+            self.called.clear()
+            return REST_BATCH_MAX
         return SHARED_BATCH_MAX
 
     async def _gather(self) -> None:
@@ -355,7 +358,7 @@ class _Writer:
             return False
         ledger = self.ledger
         first = queue is ledger.queues[0]
-        second = len(queue) >= SECOND_WRITER_AT and not ledger.is_shared
+        second = len(queue) >= SECOND_WRITER_AT and not ledger.is_crowded
         return (first or not second or ledger.closed) if self.number == 0 else not first and second
 
     async def _commit(self, current: list[Pending]) -> list[Pending]:

@@ -14,7 +14,7 @@ not. Each outcome is one line in the log; failures are also in GET /v1/status.
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from functools import partial
 
 import psycopg
@@ -33,7 +33,7 @@ from app.operations.channels import NewChannel, NotConnected
 from app.operations.errors import KommoFailed, NotYet, OperationError, StateConflict
 from app.operations.services import Services
 from app.vault import WrongMasterKey
-from app.views.events import EventRow
+from app.views.events import EventRow, ledger_head
 from app.views.messages import STREAM
 from domain import events as e
 from domain import ids
@@ -43,6 +43,7 @@ ROUNDS_MAX = 30  # With the delays below: about two hours.
 DELAY_FIRST_SECONDS = 1.0
 DELAY_SECONDS_MAX = 300.0
 AT_ONCE = 8  # Chosen: hundreds of accounts are connected in seconds, and Kommo is not flooded.
+VIEWS_SECONDS = 5.0  # Chosen: after a crash they catch up within it; what they lack comes in the next round.
 log = logging.getLogger("chatledger.start")
 
 
@@ -90,18 +91,21 @@ class Start:
             return False
         for channel in services.setup.channels:
             await self._try(channel.name, "", partial(register, services, channel))
+        head = await ledger_head(services.pool)
+        whole = await services.projector.wait_for(head, VIEWS_SECONDS, view="channels")
         wanted = await self._wanted()
         for key in self._failing.keys() - {(want.channel, want.account) for want in wanted}:
             if key[1]:
                 del self._failing[key]
+        settled = await services.attempts.succeeded(since=self._since)
         places = asyncio.Semaphore(AT_ONCE)
 
         async def connect(want: Wanted) -> None:
             async with places:
-                await self._try(want.channel, want.account, partial(self._connect, want))
+                await self._try(want.channel, want.account, partial(self._connect, want, settled))
 
         await asyncio.gather(*(connect(want) for want in wanted))
-        return not self._failing
+        return whole and not self._failing
 
     async def _try(self, channel: str, account: str, work: Callable[[], Awaitable[str]]) -> None:
         """Do the work unless it is settled, and log how it ended: once, however often it is tried."""
@@ -131,7 +135,7 @@ class Start:
         """What is recorded as connected, and what the file names unless an operator disconnected it."""
         found: list[Wanted] = []
         in_file = {channel.name: channel for channel in self._services.setup.channels}
-        for channel in (await self._services.channels.all()).values():
+        for channel in list((await self._services.channels.all()).values()):
             wishes: dict[str, file.Connected] = {}
             if channel.name in in_file:
                 wishes = {wish.account_id: wish for wish in in_file[channel.name].connections}
@@ -157,10 +161,10 @@ class Start:
             self._settled.add(key)
             log.warning("%s: %s", _name(channel, account), note)
 
-    async def _connect(self, want: Wanted) -> str:
-        """Ask Kommo to connect; returns the outcome in words. Raises OperationError."""
+    async def _connect(self, want: Wanted, settled: Container[tuple[str, str]]) -> str:
+        """Ask Kommo to connect what is not `settled`; returns the outcome in words. Raises OperationError."""
         services = self._services
-        if await services.attempts.succeeded(want.channel, want.account, since=self._since):
+        if (want.channel, want.account) in settled:
             return "another process has connected it"
         channel = await channels.named(services, want.channel)
         was_lost = not want.connected or await self._is_lost(channel, want)

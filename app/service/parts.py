@@ -82,7 +82,7 @@ async def open_services(
         ledger=ledger,
         channels=channels,
         leases=leases,
-        attempts=Attempts(database_url, leases),
+        attempts=_closing(stack, Attempts(database_url, leases)),
         rests=_closing(stack, Rests(database_url)),
         unconnected=Unconnected(
             pool, projector, limit=settings.unconnected_limit, days=settings.unconnected_days

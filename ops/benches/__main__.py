@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import uvloop
 
 from app.service.web import settle_memory
-from ops.benches import append, busy, bytes, fair, growth, imports, ingest, memory, relay, views
+from ops.benches import append, busy, bytes, fair, growth, imports, ingest, memory, relay, tenants, views
 from ops.benches.cluster.run import cluster
 from ops.benches.end_to_end import far, flow, latency
 from ops.benches.measure import Figure, say, show
@@ -25,6 +25,7 @@ BENCHES: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
     "far": far.far,
     "fair": fair.fair,
     "busy": busy.busy,
+    "tenants": tenants.tenants,
     "rebuild": views.rebuild,
     "history": views.history,
     "memory": memory.memory,

@@ -5,19 +5,18 @@ import json
 import sys
 from urllib.parse import urlsplit
 
-from ops.benches import samples, service
+from ops.benches import service
 from ops.benches.measure import Figure, compared, new_database, private_servers, say
 
 ROUNDS = 21  # One says little: the machine drifts by a third from one second to the next.
 SECONDS = 1.2
 
 
-async def asked(url: str) -> float:
-    """Responses with status 200 per second, as the load process counts them."""
-    parts = urlsplit(url)
-    path = f"/kommo/{samples.LINK.scope_id}"
+async def asked(url: str, accounts: int = 1) -> float:
+    """Responses with status 200 per second, as the load process counts them; of hooks of so many accounts."""
+    port, process = str(urlsplit(url).port), "ops.benches.processes.load"
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "ops.benches.processes.load", "127.0.0.1", str(parts.port), path, str(SECONDS),
+        sys.executable, "-m", process, "127.0.0.1", port, str(SECONDS), str(accounts),
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, _ = await child.communicate()

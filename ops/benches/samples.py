@@ -5,6 +5,7 @@ import hmac
 import itertools
 import os
 import random
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,14 +62,19 @@ def send(conversation: str, now: int) -> c.Send:
     )
 
 
-def hook(conversation: int) -> tuple[bytes, str]:
+def account(number: int) -> str:
+    """The amojo id of one of many accounts; 0 is the bench's own."""
+    return str(uuid.UUID(int=uuid.UUID(ACCOUNT).int ^ number))
+
+
+def hook(conversation: int, account_id: str = ACCOUNT) -> tuple[bytes, str]:
     """A signed v2 hook: its body and X-Signature."""
     now = clock.now_ms()
     number = next(_number)
     chat = hashlib.md5(f"{conversation}".encode(), usedforsecurity=False).hexdigest()
     body = msgspec.json.encode(
         {
-            "account_id": ACCOUNT,
+            "account_id": account_id,
             "time": now // 1000,
             "message": {
                 "receiver": {"id": "r-1", "phone": "+15550100", "client_id": f"u-{conversation}"},

@@ -322,3 +322,19 @@ async def test_channels_are_listed_by_name_with_their_connections(service: Serve
     assert [one["account_id"] for one in acme["connections"]] == [ACCOUNT]
     options = {"message_ids", "default_account", "wait_for_messenger"}
     assert set(acme) == {"name", "kommo", "messenger", "connections"} | options
+
+
+async def test_a_change_of_one_connection_leaves_the_others_as_they_are(service: Served) -> None:
+    """Ten thousand connections are not read and made anew whenever one of them changes."""
+    directory = service.run.services.channels
+    await service.connect()
+    kept = await directory.scope(f"{CHANNEL}_{ACCOUNT}")
+    assert kept is not None
+    assert (await service.connect(account=OTHER_ACCOUNT)).status == 201
+    other = await directory.scope(f"{CHANNEL}_{OTHER_ACCOUNT}")
+    assert other is not None
+    assert set(kept.channel.connections) >= {ACCOUNT, OTHER_ACCOUNT}
+    assert (await service.ask("DELETE", f"/v1/channels/acme/connections/{OTHER_ACCOUNT}")).status == 204
+    assert await directory.scope(f"{CHANNEL}_{OTHER_ACCOUNT}") is None
+    assert await directory.scope(f"{CHANNEL}_{ACCOUNT}") is kept
+    assert not kept.channel.connections[OTHER_ACCOUNT].connected

@@ -1,7 +1,8 @@
 """The client of the benchmarks, a process of its own: 64 connections, each sending as soon as it is answered.
 
-`python -m ops.benches.processes.load HOST PORT PATH SECONDS` makes signed hooks before its clock starts,
-posts them, and prints one JSON object: how many were answered 200, in how many seconds, how many were not.
+`python -m ops.benches.processes.load HOST PORT SECONDS ACCOUNTS` makes signed hooks, of so many accounts,
+before its clock starts, posts them, and prints one JSON object: how many were answered 200, in how many
+seconds, how many were not.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from typing import cast
 
 import uvloop
 
+from domain import ids
 from ops.benches import samples
 
 CONNECTIONS = 64
@@ -53,11 +55,16 @@ class Asker(asyncio.Protocol):
             self._transport.write(request)
 
 
-def requests(host: str, path: str, count: int) -> list[bytes]:
-    """Whole requests, ready to be written."""
+def requests(host: str, count: int, accounts: int) -> list[bytes]:
+    """Whole requests, ready to be written; each account in turn."""
     made = []
+    scopes = [
+        ids.scope_of("bench", samples.CHANNEL_ID, samples.account(number)) for number in range(accounts)
+    ]
     for number in range(count):
-        body, signature = samples.hook(number % CHATS)
+        scope = scopes[number % accounts]
+        path = f"/kommo/{scope.scope_id}"
+        body, signature = samples.hook(number % CHATS, scope.account)
         made.append(
             b"POST %b HTTP/1.1\r\nHost: %b\r\nContent-Type: application/json\r\nX-Signature: %b\r\n"
             b"Content-Length: %d\r\n\r\n%b"
@@ -66,9 +73,9 @@ def requests(host: str, path: str, count: int) -> list[bytes]:
     return made
 
 
-async def load(host: str, port: int, path: str, seconds: float) -> dict[str, float]:
+async def load(host: str, port: int, seconds: float, accounts: int) -> dict[str, float]:
     """Send for so many seconds, or until the prepared requests are used up."""
-    source = iter(requests(host, path, int(seconds * RATE_MAX)))
+    source = iter(requests(host, int(seconds * RATE_MAX), accounts))
     count, ended = {"good": 0, "bad": 0}, asyncio.Event()
     loop = asyncio.get_running_loop()
     start = time.perf_counter()
@@ -87,5 +94,5 @@ async def load(host: str, port: int, path: str, seconds: float) -> dict[str, flo
 
 
 if __name__ == "__main__":
-    host, port, path, seconds = sys.argv[1:]
-    print(json.dumps(uvloop.run(load(host, int(port), path, float(seconds)))))
+    host, port, seconds, accounts = sys.argv[1:]
+    print(json.dumps(uvloop.run(load(host, int(port), float(seconds), int(accounts)))))
