@@ -42,7 +42,7 @@ CHANNELS = """SELECT c.name, c.channel_id, c.kind, c.url, c.bot_id, s.sealed,
  FROM views.channels c JOIN ledger.secrets s ON s.channel = c.name"""
 CONNECTIONS = """SELECT channel, account_id, scope_id, title, connected, connected_at, position,
  coalesce((to_jsonb(c) ->> 'is_time_window_disabled')::boolean, false) FROM views.connections AS c
- WHERE position > %s"""
+ WHERE position > %s ORDER BY position"""
 SEALED = "SELECT channel_id, sealed FROM ledger.secrets WHERE channel = %s"
 ADD = """INSERT INTO ledger.secrets (channel, channel_id, sealed) VALUES (%s, %s, %s)
  ON CONFLICT (channel) DO NOTHING RETURNING channel"""
@@ -286,8 +286,9 @@ class Channels:
                 continue
             scope = replace(scope_of(name, channel.channel_id, account), scope_id=scope_id)
             since = clock.text(clock.milliseconds(at))  # type: ignore[arg-type]  # a timestamptz column
-            if before := channel.connections.get(account):
-                scopes.pop(before.scope.scope_id, None)
+            before = channel.connections.get(account)
+            if before and (active := scopes.get(before.scope.scope_id)) and active.connection is before:
+                del scopes[before.scope.scope_id]
             connection = Connection(scope, title, connected, since, disabled, position)
             channel.connections[account] = connection
             if connected:
