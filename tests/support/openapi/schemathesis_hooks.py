@@ -1,7 +1,8 @@
 """What schemathesis loads: its questions are about what is there, and to the webhooks signed as by strangers.
 
 `ASKED` in the environment names a file with what is there, by operation, as `asked.things` made it, and
-`TOLD` one that gets a line of each question: its operation and the status that answered it.
+`TOLD` one that gets a line of each question: its operation and the status that answered it. A text of
+`HIDDEN_FROM_KEY` in an answer is another line.
 """
 
 import json
@@ -16,6 +17,7 @@ from tests.support.ids import ACCOUNT
 from tests.support.service import signature, signed
 
 THINGS: dict[str, list[dict[str, Any]]] = json.loads(Path(os.environ["ASKED"]).read_text())
+HIDDEN: list[str] = json.loads(os.environ.get("HIDDEN_FROM_KEY", "[]"))
 OF_ACCOUNT = {"path": {"account_id": ACCOUNT}}
 
 
@@ -54,8 +56,11 @@ def before_call(_context: Any, case: Any, kwargs: dict[str, Any]) -> None:
 
 @schemathesis.hook
 def after_call(_context: Any, case: Any, response: Any) -> None:
+    leak = any(one in response.text for one in HIDDEN)
     with Path(os.environ["TOLD"]).open("a") as file:
-        file.write(f"{response.status_code} {case.operation.label}\n")
+        file.write(
+            f"{response.status_code} {case.operation.label}\n" + f"LEAK {case.operation.label}\n" * leak
+        )
 
 
 def _about(asked: Any, thing: Any) -> Any:
