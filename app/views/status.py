@@ -10,6 +10,7 @@ from app.views.deliveries import COUNTS, CountRow, DeliveryCounts
 from app.views.events import ledger_head
 from projections.deliveries import DEFERRED, FAILED, OPEN, PARKED
 
+CONNECTIONS_SHOWN = 100  # chosen: what a person reads of a channel; there may be ten thousand
 PARKED_SHOWN = 20  # chosen: what a person reads; `parked` of each view has the number
 VIEWS = """
 SELECT p."view", p.position, count(q.view) FILTER (WHERE q.cause = 'event') AS parked,
@@ -23,9 +24,12 @@ ORDER BY cause DESC, position, "view" LIMIT %(limit)s::bigint
 """
 CHANNELS = "SELECT name, channel_id, kind, url, bot_id, position FROM channels ORDER BY name"
 CONNECTIONS = """
-SELECT channel, account_id, scope_id, title, connected, is_time_window_disabled, position,
-  to_char(connected_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS connected_at
-FROM connections WHERE %(channel)s::text IS NULL OR channel = %(channel)s::text ORDER BY channel, account_id
+SELECT k.channel, k.account_id, k.scope_id, k.title, k.connected, k.is_time_window_disabled, k.position,
+  to_char(k.connected_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS connected_at
+FROM channels AS c CROSS JOIN LATERAL (SELECT * FROM connections AS n WHERE n.channel = c.name
+  AND (%(accounts)s::text[] IS NULL OR n.account_id = ANY (%(accounts)s::text[]))
+  ORDER BY n.account_id LIMIT %(limit)s::bigint) AS k
+ORDER BY k.channel, k.account_id
 """
 
 
@@ -129,16 +133,17 @@ async def list_parked(pool: Pool, view: str | None = None, limit: int = PARKED_S
     return await pool.fetch(Parked, FAULTS, {"view": view, "limit": limit})
 
 
-async def list_channels(pool: Pool) -> list[Channel]:
-    """Returns all channels with their connections, by name."""
+async def list_channels(
+    pool: Pool, accounts: list[str] | None = None, limit: int = CONNECTIONS_SHOWN
+) -> list[Channel]:
+    """Returns all channels by name, each with its first connections by account, past ones too.
+
+    `accounts` are the only ones that are shown, None for all.
+    """
     channels = await pool.fetch(Channel, CHANNELS, {})
-    connections = await list_connections(pool)
+    values = {"accounts": accounts, "limit": limit}
+    connections = await pool.fetch(Connection, CONNECTIONS, values, prepare=False)
     return [
         msgspec.structs.replace(one, connections=[c for c in connections if c.channel == one.name])
         for one in channels
     ]
-
-
-async def list_connections(pool: Pool, channel: str | None = None) -> list[Connection]:
-    """Returns the connections, past ones too, by channel and account."""
-    return await pool.fetch(Connection, CONNECTIONS, {"channel": channel}, prepare=False)

@@ -8,7 +8,6 @@ from litestar import Response, Router, get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Redirect
-from msgspec.structs import replace
 
 from app.access.access_log import list_access
 from app.access.callers import Caller
@@ -30,7 +29,7 @@ from app.views.deliveries import list_deliveries
 from app.views.events import Filter, ledger_head, list_events
 from app.views.hidden import without_deleted
 from app.views.messages import get_deleted, get_message
-from app.views.status import Channel, list_channels, view_status
+from app.views.status import CONNECTIONS_SHOWN, list_channels, view_status
 from projections.events import TAGS
 
 # Chosen, all of them: what fits a page or two and is drawn within some milliseconds.
@@ -201,7 +200,8 @@ async def resume(request: Call) -> Redirect:
 async def channels(request: Call) -> Response[str]:
     """The registered channels and their connections."""
     listed = await list_channels(services_of(request).pool)
-    return page(request, "channels.html", {"here": "channels", "channels": listed})
+    shown = {"here": "channels", "channels": listed, "most": CONNECTIONS_SHOWN}
+    return page(request, "channels.html", shown)
 
 
 @get("/access", opt=AUDIT | REACHED)
@@ -287,21 +287,16 @@ async def _chats(request: Call) -> dict[str, object]:
     filters = {name: query.get(name, "").strip() for name in ("channel", "account", "q")}
     listed = await _listed(services, caller, filters, query.get("cursor") or None)
     known = await customers(services.pool, [one.id for one in listed.items])
-    channels = [_reached(one, caller) for one in await list_channels(services.pool)]
+    channels = await list_channels(services.pool, caller.limited_to)
     return {
         "lines": [(one, formatting.name(one, known.get(one.id))) for one in listed.items],
         "next": listed.next,
         "filters": filters,
         "carried": urlencode({name: value for name, value in filters.items() if value}),
         "channels": [one for one in channels if one.connections or caller.accounts is None],
+        "most": CONNECTIONS_SHOWN,
         "current": None,
     }
-
-
-def _reached(channel: Channel, caller: Caller) -> Channel:
-    """A channel with those of its connections that a key reaches."""
-    kept = [one for one in channel.connections if caller.reaches(one.account_id)]
-    return replace(channel, connections=kept)
 
 
 async def _listed(
