@@ -9,8 +9,11 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.resources import files
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from app.config.file import Setup
 from app.config.settings import BadSettings, Settings
@@ -27,6 +30,8 @@ def write_widget(settings: Settings, setup: Setup, version: str, target: Path) -
     """Write the archive of the integration that the file describes. Raises BadSettings, OSError."""
     if settings.public_url is None:
         raise BadSettings("CHATLEDGER_PUBLIC_URL is needed: the widget opens the settings page below it")
+    if not _can_be_framed(settings.public_url):
+        raise BadSettings("CHATLEDGER_PUBLIC_URL must be https: browsers frame nothing else in Kommo's page")
     if setup.install is None or setup.oauth is None:  # The file has no [install] without [oauth].
         raise BadSettings("[install] is needed: the widget installs what that table says")
     title = setup.install.title or setup.install.channels[0]
@@ -42,6 +47,14 @@ def archive(public_url: str, client_id: str, title: str, version: str) -> bytes:
             entry.external_attr = MODE  # And not compressed: each zlib makes other bytes.
             target.writestr(entry, content)
     return packed.getvalue()
+
+
+def _can_be_framed(url: str) -> bool:
+    """Whether a browser shows a page at this address inside one of https; of http only this machine's."""
+    parts = urlsplit(url)
+    with suppress(ValueError):
+        return parts.scheme == "https" or ip_address(parts.hostname or "").is_loopback
+    return parts.hostname == "localhost"
 
 
 def _content(public_url: str, client_id: str, title: str, version: str) -> Iterator[tuple[str, bytes]]:

@@ -86,3 +86,19 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     config = str(tmp_path / "chatledger.toml")
     done = CliRunner().invoke(cli, ["--config", config, "widget", str(tmp_path / "no" / "widget.zip")])
     assert (done.exit_code, "No such file" in done.output) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("http://chat.example.com/", 2),
+        ("http://192.0.2.1/", 2),
+        ("http://127.0.0.1:8080", 0),
+        ("http://localhost:8080", 0),
+        ("http://[::1]:8080", 0),
+    ],
+)
+def test_an_address_that_kommos_page_cannot_frame_is_told(tmp_path: Path, url: str, code: int) -> None:
+    text = (FILE + INSTALL).replace("https://chat.example.com", url.rstrip("/"))
+    found, said, target = made(tmp_path, text)
+    assert (found, "must be https" in said, target.exists()) == (code, code == 2, code == 0)
