@@ -8,6 +8,8 @@ meets itself there, and is told apart from what was there before the import by i
 A line keeps its own time as its place in Kommo's feed. Where a chat's times are equal, each goes a
 millisecond after the one before, so that the file's order stays. Memory: a window, two numbers a chat and a
 bit a line.
+
+While the database is away the import waits, and goes on with the line that had no answer.
 """
 
 import asyncio
@@ -15,6 +17,7 @@ import logging
 from codecs import BOM_UTF8
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import IO, Literal, cast
 
 import msgspec
@@ -24,6 +27,8 @@ from msgspec.structs import replace
 
 from app import clock
 from app.database.connection import Db
+from app.history.lines import LINE_BYTES_MAX, Line, pages
+from app.history.patience import Patience, Stopped
 from app.ledger.writer import EventTooLarge, Ledger, LedgerUnavailable, Recorded
 from app.messengers import checks, commands
 from app.messengers.checks import ActionRefused
@@ -32,8 +37,6 @@ from app.printable import printable
 from domain import commands as c
 from domain.ids import Scope
 
-LINE_BYTES_MAX = 256 * 1024
-CHUNK_BYTES = 256 * 1024
 WINDOW = 300
 BREATH_LINES = 50
 CHECKPOINT_LINES = 5_000
@@ -97,10 +100,6 @@ class Report(Struct, kw_only=True):
     resumed: int = 0
 
 
-class Stopped(Exception):
-    """The import cannot go on now; the message says why and what to do."""
-
-
 class Cut(Stopped):
     """The same, but what it did since the last checkpoint is done again: it could not all be finished."""
 
@@ -117,39 +116,21 @@ class Place(Struct, frozen=True):
 
 
 class Given(Struct):
-    """A line given to the ledger, or why it was not."""
+    """A line given to the ledger, or why it was not; `again` if it was given before without an answer."""
 
     number: int
     outcome: "str | asyncio.Future[Recorded]"
     backwards: bool = False
-
-
-Line = tuple[int, bytes | None]
-
-
-async def pages(spool: IO[bytes]) -> AsyncIterator[list[Line]]:
-    """The file's lines with their numbers, some at a time; one over the limit is None."""
-    await asyncio.to_thread(spool.seek, 0)
-    number, rest, long = 0, b"", False
-    while chunk := await asyncio.to_thread(spool.read, CHUNK_BYTES):
-        *whole, rest = (rest + chunk).split(b"\n")
-        page: list[Line] = []
-        for line in whole:
-            number += 1
-            page.append((number, None if long or len(line) > LINE_BYTES_MAX else line))
-            long = False
-        if len(rest) > LINE_BYTES_MAX:
-            rest, long = b"", True
-        yield page
-    if rest or long:
-        yield [(number + 1, None if long else rest)]
+    command: c.Send | None = None
+    size: int = 0
+    again: bool = False
 
 
 class Import:
     """One import at work; `stage`, `seen` (lines read in it) and `report` say how far it is."""
 
     def __init__(self, database: Db, ledger: Ledger, place: Place, spool: IO[bytes], name: str) -> None:
-        """`database` holds the lock of this import; `name` is its id."""
+        """`database` holds the lock of this import, `reconnect` makes another that does; `name` is its id."""
         self.stage: Stage = "checking"
         self.seen = 0
         self.total = 0
@@ -158,7 +139,9 @@ class Import:
         self.view_position: Callable[[], int] = lambda: 1 << 62
         self.in_force: Callable[[], Awaitable[object | None]] | None = None
         self.resume: Callable[[list[str]], Awaitable[int]] | None = None
-        self._database = database
+        self.database = database
+        self.reconnect: Callable[[], Awaitable[Db]] | None = None
+        self._patience = Patience(lambda: self.stopping)
         self._ledger = ledger
         self._place = place
         self._spool = spool
@@ -176,14 +159,14 @@ class Import:
 
     async def is_done(self) -> bool:
         """Whether the same file was imported to its end before."""
-        row = await (await self._database.execute(IS_DONE, {"id": self.report.id})).fetchone()
+        row = await (await self.database.execute(IS_DONE, {"id": self.report.id})).fetchone()
         return row == (True,)
 
     async def begin(self, *, again: bool) -> None:
         """Find how far it came before; `again` begins at the first line, whatever was done."""
         scope, fresh = self._place.scope, msgspec.json.encode(self.report)
         values = {"id": self.report.id, "channel": scope.channel, "account": scope.account}
-        cursor = await self._database.execute(BEGIN, {**values, "report": fresh, "again": again})
+        cursor = await self.database.execute(BEGIN, {**values, "report": fresh, "again": again})
         row = cast("tuple[int, bytes, bool] | None", await cursor.fetchone())
         assert row is not None
         self._began, raw, first = row
@@ -326,10 +309,14 @@ class Import:
         newest = self._newest.get(sent.conversation_id, 0) & (1 << NUMBER_BITS) - 1 == number
         assert isinstance(command, c.Send)
         command = replace(command, msec=msec, silent=command.silent or not newest, by=BY)
+        backwards = at < self._last[sent.conversation_id] >> DRIFT_BITS
+        return Given(number, self._submit(command, size), backwards, command, size)
+
+    def _submit(self, command: c.Send, size: int) -> "asyncio.Future[Recorded]":
         future = self._ledger.submit(command, size)
         self._flying += 1
         future.add_done_callback(self._landed)
-        return Given(number, future, backwards=at < self._last[sent.conversation_id] >> DRIFT_BITS)
+        return future
 
     def _landed(self, _: "asyncio.Future[Recorded]") -> None:
         self._flying -= 1
@@ -353,13 +340,13 @@ class Import:
                 self._skip(given.number, given.outcome)
             else:
                 try:
-                    self._count(given.number, await given.outcome)
+                    self._count(given.number, await given.outcome, again=given.again)
+                    self._patience.answered()
                 except EventTooLarge:
                     self._skip(given.number, "the event would be over 384 KB: send less")
                 except LedgerUnavailable as error:
-                    self._let_go()
-                    why = f"line {given.number}: the ledger did not take it ({error})"
-                    raise Stopped(f"{why}: run the same command again to go on") from None
+                    await self._give_again(given, str(error))
+                    continue
             waiting.popleft()
             report.backwards += given.backwards
             report.lines = given.number
@@ -369,11 +356,22 @@ class Import:
                 await self._checkpoint()
         await self._take_up()
 
+    async def _give_again(self, given: Given, error: str) -> None:
+        """Give a line again of which the ledger did not say whether it has it; if it has, that shows."""
+        try:
+            await self._patience.pause(f"line {given.number}: the ledger did not take it ({error})")
+            await self._room(given.size)
+        except Stopped:
+            self._let_go()
+            raise
+        assert given.command is not None
+        given.outcome, given.again = self._submit(given.command, given.size), True
+
     async def _take_up(self) -> None:
         """Send again what was recorded before and has failed since: it is no duplicate of what arrived."""
         repeated, self._repeated = self._repeated, []
         if self.resume and repeated:
-            count = await self.resume(repeated)
+            count = await self._patience.ask(partial(self.resume, repeated))
             self.report.resumed += count
             self.report.duplicates -= count
 
@@ -384,11 +382,12 @@ class Import:
                 given.outcome.cancel()
         self._waiting.clear()
 
-    def _count(self, number: int, recorded: Recorded) -> None:
+    def _count(self, number: int, recorded: Recorded, *, again: bool) -> None:
         report, position = self.report, recorded.position or 0
         self._head = max(self._head, recorded.last or 0)
         report.position = max(report.position, position, recorded.last or 0)
-        ours = position > self._began and number <= self._repeats_to  # Given before it was cut off.
+        # Given before, when it was cut off or had no answer.
+        ours = position > self._began and (again or number <= self._repeats_to)
         if recorded.conflict:
             report.conflicts += 1
             self._note(number, f"$.message_id: recorded with other content at position {position}")
@@ -410,13 +409,20 @@ class Import:
 
     async def _checkpoint(self) -> None:
         await self._keep()
-        if self.in_force and await self.in_force() is None:
+        if self.in_force and await self._patience.ask(self.in_force) is None:
             raise Stopped("the channel was disconnected from the account: connect it, and run it again")
 
     async def _keep(self) -> None:
         report = self.report
-        values = {"id": report.id, "lines": report.lines, "done": report.state == "done"}
-        await self._database.execute(KEEP, {**values, "report": msgspec.json.encode(report)})
+        values: dict[str, object] = {"id": report.id, "lines": report.lines, "done": report.state == "done"}
+        values |= {"report": msgspec.json.encode(report)}
+
+        async def keep() -> None:
+            if self.database.closed and self.reconnect:
+                self.database = await self.reconnect()
+            await self.database.execute(KEEP, values)
+
+        await self._patience.ask(keep)
 
 
 def _at(sent: Sent) -> int:

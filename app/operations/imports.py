@@ -16,6 +16,7 @@ from typing import IO
 from zlib import crc32
 
 import msgspec
+import psycopg
 from msgspec import Struct
 
 from app.channels.directory import Channel, Connection
@@ -101,9 +102,10 @@ async def start(
         await asyncio.shield(db.close())
         raise
     work.view_position = lambda: services.projector.position
+    work.reconnect = partial(_lock_again, services, place)
     work.resume = partial(_resume, services, work)
     work.in_force = lambda: services.channels.scope(place.scope.scope_id)
-    task = asyncio.create_task(_run(work, spool, db), name="import")
+    task = asyncio.create_task(_run(work, spool), name="import")
     _running.add(task)
     task.add_done_callback(_running.discard)
     return _progress(services, work, task)
@@ -152,6 +154,17 @@ async def _lock(services: Services, place: Place) -> Db:
         raise
 
 
+async def _lock_again(services: Services, place: Place) -> Db:
+    """The same after the connection broke; raises psycopg.OperationalError while another one holds the lock.
+
+    That may be the broken one, until the server notices that nobody is there any more.
+    """
+    try:
+        return await _lock(services, place)
+    except ImportRunning as error:
+        raise psycopg.OperationalError(str(error)) from None
+
+
 async def _store(services: Services, body: AsyncIterator[bytes]) -> tuple[IO[bytes], str]:
     """The body, unpacked, in a file without a name, and its SHA-256; raises DataFolderFull, InvalidInput."""
     prepare_folder(services.settings.data)
@@ -188,12 +201,12 @@ async def _store(services: Services, body: AsyncIterator[bytes]) -> tuple[IO[byt
     return spool, digest.hexdigest()
 
 
-async def _run(work: Import, spool: IO[bytes], db: Db) -> Report:
+async def _run(work: Import, spool: IO[bytes]) -> Report:
     try:
         return await work.run()
     finally:
         spool.close()
-        await db.close()
+        await work.database.close()
 
 
 async def _progress(

@@ -11,7 +11,8 @@ import pytest
 from app import clock
 from app.delivery.lane import LANE_MAX
 from app.delivery.prepare import NOT_YET
-from app.history.importer import LINE_BYTES_MAX, PROBLEMS_MAX
+from app.history.importer import PROBLEMS_MAX
+from app.history.lines import LINE_BYTES_MAX
 from app.servers.servers import Servers
 from domain import ids
 from ops.sandbox.state.chats import Message as KommoMessage

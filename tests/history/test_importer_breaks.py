@@ -168,6 +168,33 @@ async def test_a_full_ledger_is_waited_for(database_url: str) -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
+KILL = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+ WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+
+
+async def test_while_the_database_is_away_it_waits_and_goes_on(own_story: Story) -> None:
+    """What had no answer is given again, and meets itself; the lock is taken on another connection."""
+    story, count = own_story, 12_000
+    body = ndjson(mixed([f"away-{n}" for n in range(CHATS)], count // CHATS))
+    assert story.run
+    url = story.run.services.settings.database_url or ""
+    running = asyncio.create_task(imported(story, body))
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as owner:
+        kills = 0
+        while not running.done():
+            await asyncio.sleep(0.7)
+            if not running.done() and kills < 4 and await story.head() > 1_000 * kills:
+                await owner.execute(KILL)
+                kills += 1
+    report = (await running).report
+    assert kills >= 2, report
+    assert (report["state"], report["lines"], report["imported"], report["duplicates"]) == (
+        *("done", count, count, 0),
+    )
+    found = await story.api("GET", f"/v1/conversations?limit=1000&at_least={await story.head()}")
+    assert {one["messages"] for one in found["items"]} == {count // CHATS}
+
+
 async def test_what_has_failed_is_sent_again_once_the_ledger_has_room() -> None:
     answers: list[Recorded | LedgerBusy] = [LedgerBusy(), LedgerBusy(), Recorded(7, False, False, None, 7)]
 
