@@ -34,13 +34,17 @@ class Fault(Struct, frozen=True):
 
 
 class Problem(Struct, frozen=True, omit_defaults=True):
-    """The body of an error. `type` is `about:blank`: the status and the detail say it all."""
+    """The body of an error. `type` is `about:blank`: the status and the detail say it all.
+
+    `retry_after` is in seconds, as the header of the same name, which the actions of an array have not.
+    """
 
     title: str
     status: int
     detail: str
     errors: list[Fault] = []
     position: int | None = None
+    retry_after: int | None = None
     type: str = msgspec.field(default="about:blank")
 
 
@@ -59,7 +63,8 @@ class ProblemError(Exception):
         super().__init__(detail)
         self.status = status
         self.retry_after = retry_after
-        self.problem = Problem(TITLES.get(status, "Error"), status, detail, errors or [], position)
+        title = TITLES.get(status, "Error")
+        self.problem = Problem(title, status, detail, errors or [], position, retry_after)
 
     @property
     def headers(self) -> dict[str, str]:

@@ -39,6 +39,7 @@ async def test_edits_of_one_unknown_id_are_bounded_and_then_quickly_applied(serv
                 continue
             left_out += 1
             assert (result["error"]["status"], result["error"]["title"]) == (429, "Too many")
+            assert result["error"]["retry_after"] == 3600
             assert "send the message first" in result["error"]["detail"]
     assert (taken, left_out) == (WAITING_MAX, 2_000 - WAITING_MAX)
     alone = await post(service, about("message.edited", "unknown", message={"type": "text", "text": "more"}))
