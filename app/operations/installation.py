@@ -1,8 +1,8 @@
 """An account that installs the integration gets what the file's [install] says; Kommo may end that again.
 
 Theory of operation. An installation begins when its tokens are saved: its steps are rows that are written in
-the same transaction. They are done one after the other while the account's turn is held, by the process that
-Kommo led the administrator to, or by the one that leads. Each step may be repeated: a channel that is
+the same transaction. They are done one after the other, each while the account's turn is held, by the process
+that Kommo led the administrator to, or by the one that leads. Each step may be repeated: a channel that is
 connected stays so, a source or a webhook that is there is found, and the ledger records each only once. So a
 process may die anywhere, and another one goes on. A step that fails is tried again, ever more seldom, for as
 long as the account lets us in.
@@ -89,12 +89,18 @@ async def carry_out(services: Services, account: str) -> None:
 
 
 async def _carry_out(services: Services, account: str) -> None:
-    async with turn(services, account):
-        for step in [one.step for one in await services.installs.steps(account) if one.done_at is None]:
-            consent = await services.tokens.of(account)
-            if consent is None or consent.state != AUTHORIZED:
-                return
-            await _try(services, account, step)
+    for step in await _open(services, account):
+        async with turn(services, account):  # One for each step, so that an end need not wait for all.
+            if step in await _open(services, account):
+                await _try(services, account, step)
+
+
+async def _open(services: Services, account: str) -> list[str]:
+    """The steps that are to be done; none if the account does not let us in any more."""
+    consent = await services.tokens.of(account)
+    if consent is None or consent.state != AUTHORIZED:
+        return []
+    return [one.step for one in await services.installs.steps(account) if one.done_at is None]
 
 
 async def _try(services: Services, account: str, step: str) -> None:
