@@ -29,7 +29,7 @@ from app import clock
 from app.database.connection import Db
 from app.history.lines import LINE_BYTES_MAX, Line, pages
 from app.history.patience import Patience, Stopped
-from app.ledger.writer import EventTooLarge, Ledger, LedgerUnavailable, Recorded
+from app.ledger.writer import EventTooLarge, Ledger, LedgerUnavailable, Recorded, Unrecordable
 from app.messengers import checks, commands
 from app.messengers.checks import ActionRefused
 from app.messengers.contract import Sent
@@ -344,6 +344,8 @@ class Import:
                     self._patience.answered()
                 except EventTooLarge:
                     self._skip(given.number, "the event would be over 384 KB: send less")
+                except Unrecordable as error:  # It takes others, so this one alone is left out.
+                    self._skip(given.number, f"the ledger cannot take it: {error}")
                 except LedgerUnavailable as error:
                     await self._give_again(given, str(error))
                     continue

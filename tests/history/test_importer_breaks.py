@@ -207,3 +207,16 @@ async def test_what_has_failed_is_sent_again_once_the_ledger_has_room() -> None:
     with pytest.raises(LedgerBusy):
         await patiently(ask, lambda: False)
     assert (await patiently(ask, lambda: True)).position == 7
+
+
+async def test_a_line_whose_past_is_damaged_is_left_out_alone(own_story: Story) -> None:
+    story = own_story
+    assert (await imported(story, ndjson([line("spoiled", 0)]))).report["imported"] == 1
+    assert story.run
+    url = story.run.services.settings.database_url or ""
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as owner:
+        await owner.execute("SET session_replication_role = replica")
+        await owner.execute("UPDATE ledger.stored_events SET state = '{' WHERE topic = 'message.sent'")
+    report = (await imported(story, ndjson([line("spoiled", 0), line("whole", 0)]))).report
+    assert (report["state"], report["imported"], report["skipped"]) == ("done", 1, 1)
+    assert "the ledger cannot take it" in str(report["problems"])
