@@ -23,7 +23,7 @@ from app.database.append import recorder_statements
 from app.database.connection import Db
 from app.database.names import APPEND_LOCK, EVENTS, LEDGER_SCHEMA, MIGRATE_LOCK, ROLE
 
-VERSION = 9
+VERSION = 10
 # A ledger of 0.2.1 that is migrated can still be used by it; one whose ids have a secret needs version 3.
 # So can one of before version 8, unless its events are stored packed.
 OLDEST, OLDEST_KEYED, OLDEST_PACKED = 2, 3, 8
@@ -38,6 +38,7 @@ STEPS = {
     7: "add a column to the keys of the API, for admin keys that were replaced",
     8: "add a column to meta: whether events are stored packed",
     9: "add a table for the processes that write who looked",
+    10: "add tables for messengers' credentials and for Kommo's one-time tokens",
 }
 # Chosen: an append waits for the migration no longer than this; a backup or an export may hold its locks for
 # hours, so the migration gives way, and tries again.
@@ -115,6 +116,14 @@ ALTER TABLE ledger.tokens ADD COLUMN IF NOT EXISTS answer bytea;
 ALTER TABLE ledger.tokens ADD COLUMN IF NOT EXISTS configured_url text;
 ALTER TABLE ledger.tokens ADD COLUMN IF NOT EXISTS ended boolean NOT NULL DEFAULT false;
 CREATE INDEX IF NOT EXISTS tokens_answer ON ledger.tokens (answer);
+CREATE TABLE IF NOT EXISTS ledger.one_time_tokens (id bytea PRIMARY KEY, expires_at timestamptz NOT NULL);
+CREATE INDEX IF NOT EXISTS one_time_tokens_expires_at ON ledger.one_time_tokens (expires_at);
+CREATE INDEX IF NOT EXISTS tokens_crm_url ON ledger.tokens (crm_url);
+CREATE TABLE IF NOT EXISTS ledger.credentials (
+  connection text PRIMARY KEY, sealed bytea NOT NULL, number bigint NOT NULL);
+CREATE INDEX IF NOT EXISTS credentials_number ON ledger.credentials (number);
+CREATE TABLE IF NOT EXISTS ledger.credential_changes (
+  one boolean PRIMARY KEY DEFAULT true CHECK (one), number bigint NOT NULL);
 CREATE TABLE IF NOT EXISTS ledger.imports (
   id uuid PRIMARY KEY, channel text NOT NULL, account_id text NOT NULL, began bigint NOT NULL,
   lines bigint NOT NULL, done boolean NOT NULL, report bytea NOT NULL, updated_at timestamptz NOT NULL);
@@ -149,6 +158,9 @@ GRANT SELECT, INSERT, DELETE ON ledger.ended_sessions TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.keys TO {role};
 GRANT SELECT, INSERT, DELETE ON ledger.access TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.access_writers TO {role};
+GRANT SELECT, INSERT, DELETE ON ledger.one_time_tokens TO {role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.credentials TO {role};
+GRANT SELECT, INSERT, UPDATE ON ledger.credential_changes TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.install_steps, ledger.accounts TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ledger.tokens, ledger.consents, ledger.keyring TO {role};
 """

@@ -49,7 +49,8 @@ class SealedRow(Struct, frozen=True):
 SECRETS = Place("secrets", "channel", "", "the secrets of channel")
 TOKENS = Place("tokens", "account_id", "tokens:", "the tokens of account")
 KEYRING = Place("keyring", "name", "keyring:", "the ledger's key of")
-PLACES = (KEYRING, SECRETS, TOKENS)
+CREDENTIALS = Place("credentials", "connection", "credentials:", "the messenger's credentials of")
+PLACES = (KEYRING, SECRETS, TOKENS, CREDENTIALS)
 
 ROWS = """SELECT {key}, sealed FROM {table} WHERE sealed <> '' AND {key} > %s
  AND substring(sealed FOR %s) <> %s ORDER BY {key} LIMIT %s"""

@@ -11,6 +11,7 @@ from app.access.keyring import Keyring
 from app.access.login_links import LoginLinks
 from app.access.proxies import Proxies
 from app.access.sessions import Sessions
+from app.access.settings_sessions import SettingsSessions
 from app.access.tries import Tries
 from app.channels.attempts import Attempts
 from app.channels.directory import Channels
@@ -93,6 +94,11 @@ class Services:
     arrivals: asyncio.Semaphore = field(default_factory=partial(asyncio.Semaphore, ARRIVALS_MAX))
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     demo_links: dict[str, str] = field(default_factory=dict)
+    settings_sessions: SettingsSessions = field(init=False)
+
+    def __post_init__(self) -> None:
+        """What the keys alone make."""
+        self.settings_sessions = SettingsSessions(self.keys)
 
 
 async def record(services: Services, command: c.AnyCommand) -> Recorded:

@@ -24,7 +24,7 @@ MARIA = "0f8f1c5e-7f0a-4c52-9a43-3b1d0c7a1e01"
 
 # The OAuth integration, and the account's number in the CRM.
 CLIENT = "7d1a0c3e-2c3b-4f7e-9a55-0c1d2e3f4a5b"
-CLIENT_SECRET = "s3cret-of-the-integration"
+CLIENT_SECRET = "s3cret-of-the-integration-" + "0123456789" * 4  # Kommo makes them of 64 characters.
 REDIRECT = "http://127.0.0.1:9/oauth/callback"
 CRM_ID = 30_123_456
 
