@@ -28,12 +28,21 @@ ARROWS = {
 
 # The rooms of app from the top of the house to its ground: a room imports its own files and rooms below it.
 # The longest prefix counts, and `app` is what lies in no room. `http/api` is above `http/webhooks` because an
-# operator lists the refused hooks; `config` is above `messengers`, whose kinds a --config file names, and
-# `messengers` above `channels`, which they serve.
+# operator lists the refused hooks; `http/settings` is on top, for it uses the console's words; `config` is
+# above `messengers`, whose kinds a --config file names, and `messengers` above `channels`, which they serve.
 ROOMS = [
     *("app/__main__.py", "app/cli", "app/doctor", "app/service"),
+    "app/http/settings",
     *("app/http/console", "app/http/api", "app/http/webhooks", "app/http/openapi", "app/http"),
-    *("app/operations", "app/history", "app/delivery", "app/kommo/chats", "app/kommo/crm", "app/kommo"),
+    *(
+        "app/operations/settings",
+        "app/operations",
+        "app/history",
+        "app/delivery",
+        "app/kommo/chats",
+        "app/kommo/crm",
+        "app/kommo",
+    ),
     *("app/access", "app/servers", "app/config", "app/messengers", "app/channels"),
     *("app/views", "app/ledger", "app/stream", "app/database", "app"),
 ]

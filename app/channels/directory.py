@@ -2,7 +2,8 @@
 
 A process asks the database at most every LEASE_SECONDS whether anything has changed, and never trusts an
 older answer. Whoever changes something waits that long before answering. So a change that was answered is in
-force everywhere. Secrets are sealed by the vault and never appear in an event, a log or an answer.
+force everywhere. Secrets are sealed by the vault and never appear in an event, a log or an answer. So are the
+credentials that a connection has at its messenger; those that do not open are in the log, and are not there.
 
 A channel whose secrets do not open is in `unopened` and not in force; the others are. It is tried again each
 second, because the master key may be about to be rotated. Until then nobody may say that it does not exist.
@@ -34,7 +35,8 @@ RETRY_SECONDS = 1.0  # chosen: a channel whose secrets do not open is tried agai
 SETTLE_FACTOR = 1.2  # chosen: a margin over the lease for an answer that is on its way
 
 CHANGED = """SELECT coalesce((SELECT max(position) FROM views.channels), 0),
- coalesce((SELECT max(position) FROM views.connections), 0)"""
+ coalesce((SELECT max(position) FROM views.connections), 0),
+ coalesce((SELECT number FROM ledger.credential_changes), 0)"""
 # `to_jsonb` of the whole row, because views of an older version, which are in force while new ones are built,
 # lack the column.
 CHANNELS = """SELECT c.name, c.channel_id, c.kind, c.url, c.bot_id, s.sealed,
@@ -49,6 +51,13 @@ ADD = """INSERT INTO ledger.secrets (channel, channel_id, sealed) VALUES (%s, %s
 # The connection broke while it was idle, or the views were switched between a statement's planning and its
 # run.
 TRY_AGAIN = (psycopg.OperationalError, psycopg.InternalError, psycopg.errors.UndefinedTable)
+CREDENTIALS = "SELECT connection, sealed FROM ledger.credentials WHERE number > %s"
+# The one row of changes is locked until the commit, so a later number is never seen before an earlier one.
+SET_CREDENTIALS = """WITH changed AS (INSERT INTO ledger.credential_changes AS c (number) VALUES (1)
+ ON CONFLICT (one) DO UPDATE SET number = c.number + 1 RETURNING number)
+INSERT INTO ledger.credentials (connection, sealed, number) SELECT %s, %s, number FROM changed
+ ON CONFLICT (connection) DO UPDATE SET sealed = excluded.sealed, number = excluded.number
+ RETURNING connection"""
 REPLACE = "UPDATE ledger.secrets SET sealed = %s WHERE channel = %s RETURNING channel"
 log = logging.getLogger("chatledger.channels")
 
@@ -116,8 +125,24 @@ class Secrets(Struct, frozen=True):
         return "Secrets(…)"
 
 
+class Credentials(Struct, frozen=True):
+    """An account's credentials at the messenger, by the names that the messenger's kind declares."""
+
+    fields: dict[str, str]
+
+    def __repr__(self) -> str:
+        """Shows nothing: a secret belongs in no log."""
+        return "Credentials(…)"
+
+
+NO_CREDENTIALS = Credentials({})
+
+
 class Connection(Struct, frozen=True):
-    """A channel's connection to an account, in force if `connected`; `position` is that of its last event."""
+    """A channel's connection to an account, in force if `connected`; `position` is that of its last event.
+
+    `messenger` are its credentials there.
+    """
 
     scope: Scope
     title: str
@@ -125,6 +150,7 @@ class Connection(Struct, frozen=True):
     connected_at: str
     is_time_window_disabled: bool = False
     position: int = 0
+    messenger: Credentials = NO_CREDENTIALS
 
 
 class Channel(Struct, frozen=True):
@@ -158,6 +184,11 @@ class ActiveScope(Struct, frozen=True):
         return old.encode() if old else None
 
 
+def owner_of(channel: str, account: str) -> str:
+    """Returns what credentials of a connection are sealed and stored under."""
+    return f"{channel}/{account}"
+
+
 class Channels:
     """The channels in force, and their secrets in the database."""
 
@@ -170,6 +201,8 @@ class Channels:
         self._checked = -LEASE_SECONDS
         self._loaded = -LEASE_SECONDS
         self._positions = (-1, -1)  # of the last change of a channel, and of a connection
+        self._credentials: dict[str, Credentials] = {}
+        self._credentials_number = 0  # of the last change of credentials
         self._channels: dict[str, Channel] = {}
         self._scopes: dict[str, ActiveScope] = {}
 
@@ -237,9 +270,13 @@ class Channels:
 
     async def _ask(self) -> None:
         asked = monotonic()
-        ((of_channel, of_connection),) = cast("list[tuple[int, int]]", await self._all(CHANGED))
+        ((of_channel, of_connection, number),) = cast("list[tuple[int, int, int]]", await self._all(CHANGED))
         before_channel, before_connection = self._positions
         retry = self.unopened and asked - self._loaded > RETRY_SECONDS
+        if number != self._credentials_number or retry:
+            is_older = number < self._credentials_number  # The database was restored.
+            await self._load_credentials(0 if retry or is_older else self._credentials_number)
+            self._credentials_number = number
         if of_channel != before_channel or of_connection < before_connection or retry:
             await self._load()
             self._loaded = asked
@@ -289,10 +326,43 @@ class Channels:
             before = channel.connections.get(account)
             if before and (active := scopes.get(before.scope.scope_id)) and active.connection is before:
                 del scopes[before.scope.scope_id]
-            connection = Connection(scope, title, connected, since, disabled, position)
+            given = self._credentials.get(owner_of(name, account), NO_CREDENTIALS)
+            connection = Connection(scope, title, connected, since, disabled, position, given)
             channel.connections[account] = connection
             if connected:
                 scopes[scope_id] = ActiveScope(channel, connection, channel.secrets.kommo.encode())
+
+    async def _load_credentials(self, after: int) -> None:
+        """Take the credentials that changed after a change, by its number.
+
+        Those that do not open are in the log; they are tried again at the next start, or once they are given.
+        """
+        for owner, sealed in cast("list[tuple[str, bytes]]", await self._all(CREDENTIALS, (after,))):
+            subject = f"the messenger's credentials of {owner}"
+            try:
+                found = self._vault.open(f"credentials:{owner}", sealed, Credentials, subject=subject)
+            except WrongMasterKey as error:
+                log.error("%s", error)
+                found = NO_CREDENTIALS
+            self._credentials[owner] = found
+            self._put_credentials(owner, found)
+
+    def _put_credentials(self, owner: str, found: Credentials) -> None:
+        """Put credentials into the connection that they are for, if it is known already."""
+        name, _, account = owner.partition("/")
+        channel = self._channels.get(name)
+        before = channel.connections.get(account) if channel else None
+        if channel is None or before is None:
+            return
+        channel.connections[account] = now = replace(before, messenger=found)
+        active = self._scopes.get(before.scope.scope_id)
+        if active and active.connection is before:
+            self._scopes[before.scope.scope_id] = replace(active, connection=now)
+
+    async def set_credentials(self, name: str, account: str, credentials: Credentials) -> None:
+        """Seal and store a connection's credentials at its messenger."""
+        owner = owner_of(name, account)
+        await self._all(SET_CREDENTIALS, (owner, self._vault.seal(f"credentials:{owner}", credentials)))
 
     async def add(self, name: str, channel_id: str, secrets: Secrets) -> None:
         """Seal and store the secrets of a new channel; repeating it is no error. Raises ChannelIdTaken."""

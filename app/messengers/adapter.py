@@ -5,6 +5,9 @@ turns it into actions of the contract; from there on all kinds share one way int
 the body of the 200. On the way out, delivery reads the ledger and `push` makes the one call. The doctor uses
 `check`, and whoever registers a channel uses `faults`.
 
+A messenger whose accounts have credentials of their own declares their fields in `credentials`, and says with
+`try_credentials` whether they work; they come with the connection, as its `messenger`.
+
 A kind is one module and one line in `kinds.KINDS`. It reaches HTTP only through `Http`, and it gets the
 channel, or the channel and its connection, with every call: so it reads credentials where it uses them.
 """
@@ -76,6 +79,19 @@ class Push(Struct, frozen=True):
     forwards: Json | None = None
 
 
+class Credential(NamedTuple):
+    """A field of a connection's credentials, as a form asks for it.
+
+    `label` and `hint` are English, and are translated where the settings page's catalogues have them. What is
+    `secret` is never shown again.
+    """
+
+    name: str
+    label: str
+    secret: bool = False
+    hint: str = ""
+
+
 class UnknownSender(Exception):
     """No channel belongs to the request."""
 
@@ -108,6 +124,7 @@ class Messenger(abc.ABC):
     """A kind of messenger."""
 
     routes: ClassVar[tuple[Route, ...]]
+    credentials: ClassVar[tuple[Credential, ...]] = ()
 
     def __init__(self, http: Http) -> None:
         self._http = http
@@ -131,6 +148,15 @@ class Messenger(abc.ABC):
     @abc.abstractmethod
     async def check(self, channel: Channel) -> str:
         """Call the messenger without any effect; returns its answer in words. Raises Unreached, Unfit."""
+
+    async def try_credentials(self, channel: Channel, credentials: Mapping[str, str]) -> str | None:
+        """Call the messenger with an account's credentials, without any effect; returns its name for them.
+
+        Without credentials of its own, a kind is called as by `check`. Raises Unreached, and Unfit if the
+        messenger refuses them.
+        """
+        await self.check(channel)
+        return None
 
     @staticmethod
     @abc.abstractmethod

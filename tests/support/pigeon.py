@@ -1,7 +1,8 @@
 """A second kind of messenger, whole: this module, and the line that registers it before the service starts.
 
 A pigeon's loft posts letters to `/pigeon/{channel}/{account_id}` with its ring in a header, and takes letters
-at the channel's URL. `python -m tests.support.pigeon` is `chatledger` with this kind.
+at the channel's URL. An account may have a perch there, with its seed. `python -m tests.support.pigeon` is
+`chatledger` with this kind.
 """
 
 import sys
@@ -15,12 +16,14 @@ from app.channels.directory import Channel, Connection
 from app.http_client import Unreached
 from app.messengers import checks, kinds
 from app.messengers.adapter import (
+    Credential,
     Messenger,
     Push,
     Received,
     Request,
     Result,
     Route,
+    Unfit,
     UnknownSender,
     Unsigned,
 )
@@ -31,6 +34,7 @@ from domain import events as e
 
 KIND = "pigeon"
 RING = "x-pigeon-ring"
+PERCH, SEED = "x-pigeon-perch", "x-pigeon-seed"
 
 
 class Letter(Struct, frozen=True):
@@ -45,6 +49,10 @@ class Pigeon(Messenger):
     """Letters, one at a time; a pigeon does nothing else."""
 
     routes = (Route("POST", "/pigeon/{channel}/{account_id}"),)
+    credentials = (
+        Credential("perch", "Perch"),
+        Credential("seed", "Seed", secret=True, hint="The loft gives it to you."),
+    )
 
     def verify(self, request: Request, channels: Mapping[str, Channel]) -> Channel:
         channel = channels.get(request.parts["channel"])
@@ -78,7 +86,7 @@ class Pigeon(Messenger):
         if not isinstance(event, e.MessageSent):
             return Refused(501, 905, "a pigeon carries letters only")
         letter = Letter(push.conversation_id or "", event.message or "", event.content.text or "")
-        headers = {RING: channel.secrets.messenger}
+        headers = {RING: channel.secrets.messenger} | _perched(connection.messenger.fields)
         try:
             answer = await self._http.call("POST", channel.url, msgspec.json.encode(letter), headers)
         except Unreached as error:
@@ -89,10 +97,21 @@ class Pigeon(Messenger):
         answer = await self._http.call("GET", channel.url, b"", {})
         return f"the loft coos ({answer.status})"
 
+    async def try_credentials(self, channel: Channel, credentials: Mapping[str, str]) -> str | None:
+        headers = {RING: channel.secrets.messenger} | _perched(credentials)
+        answer = await self._http.call("GET", channel.url, b"", headers)
+        if answer.status == 403:
+            raise Unfit("the loft does not know this seed", "ask the loft for it")
+        return f"Perch {credentials['perch']}"
+
     @staticmethod
     def faults(secret: str) -> Iterator[tuple[str, str]]:
         if not secret.startswith("ring-"):
             yield "secret", "give the ring's number: ring- and digits"
+
+
+def _perched(credentials: Mapping[str, str]) -> dict[str, str]:
+    return {PERCH: credentials["perch"], SEED: credentials["seed"]} if credentials else {}
 
 
 if __name__ == "__main__":

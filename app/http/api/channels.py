@@ -9,12 +9,14 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from app import clock
 from app.channels.directory import Channel, Connection, Side
 from app.config.file import Kind, Secret, Url, Uuid, Wait
-from app.http.api.parameters import AtLeast, ledger_position
-from app.http.openapi.responses import answers
+from app.http.api.parameters import NOT_TO_LEDGER, AtLeast, ledger_position
+from app.http.openapi.responses import Taken, answers
 from app.http.request import Call, services_of
 from app.operations import channels as operations
 from app.operations.channels import NewChannel, NotConnected, UnknownChannel
 from app.operations.services import Services, views_reach
+from app.operations.settings import credentials
+from app.operations.settings.credentials import MessengerHealth
 from domain.parts import WAIT_FOR_MESSENGER, ChannelOptions, MessageIds
 
 NO_CHANNEL = {404: UnknownChannel.MESSAGE}
@@ -192,6 +194,24 @@ async def disconnect(request: Call, name: FromPath[str], account_id: FromPath[st
     return Response(None, status_code=204, headers=ledger_position(done.recorded))
 
 
+@put(
+    "/channels/{name:str}/connections/{account_id:str}/messenger",
+    summary="Set an account's credentials at the messenger",
+    tags=["channels"],
+    opt=NOT_TO_LEDGER | {"takes": Taken(dict[str, str], {"example": {"user": "acme", "token": "…"}})},
+    responses=answers(said={404: NotConnected.MESSAGE}),
+)
+async def messenger(
+    request: Call, name: FromPath[str], account_id: FromPath[str], data: JSONBody[dict[str, str]]
+) -> MessengerHealth:
+    """They are tried at once, and in force when it is answered; those that are refused (400) are not kept.
+
+    The messenger's kind says which fields there are; all have to be given. `health` is "ok", or why they
+    could not be tried now; `name` is the messenger's own for them. They are kept sealed, and never shown.
+    """
+    return await credentials.put(services_of(request), name, account_id, data)
+
+
 def _revoked(data: ChannelChange) -> list[Side]:
     sides: list[tuple[Side, bool]] = [
         ("kommo", data.kommo.revoke_old),
@@ -237,4 +257,4 @@ def _connection(connection: Connection) -> ConnectionShown:
     )
 
 
-routes = [register, change, channels, connect, disconnect]
+routes = [register, change, channels, connect, disconnect, messenger]

@@ -204,6 +204,7 @@ SHAPES: dict[str, Json] = {
     "ChannelShown": _channel,
     "ChannelsShown": {"items": [_channel]},
     "ConnectionShown": _connection,
+    "MessengerHealth": {"health": "ok", "name": "Acme on the messenger"},
     "Alive": {"status": "ok"},
     "Ready": {
         "ready": True,

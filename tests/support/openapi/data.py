@@ -56,6 +56,9 @@ async def _own(office: Office) -> Things:
         "DELETE /v1/channels/{name}/connections/{account_id}": [
             {"path": {"name": "acme", "account_id": LEAVING}}
         ],
+        "PUT /v1/channels/{name}/connections/{account_id}/messenger": [
+            {"path": {"name": "acme", "account_id": ACCOUNT}}
+        ],
         f"GET {OF_CHAT}": [here],
         f"GET {OF_CHAT}/messages": [here],
         f"POST {OF_CHAT}/messages": [here],
