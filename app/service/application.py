@@ -41,6 +41,7 @@ from app.http.guard import guard
 from app.http.openapi import document
 from app.http.query import query_names, refuse_unknown
 from app.http.request import Call
+from app.http.settings import routes as settings
 from app.http.webhooks import crm as crm_webhook
 from app.http.webhooks import routes as webhooks
 from app.http.webhooks.body import refuse
@@ -131,6 +132,7 @@ def routed(state: Mapping[str, object]) -> Litestar:
             Router("/", route_handlers=health.routes, before_request=refuse_unknown),
             Router("/v1", route_handlers=KEYED, guards=[guard], security=key, before_request=refuse_unknown),
             *console.routes,
+            *settings.routes,
         ],
         state=State(dict(state)),
         exception_handlers={

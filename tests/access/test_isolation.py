@@ -16,6 +16,7 @@ from litestar.routes import HTTPRoute
 
 from app.http.console.login import signed_in as console_guard
 from app.http.guard import NAMING, REACHES, guard
+from app.http.settings.session import guard as settings_guard
 from app.service.application import routed
 from tests.support.ids import ACCOUNT, NOBODY, OTHER_ACCOUNT
 from tests.support.service import Served, sent
@@ -27,6 +28,7 @@ OPEN = {
     *("GET /", "GET /docs", "GET /docs/{path}", "GET /static/{name}", "GET /login", "POST /login"),
     *("GET /healthz", "GET /readyz", "POST /kommo/{scope_id}", "POST /messengers/{channel}"),
     *("POST /crm/{account_id}/{key}", "GET /oauth/callback", "GET /oauth/disabled", "GET /install"),
+    *("GET /settings", "POST /settings/session", "GET /settings/static/{name}"),
 }
 # Routes that show or change only what a key reaches. With a body: what asks for the other account.
 SHOWN: dict[str, Json | None] = {
@@ -80,7 +82,7 @@ def routes() -> Iterator[Route]:
         path = "/".join(part.partition(":")[0] + "}" * (":" in part) for part in route.path.split("/"))
         for method, (handler, model) in route.route_handler_map.items():
             if method not in ("OPTIONS", "HEAD") and not path.startswith("/schema"):
-                asks = guard in handler.resolve_guards()
+                asks = not {guard, settings_guard}.isdisjoint(handler.resolve_guards())
                 before = handler.resolve_before_request()
                 pages = getattr(before, "func", before) is console_guard
                 filters = {one.field_alias for one in model.expected_query_params}

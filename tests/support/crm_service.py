@@ -139,10 +139,10 @@ class Office(Served):
         return [event["type"] for event in await self.since(head)]
 
 
-def setup_of(here: str, sandbox: Sandbox, install: Install | None) -> Setup:
+def setup_of(here: str, sandbox: Sandbox, install: Install | None, more: tuple[str, ...] = ()) -> Setup:
     """The tables of a service at `here` whose Kommo is the sandbox, which has two names."""
     port = urlsplit(sandbox.url).port
-    domains = (f"127.0.0.1:{port}", f"localhost:{port}")
+    domains = (f"127.0.0.1:{port}", f"localhost:{port}", *more)
     app = OAuthApp(CLIENT, CLIENT_SECRET, f"{here}/oauth/callback", f"{sandbox.url}/oauth", domains)
     accounts = tuple(Account(one.amojo_id, sandbox.url) for one in sandbox.config.crm_accounts)
     return Setup(
@@ -160,12 +160,13 @@ async def office_of(
     install: Install | None = None,
     roles: str = "web,project",
     nats_url: str = "",
+    domains: tuple[str, ...] = (),
     **changed: Any,
 ) -> AsyncIterator[Office]:
     """A service with an OAuth app on a database of its own; `changed` are fields of the sandbox's Config.
 
     With `install` no account is in the file: each that comes installs the integration by itself. With the
-    role relay it needs a NATS of its own.
+    role relay it needs a NATS of its own. `domains` are Kommo's beside the sandbox's.
     """
     port = free_port()
     here = f"http://127.0.0.1:{port}"
@@ -194,8 +195,9 @@ async def office_of(
                 "CHATLEDGER_PUBLIC_URL": here,
                 "CHATLEDGER_PORT": str(port),
                 "CHATLEDGER_ROLES": roles,
+                "CHATLEDGER_TRUSTED_PROXIES": "127.0.0.1",
             }
-            setup = setup_of(here, sandbox, install)
+            setup = setup_of(here, sandbox, install, domains)
             async with service.running(load_settings(environment=settings), setup) as run:
                 office = Office(run, "", sandbox, client)
                 office.database_url = url
