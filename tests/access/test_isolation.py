@@ -7,6 +7,7 @@ path says whose it is) or shown: then it has to show an account its own, and not
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from io import BytesIO
 from typing import Any, NamedTuple
 
 import pytest
@@ -305,6 +306,25 @@ async def test_a_stream_ends_with_its_key(service: Served, limited: tuple[str, s
         assert (await service.act(action)).status == 200
         rest = await asyncio.wait_for(answer.content.read(), 5)
     assert b"after the key" not in rest
+
+
+async def test_an_import_stops_with_its_key(service: Served, tenants: Tenants) -> None:
+    key_id, key = await make_key(service, "send", accounts=[ACCOUNT])
+    count, head = 30_000, await service.head()
+    lines = (sent(n, conversation_id=f"import-{n % 50}", account_id=ACCOUNT) for n in range(count))
+    body = b"".join(json.dumps(one).encode() + b"\n" for one in lines)
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/x-ndjson"}
+    url = f"{service.url}/v1/import?channel=acme&account_id={ACCOUNT}"
+    async with service.client.post(url, data=BytesIO(body), headers=headers) as answer:
+        assert answer.status == 200
+        assert b"progress" in await answer.content.readline()
+        assert (await service.ask("DELETE", f"/v1/keys/{key_id}")).status == 204
+        rest = await asyncio.wait_for(answer.content.read(), 30)
+    assert b"report" not in rest
+    reached = await service.head()
+    await asyncio.sleep(1)
+    assert head <= await service.head() < head + count
+    assert await service.head() - reached < 2_000
 
 
 @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])

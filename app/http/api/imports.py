@@ -1,23 +1,26 @@
 """`POST /v1/import`: lines of messages in, lines of progress out, and last the report."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Annotated
 
 import msgspec
+import psycopg
 from litestar import post
 from litestar.exceptions import InternalServerException
 from litestar.params import FromQuery, QueryParameter
 from litestar.response import Stream
 
+from app.access.callers import Caller
 from app.history.importer import LineProblem
-from app.http.guard import REACHED, SEND, check_account
+from app.http.guard import REACHED, SEND, caller_of, check_account, still_good
 from app.http.openapi.responses import answers, takes
 from app.http.request import Call, services_of
 from app.messengers.contract import Sent
 from app.operations import imports
 from app.operations.channels import UnknownChannel
 from app.operations.imports import DataFolderFull, Ended, ImportRunning, Progress
+from app.operations.services import Services
 from app.problems import ProblemError
 
 NDJSON = "application/x-ndjson"
@@ -79,7 +82,9 @@ async def import_messages(
         raise ProblemError(415, COMPRESSED)
     check_account(request, account_id)
     progress = await imports.start(services_of(request), channel, account_id, _body(request), again=again)
-    return Stream(_lines(progress), media_type=NDJSON, headers=HEADERS)
+    return Stream(
+        _lines(services_of(request), caller_of(request), progress), media_type=NDJSON, headers=HEADERS
+    )
 
 
 async def _body(request: Call) -> AsyncIterator[bytes]:
@@ -90,11 +95,16 @@ async def _body(request: Call) -> AsyncIterator[bytes]:
         raise ProblemError(400, "the body ended early: send it again") from None
 
 
-async def _lines(progress: AsyncGenerator[Progress | Ended, None]) -> AsyncIterator[bytes]:
-    """Each step as a line; when the client goes away, the import stops at once."""
+async def _lines(
+    services: Services, caller: Caller, progress: AsyncGenerator[Progress | Ended, None]
+) -> AsyncIterator[bytes]:
+    """Each step as a line; when the client goes away, or the key is over, the import stops at once."""
     async with aclosing(progress):
         async for step in progress:
             yield msgspec.json.encode(step) + b"\n"
+            with suppress(psycopg.OperationalError):  # The import waits for a database that is away.
+                if not await still_good(services, caller):
+                    return
 
 
 routes = [import_messages]
