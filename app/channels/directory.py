@@ -32,6 +32,7 @@ REFRESH_SECONDS = 2.0
 LEASE_SECONDS = 0.1  # chosen: ten small reads a second for each process, and a change takes as long
 OLD_SECRET_MS = 24 * 3_600_000  # chosen: a day, in which Kommo or the messenger is given the new secret
 RETRY_SECONDS = 1.0  # chosen: a channel whose secrets do not open is tried again this often
+CONNECTIONS_A_TURN = 500  # chosen: some 3 ms of Python
 SETTLE_FACTOR = 1.2  # chosen: a margin over the lease for an answer that is on its way
 
 CHANGED = """SELECT coalesce((SELECT max(position) FROM views.channels), 0),
@@ -316,9 +317,12 @@ class Channels:
 
         One change among ten thousand connections costs as much as one among ten.
         """
-        for name, account, scope_id, title, connected, at, position, disabled in cast(
+        rows = cast(
             "list[tuple[str, str, str, str, bool, object, int, bool]]", await self._all(CONNECTIONS, (after,))
-        ):
+        )
+        for number, (name, account, scope_id, title, connected, at, position, disabled) in enumerate(rows, 1):
+            if number % CONNECTIONS_A_TURN == 0:
+                await asyncio.sleep(0)
             if (channel := channels.get(name)) is None:
                 continue
             scope = replace(scope_of(name, channel.channel_id, account), scope_id=scope_id)

@@ -36,6 +36,7 @@ class _Waiting:
 
     def __init__(self, key: str, scope_id: str, channel: "_Channel") -> None:
         self.key, self.scope_id, self.channel = key, scope_id, channel
+        self.outcomes = key != scope_id
         self.pending: deque[Pending] = deque()
         self.credit = 0
 
@@ -51,16 +52,17 @@ class _Channel:
 
 
 class Queue:
-    """Commands of all scopes; `taken` while some of them are in a writer's batch.
+    """The commands of all scopes; `taken` while some of them are in a writer's batch.
 
-    `count` is how many commands wait, `crowds` how many places in the ring have more than CROWD of them.
+    `count` is how many commands wait, `outcomes` how many of them are outcomes of deliveries, `crowds` how
+    many places in the ring have more than CROWD.
     """
 
     def __init__(self) -> None:
         self.bytes = 0
         self.taken = False
         self.crowds = 0
-        self.count = 0
+        self.count = self.outcomes = 0
         self._ring: deque[_Channel] = deque()
         self._marked = 0  # `alone`: only what is put back can be
         self._scopes: dict[str, _Waiting] = {}
@@ -86,15 +88,19 @@ class Queue:
         return found.count if found else 0
 
     def put(self, pending: Pending) -> bool:
-        """Add a command behind the others of its place; returns whether its scope has no crowd here."""
+        """Add a command behind the others of its place; returns whether it is to be stored at once.
+
+        It is not if its scope has a crowd here, or if it is an outcome, for which nobody waits.
+        """
         waiting = self._of(pending)
         waiting.pending.append(pending)
         waiting.channel.count += 1
         self.count += 1
+        self.outcomes += waiting.outcomes
         self.bytes += pending.size
         if len(waiting.pending) == CROWD + 1:
             self.crowds += 1
-        return not (self.crowds and self._is_crowded(waiting))
+        return not (waiting.outcomes or (self.crowds and self._is_crowded(waiting)))
 
     def _is_crowded(self, waiting: _Waiting) -> bool:
         """Whether the scope of a place has a crowd here, in this place or in its other one."""
@@ -108,6 +114,7 @@ class Queue:
         waiting.appendleft(pending)
         self._marked += pending.alone
         self.count += 1
+        self.outcomes += place.outcomes
         self.bytes += pending.size
         if len(waiting) == CROWD + 1:
             self.crowds += 1
@@ -183,7 +190,7 @@ class Queue:
         batch.extend(self._ring.pop().ring.pop().pending)
         self._scopes.clear()
         self._channels.clear()
-        self.count = self.bytes = self.crowds = 0
+        self.count = self.outcomes = self.bytes = self.crowds = 0
         self.taken = True
 
     def _move(self, waiting: _Waiting, batch: list[Pending], most: int, *, alone: bool) -> bool:
@@ -204,6 +211,7 @@ class Queue:
             if len(pending) == CROWD:
                 self.crowds -= 1
             self.count -= 1
+            self.outcomes -= waiting.outcomes
             channel.count -= 1
             self.bytes -= one.size
             if not free:
