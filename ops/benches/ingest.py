@@ -12,11 +12,11 @@ ROUNDS = 21  # One says little: the machine drifts by a third from one second to
 SECONDS = 1.2
 
 
-async def asked(url: str, accounts: int = 1) -> float:
-    """Responses with status 200 per second, as the load process counts them; of hooks of so many accounts."""
+async def asked(url: str, accounts: int = 1, chats: int = 200) -> float:
+    """Responses with status 200 per second, as the load process counts them."""
     port, process = str(urlsplit(url).port), "ops.benches.processes.load"
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", process, "127.0.0.1", port, str(SECONDS), str(accounts),
+        sys.executable, "-m", process, "127.0.0.1", port, str(SECONDS), str(accounts), str(chats),
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, _ = await child.communicate()

@@ -1,4 +1,4 @@
-"""tenants: ten thousand accounts on one deployment, against one account on another of its kind."""
+"""tenants: ten thousand accounts on one deployment, against one with ten thousand chats on another."""
 
 import asyncio
 import time
@@ -95,12 +95,15 @@ async def _beside(one: Mapping[str, str], many: Mapping[str, str]) -> list[Figur
         service.process(*roles, settings=one) as (small, alone),
         service.process(*roles, settings=many) as (large, crowded),
     ):
-        await asked(alone)
-        await asked(crowded, ACCOUNTS)
+        await asked(alone, 1, ACCOUNTS)
+        await asked(crowded, ACCOUNTS, ACCOUNTS)
         pairs = []
         for number in range(ROUNDS):
             sides = [(alone, 1), (crowded, ACCOUNTS)]
-            rates = {url: await asked(url, count) for url, count in (sides if number % 2 else sides[::-1])}
+            rates = {
+                url: await asked(url, count, ACCOUNTS)
+                for url, count in (sides if number % 2 else sides[::-1])
+            }
             pairs.append((rates[crowded], rates[alone]))
             say(f"tenants round {number + 1}: {pairs[-1][0]:.0f}/s, one account {pairs[-1][1]:.0f}/s")
         value, baseline, ratio = compared(pairs)

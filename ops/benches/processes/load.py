@@ -1,8 +1,8 @@
 """The client of the benchmarks, a process of its own: 64 connections, each sending as soon as it is answered.
 
-`python -m ops.benches.processes.load HOST PORT SECONDS ACCOUNTS` makes signed hooks, of so many accounts,
-before its clock starts, posts them, and prints one JSON object: how many were answered 200, in how many
-seconds, how many were not.
+`python -m ops.benches.processes.load HOST PORT SECONDS ACCOUNTS CHATS` makes signed hooks, of so many
+accounts and chats in turn, before its clock starts, posts them, and prints one JSON object: how many were
+answered 200, in how many seconds, how many were not.
 """
 
 import asyncio
@@ -18,7 +18,6 @@ from domain import ids
 from ops.benches import samples
 
 CONNECTIONS = 64
-CHATS = 200
 RATE_MAX = 14_000
 
 
@@ -55,8 +54,8 @@ class Asker(asyncio.Protocol):
             self._transport.write(request)
 
 
-def requests(host: str, count: int, accounts: int) -> list[bytes]:
-    """Whole requests, ready to be written; each account in turn."""
+def requests(host: str, count: int, accounts: int, chats: int) -> list[bytes]:
+    """Whole requests, ready to be written."""
     made = []
     scopes = [
         ids.scope_of("bench", samples.CHANNEL_ID, samples.account(number)) for number in range(accounts)
@@ -64,7 +63,7 @@ def requests(host: str, count: int, accounts: int) -> list[bytes]:
     for number in range(count):
         scope = scopes[number % accounts]
         path = f"/kommo/{scope.scope_id}"
-        body, signature = samples.hook(number % CHATS, scope.account)
+        body, signature = samples.hook(number % chats, scope.account)
         made.append(
             b"POST %b HTTP/1.1\r\nHost: %b\r\nContent-Type: application/json\r\nX-Signature: %b\r\n"
             b"Content-Length: %d\r\n\r\n%b"
@@ -73,9 +72,9 @@ def requests(host: str, count: int, accounts: int) -> list[bytes]:
     return made
 
 
-async def load(host: str, port: int, seconds: float, accounts: int) -> dict[str, float]:
+async def load(host: str, port: int, seconds: float, accounts: int, chats: int) -> dict[str, float]:
     """Send for so many seconds, or until the prepared requests are used up."""
-    source = iter(requests(host, int(seconds * RATE_MAX), accounts))
+    source = iter(requests(host, int(seconds * RATE_MAX), accounts, chats))
     count, ended = {"good": 0, "bad": 0}, asyncio.Event()
     loop = asyncio.get_running_loop()
     start = time.perf_counter()
@@ -94,5 +93,5 @@ async def load(host: str, port: int, seconds: float, accounts: int) -> dict[str,
 
 
 if __name__ == "__main__":
-    host, port, seconds, accounts = sys.argv[1:]
-    print(json.dumps(uvloop.run(load(host, int(port), float(seconds), int(accounts)))))
+    host, port, seconds, accounts, chats = sys.argv[1:]
+    print(json.dumps(uvloop.run(load(host, int(port), float(seconds), int(accounts), int(chats)))))
