@@ -25,9 +25,6 @@ from app.clock import LoopClock
 from app.config import file
 from app.database.pool import ViewsMissing
 from app.delivery.reconnect import still_connected
-from app.http_client import Unreached
-from app.kommo.chats.client import ask_scope
-from app.kommo.chats.signature import Credentials
 from app.operations import channels, installation
 from app.operations.channels import NewChannel, NotConnected
 from app.operations.errors import KommoFailed, NotYet, OperationError, StateConflict
@@ -192,16 +189,11 @@ class Start:
 
     async def _is_lost(self, channel: Channel, want: Wanted) -> bool:
         """Whether Kommo no longer knows the scope: it answers every call of it with 404."""
-        before = channel.connections.get(want.account)
-        scope = before.scope if before else ids.scope_of(channel.name, channel.channel_id, want.account)
-        credentials = Credentials(channel.channel_id, channel.secrets.kommo)
         try:
-            answer = await ask_scope(self._services.kommo, credentials, scope.scope_id)
-        except Unreached as error:
-            message = f"Kommo could not be reached ({error.reason})"
-            await self._services.attempts.record(want.channel, want.account, message)
-            raise KommoFailed(message) from None
-        return answer.status == 404 and not answer.html
+            return await installation.is_lost(self._services, channel, channel.connections[want.account])
+        except KommoFailed as error:
+            await self._services.attempts.record(want.channel, want.account, str(error))
+            raise
 
 
 async def register(services: Services, wanted: file.Channel) -> str:
