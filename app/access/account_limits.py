@@ -5,7 +5,7 @@ at once may overdraw it, and then nothing is taken until it is paid back. Open d
 time to time, so an account may pass that limit by what it sends meanwhile.
 
 While several accounts are at work, the requests of a channel are read in rounds of WORK_BYTES, with a rest
-after each that is REST_TIMES as long: so what comes from the others finds the event loop free after a few
+after each (`turns.rest_after`): so what comes from the others finds the event loop free after a few
 milliseconds, and the machine with room for it. Kommo's hooks are not limited, because Kommo sends each only
 once; the queue of the ledger shares its time with them.
 """
@@ -18,16 +18,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping
 
 from app.config.settings import Settings
-from app.turns import Turns
+from app.turns import Turns, rest_after
 
 # Chosen: about a hundred messages, some 3 ms of Python.
 WORK_BYTES = 32 * 1024
 # Chosen: what a request costs beside its bytes.
 REQUEST_BYTES = 4 * 1024
-# Measured with `./ops/bench fair`.
-REST_TIMES = 3.0
-# Chosen: as the ledger's writer rests.
-REST_SECONDS_MAX = 0.1
 # Chosen: what the requests of a channel that wait may take of the memory.
 WAITING_BYTES_MAX = 8 * 1024 * 1024
 # Chosen: how long an account's open deliveries are taken for what they were.
@@ -179,7 +175,7 @@ class AccountLimits:
             self._go_on(work)
         elif not work.bytes:
             work.resting = True
-            rest = min(REST_TIMES * (time.monotonic() - work.began), REST_SECONDS_MAX)
+            rest = rest_after(time.monotonic() - work.began)
             asyncio.get_running_loop().call_later(rest, self._go_on, work)
 
     @staticmethod

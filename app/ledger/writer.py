@@ -15,8 +15,8 @@ queue before the queue is given back.
 
 Sharing. A command that arrives waits for the batches that are being committed. So while one of several scopes
 at work has a crowd waiting, batches stay small (`SHARED_BATCH_MAX`), and the first writer makes them all,
-because the append of one writer waits for that of the other. It rests after each batch, REST_TIMES as long as
-the batch took, and takes only commands of the scopes without a crowd when they call: machine and database
+because the append of one writer waits for that of the other. It rests after each batch (`turns.rest_after`),
+and takes only commands of the scopes without a crowd when they call: machine and database
 then have room for what comes. It rests likewise while only outcomes of deliveries wait. A full queue still
 takes commands of the scopes that have few in it.
 
@@ -51,6 +51,7 @@ from app.ledger.batch import (
 from app.ledger.queue import Queue
 from app.ledger.session import Append, Failure, open_writer, reason_of
 from app.ledger.streams import read, read_facts
+from app.turns import rest_after
 from domain.commands import AnyCommand
 from domain.ids import Scope
 
@@ -65,8 +66,6 @@ SECOND_WRITER_AT = 125
 SHARED_BATCH_MAX = 64
 # Chosen: as many as come from neighbours in a rest.
 REST_BATCH_MAX = 16
-# Measured likewise: a neighbour's p99 is 16 ms with 3, 22 with 1, and the crowd is stored as fast.
-REST_TIMES, REST_SECONDS_MAX = 3, 0.1
 # Chosen: who has sent something is at work for so long.
 SHARED_SECONDS = 2.0
 # Chosen: one turn of the loop lets the sockets be read, another lets the handlers submit what they read.
@@ -300,7 +299,7 @@ class _Writer:
             self.current = []
             if most != REST_BATCH_MAX:
                 now = time.perf_counter()
-                self.rests_until = now + min(REST_TIMES * (now - began), REST_SECONDS_MAX)
+                self.rests_until = now + rest_after(now - began)
             for pending in reversed(retry):
                 ledger.queue_of(pending.command).put_back(pending)
             for queue in queues:
